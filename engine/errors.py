@@ -1,0 +1,51 @@
+"""Every error the engine raises on purpose. The tree:
+
+    EngineError
+    ├── CheckpointError      a file, tensor or key of a checkpoint is not as it must be
+    │   └── UnsupportedModel     the checkpoint is sound, the engine lacks a feature it needs
+    ├── TokenizerError       tokenizer or chat template cannot be used
+    ├── RequestError         a prompt or a sampling parameter is out of range
+    │   └── CacheFull            the request can never fit into the key/value cache
+    ├── DownloadError        a model could not be fetched, or is not what its checksum says
+    └── DeviceError          a backend that was asked for is not there, or the device failed
+        └── CaptureError         an operation could not be recorded into a graph
+
+A message names the file, tensor, key, field or operation, what was expected and what was found. This module imports
+nothing, so that every other one, `ostinato.weights` included, may import it.
+"""
+
+
+class EngineError(Exception):
+    """Base of all errors below: catch this to catch them all."""
+
+
+class CheckpointError(EngineError):
+    """A checkpoint file is damaged, incomplete or contradicts itself."""
+
+
+class UnsupportedModel(CheckpointError):
+    """The checkpoint needs a feature that the engine does not have."""
+
+
+class TokenizerError(EngineError):
+    """The tokenizer or the chat template cannot be loaded or used."""
+
+
+class RequestError(EngineError):
+    """A prompt or a sampling parameter is not acceptable."""
+
+
+class CacheFull(RequestError):
+    """The request needs more key/value pages than the whole cache has."""
+
+
+class DownloadError(EngineError):
+    """A model could not be fetched, or its checksum is wrong."""
+
+
+class DeviceError(EngineError):
+    """A backend that was asked for cannot run here, or the device reported a failure."""
+
+
+class CaptureError(DeviceError):
+    """An operation could not be captured into a graph."""

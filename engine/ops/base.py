@@ -1,0 +1,189 @@
+"""The operations a backend provides, and the contract they keep.
+
+Letters as in ModelConfig, plus: R rows (tokens in this call, all sequences concatenated) · S sequences the cache can
+hold · P pages · B rows whose logits are wanted. T is the backend's storage type (float32 on NumPy, else bf16, fp16 or
+fp32); the residual stream and the logits are float32 everywhere, and so is every sum.
+
+An operation writes its output and returns nothing. It allocates nothing that outlives it, never waits for the device,
+and takes from Python only shapes and constants: what changes from step to step is in arrays. So a run of operations
+is executed eagerly, captured into a graph, recorded on the CPU, or tested, all by the same call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..config import ModelConfig
+
+Array = Any  # numpy.ndarray or cupy.ndarray, by backend
+Weight = Any  # whatever Ops.weight returned: plain, packed for a kernel, quantised blocks
+
+PAGE = 64  # tokens in a cache page: the tile every attention kernel works in
+
+
+@dataclass
+class Cache:
+    """Keys and values of one layer, in pages that belong to sequences through Step.table."""
+
+    k: Array  # [P, G, PAGE, d] T
+    v: Array  # [P, G, PAGE, d] T
+
+
+@dataclass
+class Step:
+    """One call of the model: which tokens of which sequences. Row r is token ids[r] of sequence seqs[r].
+
+    Rows beyond the batch in a bucket belong to the spare sequence S, whose pages are all page 0, which nobody reads;
+    they have position 0 and visible 1. In a prefill every sequence starts at a multiple of 64 rows and spare rows
+    fill the gap, so a tile of 64 rows never holds two real sequences. R <= 16 is a decode step for the kernels,
+    R a multiple of 64 a prefill.
+    """
+
+    ids: Array  # [R] int32
+    seqs: Array  # [R] int32, 0 <= seqs < S, or S for spare rows
+    positions: Array  # [R] int32, where the token stands in its sequence
+    visible: Array  # [R] int32, the row attends to the first visible[r] tokens of its sequence
+    table: Array  # [S + 1, pages per sequence] int32, page table: page of token t is table[seq, t // PAGE]
+    last: Array  # [B] int32, the rows whose logits are wanted
+
+
+@dataclass
+class Sampling:
+    """How each sequence picks its next token; indexed by sequence, so a row's place in the batch never matters."""
+
+    temperature: Array  # [S + 1] float32, 0 = greedy
+    top_k: Array  # [S + 1] int32, 0 = off
+    top_p: Array  # [S + 1] float32, 1 = off
+    min_p: Array  # [S + 1] float32, 0 = off
+    repetition: Array  # [S + 1] float32, 1 = off
+    presence: Array  # [S + 1] float32, 0 = off
+    frequency: Array  # [S + 1] float32, 0 = off
+    seed: Array  # [S + 1] uint64
+    stop_ids: Array  # [S + 1, STOP_IDS] int32, -1 = none; banned while positions[r] + 1 < stop_from
+    stop_from: Array  # [S + 1] int32, first position a stop token may take (min_tokens)
+    counts: Array  # [S + 1, V] int32, 2 * times generated + (1 if in the prompt); kept only with penalties on
+
+
+STOP_IDS = 8  # stop tokens a request may name, the model's own included
+
+
+@dataclass
+class Buffers:
+    """Where activations live between operations; made once by Ops.buffers for R rows and B wanted rows."""
+
+    x: Array  # [R, D] float32, the residual stream
+    h: Array  # [R, D] T, normalised x
+    qkv: Array  # [R, (H + 2 G) d] T; attend reads the first H d columns
+    attn: Array  # [R, H d] T
+    gate_up: Array  # [R, 2 F] T, gate columns first
+    ffn: Array  # [R, F] T
+    logits: Array  # [B, V] float32
+    tokens: Array  # [B] int32, what was sampled
+    scratch: Any = None  # a backend's own
+
+
+class Ops:
+    """Primitives raise NotImplementedError; composites are written in terms of them, to be overridden by fused kernels."""
+
+    name: str  # "numpy", "cuda", "cublas"
+    dtype: np.dtype  # T
+    device: Any  # Device: allocates, copies, launches
+
+    # -- memory ---------------------------------------------------------------------------------------------------
+
+    def weight(self, parts: Sequence[np.ndarray], layout: str = "rows", head_dim: int = 0) -> Weight:
+        """A matrix [N, K] from row blocks `parts`, stored as T in whatever form `linear` wants.
+
+        layout: "rows" as given; "qkv" parts are q [H d, K], k [G d, K], v [G d, K], of heads of head_dim rows;
+        "gate_up" parts are gate [F, K], up [F, K]. The layout tells a fused kernel which rows belong together; the
+        columns that `linear` writes are in the order of the parts whatever the layout.
+        """
+        raise NotImplementedError
+
+    def vector(self, parts: Sequence[np.ndarray]) -> Array:
+        """A bias or norm weight [N] from its parts, float32."""
+        return self.device.upload(np.concatenate([np.asarray(p, np.float32) for p in parts]))
+
+    def buffers(self, c: ModelConfig, rows: int, last: int) -> Buffers:
+        """Activation arrays for steps of `rows` rows of which `last` want logits, and the backend's scratch."""
+        new, t, f = self.device.empty, self.dtype, np.dtype(np.float32)
+        return Buffers(
+            x=new((rows, c.hidden), f), h=new((rows, c.hidden), t), qkv=new((rows, c.qkv), t),
+            attn=new((rows, c.heads * c.head_dim), t), gate_up=new((rows, 2 * c.ffn), t), ffn=new((rows, c.ffn), t),
+            logits=new((last, c.vocab), f), tokens=new((last,), np.dtype(np.int32)),
+        )  # fmt: skip
+
+    # -- primitives -----------------------------------------------------------------------------------------------
+
+    def embed(self, ids: Array, table: Weight, out: Array) -> None:
+        """out[r] = table[ids[r]].  ids [R], table [V, D], out [R, D] float32"""
+        raise NotImplementedError
+
+    def rms_norm(self, x: Array, weight: Array, eps: float, out: Array, rows: Array | None = None) -> None:
+        """out[i] = x[r] / sqrt(mean(x[r]^2) + eps) * weight with r = rows[i], or i.  x [R, D] float32, out [*, D] T"""
+        raise NotImplementedError
+
+    def linear(self, x: Array, weight: Weight, out: Array, bias: Array | None = None, residual: Array | None = None):
+        """out = x @ weight.T + bias + residual.  x [R, K] T, weight [N, K], bias [N] float32, out [R, N] T or float32;
+        residual [R, N] float32 may be out"""
+        raise NotImplementedError
+
+    def head_norm(self, qkv: Array, q_weight: Array, k_weight: Array, eps: float, heads: int, kv_heads: int) -> None:
+        """RMS-normalise every q and k head in place.  qkv [R, (H + 2 G) d] T, weights [d] float32"""
+        raise NotImplementedError
+
+    def rope_append(self, qkv: Array, rope: Array, s: Step, cache: Cache, heads: int) -> None:
+        """Rotate q in place, and store rotated k, and v, at (seqs[r], positions[r]) of the cache.
+
+        qkv [R, (H + 2 G) d] T; rope [T, d] float32: the cosines of a position's d/2 angles, then the sines; element i
+        of a head is paired with element i + d/2. The k and v columns of qkv are unspecified afterwards."""
+        raise NotImplementedError
+
+    def attend(self, qkv: Array, s: Step, cache: Cache, heads: int, window: int, out: Array, scratch: Any) -> None:
+        """out[r] = softmax(q[r] k^T / sqrt(d)) v over tokens t of sequence seqs[r] with t < visible[r] and, if window,
+        t >= visible[r] - window.  qkv [R, (H + 2 G) d] T, out [R, H d] T; query head h uses k/v head h // (H / G)"""
+        raise NotImplementedError
+
+    def silu_mul(self, gate_up: Array, out: Array) -> None:
+        """out = gate / (1 + exp(-gate)) * up.  gate_up [R, 2 F] T (gate first), out [R, F] T"""
+        raise NotImplementedError
+
+    def sample(self, logits: Array, s: Step, sampling: Sampling, out: Array, scratch: Any) -> None:
+        """out[i] = next token of row last[i], by the rules of its sequence; see engine/sampling.py for the definition.
+
+        logits [B, V] float32 (unchanged), out [B] int32. With any penalty on, counts[seq, token] += 2."""
+        raise NotImplementedError
+
+    def advance(self, s: Step, tokens: Array) -> None:
+        """The sampled tokens become the next step's input: ids = tokens, positions += 1, visible += 1; spare rows
+        (seqs == S) stay as they are.  Decode steps only: B == R"""
+        raise NotImplementedError
+
+    # -- composites: a decoder layer is norm_qkv, attend, linear, norm_gate_up, linear -----------------------------
+
+    def norm_qkv(self, c: ModelConfig, w: Any, b: Buffers, s: Step, cache: Cache, rope: Array) -> None:
+        """From the residual stream b.x to rotated queries in b.qkv and the new keys and values in the cache."""
+        self.rms_norm(b.x, w.attn_norm, c.eps, b.h)
+        self.linear(b.h, w.qkv, b.qkv, bias=w.qkv_bias)
+        if c.qk_norm:
+            self.head_norm(b.qkv, w.q_norm, w.k_norm, c.eps, c.heads, c.kv_heads)
+        self.rope_append(b.qkv, rope, s, cache, c.heads)
+
+    def norm_gate_up(self, c: ModelConfig, w: Any, b: Buffers) -> None:
+        """b.ffn = silu(gate) * up of the normalised residual stream b.x."""
+        self.rms_norm(b.x, w.mlp_norm, c.eps, b.h)
+        self.linear(b.h, w.gate_up, b.gate_up)
+        self.silu_mul(b.gate_up, b.ffn)
+
+    def norm_head(self, c: ModelConfig, w: Any, b: Buffers, s: Step) -> None:
+        """b.logits = head of the final norm of the rows s.last of b.x."""
+        last = b.h[: len(s.last)]
+        self.rms_norm(b.x, w.norm, c.eps, last, rows=s.last)
+        self.linear(last, w.head, b.logits)
+
+    def all_reduce(self, x: Array) -> None:
+        """Sum x over the ranks, in place. One rank: nothing to do."""

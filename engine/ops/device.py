@@ -1,0 +1,203 @@
+"""What a backend needs of a machine: memory, copies, kernels. HostDevice is NumPy's, CupyDevice a GPU's.
+
+The one seam between the operations and the hardware: tests put an emulated device here and run the same host code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import DeviceError
+
+KERNELS = Path(__file__).resolve().parents[1] / "kernels"  # installed: ostinato/kernels
+if not KERNELS.is_dir():  # in a checkout engine/ stands beside kernels/
+    KERNELS = Path(__file__).resolve().parents[2] / "kernels"
+
+Dim = tuple[int, ...]  # of a grid or block: 1 to 3 sizes
+
+
+@cache
+def kernel_source(file: str) -> str:
+    """Text of kernels/<file>."""
+    return (KERNELS / file).read_text(encoding="utf-8")
+
+
+@cache
+def headers_hash() -> str:
+    """Digest of every header in kernels/: compilers' caches do not look into included files."""
+    return hashlib.sha256(b"".join(p.read_bytes() for p in sorted(KERNELS.glob("*.cuh")))).hexdigest()[:16]
+
+
+class Device:
+    """Memory and kernels of one machine. Arrays are NumPy's or CuPy's; work is ordered as it was issued."""
+
+    name: str  # what doctor and the logs call it
+    arch: int  # compute capability times ten: 80, 90, 120
+    multiprocessors: int
+
+    def empty(self, shape: Dim, dtype: np.dtype) -> Any:
+        """A new array, contents unspecified."""
+        raise NotImplementedError
+
+    def upload(self, host: np.ndarray) -> Any:
+        """A new device array equal to `host`."""
+        raise NotImplementedError
+
+    def write(self, array: Any, host: np.ndarray) -> None:
+        """Copy `host` into an existing device array of the same shape and dtype."""
+        raise NotImplementedError
+
+    def read(self, array: Any) -> np.ndarray:
+        """The contents of a device array; waits for the work issued before."""
+        raise NotImplementedError
+
+    def synchronize(self) -> None:
+        """Wait until all issued work is done; raises DeviceError if any of it failed."""
+        raise NotImplementedError
+
+    def free_memory(self) -> int:
+        """Bytes that could still be allocated."""
+        raise NotImplementedError
+
+    def kernel(self, file: str, name: str) -> Any:
+        """The __global__ function `name` (template arguments written out: "scale<bf16, 4>") of kernels/<file>."""
+        raise NotImplementedError
+
+    def launch(self, kernel: Any, grid: Dim, block: Dim, args: Sequence[Any], shared: int = 0, dependent: bool = False):
+        """Run a kernel. args: device arrays, NumPy scalars of the parameter's exact type, or None for a null pointer.
+
+        shared: bytes of dynamic shared memory. dependent: the kernel may start before its predecessor has ended,
+        because it waits itself (griddepcontrol.wait) before touching what that one wrote."""
+        raise NotImplementedError
+
+
+class HostDevice(Device):
+    """The CPU with NumPy arrays; has no kernels."""
+
+    name, arch, multiprocessors = "CPU", 0, 0
+
+    def empty(self, shape, dtype):
+        return np.empty(shape, dtype)
+
+    def upload(self, host):
+        return np.array(host)
+
+    def write(self, array, host):
+        array[...] = host
+
+    def read(self, array):
+        return np.array(array)
+
+    def synchronize(self):
+        pass
+
+    def free_memory(self):
+        import os
+
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+class CupyDevice(Device):
+    """One NVIDIA GPU. All work goes to one non-blocking stream, the only kind that can be captured."""
+
+    def __init__(self) -> None:
+        try:
+            import cupy
+            from cuda.bindings import driver
+        except ImportError as e:
+            raise DeviceError(f"backend cuda needs CuPy and cuda-bindings, and {e.name} is not installed; "
+                              "install ostinato[cuda12] or ostinato[cuda13]") from e  # fmt: skip
+        try:
+            found = cupy.cuda.runtime.getDeviceCount()
+        except cupy.cuda.runtime.CUDARuntimeError as e:
+            raise DeviceError(f"backend cuda needs an NVIDIA GPU and its driver; CUDA says: {e}") from e
+        if not found:
+            raise DeviceError("backend cuda needs an NVIDIA GPU; the driver sees none")
+        self._cupy, self._driver = cupy, driver
+        self.stream = cupy.cuda.Stream(non_blocking=True)
+        about = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
+        self.name = about["name"].decode()
+        self.arch = about["major"] * 10 + about["minor"]
+        self.multiprocessors = about["multiProcessorCount"]
+        self._functions: dict[tuple[str, str], Any] = {}
+        attribute = driver.CUlaunchAttribute()
+        attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        value = driver.CUlaunchAttributeValue()
+        value.programmaticStreamSerializationAllowed = 1
+        attribute.value = value
+        self._dependent = [attribute] if self.arch >= 90 else []
+
+    def empty(self, shape, dtype):
+        with self.stream:
+            return self._cupy.empty(shape, dtype)
+
+    def upload(self, host):
+        with self.stream:
+            return self._cupy.asarray(np.ascontiguousarray(host))
+
+    def write(self, array, host):
+        if array.shape != host.shape or array.dtype != host.dtype:
+            raise ValueError(f"write: expected {array.dtype} {array.shape}, found {host.dtype} {host.shape}")
+        array.set(np.ascontiguousarray(host), stream=self.stream)
+
+    def read(self, array):
+        return self._cupy.asnumpy(array, stream=self.stream)
+
+    def synchronize(self):
+        try:
+            self.stream.synchronize()
+        except self._cupy.cuda.runtime.CUDARuntimeError as e:
+            raise DeviceError(f"{self.name}: {e}") from e
+
+    def free_memory(self):
+        pool = self._cupy.get_default_memory_pool()
+        return self._cupy.cuda.runtime.memGetInfo()[0] + pool.free_bytes()
+
+    def kernel(self, file, name):
+        if (file, name) not in self._functions:
+            options = ("-std=c++17", f"-I{KERNELS}", f"-DHEADERS_{headers_hash()}")
+            module = self._cupy.RawModule(code=kernel_source(file), options=options, name_expressions=[name])
+            self._functions[file, name] = module.get_function(name)
+        return self._functions[file, name]
+
+    def launch(self, kernel, grid, block, args, shared=0, dependent=False):
+        if shared > kernel.max_dynamic_shared_size_bytes:
+            kernel.max_dynamic_shared_size_bytes = shared
+        d = self._driver
+        config = d.CUlaunchConfig()
+        config.gridDimX, config.gridDimY, config.gridDimZ = (*grid, 1, 1)[:3]
+        config.blockDimX, config.blockDimY, config.blockDimZ = (*block, 1, 1)[:3]
+        config.sharedMemBytes, config.hStream = shared, self.stream.ptr
+        if dependent and self._dependent:
+            config.attrs, config.numAttrs = self._dependent, 1
+        values, types = zip(*map(_argument, args), strict=True)
+        (status,) = d.cuLaunchKernelEx(config, d.CUfunction(kernel.kernel.ptr), (values, types), 0)
+        if status != d.CUresult.CUDA_SUCCESS:
+            raise DeviceError(f"launch of {kernel.name} with grid {grid}, block {block}, {shared} B shared: {status.name}")
+
+
+@lru_cache(maxsize=1)
+def _ctypes() -> dict[str, Any]:
+    import ctypes
+
+    c = ctypes
+    return {"int32": c.c_int32, "int64": c.c_int64, "uint32": c.c_uint32, "uint64": c.c_uint64, "float32": c.c_float}
+
+
+def _argument(value: Any) -> tuple[Any, Any]:
+    """(value, ctypes type) of one kernel argument, as cuLaunchKernelEx wants it."""
+    import ctypes
+
+    if value is None:
+        return 0, ctypes.c_void_p
+    if isinstance(value, np.generic):
+        return value.item(), _ctypes()[value.dtype.name]
+    if hasattr(value, "data") and hasattr(value.data, "ptr"):
+        return value.data.ptr, ctypes.c_void_p
+    raise TypeError(f"kernel argument: expected a device array, a NumPy scalar or None, found {type(value).__name__}")
