@@ -1,8 +1,19 @@
-"""What a model is, how the engine runs it, and what one request asks for: three frozen dataclasses."""
+"""What a model is, how the engine runs it, and what one request asks for: three frozen dataclasses.
+
+Every other module reads these; what a checkpoint's files say becomes a ModelConfig in hf_config.py. Whoever holds an
+EngineConfig or a SamplingParams may rely on its fields being in range: __post_init__ refuses the rest.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .checks import choice, flag, integer, real, refuse
+from .errors import RequestError
+
+INT32 = 2**31 - 1  # the arrays that these numbers end up in are int32
 
 
 @dataclass(frozen=True)
@@ -44,3 +55,128 @@ class ModelConfig:
     def qkv(self) -> int:
         """Columns of the fused q, k, v projection: (H + 2 G) d."""
         return (self.heads + 2 * self.kv_heads) * self.head_dim
+
+    @staticmethod
+    def from_hf(config: dict[str, Any], generation: dict[str, Any], source: str | Path) -> ModelConfig:
+        """From a config.json and a generation_config.json, or from dicts of their form; see hf_config.model_config."""
+        from .hf_config import model_config  # not above: hf_config makes a ModelConfig
+
+        return model_config(config, generation, source)
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How the engine runs a model; RequestError names the first field that is out of range."""
+
+    backend: str = "auto"  # "cuda", "cublas", "numpy"; "auto" takes cuda where it works and says so
+    graph: str = "step"  # what a CUDA graph covers: "step", "layer" or "off" for none; NumPy has no graphs
+    dtype: str = "auto"  # weights and activations: "bfloat16", "float16", "float32"; "auto" is the checkpoint's
+    max_batch: int = 16  # sequences decoded at once; the decode kernels work in tiles of 16 rows
+    max_len: int | None = None  # tokens of a prompt and its completion; None = what the model was made for
+    cache_tokens: int | None = None  # tokens the whole cache holds; None = max_batch * max_len, less if memory is short
+    prefill_rows: int = 2048  # rows of one pass over prompts, a multiple of 64
+    seed: int | None = None  # where requests without a seed of their own draw it from; None = fresh
+
+    def __post_init__(self) -> None:
+        choice("backend", self.backend, ("auto", "cuda", "cublas", "numpy"))
+        choice("graph", self.graph, ("step", "layer", "off"))
+        choice("dtype", self.dtype, ("auto", "bfloat16", "float16", "float32"))
+        _set(self, "max_batch", integer("max_batch", self.max_batch, 1, 16))
+        if self.max_len is not None:
+            _set(self, "max_len", integer("max_len", self.max_len, 1, INT32))
+        if self.cache_tokens is not None:
+            _set(self, "cache_tokens", integer("cache_tokens", self.cache_tokens, 1, INT32))
+        _set(self, "prefill_rows", integer("prefill_rows", self.prefill_rows, 64, 2**16))
+        if self.prefill_rows % 64:
+            refuse("prefill_rows", "a multiple of 64", self.prefill_rows)
+        if self.seed is not None:
+            _set(self, "seed", integer("seed", self.seed, 0, 2**64 - 1))
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """What one request asks for; RequestError names the first field that is out of range."""
+
+    max_tokens: int | None = None  # tokens to generate at most; None = what fits
+    temperature: float = 0.0  # 0 (and anything below 1e-5) = greedy; at most 2
+    top_p: float = 1.0  # keep the fewest tokens whose probabilities reach this; 1 = off
+    top_k: int = 0  # keep this many tokens; 0 or -1 = off
+    min_p: float = 0.0  # drop tokens less probable than this times the most probable; 0 = off
+    repetition_penalty: float = 1.0  # divides positive logits of tokens seen, multiplies negative ones; 1 = off
+    presence_penalty: float = 0.0  # taken off the logit of every token generated before; 0 = off
+    frequency_penalty: float = 0.0  # taken off once for each time it was generated; 0 = off
+    seed: int | None = None  # same seed, same tokens, whatever else is in the batch; None = fresh
+    stop: tuple[str, ...] | list[str] | str | None = ()  # texts that end the output, not part of it; kept as a tuple
+    stop_token_ids: (
+        tuple[int, ...] | list[int] | None
+    ) = ()  # tokens that end the output beside the model's own; a tuple
+    ignore_eos: bool = False  # the model's own end tokens are tokens like any other
+    min_tokens: int = 0  # no stop token before this many were generated
+    logprobs: int | None = None  # report this many most probable tokens for each one generated; None = none
+    n: int = 1  # outputs for each prompt
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None:
+            _set(self, "max_tokens", integer("max_tokens", self.max_tokens, 1, INT32))
+        temperature = real("temperature", self.temperature, 0, 2)
+        _set(self, "temperature", temperature if temperature >= 1e-5 else 0.0)  # dividing by less overflows float32
+        _set(self, "top_p", real("top_p", self.top_p, 0, 1, open_low=True))
+        _set(self, "top_k", max(integer("top_k", self.top_k, -1, INT32), 0))
+        _set(self, "min_p", real("min_p", self.min_p, 0, 1))
+        _set(self, "repetition_penalty", real("repetition_penalty", self.repetition_penalty, 0.01, 100))
+        _set(self, "presence_penalty", real("presence_penalty", self.presence_penalty, -2, 2))
+        _set(self, "frequency_penalty", real("frequency_penalty", self.frequency_penalty, -2, 2))
+        if self.seed is not None:
+            _set(self, "seed", integer("seed", self.seed, 0, 2**64 - 1))
+        _set(self, "stop", _stop(self.stop))
+        _set(self, "stop_token_ids", _stop_token_ids(self.stop_token_ids))
+        flag("ignore_eos", self.ignore_eos)
+        _set(self, "min_tokens", integer("min_tokens", self.min_tokens, 0, INT32))
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            refuse("min_tokens", f"at most max_tokens, which is {self.max_tokens}", self.min_tokens)
+        if self.logprobs is not None:
+            _set(self, "logprobs", integer("logprobs", self.logprobs, 0, 20))
+        _set(self, "n", integer("n", self.n, 1, 1024))
+
+    @property
+    def penalised(self) -> bool:
+        """Whether a penalty is on, so that counts of the tokens seen are needed."""
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+    def stop_ids(self, config: ModelConfig) -> tuple[int, ...]:
+        """The tokens that end this request: its own, then the model's unless ignore_eos.
+
+        RequestError when one is outside the vocabulary, or when there are more than the device arrays hold."""
+        from .ops.base import STOP_IDS  # not above: ops.base imports this module
+
+        own = tuple(
+            integer(f"stop_token_ids[{i}]", t, 0, config.vocab - 1) for i, t in enumerate(self.stop_token_ids or ())
+        )
+        eos = () if self.ignore_eos else config.eos_ids
+        ids = tuple(dict.fromkeys(own + eos))
+        if len(ids) > STOP_IDS:
+            limit = f"at most {STOP_IDS} stop tokens, the model's own {list(eos)} included"
+            raise RequestError(f"stop_token_ids: expected {limit}, found {len(ids)}")
+        return ids
+
+
+def _set(record: Any, field: str, value: Any) -> None:
+    """Put a field of a frozen dataclass into its final type, from __post_init__ only."""
+    object.__setattr__(record, field, value)
+
+
+def _stop(value: Any) -> tuple[str, ...]:
+    texts = () if value is None else (value,) if isinstance(value, str) else value
+    if not isinstance(texts, (tuple, list)):
+        refuse("stop", "a string or a list of strings", value)
+    for i, text in enumerate(texts):
+        if not isinstance(text, str) or not text:
+            refuse(f"stop[{i}]", "a string that is not empty", text)
+    return tuple(dict.fromkeys(texts))
+
+
+def _stop_token_ids(value: Any) -> tuple[int, ...]:
+    ids = () if value is None else value
+    if not isinstance(ids, (tuple, list)):
+        refuse("stop_token_ids", "a list of token ids", value)
+    return tuple(dict.fromkeys(integer(f"stop_token_ids[{i}]", t, 0, INT32) for i, t in enumerate(ids)))

@@ -1,0 +1,7 @@
+"""Reading checkpoints: NumPy and the standard library only, nothing of the engine but its errors.
+
+fetch        a model's name -> a path on this machine
+checkpoint   that path -> config, tensors by their Hugging Face names
+names        which checkpoint tensors form which weight of the engine, and the check that they are all there
+safetensors, gguf, translate, quant, tensor, files   what checkpoint is made of
+"""

@@ -180,10 +180,10 @@ class Ops:
         self.silu_mul(b.gate_up, b.ffn)
 
     def norm_head(self, c: ModelConfig, w: Any, b: Buffers, s: Step) -> None:
-        """b.logits = head of the final norm of the rows s.last of b.x."""
+        """b.logits = head of the final norm of the rows s.last of b.x; w.head_bias [V] float32 (or None) bans tokens."""
         last = b.h[: len(s.last)]
         self.rms_norm(b.x, w.norm, c.eps, last, rows=s.last)
-        self.linear(last, w.head, b.logits)
+        self.linear(last, w.head, b.logits, bias=w.head_bias)
 
     def all_reduce(self, x: Array) -> None:
         """Sum x over the ranks, in place. One rank: nothing to do."""

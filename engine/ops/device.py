@@ -179,7 +179,9 @@ class CupyDevice(Device):
         values, types = zip(*map(_argument, args), strict=True)
         (status,) = d.cuLaunchKernelEx(config, d.CUfunction(kernel.kernel.ptr), (values, types), 0)
         if status != d.CUresult.CUDA_SUCCESS:
-            raise DeviceError(f"launch of {kernel.name} with grid {grid}, block {block}, {shared} B shared: {status.name}")
+            raise DeviceError(
+                f"launch of {kernel.name} with grid {grid}, block {block}, {shared} B shared: {status.name}"
+            )
 
 
 @lru_cache(maxsize=1)

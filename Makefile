@@ -1,0 +1,57 @@
+# Each target makes .venv and installs what it needs; a stamp file in .venv makes the second time fast.
+# PYTHON=python3.12 make test   takes another interpreter.   MODEL=... make demo   takes another model.
+
+PYTHON ?= python3
+MODEL ?= smollm2-135m
+BIN := .venv/bin
+TYPES := build/types
+# Imports that are not installed everywhere, or are compiled without a description: pyright takes all of them as Any.
+UNTYPED := cupy cupy/cuda cuda cuda/bindings cuda/pathfinder huggingface_hub matplotlib matplotlib/pyplot
+
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
+
+.PHONY: demo test check format mutants clean
+
+demo: .venv/.demo
+	$(BIN)/python examples/demo.py $(MODEL)
+
+test: .venv/.test
+	$(BIN)/pytest
+
+# pyright does not follow setup.cfg's mapping of folders to packages: it gets a copy that is laid out as installed.
+check: .venv/.test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	@rm -rf $(TYPES) && mkdir -p $(TYPES)
+	@cp -r engine $(TYPES)/ostinato && cp -r weights $(TYPES)/ostinato/weights && cp -r tests examples pyproject.toml $(TYPES)
+	@for name in $(UNTYPED); do mkdir -p $(TYPES)/$$name && \
+	  printf 'from typing import Any\n\ndef __getattr__(name: str) -> Any: ...\n' > $(TYPES)/$$name/__init__.py; done
+	cd $(TYPES) && ../../$(BIN)/pyright --warnings --pythonpath ../../$(BIN)/python ostinato tests examples \
+	  | sed -e 's,build/types/ostinato/weights/,weights/,; s,build/types/ostinato/,engine/,; s,build/types/,,'
+
+format: .venv/.test
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+mutants: .venv/.test
+	$(BIN)/python tests/mutants.py
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv || { rm -rf .venv; echo "no virtual environment: on Debian, apt-get install python3-venv" >&2; exit 1; }
+
+# Which CUDA wheels: cuda12 or cuda13 by the driver's version, none where there is no driver.
+.venv/.demo: $(BIN)/python setup.cfg pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	extra=$$($(BIN)/ostinato doctor --extra) && \
+	  if [ -n "$$extra" ]; then $(BIN)/python -m pip install --disable-pip-version-check --editable ".[$$extra]"; fi
+	touch $@
+
+.venv/.test: .venv/.demo
+	extra=$$($(BIN)/ostinato doctor --extra) && what=test && if [ -n "$$extra" ]; then what="$$extra,tools"; fi && \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$$what]"
+	touch $@

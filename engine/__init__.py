@@ -1,0 +1,39 @@
+"""ostinato: a small-batch transformer engine of hand-written CUDA kernels replayed as CUDA graphs."""
+
+from .config import EngineConfig, ModelConfig, SamplingParams
+from .errors import (
+    CacheFull,
+    CaptureError,
+    CheckpointError,
+    DeviceError,
+    DownloadError,
+    EngineError,
+    RequestError,
+    TokenizerError,
+    UnsupportedModel,
+)
+from .llm import LLM, generate
+from .outputs import CompletionOutput, RequestOutput, StreamChunk
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LLM",
+    "CacheFull",
+    "CaptureError",
+    "CheckpointError",
+    "CompletionOutput",
+    "DeviceError",
+    "DownloadError",
+    "EngineConfig",
+    "EngineError",
+    "ModelConfig",
+    "RequestError",
+    "RequestOutput",
+    "SamplingParams",
+    "StreamChunk",
+    "TokenizerError",
+    "UnsupportedModel",
+    "__version__",
+    "generate",
+]

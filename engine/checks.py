@@ -1,0 +1,64 @@
+"""Checks of values that a caller gave: the value in its final type, or RequestError naming the field.
+
+Used by the dataclasses of config.py and by template.py; touches nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Collection
+from typing import Any, NoReturn
+
+from .errors import RequestError
+
+LONGEST = 80  # characters of a found value that a message repeats
+
+
+def found(value: Any) -> str:
+    """A value as error messages show it: one line, short, its type where the value alone does not tell it."""
+    if isinstance(value, (list, tuple, dict, set)) and len(value) > LONGEST:
+        return f"{type(value).__name__} of {len(value)}"  # its repr may be huge
+    try:
+        text = repr(value[:LONGEST] if isinstance(value, (str, bytes)) else value)
+    except ValueError:  # Python refuses to print integers of more than a few thousand digits
+        text = "a number of thousands of digits"
+    text = " ".join(text.split())
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
+
+
+def refuse(field: str, expected: str, value: Any) -> NoReturn:
+    """Raise RequestError: `field`: expected ..., found ..."""
+    raise RequestError(f"{field}: expected {expected}, found {found(value)}")
+
+
+def integer(field: str, value: Any, low: int, high: int) -> int:
+    """An integer (NumPy's too) in [low, high]; no booleans, no floats."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not low <= int(value) <= high:
+        refuse(field, f"an integer in [{low}, {high}]", value)
+    return int(value)
+
+
+def real(field: str, value: Any, low: float, high: float, open_low: bool = False) -> float:
+    """A finite number (NumPy's too) in [low, high], or in (low, high] with open_low; no booleans."""
+    try:
+        number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # an integer beyond every float
+        number = math.inf
+    if not low <= number <= high or (open_low and number == low):  # NaN fails the first
+        refuse(field, f"a number in {'(' if open_low else '['}{low:g}, {high:g}]", value)
+    return number
+
+
+def flag(field: str, value: Any) -> bool:
+    """True or False and nothing that merely counts as such."""
+    if not isinstance(value, bool):
+        refuse(field, "True or False", value)
+    return value
+
+
+def choice(field: str, value: Any, allowed: Collection[str]) -> str:
+    """One of the allowed strings."""
+    if not isinstance(value, str) or value not in allowed:
+        refuse(field, "one of " + ", ".join(allowed), value)
+    return value

@@ -1,0 +1,218 @@
+"""Parts of a decode step, run eagerly or recorded once and replayed: CUDA graphs on a GPU, Recording elsewhere.
+
+Called by the runner. A graph replays the same operations on the same arrays, so whatever changes from step to step has
+to live in arrays. With CUDA graphs this module imports CuPy, else it touches only what it is given.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .errors import CaptureError
+from .ops.base import Array, Ops
+from .ops.device import Device
+
+Part = tuple[str, Callable[[], None]]  # a name for messages, and what runs it
+Make = Callable[[Any], Iterable[Part]]  # the parts of a step over given operations
+
+
+@dataclass
+class CaptureReport:
+    """What making the graphs took."""
+
+    graphs: int = 0
+    seconds: float = 0.0
+    bytes: int = 0  # device memory the graphs hold
+
+
+class Recording:
+    """Stands before an Ops and keeps every operation with its arguments. It runs them too if `run`: under a stream
+    capture, which then records what they launch. Else it only notes them, as a capture does."""
+
+    def __init__(self, ops: Ops, run: bool) -> None:
+        self._ops, self._run = ops, run
+        self.calls: list[tuple[str, tuple, dict]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        operation = getattr(self._ops, name)
+        if not callable(operation):
+            return operation
+
+        def call(*args, **kwargs):
+            self.calls.append((name, args, kwargs))
+            if self._run:
+                operation(*args, **kwargs)
+
+        return call
+
+    def take(self) -> list[tuple[str, tuple, dict]]:
+        """The operations since the last take."""
+        calls, self.calls = self.calls, []
+        return calls
+
+
+@dataclass
+class Graph:
+    """One or more parts, recorded. `calls` keeps every array alive that the CUDA graph points to."""
+
+    ops: Ops
+    calls: list[tuple[str, tuple, dict]]
+    executable: Any = None  # cupy.cuda.Graph, or None where the recording itself is replayed
+    stream: Any = None
+
+    def launch(self) -> None:
+        """Run what was recorded on the arrays as they are now; does not wait."""
+        if self.executable is not None:
+            self.executable.launch(self.stream)
+            return
+        for name, args, kwargs in self.calls:
+            getattr(self.ops, name)(*args, **kwargs)
+
+
+@dataclass
+class Program:
+    """A decode step for one bucket, ready to be run again and again."""
+
+    eager: Callable[[], None]
+    graphs: list[Graph] | None = field(default=None)  # None: run eagerly
+
+    def run(self) -> None:
+        """One step; does not wait."""
+        if self.graphs is None:
+            self.eager()
+            return
+        for graph in self.graphs:
+            graph.launch()
+
+
+def program(device: Device, ops: Ops, make: Make, scope: str, label: str, report: CaptureReport) -> Program:
+    """The parts of make(ops) recorded by scope: "off" (not at all), "layer" (a graph a part) or "step" (one graph).
+
+    On a GPU the parts run once before, to warm every kernel, so the rows must be spare ones. CaptureError names
+    `label`, the part, the operation and the cause. Adds to the report."""
+
+    def eager() -> None:
+        for _, run in make(ops):
+            run()
+
+    if scope == "off":
+        return Program(eager)
+    gpu, started = hasattr(device, "stream"), time.perf_counter()
+    if gpu:
+        eager()
+        device.synchronize()
+    before = device.free_memory()
+    recording = Recording(ops, run=gpu)
+    parts = list(make(recording))
+    groups = [parts] if scope == "step" else [[part] for part in parts]
+    graphs = [_capture(device, ops, recording, group, label) for group in groups]
+    device.synchronize()
+    report.graphs += len(graphs)
+    report.seconds += time.perf_counter() - started
+    if gpu:
+        report.bytes += max(0, before - device.free_memory())
+    return Program(eager, graphs)
+
+
+def _capture(device: Device, ops: Ops, recording: Recording, parts: list[Part], label: str) -> Graph:
+    """Record parts in order, on a GPU by stream capture."""
+    stream, name = getattr(device, "stream", None), ""
+
+    def run() -> None:
+        nonlocal name
+        for name, part in parts:  # noqa: B007 - the name is for the message below
+            part()
+
+    try:
+        executable = None if stream is None else _stream_capture(stream, run)
+        if stream is None:
+            run()
+    except Exception as e:
+        operation = recording.calls[-1][0] if recording.calls else "none"
+        raise CaptureError(f"{label}, {name}, operation {operation}: cannot be captured: {e}") from e
+    return Graph(ops, recording.take(), executable, stream)
+
+
+def _stream_capture(stream: Any, run: Callable[[], None]) -> Any:
+    """The cupy.cuda.Graph of what run() launches on the stream, instantiated and uploaded."""
+    with _no_collection(), stream, _allocation_guard()():
+        stream.begin_capture()
+        try:
+            run()
+        except BaseException:
+            with suppress(Exception):  # the stream must leave capture mode, and the first error is the one to tell
+                stream.end_capture()
+            raise
+        graph = stream.end_capture()
+    graph.upload(stream)
+    return graph
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage collection inside: it could free device memory or unload a module, which invalidates a capture."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _allocation_guard() -> Any:
+    """A CuPy memory hook that refuses allocation: a graph has no memory of its own, so a temporary made while capturing
+    would be given away and overwritten by every replay."""
+    import cupy
+
+    class NoAllocation(cupy.cuda.MemoryHook):
+        name = "ostinato: no allocation while capturing"
+
+        def malloc_preprocess(self, device_id: int, size: int, mem_size: int) -> None:
+            raise MemoryError(f"it allocates {size} bytes of device memory")
+
+    return NoAllocation
+
+
+class TokenCopy:
+    """A place on the host for the tokens of one step, filled without waiting where the device has a stream."""
+
+    def __init__(self, device: Device, size: int) -> None:
+        self._device, self._stream = device, getattr(device, "stream", None)
+        self._event: Any = None
+        self._host = np.empty(size, np.int32)
+        if self._stream is not None:
+            import cupy
+
+            self._pinned = cupy.cuda.alloc_pinned_memory(self._host.nbytes)  # a copy to pageable memory would wait
+            self._host = np.frombuffer(self._pinned, np.int32, size)
+
+    def start(self, tokens: Array) -> None:
+        """Copy tokens [n] int32 after the work issued so far."""
+        if self._stream is None:
+            self._host[: len(tokens)] = self._device.read(tokens)
+            return
+        from cupy.cuda import runtime
+
+        runtime.memcpyAsync(
+            self._host.ctypes.data, tokens.data.ptr, tokens.nbytes, runtime.memcpyDeviceToHost, self._stream.ptr
+        )
+        self._event = self._stream.record()
+
+    def wait(self, count: int) -> np.ndarray:
+        """The first `count` tokens, once they are there. DeviceError if the work before failed."""
+        if self._event is not None:
+            try:
+                self._event.synchronize()
+            except Exception:
+                self._device.synchronize()  # tells the same as a DeviceError
+                raise
+        return self._host[:count].copy()

@@ -1,0 +1,169 @@
+"""From the files of a checkpoint to a ModelConfig: what is missing, wrong or not supported is refused by name.
+
+ModelConfig.from_hf calls model_config; nothing else here is public. Takes dicts of config.json's and
+generation_config.json's form (a GGUF reader makes the same dict from its metadata) and touches no file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .config import ModelConfig
+from .hf_keys import Keys
+from .hf_rope import rope
+
+TYPES = {  # model_type: architecture; what from_hf knows
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+LIMITS = {  # sizes beyond these are damage, not models
+    "num_hidden_layers": 1024,
+    "hidden_size": 2**17,
+    "num_attention_heads": 2**12,
+    "num_key_value_heads": 2**12,
+    "head_dim": 2**10,
+    "intermediate_size": 2**20,
+    "vocab_size": 2**22,
+    "max_position_embeddings": 2**24,
+}
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+def model_config(config: dict[str, Any], generation: dict[str, Any], source: str | Path) -> ModelConfig:
+    """The ModelConfig these dicts describe.
+
+    config: config.json; generation: generation_config.json, {} when there is none, whose end tokens come before
+    config's; source: directory or GGUF file, for messages. CheckpointError or UnsupportedModel, naming file and key."""
+    gguf = str(source).endswith(".gguf")
+    keys = Keys(config, str(source) if gguf else str(Path(source) / "config.json"))
+    more = Keys(generation, str(source) if gguf else str(Path(source) / "generation_config.json"))
+    arch = _architecture(keys)
+    for key in ("quantization_config", "compression_config"):
+        if keys.get(key) is not None:
+            keys.unsupported(key, "none (F32, F16 and BF16 tensors; quantised models as GGUF)", keys.get(key))
+    needed = _needed(keys, arch)
+    sizes = {k: keys.integer(k, 1, high) for k, high in LIMITS.items() if k in needed or keys.get(k) is not None}
+    heads = sizes["num_attention_heads"]
+    kv_heads = sizes.get("num_key_value_heads", heads)
+    if heads % kv_heads:
+        keys.wrong("num_key_value_heads", f"a divisor of num_attention_heads = {heads}", kv_heads)
+    vocab, max_len = sizes["vocab_size"], sizes["max_position_embeddings"]
+    theta, scaling = rope(keys)
+    _refuse_variants(keys, arch)
+    return ModelConfig(
+        arch="decoder",
+        layers=sizes["num_hidden_layers"],
+        hidden=sizes["hidden_size"],
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=_head_dim(keys, sizes),
+        ffn=sizes["intermediate_size"],
+        vocab=vocab,
+        max_len=max_len,
+        eps=keys.real("rms_norm_eps", 0, 1),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        qkv_bias=arch == "Qwen2ForCausalLM",
+        qk_norm=arch == "Qwen3ForCausalLM",
+        window=_window(keys, arch, sizes["num_hidden_layers"], max_len),
+        tied=keys.flag("tie_word_embeddings", False),
+        dtype=_dtype(keys),
+        bos_id=next(iter(more.token_ids("bos_token_id", vocab) + keys.token_ids("bos_token_id", vocab)), None),
+        eos_ids=tuple(dict.fromkeys(more.token_ids("eos_token_id", vocab) + keys.token_ids("eos_token_id", vocab))),
+    )
+
+
+def _architecture(keys: Keys) -> str:
+    """One of TYPES' values, from architectures, from model_type, or from both when they agree."""
+    listed, kind = keys.get("architectures"), keys.get("model_type")
+    if listed is None and kind is None:
+        keys.wrong("architectures", f"one of {', '.join(TYPES.values())}", None)
+    by_type = None
+    if kind is not None:
+        if not isinstance(kind, str) or kind not in TYPES:
+            keys.unsupported("model_type", f"one of {', '.join(TYPES)}", kind)
+        by_type = TYPES[kind]
+    if listed is None:
+        return str(by_type)
+    if not isinstance(listed, (list, tuple)) or len(listed) != 1 or not isinstance(listed[0], str):
+        keys.wrong("architectures", "a list of one name", listed)
+    if listed[0] not in TYPES.values():
+        keys.unsupported("architectures", f"one of {', '.join(TYPES.values())}", listed[0])
+    if by_type is not None and by_type != listed[0]:
+        keys.wrong("model_type", f"the type of {listed[0]}", kind)
+    return listed[0]
+
+
+def _needed(keys: Keys, arch: str) -> set[str]:
+    """Sizes that must be given. The other two follow from the rest, where transformers has no default of its own."""
+    follows = set() if arch == "Qwen3ForCausalLM" else {"head_dim"}
+    if arch == "LlamaForCausalLM" or "num_key_value_heads" in keys.values:  # as null, for instance
+        follows.add("num_key_value_heads")
+    return set(LIMITS) - follows
+
+
+def _head_dim(keys: Keys, sizes: dict[str, int]) -> int:
+    hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
+    if "head_dim" not in sizes and hidden % heads:
+        keys.wrong("hidden_size", f"a multiple of num_attention_heads = {heads}, as head_dim is not given", hidden)
+    dim = sizes.get("head_dim", hidden // heads)
+    if dim % 2:
+        keys.wrong("head_dim", "an even number, as RoPE turns pairs", dim)
+    return dim
+
+
+def _refuse_variants(keys: Keys, arch: str) -> None:
+    """Keys with which transformers builds another network than the decoder here does."""
+    if keys.get("hidden_act", "silu") not in ("silu", "swish"):  # two names of one function
+        keys.unsupported("hidden_act", "silu", keys.get("hidden_act"))
+    if arch != "Qwen2ForCausalLM" and keys.flag("attention_bias", False):  # Qwen2: always on q, k, v; no such key
+        keys.unsupported("attention_bias", "false (it puts a bias on o_proj too)", True)
+    if keys.flag("mlp_bias", False):
+        keys.unsupported("mlp_bias", "false", True)
+
+
+def _window(keys: Keys, arch: str, layers: int, max_len: int) -> int:
+    """Tokens a token sees, 0 = all: the same for every layer, or UnsupportedModel."""
+    if arch == "MistralForCausalLM" and "sliding_window" not in keys.values:  # transformers would take 4096
+        keys.wrong("sliding_window", "an integer or null", None)
+    window = keys.integer("sliding_window", 1, 2**31 - 1) if keys.get("sliding_window") is not None else 0
+    if arch.startswith("Qwen"):
+        windowed = _windowed_layers(keys, layers) if keys.flag("use_sliding_window", False) else 0
+        if windowed and not window:
+            keys.wrong("sliding_window", "an integer, as use_sliding_window is true", None)
+        if 0 < windowed < layers:
+            key = "layer_types" if keys.get("layer_types") is not None else "max_window_layers"
+            keys.unsupported(key, "a window on all layers or on none", f"one on {windowed} of {layers}")
+        window = window if windowed else 0
+    elif arch == "LlamaForCausalLM" and window:
+        keys.unsupported("sliding_window", "null for Llama", window)
+    elif keys.get("layer_types") is not None and _windowed_layers(keys, layers) != (layers if window else 0):
+        keys.unsupported("layer_types", "the window on all layers or on none", keys.get("layer_types"))
+    return window if window < max_len else 0
+
+
+def _windowed_layers(keys: Keys, layers: int) -> int:
+    """How many layers have the window: by layer_types, or Qwen's rule that the first max_window_layers have none."""
+    types = keys.get("layer_types")
+    if types is None:
+        return layers - min(layers, keys.integer("max_window_layers", 0, 2**31 - 1))
+    if not isinstance(types, list) or len(types) != layers:
+        keys.wrong("layer_types", f"a list of {layers}", types)
+    for kind in types:
+        if kind not in ("full_attention", "sliding_attention"):
+            keys.unsupported("layer_types", "full_attention or sliding_attention", kind)
+    return types.count("sliding_attention")
+
+
+def _dtype(keys: Keys) -> str:
+    """What the tensors are stored as: dtype, or torch_dtype as it was called before; float32 when neither is given."""
+    names = {key: str(keys.get(key)).removeprefix("torch.") for key in ("dtype", "torch_dtype") if keys.get(key)}
+    for key, name in names.items():
+        if name not in DTYPES:
+            keys.unsupported(key, f"one of {', '.join(DTYPES)}", keys.get(key))
+    if len(set(names.values())) > 1:
+        keys.wrong("dtype", f"the same as torch_dtype = {names['torch_dtype']}", names["dtype"])
+    return next(iter(names.values()), "float32")

@@ -1,0 +1,234 @@
+"""The library's front door: LLM loads a model and generates with it; generate does both in one call.
+
+Puts together the checkpoint, the tokenizer, the runner and the loop. Used by the command line, the examples, and by
+whoever imports ostinato.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import load, requests
+from .config import EngineConfig, ModelConfig, SamplingParams
+from .errors import RequestError, TokenizerError
+from .graph import CaptureReport
+from .loop import Loop
+from .ops.base import PAGE, Ops
+from .outputs import RequestOutput, StreamChunk
+from .report import Reporter
+from .requests import Completion, Request
+from .runner import Runner
+from .template import ChatTemplate
+from .tokenizer import Tokenizer
+from .weights.checkpoint import Checkpoint, open_checkpoint
+from .weights.fetch import resolve
+
+Params = SamplingParams | Sequence[SamplingParams] | None
+Messages = Sequence[dict[str, Any]]
+
+
+class LLM:
+    """A model, ready to generate. One call at a time: a second one meanwhile is a RequestError.
+
+    model: a HF directory, a .gguf file, an alias or "org/name". The keyword arguments are the fields of EngineConfig,
+    quiet (no lines and bars on stderr) and ops (operations to use in place of a backend's). Errors: CheckpointError,
+    TokenizerError, DownloadError for the model; DeviceError if a backend asked for by name is not there.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        backend: str = "auto",
+        graph: str = "step",
+        dtype: str = "auto",
+        max_batch: int = 16,
+        max_len: int | None = None,
+        cache_tokens: int | None = None,
+        prefill_rows: int = 2048,
+        seed: int | None = None,
+        quiet: bool = False,
+        ops: Ops | None = None,
+    ) -> None:
+        self.engine = EngineConfig(backend, graph, dtype, max_batch, max_len, cache_tokens, prefill_rows, seed)
+        report, began = Reporter(quiet), time.perf_counter()
+        self._lock, self._random = threading.Lock(), random.Random(self.engine.seed)
+        with open_checkpoint(resolve(str(model), progress=not quiet)) as ck:
+            self._open(ck, ops, report)
+        self.load_s = time.perf_counter() - began
+        made = self.captured
+        what = "no graphs" if self.graph == "off" else f"graph {self.graph}: {made.graphs} recorded"
+        report.line(f"{what} in {made.seconds:.2f} s, {made.bytes / 1e6:.1f} MB; ready after {self.load_s:.1f} s")
+
+    def _open(self, ck: Checkpoint, ops: Ops | None, report: Reporter) -> None:
+        """Everything that needs the checkpoint's files."""
+        c = self.config = ModelConfig.from_hf(ck.config, ck.generation_config, ck.source)
+        self.tokenizer = Tokenizer.from_checkpoint(ck)
+        self._template: ChatTemplate | TokenizerError
+        try:
+            self._template = ChatTemplate.from_checkpoint(ck, self.tokenizer)
+        except TokenizerError as e:
+            self._template = e  # for whoever calls chat
+        banned = self.tokenizer.unknown(c.vocab)
+        if ops is None:
+            ops, why = load.choose(self.engine.backend, self.engine.dtype, c.dtype)
+        else:
+            why = "given by the caller"
+        self.backend, self.device_name = ops.name, ops.device.name
+        report.line(f"backend {self.backend} on {self.device_name}: {why}")
+        with report.bar("weights") as bar:
+            w = load.weights(ops, ck, c, bar)
+        load.ban(ops, w, c, banned)
+        with report.bar(f"graph {self.engine.graph}") as bar:
+            self.runner = Runner(ops, c, w, self.engine, bar)
+
+    # -- what was chosen ------------------------------------------------------------------------------------------
+
+    @property
+    def graph(self) -> str:
+        """What a graph covers: "step", "layer" or "off"."""
+        return self.engine.graph
+
+    @property
+    def dtype(self) -> str:
+        """Type of weights and activations."""
+        return self.runner.ops.dtype.name
+
+    @property
+    def max_len(self) -> int:
+        """Tokens of the longest prompt and completion together."""
+        return self.runner.max_len
+
+    @property
+    def captured(self) -> CaptureReport:
+        """How many graphs, seconds, bytes."""
+        return self.runner.captured
+
+    # -- generating -----------------------------------------------------------------------------------------------
+
+    def generate(self, prompts: Any, params: Params = None) -> list[RequestOutput]:
+        """Complete prompts; results in their order.
+
+        prompts: a string, a list of token ids, or a list of either. params: for all of them, or one each; None is
+        greedy until a stop token. RequestError names what is wrong before anything runs; CacheFull likewise."""
+        began = time.perf_counter()
+        wanted = requests.prompts(prompts)
+        each = _params(params, len(wanted))
+        todo = [self._request(prompt, p) for prompt, p in zip(wanted, each, strict=True)]
+        with closing(self._run(todo)) as tokens:
+            for _ in tokens:
+                pass
+        return [request.output(began) for request in todo]
+
+    def stream(self, prompt: str | list[int], params: SamplingParams | None = None) -> Iterator[StreamChunk]:
+        """Complete one prompt, giving out text as it becomes certain; the last chunk has the output.
+
+        A request that is not acceptable raises here, not at the first chunk. Close the iterator to end early."""
+        params = params or SamplingParams()
+        if params.n != 1:
+            raise RequestError(f"n: expected 1 in a stream, found {params.n}")
+        return self._stream(self._request(prompt, params), time.perf_counter())
+
+    def chat(self, messages: Messages, params: SamplingParams | None = None) -> RequestOutput:
+        """The model's answer to messages [{"role": "user", "content": "..."}, ...], by its chat template."""
+        return self.generate([self.chat_prompt(messages)], params)[0]
+
+    def stream_chat(self, messages: Messages, params: SamplingParams | None = None) -> Iterator[StreamChunk]:
+        """Like chat, as a stream."""
+        return self.stream(self.chat_prompt(messages), params)
+
+    def chat_prompt(self, messages: Messages) -> list[int]:
+        """Token ids of messages in the model's chat template. TokenizerError if it has none."""
+        if isinstance(self._template, TokenizerError):
+            raise self._template
+        return self._template.encode(list(messages))
+
+    def logits(self, ids: Sequence[int], decode_from: int | None = None) -> np.ndarray:
+        """[T, V] float32: row t is what the model says follows ids[:t + 1]; no token is banned.
+
+        By prefill, or with decode_from=n the first n tokens so and each later one by a decode step."""
+        with self._alone():
+            return self.runner.logits(requests.token_ids(ids, self.config.vocab), decode_from)
+
+    def close(self) -> None:
+        """End the chat template's process and let go of the device's memory. The LLM is of no use afterwards."""
+        with self._alone():
+            if isinstance(self._template, ChatTemplate):
+                self._template.close()
+            if hasattr(self, "runner"):
+                del self.runner
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _request(self, prompt: requests.Prompt, params: SamplingParams) -> Request:
+        limits = requests.Limits(self.max_len, (self.runner.table.pages - 1) * PAGE)
+        return requests.make(prompt, params, self.config, self.tokenizer, limits, lambda: self._random.getrandbits(64))
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Nobody else runs on this LLM inside; RequestError if somebody does."""
+        if not self._lock.acquire(blocking=False):
+            raise RequestError("LLM: expected one call at a time, found another generate, stream or logits not ended")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _run(self, todo: list[Request]) -> Iterator[tuple[Completion, int]]:
+        """Each token of the requests as it comes, with the completion it was added to."""
+        owner = {c.seq: (request, c) for request in todo for c in request.completions}
+        with self._alone():
+            loop = Loop(self.runner)
+            with closing(loop.run(list(owner))) as events:
+                for event in events:
+                    request, completion = owner[event.seq]
+                    request.last = time.perf_counter()
+                    request.first = request.first or request.last
+                    completion.take(event)
+                    if completion.text.stopped and event.seq.finish_reason is None:
+                        loop.scheduler.finish(event.seq, "stop")
+                    yield completion, event.token
+
+    def _stream(self, request: Request, began: float) -> Iterator[StreamChunk]:
+        given = 0
+        with closing(self._run([request])) as tokens:
+            for completion, token in tokens:
+                text = completion.text
+                output = request.output(began) if request.finished else None
+                yield StreamChunk(text.full[given : text.settled], [token], output)
+                given = text.settled
+
+
+def generate(model: str | Path, prompt: str | list[str], **params: Any) -> str | list[str]:
+    """Load a model, complete a prompt, and give back the text; a list of prompts gives a list of texts.
+
+    params: fields of SamplingParams; those of EngineConfig and quiet go to LLM (seed to SamplingParams)."""
+    sampling = {f.name for f in fields(SamplingParams)}
+    request = SamplingParams(**{name: value for name, value in params.items() if name in sampling})
+    with LLM(model, **{name: value for name, value in params.items() if name not in sampling}) as llm:
+        texts = [output.text for output in llm.generate(prompt, request)]
+    return texts[0] if isinstance(prompt, str) else texts
+
+
+def _params(given: Params, prompts: int) -> list[SamplingParams]:
+    """One SamplingParams for each prompt."""
+    if given is None or isinstance(given, SamplingParams):
+        return [given or SamplingParams()] * prompts
+    if len(given) != prompts:
+        raise RequestError(f"params: expected one, or one for each of the {prompts} prompts, found {len(given)}")
+    return list(given)

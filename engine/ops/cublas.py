@@ -1,0 +1,104 @@
+"""Backend "cublas": the matrix products by NVIDIA's library, everything else by this project's kernels.
+
+What `compare` measures the cuda backend against. cublasGemmEx is called by ctypes, because CuPy refuses its own cuBLAS
+while a graph is captured; with the stream and a workspace of our own set, the library itself has no objection.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import DeviceError
+from .products import address, c_type, check_linear, expect
+from .rows import DeviceOps
+
+Gemm = Callable[[Any, Any, Any, bool], None]  # (x [R, K], weight [N, K], out [R, N], add to out)
+
+_WORKSPACE = 32 << 20  # bytes: what the library would take on Hopper
+_DATA_TYPE = {"float32": 0, "float16": 2, "bfloat16": 14}  # cudaDataType
+_COMPUTE_32F, _DEFAULT_ALGO = 68, -1  # float32 sums, and float32 products of float32 operands: no TF32
+_OP_N, _OP_T = 0, 1
+
+
+class CublasOps(DeviceOps):
+    """Weights stay plain [N, K] in T."""
+
+    name = "cublas"
+
+    def __init__(self, device: Any, dtype: Any, gemm: Gemm | None = None) -> None:
+        """gemm: the product, for tests without the library."""
+        super().__init__(device, dtype)
+        self._gemm = gemm or Cublas(device)
+
+    def weight(self, parts: Sequence[Any], layout: str = "rows", head_dim: int = 0) -> Any:
+        """The parts below one another; the layout does not matter here. Arrays of the host, or of the device in T."""
+        n, k = sum(len(p) for p in parts), parts[0].shape[1]
+        out, first = self.device.empty((n, k), self.dtype), 0
+        for i, part in enumerate(parts):
+            if len(part.shape) != 2 or part.shape[1] != k:
+                raise DeviceError(f"weight: expected part {i} to be [rows, {k}], found {list(part.shape)}")
+            rows = out[first : first + len(part)]
+            if isinstance(part, np.ndarray):
+                self.device.write(rows, np.ascontiguousarray(part, self.dtype))
+            else:
+                rows[...] = part
+            first += len(part)
+        return out
+
+    def embed(self, ids, table, out):
+        k = table.shape[1]
+        expect("embed", "ids", ids, np.int32, (len(out),))
+        expect("embed", "out", out, np.float32, (len(out), k))
+        kernel = self.device.kernel("pack.cu", f"embed_plain<{c_type(self.dtype)}>")
+        self.device.launch(kernel, (len(ids),), (128,), [ids, table, out, np.int32(k)], dependent=True)
+
+    def linear(self, x, weight, out, bias=None, residual=None):
+        n, k = weight.shape
+        expect("linear", "x", x, self.dtype, (len(x), k))
+        check_linear("linear", (len(x), n), self.dtype, out, bias, residual)
+        in_place = residual is not None and address(residual) == address(out)
+        self._gemm(x, weight, out, in_place)
+        left = None if in_place else residual
+        if bias is None and left is None:
+            return
+        kernel = self.device.kernel("finish.cu", f"finish<{c_type(out.dtype)}>")
+        self.device.launch(kernel, (-(-n // 256), len(x)), (256,), [out, bias, left, np.int32(n)])
+
+
+class Cublas:
+    """out = x @ weight.T, or out += it, on the device's stream."""
+
+    def __init__(self, device: Any) -> None:
+        from cuda import pathfinder
+
+        try:
+            self._lib = ctypes.CDLL(pathfinder.load_nvidia_dynamic_lib("cublas").abs_path)
+        except (RuntimeError, OSError) as e:
+            raise DeviceError("backend cublas needs the library libcublas, which was not found; install "
+                              f"ostinato[cuda12] or ostinato[cuda13] ({e})") from e  # fmt: skip
+        self._handle = ctypes.c_void_p()
+        self._call("cublasCreate_v2", ctypes.byref(self._handle))
+        self._call("cublasSetStream_v2", self._handle, ctypes.c_void_p(device.stream.ptr))
+        # Held as long as this object: captured graphs use it at every replay.
+        self._workspace = device.empty((_WORKSPACE,), np.dtype(np.uint8))
+        size = ctypes.c_size_t(_WORKSPACE)
+        self._call("cublasSetWorkspace_v2", self._handle, ctypes.c_void_p(self._workspace.data.ptr), size)
+
+    def __call__(self, x: Any, weight: Any, out: Any, add: bool) -> None:
+        # The library counts columns first: it makes out^T [N, R] of weight^T and x^T.
+        (rows, k), n = x.shape, len(weight)
+        one, beta = ctypes.c_float(1), ctypes.c_float(1 if add else 0)
+        pointer, size = (lambda a: ctypes.c_void_p(a.data.ptr)), ctypes.c_int
+        kind, out_kind = size(_DATA_TYPE[x.dtype.name]), size(_DATA_TYPE[out.dtype.name])
+        self._call("cublasGemmEx", self._handle, size(_OP_T), size(_OP_N), size(n), size(rows), size(k),
+                   ctypes.byref(one), pointer(weight), kind, size(k), pointer(x), kind, size(k),
+                   ctypes.byref(beta), pointer(out), out_kind, size(n), size(_COMPUTE_32F), size(_DEFAULT_ALGO))  # fmt: skip
+
+    def _call(self, function: str, *args: Any) -> None:
+        status = getattr(self._lib, function)(*args)
+        if status:
+            raise DeviceError(f"{function} failed with status {status}")

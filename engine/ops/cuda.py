@@ -1,0 +1,191 @@
+"""Backend "cuda": every operation a kernel of this project, matrix products included.
+
+Called by the model through Ops; reaches the GPU only through a Device. This file holds the products (packing, linear,
+embed and the fused composites), DeviceOps all the rest. The kernels' side is kernels/packed.cuh, linear_decode.cu
+(R <= 16) and linear_prefill.cu.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import DeviceError, UnsupportedModel
+from .products import c_type, check_linear, expect
+from .rows import DeviceOps
+from .shapes import decode_shape, prefill_shape, row_stride, shared_limit
+
+DECODE_ROWS = 16  # the most columns a decode kernel takes
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """A matrix [n, k] in the order in which the tensor cores take it: see kernels/packed.cuh."""
+
+    data: Any  # [tiles * k * 16] T
+    n: int
+    k: int
+    layout: str  # "rows", "qkv" or "gate_up": which rows share a tile
+    span: int  # tiles of a group, rows i and i + 8 * span of which share a tile: 1, d / 16 or n / 16
+
+    @property
+    def tiles(self) -> int:
+        return -(-self.n // 16)
+
+
+class CudaOps(DeviceOps):
+    """Products of packed weights by mma.sync, fused with norms before and RoPE, residual or SiLU after."""
+
+    name = "cuda"
+
+    @property
+    def _t(self) -> str:
+        """T as the kernels spell it."""
+        return c_type(self.dtype)
+
+    # -- weights --------------------------------------------------------------------------------------------------
+
+    def weight(self, parts: Sequence[Any], layout: str = "rows", head_dim: int = 0) -> PackedWeight:
+        """Packs part by part, so that beside the packed matrix only one plain part is on the device.
+
+        parts: arrays [rows, K] of the host, or of the device in T. UnsupportedModel if K is not a multiple of 16."""
+        n, k = sum(len(p) for p in parts), parts[0].shape[1]
+        if k % 16:
+            raise UnsupportedModel(f"backend {self.name}: expected a matrix with a multiple of 16 columns, found {[n, k]}")
+        layout, span = _interleave(layout, n, head_dim)
+        packed = PackedWeight(self.device.empty((-(-n // 16) * 16 * k,), self.dtype), n, k, layout, span)
+        kernel = self.device.kernel("pack.cu", f"pack<{self._t}>")
+        first = 0
+        for i, part in enumerate(parts):
+            if len(part.shape) != 2 or part.shape[1] != k:
+                raise DeviceError(f"weight: expected part {i} to be [rows, {k}], found {list(part.shape)}")
+            plain = self._upload_part(part)
+            end = first + len(part) if i + 1 < len(parts) else packed.tiles * 16
+            threads = -(-(end - first) // 8) * (k // 16) * 32
+            sizes = [np.int32(v) for v in (first, end - first, len(part), k, span)]
+            self.device.launch(kernel, (-(-threads // 256),), (256,), [plain, packed.data, *sizes])
+            self.device.synchronize()
+            first = end
+        return packed
+
+    def _upload_part(self, part: Any) -> Any:
+        if isinstance(part, np.ndarray):
+            return self.device.upload(np.ascontiguousarray(part, self.dtype))
+        expect("weight", "part", part, self.dtype, part.shape)
+        return part
+
+    # -- primitives -----------------------------------------------------------------------------------------------
+
+    def embed(self, ids, table, out):
+        expect("embed", "ids", ids, np.int32, (len(out),))
+        expect("embed", "out", out, np.float32, (len(out), table.k))
+        kernel = self.device.kernel("pack.cu", f"embed_packed<{self._t}>")
+        self.device.launch(kernel, (len(ids),), (128,), [ids, table.data, out, np.int32(table.k)], dependent=True)
+
+    def linear(self, x, weight, out, bias=None, residual=None):
+        rows = len(x)
+        expect("linear", "x", x, self.dtype, (rows, weight.k))
+        check_linear("linear", (rows, weight.n), self.dtype, out, bias, residual)
+        kind = c_type(out.dtype)
+        store = [np.int32(weight.n), np.int32(weight.span), bias, residual, out]
+        if rows > DECODE_ROWS:
+            self._prefill(f"prefill_store<{self._t}, {kind}", weight, x, store)
+            return
+        shape = decode_shape(weight.n, weight.k, self.dtype.itemsize)
+        staged = shape.launch(rows).staged and self._shared(weight, rows) <= shared_limit(self.device.arch)
+        source = "STAGED" if staged else "DIRECT"
+        head = [weight.data, x, None, np.float32(0), None, np.int32(rows), np.int32(weight.k)]
+        self._decode(f"decode_store<{self._t}, {kind}, {source}", weight, rows, [*head, *store], staged)
+
+    # -- composites -----------------------------------------------------------------------------------------------
+
+    def norm_qkv(self, c, w, b, s, cache, rope):
+        rows, weight = len(b.x), w.qkv
+        if c.qk_norm or weight.layout != "qkv" or not self._can_normalise(weight):
+            super().norm_qkv(c, w, b, s, cache, rope)  # a head norm needs whole heads, which no thread here holds
+            return
+        expect("norm_qkv", "x", b.x, np.float32, (rows, weight.k))
+        expect("norm_qkv", "qkv", b.qkv, self.dtype, (rows, weight.n))
+        tail = [w.qkv_bias, rope, s.seqs, s.positions, s.table, np.int32(s.table.shape[1]), b.qkv, cache.k, cache.v,
+                np.int32(c.heads), np.int32(c.kv_heads), np.int32(c.head_dim)]  # fmt: skip
+        if rows > DECODE_ROWS:
+            self.rms_norm(b.x, w.attn_norm, c.eps, b.h)
+            self._prefill(f"prefill_qkv<{self._t}", weight, b.h, tail)
+        else:
+            head = [weight.data, b.x, w.attn_norm, np.float32(c.eps), np.int32(rows), np.int32(weight.k)]
+            self._decode(f"decode_qkv<{self._t}", weight, rows, [*head, *tail], True)
+
+    def norm_gate_up(self, c, w, b):
+        rows, weight = len(b.x), w.gate_up
+        if weight.layout != "gate_up" or not self._can_normalise(weight):
+            super().norm_gate_up(c, w, b)
+            return
+        expect("norm_gate_up", "x", b.x, np.float32, (rows, weight.k))
+        expect("norm_gate_up", "ffn", b.ffn, self.dtype, (rows, weight.n // 2))
+        tail = [np.int32(weight.n // 2), b.ffn]
+        if rows > DECODE_ROWS:
+            self.rms_norm(b.x, w.mlp_norm, c.eps, b.h)
+            self._prefill(f"prefill_gate<{self._t}", weight, b.h, tail)
+        else:
+            head = [weight.data, b.x, w.mlp_norm, np.float32(c.eps), np.int32(rows), np.int32(weight.k)]
+            self._decode(f"decode_gate<{self._t}", weight, rows, [*head, *tail], True)
+
+    def norm_head(self, c, w, b, s):
+        """Always the decode kernel, up to 16 rows at a time: a row's logits have the same bits in every company."""
+        weight, count = w.head, len(s.last)
+        expect("norm_head", "x", b.x, np.float32, (len(b.x), weight.k))
+        expect("norm_head", "last", s.last, np.int32, (count,))
+        expect("norm_head", "logits", b.logits, np.float32, (count, weight.n))
+        fused = self._can_normalise(weight)
+        for i in range(0, count, DECODE_ROWS):
+            last, logits = s.last[i : i + DECODE_ROWS], b.logits[i : i + DECODE_ROWS]
+            rows = len(last)
+            if fused:
+                head = [weight.data, b.x, w.norm, np.float32(c.eps), last, np.int32(rows), np.int32(weight.k)]
+                tail = [np.int32(weight.n), np.int32(weight.span), w.head_bias, None, logits]
+                self._decode(f"decode_store<{self._t}, float, NORM", weight, rows, [*head, *tail], True)
+            else:
+                self.rms_norm(b.x, w.norm, c.eps, b.h[:rows], rows=last)
+                self.linear(b.h[:rows], weight, logits, bias=w.head_bias)
+
+    # -- launches -------------------------------------------------------------------------------------------------
+
+    def _shared(self, weight: PackedWeight, rows: int) -> int:
+        """Bytes of shared memory of a decode kernel that keeps its columns there."""
+        shape = decode_shape(weight.n, weight.k, self.dtype.itemsize)
+        return shape.reduction(rows) + 64 * shape.warps + rows * row_stride(weight.k) * self.dtype.itemsize
+
+    def _can_normalise(self, weight: PackedWeight) -> bool:
+        """Whether 16 normalised rows fit. Not asked for the rows at hand: the bits must not depend on their number."""
+        return self._shared(weight, DECODE_ROWS) <= shared_limit(self.device.arch)
+
+    def _decode(self, kernel: str, weight: PackedWeight, rows: int, args: list, columns: bool) -> None:
+        """kernel: name and template arguments up to the shape's. columns: keeps x in shared memory."""
+        shape = decode_shape(weight.n, weight.k, self.dtype.itemsize)
+        launch = shape.launch(rows)
+        shared = self._shared(weight, rows) if columns else shape.reduction(rows)
+        resident = max(1, min(launch.blocks, shared_limit(self.device.arch) // shared))
+        grid = min(-(-weight.tiles // launch.tiles), self.device.multiprocessors * resident)
+        function = self.device.kernel("linear_decode.cu", f"{kernel}, {shape.template(rows)}>")
+        self.device.launch(function, (grid,), (shape.warps * 32,), args, shared, dependent=True)
+
+    def _prefill(self, kernel: str, weight: PackedWeight, x: Any, tail: list) -> None:
+        size, gpu = self.dtype.itemsize, self.device
+        shape = prefill_shape(weight.tiles, len(x), size, gpu.multiprocessors, shared_limit(gpu.arch))
+        function = gpu.kernel("linear_prefill.cu", f"{kernel}, {shape.template}>")
+        args = [weight.data, x, np.int32(len(x)), np.int32(weight.k), *tail]
+        gpu.launch(function, shape.grid(weight.tiles, len(x)), (shape.threads,), args, shape.shared, dependent=True)
+
+
+def _interleave(layout: str, n: int, head_dim: int) -> tuple[str, int]:
+    """The layout and its span; "rows" where heads, or gate and up, do not divide into tiles."""
+    if layout not in ("rows", "qkv", "gate_up"):
+        raise DeviceError(f'weight: expected layout "rows", "qkv" or "gate_up", found {layout!r}')
+    if layout == "qkv" and head_dim % 16 == 0:
+        return layout, head_dim // 16
+    if layout == "gate_up" and n % 16 == 0:
+        return layout, n // 16
+    return "rows", 1

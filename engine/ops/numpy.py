@@ -1,0 +1,169 @@
+"""The NumPy backend: every operation in float32 on the CPU. It generates where there is no GPU, and it is what the
+kernels are compared with.
+
+Called through Ops like any backend; touches only the arrays it is given. A row's numbers depend on that row and its
+sequence alone: products of a decode step (R <= 16) are matrix-vector products, one a row, over blocks of the weight
+that stay in the processor's cache while the rows go over them; larger steps are one matrix product, whose sums BLAS
+takes in the same order for every multiple of 64 rows.
+"""
+
+from __future__ import annotations
+
+import math
+
+import ml_dtypes
+import numpy as np
+
+from ..sampling import sample
+from .base import PAGE, Ops
+from .device import HostDevice
+
+_BLOCK = 3 << 20  # bytes of a weight block: large enough for BLAS to use its threads, small enough to stay in L2 + L3
+_ROUND = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16), "float32": None}
+
+
+class NumpyOps(Ops):
+    """float32 throughout. dtype "bfloat16" or "float16" rounds the weights to it first, to compare with a GPU."""
+
+    name = "numpy"
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, device: HostDevice | None = None, dtype: str = "float32") -> None:
+        self.device = device or HostDevice()
+        self._round = _ROUND[str(dtype)]
+
+    # -- memory ---------------------------------------------------------------------------------------------------
+
+    def weight(self, parts, layout="rows", head_dim=0):
+        """The parts below one another as one float32 matrix, converted part by part."""
+        out = np.empty((sum(len(p) for p in parts), parts[0].shape[1]), np.float32)
+        row = 0
+        for part in parts:
+            rounded = part if self._round is None else part.astype(self._round, copy=False)
+            out[row : row + len(part)] = rounded
+            row += len(part)
+        return out
+
+    # -- primitives -----------------------------------------------------------------------------------------------
+
+    def embed(self, ids, table, out):
+        np.take(table, ids, axis=0, out=out)
+
+    def rms_norm(self, x, weight, eps, out, rows=None):
+        x = x if rows is None else x[rows]
+        scale = np.square(x).mean(-1, keepdims=True)
+        scale += eps
+        np.multiply(x, 1 / np.sqrt(scale), out=out)
+        out *= weight
+
+    def linear(self, x, weight, out, bias=None, residual=None):
+        y = np.empty(out.shape, np.float32) if residual is not None else out
+        if len(x) <= 16:
+            step = max(64, _BLOCK // (4 * weight.shape[1]) // 64 * 64)
+            for first in range(0, len(weight), step):
+                block = weight[first : first + step]
+                for r in range(len(x)):
+                    np.dot(block, x[r], out=y[r, first : first + step])
+        else:
+            np.matmul(x, weight.T, out=y)
+        if bias is not None:
+            y += bias
+        if residual is not None:
+            np.add(y, residual, out=out)
+
+    def head_norm(self, qkv, q_weight, k_weight, eps, heads, kv_heads):
+        x = qkv.reshape(len(qkv), heads + 2 * kv_heads, -1)
+        for part, weight in ((x[:, :heads], q_weight), (x[:, heads : heads + kv_heads], k_weight)):
+            self.rms_norm(part, weight, eps, part)
+
+    def rope_append(self, qkv, rope, s, cache, heads):
+        groups, d = cache.k.shape[1], cache.k.shape[3]
+        x = qkv.reshape(len(qkv), heads + 2 * groups, d)
+        table = rope[s.positions][:, None]  # [R, 1, d]
+        cos, sin = table[..., : d // 2], table[..., d // 2 :]
+        a, b = x[:, : heads + groups, : d // 2], x[:, : heads + groups, d // 2 :]
+        rotated = a * cos - b * sin
+        b *= cos
+        b += a * sin
+        a[...] = rotated
+        page, slot = s.table[s.seqs, s.positions // PAGE], s.positions % PAGE
+        cache.k[page, :, slot] = x[:, heads : heads + groups]
+        cache.v[page, :, slot] = x[:, heads + groups :]
+
+    def attend(self, qkv, s, cache, heads, window, out, scratch):
+        groups, d = cache.k.shape[1], cache.k.shape[3]
+        queries = qkv.reshape(len(qkv), -1, d)[:, :heads].reshape(len(qkv), groups, heads // groups, d)
+        results = out.reshape(len(qkv), groups, heads // groups, d)
+        spare = len(s.table) - 1
+        for first, last, seq in _runs(s.seqs):
+            if seq == spare:
+                out[first:last] = 0
+            else:
+                _attend(queries[first:last], s.visible[first:last], s.table[seq], cache, window, results[first:last])
+
+    def silu_mul(self, gate_up, out):
+        gate, up = gate_up[:, : out.shape[1]], gate_up[:, out.shape[1] :]
+        with np.errstate(over="ignore"):  # exp(-gate) = inf is right: the quotient is 0
+            np.exp(-gate, out=out)
+        out += 1
+        np.divide(gate, out, out=out)
+        out *= up
+
+    def sample(self, logits, s, sampling, out, scratch):
+        sample(logits, s, sampling, out)
+
+    def advance(self, s, tokens):
+        real = s.seqs != len(s.table) - 1
+        s.ids[real] = tokens[real]
+        s.positions[real] += 1
+        s.visible[real] += 1
+
+
+def _runs(seqs):
+    """(first row, row after the last, sequence) of every run of one sequence inside a tile of PAGE rows."""
+    ids = seqs.tolist()
+    first = 0
+    for row in range(1, len(ids) + 1):
+        if row == len(ids) or ids[row] != ids[first] or row % PAGE == 0:
+            yield first, row, ids[first]
+            first = row
+
+
+def _pages(array, pages):
+    """array[pages], without a copy where the pages stand in a row."""
+    first, count = int(pages[0]), len(pages)
+    if int(pages[-1]) - first == count - 1 and (count < 3 or (np.diff(pages) == 1).all()):
+        return array[first : first + count]
+    return array[pages]
+
+
+def _attend(q, visible, table, cache, window, out):
+    """Attention of rows of one sequence.  q, out [r, G, H / G, d], visible [r]; n pages of G heads of PAGE tokens."""
+    r, groups, share, d = q.shape
+    low = max(0, int(visible.min()) - window) // PAGE if window else 0
+    high = int(visible.max())
+    pages = table[low : -(-high // PAGE)]
+    k, v = _pages(cache.k, pages), _pages(cache.v, pages)
+    q = np.multiply(q.transpose(1, 0, 2, 3).reshape(groups, r * share, d), np.float32(1 / math.sqrt(d)))
+    score = np.empty((groups, r, share, len(pages), PAGE), np.float32)
+    np.matmul(q, k.swapaxes(2, 3), out=score.reshape(groups, r * share, len(pages), PAGE).transpose(2, 0, 1, 3))
+    hidden = _hidden(visible, window, low * PAGE, len(pages))
+    score = np.where(hidden, -np.inf, score) if r > 1 or window else score
+    tail = high - (low + len(pages) - 1) * PAGE  # tokens of the last page; what stands behind them nobody wrote
+    score[..., -1, tail:] = -np.inf
+    score -= score.max((3, 4), keepdims=True)
+    np.exp(score, out=score)
+    total = score.sum((3, 4)).transpose(1, 0, 2)[..., None]
+    p = score.reshape(groups, r * share, len(pages), PAGE).transpose(2, 0, 1, 3)
+    y = np.matmul(p[-1, :, :, :tail], v[-1, :, :tail])
+    if len(pages) > 1:
+        y += np.matmul(p[:-1], v[:-1]).sum(0)
+    np.divide(y.reshape(groups, r, share, d).transpose(1, 0, 2, 3), total, out=out)
+
+
+def _hidden(visible, window, first, pages):
+    """Which tokens of the pages a row must not see.  [1, r, 1, pages, PAGE] bool"""
+    token = np.arange(first, first + pages * PAGE).reshape(1, 1, 1, pages, PAGE)
+    seen = visible.reshape(1, -1, 1, 1, 1)
+    hidden = token >= seen
+    return hidden | (token < seen - window) if window else hidden

@@ -1,0 +1,124 @@
+"""Launch shapes of the matrix products: how a kernel's work is cut, as values.
+
+CudaOps asks for them at every launch; they touch nothing. The bits of a decode product depend on `warps` of its shape
+alone, so that is one number a matrix, whatever the batch; everything else here is speed. Prefill products give the
+same bits in every shape.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+_SHARED = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99, 121: 99}
+
+
+def shared_limit(arch: int) -> int:
+    """Bytes of shared memory a block may have; for GPUs not listed what every GPU since sm_80 has."""
+    return _SHARED.get(arch, 99) << 10
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a decode kernel runs for up to 8, or up to 16, columns."""
+
+    tiles: int  # 16-row tiles of weights a block works on at once
+    depth: int  # k tiles a warp has in flight
+    blocks: int  # on a multiprocessor at once: bounds registers and the grid
+    staged: bool  # copy x to shared memory before the products, where it fits
+
+
+@dataclass(frozen=True)
+class DecodeShape:
+    """The launches of one matrix. K is split over `warps` in a fixed order, which no batch size changes."""
+
+    warps: int
+    narrow: Launch  # R <= 8
+    wide: Launch  # R <= 16
+
+    def launch(self, rows: int) -> Launch:
+        return self.narrow if rows <= 8 else self.wide
+
+    def template(self, rows: int) -> str:
+        """Template arguments of the kernel: WARPS, TILES, COLS, DEPTH, BLOCKS."""
+        launch = self.launch(rows)
+        return f"{self.warps}, {launch.tiles}, {1 if rows <= 8 else 2}, {launch.depth}, {launch.blocks}"
+
+    def reduction(self, rows: int) -> int:
+        """Bytes of shared memory in which the warps' sums meet."""
+        return 2 * self.warps * self.launch(rows).tiles * (1 if rows <= 8 else 2) * 512
+
+
+# Measured choices, (N, K, bytes of T) -> shape. Everything else takes the rule below.
+DECODE: dict[tuple[int, int, int], DecodeShape] = {}
+
+
+@lru_cache(maxsize=1024)
+def decode_shape(n: int, k: int, itemsize: int) -> DecodeShape:
+    """The shape for a matrix [n, k]: from the table, else by the number of k tiles and rows."""
+    if (n, k, itemsize) in DECODE:
+        return DECODE[n, k, itemsize]
+    warps, depth = (16, 4) if k >= 1024 else (12, 3) if k >= 384 else (4, 2)
+    if itemsize == 4:
+        return DecodeShape(warps, Launch(1, 2, 1, False), Launch(1, 2, 1, True))
+    wide = Launch(2, depth, 1, True) if n >= 8192 else Launch(1, depth, 2, True)
+    return DecodeShape(warps, Launch(1, depth, 2, False), wide)
+
+
+def row_stride(k: int) -> int:
+    """Elements a row of x takes in shared memory; row_stride of kernels/columns.cuh."""
+    return k if k // 16 % 2 else k + 16
+
+
+@dataclass(frozen=True)
+class PrefillShape:
+    """How a prefill kernel cuts [N, R]: warps over rows and tokens, and what each warp takes."""
+
+    row_warps: int
+    col_warps: int
+    tiles: int  # 16-row tiles of weights a warp
+    cols: int  # 8-token tiles a warp
+    stages: int  # steps of 128 bytes of k in flight
+    cost: float  # of a multiply-add, compared with the largest shape
+
+    @property
+    def row_tiles(self) -> int:
+        return self.row_warps * self.tiles
+
+    @property
+    def tokens(self) -> int:
+        return self.col_warps * self.cols * 8
+
+    @property
+    def threads(self) -> int:
+        return self.row_warps * self.col_warps * 32
+
+    @property
+    def shared(self) -> int:
+        return self.stages * (self.row_tiles * 2048 + self.tokens * 128)
+
+    @property
+    def template(self) -> str:
+        return f"{self.row_warps}, {self.col_warps}, {self.tiles}, {self.cols}, {self.stages}"
+
+    def grid(self, tiles: int, rows: int) -> tuple[int, int]:
+        """Blocks along the tokens and along the rows of the weights."""
+        return -(-rows // self.tokens), -(-tiles // self.row_tiles)
+
+
+PREFILL = {
+    2: (PrefillShape(4, 2, 4, 8, 4, 1.0), PrefillShape(4, 2, 2, 8, 4, 1.1), PrefillShape(2, 2, 2, 4, 4, 1.6)),
+    4: (PrefillShape(4, 2, 2, 4, 4, 1.0), PrefillShape(2, 2, 2, 4, 4, 1.3)),
+}
+
+
+@lru_cache(maxsize=4096)
+def prefill_shape(tiles: int, rows: int, itemsize: int, multiprocessors: int, shared: int) -> PrefillShape:
+    """The shape that keeps the busiest multiprocessor busy for the least time, among those that fit."""
+
+    def time(shape: PrefillShape) -> float:
+        along_rows, along_tiles = shape.grid(tiles, rows)
+        waves = -(-along_rows * along_tiles // multiprocessors)
+        return waves * shape.row_tiles * shape.tokens * shape.cost
+
+    return min((s for s in PREFILL[itemsize] if s.shared <= shared), key=time)

@@ -1,0 +1,273 @@
+"""Weights, buffers, caches and graphs of one model on one device: prefill(chunks), start(rows), decode().
+
+Called by the generation loop (loop.py), and by compare and bench for single steps. Holds all device memory; knows
+nothing of text, of who waits, or of when a sequence ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+
+from . import rope
+from .cache import PageTable, pages_of
+from .config import EngineConfig, ModelConfig
+from .errors import DeviceError, RequestError
+from .graph import CaptureReport, Part, Program, TokenCopy, program
+from .models import decoder
+from .ops.base import PAGE, Array, Buffers, Cache, Ops, Step
+from .scheduler import PROMPTS, Chunk, Sequence
+from .slots import Slots
+
+GROUP = 16  # rows of one decode step of the kernels; a larger batch runs as several groups inside one step
+_SHARE = {True: 0.85, False: 0.5}  # of the free memory that the cache may take: on a GPU, on the host
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a decode step: the token that stands at `position` of the sequence in `slot`."""
+
+    slot: int
+    token: int
+    position: int
+
+
+@dataclass
+class Bucket:
+    """Everything a decode step of `rows` rows works on, and the step itself."""
+
+    rows: int
+    state: Array  # [4, rows] int32: ids, seqs, positions, visible
+    tokens: Array  # [rows] int32
+    logits: Array  # [rows, V] float32
+    program: Program
+
+
+@dataclass
+class Ticket:
+    """A decode step that was launched. At most two are open at a time."""
+
+    bucket: Bucket
+    rows: int
+    copy: TokenCopy
+    read: Callable[[Array], np.ndarray]
+
+    def tokens(self) -> np.ndarray:
+        """[rows] int32, once the step is done."""
+        return self.copy.wait(self.rows)
+
+    def logits(self) -> np.ndarray:
+        """[rows, V] float32; waits for all work, and must be asked before the next step is launched."""
+        return self.read(self.bucket.logits[: self.rows])
+
+
+class Runner:
+    """See the module. DeviceError if the device is too small, CaptureError if a step cannot be captured.
+
+    w: what load.weights returned. progress(done, all) is called while buckets are prepared."""
+
+    def __init__(
+        self,
+        ops: Ops,
+        c: ModelConfig,
+        w: SimpleNamespace,
+        e: EngineConfig,
+        progress: Callable[[int, int], None] = lambda done, all: None,
+    ) -> None:
+        self.ops, self.c, self.device, self.slots = ops, c, ops.device, e.max_batch
+        self.max_len = _max_len(c, e)
+        self.w = SimpleNamespace(**{**vars(w), "rope": self.device.upload(rope.table(c, self.max_len))})
+        self.prefill_rows = min(e.prefill_rows, pages_of(self.max_len) * PAGE * e.max_batch)
+        self._prefill = ops.buffers(c, self.prefill_rows, min(PROMPTS, self.prefill_rows // PAGE))
+        self._slots = Slots(self.device, e.max_batch, c.vocab)
+        self._copies = [TokenCopy(self.device, e.max_batch) for _ in range(2)]
+        sizes = [n for n in (1, 2, 4, 8, 16) if n < e.max_batch] + [e.max_batch]
+        work = [ops.buffers(c, min(n, GROUP), min(n, GROUP)) for n in sizes]
+        self.table = PageTable(e.max_batch, self.max_len, 1 + self._cache_pages(e))
+        shape = (self.table.pages, c.kv_heads, PAGE, c.head_dim)
+        new = partial(self.device.empty, shape, ops.dtype)
+        self.caches = [Cache(new(), new()) for _ in range(c.layers)]
+        self._table = self.device.upload(self.table.host)
+        self.captured = CaptureReport()
+        self._buckets: dict[int, Bucket] = {}
+        for done, (rows, buffers) in enumerate(zip(sizes, work, strict=True)):
+            progress(done, len(sizes))
+            self._buckets[rows] = self._bucket(rows, buffers, e.graph)
+        progress(len(sizes), len(sizes))
+        self._current, self._rows = self._buckets[sizes[0]], 0
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """Batch sizes that a decode step was prepared for, ascending; the last is max_batch."""
+        return tuple(self._buckets)
+
+    def synchronize(self) -> None:
+        """Wait for the device; DeviceError if something failed on it."""
+        self.device.synchronize()
+
+    # -- steps ----------------------------------------------------------------------------------------------------
+
+    def admit(self, sequences: list[Sequence]) -> None:
+        """Tell the device how newly admitted sequences sample and where their pages are."""
+        self._slots.set(sequences)
+        self._write_table()
+
+    def prefill(self, chunks: list[Chunk]) -> tuple[np.ndarray, np.ndarray | None]:
+        """Run prompt chunks in one pass. (tokens, logits) of those that end their prompt, in order; waits for them.
+
+        tokens [n] int32; logits [n, V] float32 or None when none of those sequences wants logprobs."""
+        pieces = [(k.seq.slot, k.seq.prompt[k.first : k.last], k.first) for k in chunks]
+        s = self._prompt_step(pieces, [i for i, k in enumerate(chunks) if k.ends])
+        b = self._run_prefill(s, len(s.last))
+        if not len(s.last):
+            return np.empty(0, np.int32), None
+        self.ops.sample(b.logits, s, self._slots.sampling, b.tokens, b.scratch)
+        wanted = any(k.ends and k.seq.params.logprobs is not None for k in chunks)
+        return self.device.read(b.tokens), self.device.read(b.logits) if wanted else None
+
+    def start(self, rows: list[Row]) -> None:
+        """Set the rows of the decode steps to come. Their sequences are admitted, all earlier tokens in the cache."""
+        self._current = next(b for n, b in self._buckets.items() if n >= len(rows))
+        self._rows = len(rows)
+        state = self._spare_rows(self._current.rows)
+        for i, row in enumerate(rows):
+            state[:, i] = row.token, row.slot, row.position, row.position + 1
+        self.device.write(self._current.state, state)
+
+    def decode(self) -> Ticket:
+        """Launch one step for the rows of start(), which then stand one token further; does not wait."""
+        self._current.program.run()
+        copy = self._copies[0]
+        self._copies.reverse()
+        copy.start(self._current.tokens)
+        return Ticket(self._current, self._rows, copy, self.device.read)
+
+    def logits(self, ids: list[int], decode_from: int | None = None) -> np.ndarray:
+        """[T, V] float32: row t is what follows ids[:t + 1], before any ban. Needs the cache to itself.
+
+        All rows by prefill, or with decode_from = n only the first n, and each later token by a decode step."""
+        known = len(ids) if decode_from is None else decode_from
+        if not 1 <= known <= len(ids) <= self.max_len:
+            raise RequestError(f"ids: expected 1 <= decode_from <= length <= {self.max_len}, "
+                               f"found {len(ids)} ids, decode_from {decode_from}")  # fmt: skip
+        self.table.check(len(ids))
+        self.table.admit(0, len(ids))
+        try:
+            self._write_table()
+            rows = [*self._evaluate(ids[:known])]
+            for position in range(known, len(ids)):
+                self.start([Row(0, ids[position], position)])
+                rows.append(self.decode().logits())
+            return np.concatenate(rows)
+        finally:
+            self.table.release(0)
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _evaluate(self, ids: list[int]) -> Iterator[np.ndarray]:
+        """Logits of ids in order, in pieces: the body once per prefill_rows, then the head for 64 rows at a time."""
+        out = self.device.empty((PAGE, self.c.vocab), np.dtype(np.float32))
+        plain = SimpleNamespace(**{**vars(self.w), "head_bias": None})
+        for first in range(0, len(ids), self.prefill_rows):
+            piece = ids[first : first + self.prefill_rows]
+            s = self._prompt_step([(0, piece, first)], [])
+            b = self._run_prefill(s, 0)
+            for row in range(0, len(s.ids), PAGE):
+                wanted = self.device.upload(np.arange(row, row + PAGE, dtype=np.int32))
+                self.ops.norm_head(self.c, plain, replace(b, logits=out), replace(s, last=wanted))
+                yield self.device.read(out)[: len(piece) - row]
+
+    def _prompt_step(self, pieces: list[tuple[int, list[int], int]], ends: list[int]) -> Step:
+        """The Step of (slot, tokens, position of the first) pieces, each filled up to whole tiles with spare rows."""
+        sizes = [pages_of(len(ids)) * PAGE for _, ids, _ in pieces]
+        state, last, row = self._spare_rows(sum(sizes)), [], 0
+        for (slot, ids, first), size in zip(pieces, sizes, strict=True):
+            position = np.arange(first, first + len(ids))
+            state[0, row : row + len(ids)] = ids
+            state[1, row : row + len(ids)] = slot
+            state[2, row : row + len(ids)] = position
+            state[3, row : row + len(ids)] = position + 1
+            last.append(row + len(ids) - 1)
+            row += size
+        wanted = np.array([last[i] for i in ends], np.int32)
+        return Step(*self.device.upload(state), table=self._table, last=self.device.upload(wanted))
+
+    def _run_prefill(self, s: Step, last: int) -> Buffers:
+        """The forward pass over the first len(s.ids) rows of the prefill buffers; without the head if last is 0."""
+        rows, whole = len(s.ids), self._prefill
+        names = ("x", "h", "qkv", "attn", "gate_up", "ffn")
+        views = {name: getattr(whole, name)[:rows] for name in names}
+        b = replace(whole, **views, logits=whole.logits[:last], tokens=whole.tokens[:last])
+        parts = list(decoder.parts(self.ops, self.c, self.w, b, s, self.caches))
+        for part in parts if last else parts[:-1]:
+            part()
+        return b
+
+    def _bucket(self, rows: int, b: Buffers, scope: str) -> Bucket:
+        """Prepare decode steps of `rows` rows: groups of at most GROUP that share the activations b."""
+        device, i32 = self.device, np.dtype(np.int32)
+        state = device.upload(self._spare_rows(rows))
+        grouped = rows > GROUP
+        tokens = device.empty((rows,), i32) if grouped else b.tokens
+        logits = device.empty((rows, self.c.vocab), np.dtype(np.float32)) if grouped else b.logits
+        groups = []
+        for a in range(0, rows, GROUP):
+            z = min(a + GROUP, rows)
+            last = device.upload(np.arange(z - a, dtype=np.int32))
+            s = Step(*(state[i, a:z] for i in range(4)), table=self._table, last=last)
+            views = {name: getattr(b, name)[: z - a] for name in ("x", "h", "qkv", "attn", "gate_up", "ffn")}
+            groups.append((replace(b, **views, logits=logits[a:z], tokens=tokens[a:z]), s))
+        make = partial(self._parts, groups)
+        step = program(device, self.ops, make, scope, f"graph {scope}, bucket {rows}", self.captured)
+        return Bucket(rows, state, tokens, logits, step)
+
+    def _parts(self, groups: list[tuple[Buffers, Step]], ops: Ops) -> Iterator[Part]:
+        """A decode step from embedding to next token over ops, in named parts."""
+        for b, s in groups:
+            embed, *layers, head = decoder.parts(ops, self.c, self.w, b, s, self.caches)
+            yield "embed", embed
+            for i, layer in enumerate(layers):
+                yield f"layer {i}", layer
+            yield "head", partial(_head, ops, head, b, s, self._slots.sampling)
+
+    def _spare_rows(self, rows: int) -> np.ndarray:
+        """[4, rows] int32: token 0 of the spare sequence at position 0, seeing itself."""
+        return np.repeat(np.array([[0], [self.slots], [0], [1]], np.int32), rows, axis=1)
+
+    def _write_table(self) -> None:
+        if self.table.changed:
+            self.device.write(self._table, self.table.host)
+            self.table.changed = False
+
+    def _cache_pages(self, e: EngineConfig) -> int:
+        """Pages for the sequences: cache_tokens, or what max_batch of max_len need, less if memory is short."""
+        c, wish = self.c, self.slots * pages_of(self.max_len)
+        page = 2 * c.layers * c.kv_heads * PAGE * c.head_dim * self.ops.dtype.itemsize
+        free = self.device.free_memory()
+        if e.cache_tokens is not None:
+            pages, room = pages_of(e.cache_tokens), free // page
+        else:
+            room = int(free * _SHARE[hasattr(self.device, "stream")]) // page
+            pages = min(wish, max(room, 1))
+        if pages + 1 > room:
+            raise DeviceError(f"key/value cache: expected {(pages + 1) * page >> 20} MiB free on {self.device.name}, "
+                              f"found {free >> 20} MiB")  # fmt: skip
+        return pages
+
+
+def _head(ops: Ops, head: Callable[[], None], b: Buffers, s: Step, sampling) -> None:
+    """The last part of a step: logits, the next tokens, and those as the next step's input."""
+    head()
+    ops.sample(b.logits, s, sampling, b.tokens, b.scratch)
+    ops.advance(s, b.tokens)
+
+
+def _max_len(c: ModelConfig, e: EngineConfig) -> int:
+    """Tokens of the longest sequence. RequestError if more is asked for than the model was made for."""
+    if e.max_len is not None and e.max_len > c.max_len:
+        raise RequestError(f"max_len: expected at most {c.max_len}, what the model was made for, found {e.max_len}")
+    return e.max_len or c.max_len

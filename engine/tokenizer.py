@@ -1,0 +1,216 @@
+"""Text to token ids and back, from a tokenizer.json or the vocabulary of a GGUF file.
+
+LLM makes one for its model. Text that a user wrote never becomes a control token ("<|im_end|>" stays ten characters):
+only `special=True`, meant for the text of chat templates, reads control tokens. Reads tokenizer.json and
+tokenizer_config.json; the encoding itself is done by the `tokenizers` package.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as Backend
+
+from . import gguf_vocab
+from .checks import found, refuse
+from .detokenizer import ALPHABET, Decoder, Spelling
+from .errors import EngineError, RequestError, TokenizerError
+
+LARGEST = 256 * 2**20  # bytes of a tokenizer.json; the largest in use have about 40 MiB
+
+
+class Tokenizer:
+    """One vocabulary. Safe to use from several threads; a Decoder belongs to one sequence."""
+
+    def __init__(self, backend: Backend, source: str, names: dict[str, str] | None = None):
+        """names: the texts of tokens by role ("bos_token", "eos_token", ...), for templates and bos_id, eos_ids."""
+        self.source = source  # for messages
+        self.names = names or {}
+        self._backend = backend
+        self._lock = threading.Lock()  # encoding with or without control tokens is a switch of the backend
+        backend.no_truncation()
+        backend.no_padding()
+        state = backend.decoder.__getstate__() if backend.decoder is not None else b"null"  # its JSON
+        self._spelling = Spelling(json.loads(state), source)
+        added = backend.get_added_tokens_decoder()
+        self._added = {i: token.content.encode() for i, token in added.items()}
+        self.control = {i: token.content for i, token in added.items() if token.special}  # control tokens by id
+        vocab = backend.get_vocab(with_added_tokens=True)
+        if not vocab:
+            raise TokenizerError(f"{source}: expected a vocabulary, found no token")
+        self._ids = frozenset(vocab.values())
+        byte_level = self._spelling.byte_level
+        self._kept = bytes(b for char, b in ALPHABET.items() if not byte_level or char in vocab)  # bytes with a token
+        self.vocab_size = max(self._ids) + 1
+        self.bos_id = self._id_of("bos_token")
+        self.eos_ids = tuple(i for i in [self._id_of("eos_token")] if i is not None)
+
+    @staticmethod
+    def from_checkpoint(checkpoint: Any) -> Tokenizer:
+        """Of an open checkpoint (its directory, or its GGUF metadata); TokenizerError names file and key."""
+        if checkpoint.directory is not None:
+            return _from_directory(Path(checkpoint.directory))
+        values, source = checkpoint.metadata or {}, str(checkpoint.source)
+        backend = _guarded(source, lambda: gguf_vocab.build(values, source))
+        meta, tokens = gguf_vocab.Metadata(values, source), values["tokenizer.ggml.tokens"]
+        roles = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+        ids = {role: meta.token_id(name, len(tokens)) for role, name in roles.items()}
+        return Tokenizer(backend, source, {role: tokens[i] for role, i in ids.items() if i is not None})
+
+    def encode(self, text: str, special: bool = False, bos: bool = True) -> list[int]:
+        """Token ids of a text.
+
+        special: control tokens in the text count as such, else they are plain characters. bos: add what the
+        tokenizer puts round a prompt, a begin token as a rule. RequestError if the text cannot be encoded so."""
+        encoding = self._encode(text, special)
+        return self._backend.post_process(encoding, None, True).ids if bos else encoding.ids
+
+    def encode_marked(self, text: str, restore: Callable[[str], str]) -> list[int]:
+        """Token ids of a text in which control tokens count, and of what `restore` then makes of the text between.
+
+        For chat templates, whose control tokens are meant and those in a message are not: these are marked, and
+        restored when the others have been found. No begin token is added."""
+        ids: list[int] = []
+        start = 0
+        encoding = self._encode(text, special=True)
+        for i, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            if i in self.control:
+                ids += [*self._encode(restore(text[start:begin]), special=False).ids, i]
+                start = end
+        return ids + self._encode(restore(text[start:]), special=False).ids
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        """The text of these tokens from its beginning on; incomplete UTF-8 becomes U+FFFD."""
+        decoder = Decoder(self._piece(skip_special), self._spelling.strip)
+        return "".join([decoder.push(i) for i in ids]) + decoder.flush()
+
+    def incremental(self, skip_special: bool = True) -> Decoder:
+        """A Decoder for tokens that continue a prompt: a space at their beginning is part of the text."""
+        return Decoder(self._piece(skip_special), 0)
+
+    def unknown(self, rows: int) -> tuple[int, ...]:
+        """Ids below `rows`, the rows of the embedding table, that no token has: they must never be sampled.
+
+        Tables are padded to round sizes, so a tail of such ids is usual. TokenizerError if a token has no row."""
+        if self.vocab_size > rows:
+            raise TokenizerError(
+                f"{self.source}: expected ids below the {rows} rows of the embedding, found {self.vocab_size - 1}"
+            )
+        return tuple(i for i in range(rows) if i not in self._ids)
+
+    def _encode(self, text: Any, special: bool) -> Any:
+        if not isinstance(text, str):
+            refuse("prompt", "a text", text)
+        try:
+            lost = text.encode().translate(None, self._kept)
+        except UnicodeEncodeError as e:
+            raise RequestError(
+                f"prompt: expected Unicode text, found half a surrogate pair at character {e.start}"
+            ) from e
+        if lost:  # the backend would leave it out
+            raise RequestError(f"prompt: expected bytes that the vocabulary has, found 0x{lost[0]:02x}")
+        with self._lock:
+            self._backend.encode_special_tokens = not special
+            encoding = _guarded(self.source, lambda: self._backend.encode(text, add_special_tokens=False))
+        if not special and not self.control.keys().isdisjoint(
+            encoding.ids
+        ):  # a vocabulary may spell one by other means
+            i = next(i for i in encoding.ids if i in self.control)
+            raise RequestError(f"prompt: {self.control[i]!r} cannot be encoded other than as control token {i}")
+        return encoding
+
+    def _piece(self, skip_special: bool) -> Callable[[int], bytes]:
+        """A function from a token id to its bytes."""
+
+        def piece(i: int) -> bytes:
+            if i in self._added:
+                return b"" if skip_special and i in self.control else self._added[i]
+            token = self._backend.id_to_token(i) if i in self._ids else None
+            if token is None:
+                raise RequestError(f"token id: expected one of the tokenizer's {len(self._ids)}, found {found(i)}")
+            return self._spelling.bytes_of(token)
+
+        return piece
+
+    def _id_of(self, role: str) -> int | None:
+        """Id of the token with a role; None if there is no such role, TokenizerError if there is no such token."""
+        if role not in self.names:
+            return None
+        i = self._backend.token_to_id(self.names[role])
+        if i is None:
+            raise TokenizerError(f"{self.source}: {role}: expected a token, found {found(self.names[role])}")
+        return i
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file, {} if there is none; TokenizerError if it holds anything else."""
+    if not path.is_file():
+        return {}
+    text = read_text(path)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise TokenizerError(f"{path}: expected JSON: {e}") from e
+    if not isinstance(value, dict):
+        raise TokenizerError(f"{path}: expected a JSON object, found {found(value)}")
+    return value
+
+
+def read_text(path: Path) -> str:
+    """A file's text; TokenizerError if it is too large or not UTF-8."""
+    try:
+        if (size := path.stat().st_size) > LARGEST:
+            raise TokenizerError(f"{path}: expected at most {LARGEST} bytes, found {size}")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise TokenizerError(f"{path}: cannot be read: {e}") from e
+
+
+def _from_directory(directory: Path) -> Tokenizer:
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise TokenizerError(f"{path}: expected a file, found none (tokenizer.model alone cannot be read)")
+    text = read_text(path)
+    backend = _guarded(str(path), lambda: Backend.from_str(text))
+    config_path = directory / "tokenizer_config.json"
+    config = read_json(config_path)
+    _same_added_tokens(backend, config, config_path)
+    return Tokenizer(backend, str(path), _token_names(config, config_path))
+
+
+def _token_names(config: dict[str, Any], path: Path) -> dict[str, str]:
+    """bos_token and its like of a tokenizer_config.json: each a string, or an object with its string as content."""
+    names = {}
+    for role in ("bos_token", "eos_token", "unk_token", "pad_token"):
+        value = config.get(role)
+        value = value.get("content") if isinstance(value, dict) else value
+        if value is not None and not isinstance(value, str):
+            raise TokenizerError(f"{path}: {role}: expected a string, found {found(value)}")
+        if value is not None:
+            names[role] = value
+    return names
+
+
+def _same_added_tokens(backend: Backend, config: dict[str, Any], path: Path) -> None:
+    """A token that only tokenizer_config.json has would be split into characters: refuse it."""
+    added = config.get("added_tokens_decoder") or {}
+    for key, value in added.items() if isinstance(added, dict) else ():
+        content = value.get("content") if isinstance(value, dict) else None
+        if not isinstance(content, str) or str(backend.token_to_id(content)) != key:
+            raise TokenizerError(
+                f"{path}: added_tokens_decoder: {key}: expected a token of tokenizer.json, found {found(content)}"
+            )
+
+
+def _guarded(source: str, action: Any) -> Any:
+    """Run what calls the backend; its errors, and the panics that derive from BaseException, become TokenizerError."""
+    try:
+        return action()
+    except (EngineError, KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as e:
+        raise TokenizerError(f"{source}: {' '.join(str(e).split())[:200]}") from e

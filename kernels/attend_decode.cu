@@ -1,0 +1,202 @@
+// Attention of a decode step: a few rows, each over its own sequence, read at the speed of memory.
+//
+// out[r, h] = sum_t p[t] v[t], p = softmax over the tokens t in [low, high) of q[r, h] . k[t] / sqrt(D),
+// high = visible[r], low = window ? max(0, high - window) : 0; query head h uses k/v head h / (heads / kv_heads).
+//
+// Work is cut along the tokens: a warp takes TOKENS neighbours, a block's 8 warps a tile, a split is `per` tiles and
+// belongs to one block. `per` follows from the row's own range alone (one tile while at most SPLITS of them cover it,
+// else the next power of two), every sum has a fixed order, and so a row's bits depend on nothing but its own sequence:
+// not on the grid, not on the batch. All query heads of a k/v head ride in one mma, so k and v are read once.
+#include "attend_decode.cuh"
+
+#ifdef OSTINATO_EMULATOR
+constexpr bool EARLY = false;  // the emulator knows whole arrays: to it the kernel before this one writes all of the cache
+#else
+constexpr bool EARLY = true;  // start on the tokens of earlier steps before grid_wait
+#endif
+
+// Shared memory while the warps' parts of a split are put together. Lines of 33 floats: neighbouring pairs of dims lie
+// in neighbouring lines and are read at once.
+template <int D, int NT>
+struct Merge {
+    static constexpr int LINES = 4 * NT * (D / 16), LINE = 33;
+    static constexpr int FLOATS = WARPS * LINES * LINE;
+
+    static __device__ __forceinline__ int line(int warp, int e, int n, int i) {
+        return (warp * LINES + (e * NT + n) * (D / 16) + i) * LINE;
+    }
+};
+
+// Writes out or partials for dims 2 p, 2 p + 1 of head h.
+template <class T>
+__device__ __forceinline__ void write_result(T* out, float lo, float hi, float sum) {
+    float scale = sum > 0.f ? 1.f / sum : 0.f;
+    *reinterpret_cast<Pair<T>*>(out) = make_pair2<T>(lo * scale, hi * scale);
+}
+
+// The block's warps' parts of one split, added in the order of the warps. One split: straight into out. More: sums to
+// `partial` [count, D], largest score and sum of weights to `stats` [count].
+template <class T, int D, int NT>
+__device__ __forceinline__ void merge_warps(Part<T, D, NT>& part, float* shared, int count, bool only, T* out,
+                                            float* partial, float2* stats) {
+    using M = Merge<D, NT>;
+    __shared__ float2 seen[WARPS][8 * NT];  // largest, sum
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+#pragma unroll
+    for (int n = 0; n < NT; n++) {
+        float sum = warp_sum<4>(part.sum[n]);
+        if (lane % 4 == 0) seen[warp][8 * n + lane / 4] = make_float2(part.largest[n], sum);
+#pragma unroll
+        for (int i = 0; i < D / 16; i++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) shared[M::line(warp, e, n, i) + lane] = part.acc[n][i][e];
+    }
+    __syncthreads();
+#pragma unroll 1
+    for (int u = threadIdx.x; u < count * (D / 2); u += THREADS) {
+        int h = u / (D / 2), p = u % (D / 2);
+        int2 place = place_of_pair<D>(p);
+        int from = M::line(0, h & 1, h / 8, place.y) + place.x * 4 + h % 8 / 2;
+        float top = seen[0][h].x;
+#pragma unroll
+        for (int w = 1; w < WARPS; w++) top = fmaxf(top, seen[w][h].x);
+        float base = finite(top), sum = 0.f, lo = 0.f, hi = 0.f;
+#pragma unroll 2
+        for (int w = 0; w < WARPS; w++) {
+            float scale = exp2_approx(seen[w][h].x - base);
+            const float* a = shared + from + w * M::LINES * M::LINE;
+            sum += scale * seen[w][h].y, lo += scale * a[0], hi += scale * a[2 * NT * (D / 16) * M::LINE];
+        }
+        if (only) {
+            write_result<T>(out + h * D + 2 * p, lo, hi, sum);
+        } else {
+            *reinterpret_cast<float2*>(partial + h * D + 2 * p) = make_float2(lo, hi);
+            if (p == 0) stats[h] = make_float2(top, sum);
+        }
+    }
+}
+
+// All splits of a row and k/v head, added in their order. partial [splits, *, D] with `stride` floats from one split to
+// the next, stats [splits, HEADS].
+template <class T, int D, int HEADS>
+__device__ __forceinline__ void merge_splits(float2* shared, int count, int splits, const float* partial, int stride,
+                                             const float2* stats, T* out) {
+    for (int i = threadIdx.x; i < splits * HEADS; i += THREADS)
+        if (i % HEADS < count) shared[i] = __ldcg(stats + i);
+    __syncthreads();
+#pragma unroll 1
+    for (int u = threadIdx.x; u < count * (D / 2); u += THREADS) {
+        int h = u / (D / 2), p = u % (D / 2);
+        float top = shared[h].x;
+        for (int s = 1; s < splits; s++) top = fmaxf(top, shared[s * HEADS + h].x);
+        float base = finite(top), sum = 0.f, lo = 0.f, hi = 0.f;
+#pragma unroll 8
+        for (int s = 0; s < splits; s++) {
+            float2 a = __ldcg(reinterpret_cast<const float2*>(partial + s * stride + h * D + 2 * p));
+            float2 seen = shared[s * HEADS + h];
+            float scale = exp2_approx(seen.x - base);
+            sum += scale * seen.y, lo += scale * a.x, hi += scale * a.y;
+        }
+        write_result<T>(out + h * D + 2 * p, lo, hi, sum);
+    }
+}
+
+// The block that comes last of `blocks`, in all its threads; it leaves the ticket at 0 for the next launch.
+__device__ __forceinline__ bool comes_last(unsigned* ticket, unsigned blocks) {
+    __shared__ bool last;
+    __threadfence();  // this block's partials are written before its ticket
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        last = atomicAdd(ticket, 1u) == blocks - 1;
+        if (last) *ticket = 0u;
+    }
+    __syncthreads();
+    __threadfence();
+    return last;
+}
+
+// qkv [rows, (heads + 2 kv_heads) D], of which q is read. keys, values [P, kv_heads, PAGE, D]. table [*, pages].
+// partial [rows, blocks y, slots, 8 NT, D] and stats [rows, blocks y, slots, 8 NT]: for rows of more than one split,
+// slots >= the splits of any row. tickets [rows, blocks y], all 0. scale = log2(e) / sqrt(D).
+//
+// LAUNCH: grid (any; blocks share out a row's splits, kv_heads ceil(heads / kv_heads / 8 NT), rows), block 256, dynamic
+//   shared memory 4 Merge<D, NT>::FLOATS, dependent.
+// PRECOND: rows <= 32; a row's tokens but those at the positions of this step's rows, and seqs, positions, visible and
+//   table, were complete when this step's first kernel started: they are read before the wait.
+template <class T, int D, int NT>
+__global__ void __launch_bounds__(THREADS, 1)
+    attend_decode(const T* qkv, const int* seqs, const int* positions, const int* visible, const int* table,
+                  const T* keys, const T* values, T* out, float* partial, float2* stats, unsigned* tickets, int rows,
+                  int heads, int kv_heads, int pages, int window, int slots, float scale) {
+    using P = Part<T, D, NT>;
+    constexpr int HEADS = 8 * NT;
+    extern __shared__ float shared[];
+    grid_launch();
+    if (!EARLY) grid_wait();
+    const int row = blockIdx.z, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int group = heads / kv_heads, chunks = (group + HEADS - 1) / HEADS;
+    const int kv = blockIdx.y / chunks, chunk = blockIdx.y % chunks;
+    const int head = kv * group + chunk * HEADS, count = min(HEADS, group - chunk * HEADS);
+    const int seq = __ldcg(seqs + row);
+    const Cut cut = cut_row<P::TILE>(__ldcg(visible + row), window);
+    if (blockIdx.x >= cut.splits) return grid_wait();
+
+    // Tokens from `fresh` on may be written by the kernel before this one.
+    int fresh = cut.high;
+    if (lane < rows && __ldcg(seqs + lane) == seq) fresh = min(fresh, __ldcg(positions + lane));
+    fresh = __reduce_min_sync(0xffffffffu, fresh);
+
+    P part;
+    auto seek = [&](int tile) {  // to the warp's tokens of a tile
+        part.start = tile * P::TILE + warp * P::TOKENS;
+        size_t page = part.start < cut.high ? __ldcg(table + size_t(seq) * pages + part.start / PAGE) : 0;
+        part.rows = ((page * kv_heads + kv) * PAGE + part.start % PAGE) * D;
+    };
+    int split = blockIdx.x, tile = cut.first + split * cut.per;
+    seek(tile);
+    const bool settled = part.start + P::TOKENS <= fresh;
+    if constexpr (P::AHEAD) {
+        if (settled) part.load_keys(keys, cut, lane), part.load_values(values, cut, lane);
+    }
+    part.clear();
+    grid_wait();
+    const T* query = qkv + (size_t(row) * (heads + 2 * kv_heads) + head) * D;
+    if constexpr (P::AHEAD) {
+        if (!settled) part.load_keys(keys, cut, lane), part.load_values(values, cut, lane);
+    }
+    const size_t place = size_t(row) * gridDim.y + blockIdx.y;
+    while (true) {
+        float score[P::TOKENS / 8][4];
+        Pair<T> p[NT][P::TOKENS / 8];
+        part.scores(score, query, count, keys, cut, scale, lane);
+        // The next tile of this block: of the same split, or of its next one.
+        bool ends = ++tile == min(cut.first + (split + 1) * cut.per, cut.end);
+        int next = ends ? split + gridDim.x : split;
+        bool more = next < cut.splits;
+        if (ends) tile = cut.first + next * cut.per;
+        part.weigh(score, p, lane);
+        if constexpr (P::AHEAD) {
+            if (more) seek(tile), part.load_keys(keys, cut, lane);
+        }
+        part.accumulate(values, p, cut, lane);
+        if (more) {
+            if constexpr (P::AHEAD)
+                part.load_values(values, cut, lane);
+            else
+                seek(tile);
+        }
+        if (ends) {
+            size_t slot = place * slots + split;
+            merge_warps<T, D, NT>(part, shared, count, cut.splits == 1, out + (size_t(row) * heads + head) * D,
+                                  partial + slot * HEADS * D, stats + slot * HEADS);
+            if (!more) break;
+            part.clear();
+            __syncthreads();  // the shared sums are read before the next ones are written
+        }
+        split = next;
+    }
+    if (cut.splits > 1 && comes_last(tickets + place, min(int(gridDim.x), cut.splits)))
+        merge_splits<T, D, HEADS>(reinterpret_cast<float2*>(shared), count, cut.splits,
+                                  partial + place * slots * HEADS * D, HEADS * D, stats + place * slots * HEADS,
+                                  out + (size_t(row) * heads + head) * D);
+}

@@ -1,0 +1,171 @@
+// One warp's part of decode attention: how a row's tokens are cut, and query heads against 16 or 32 tokens in registers.
+// attend_decode.cu says what it is for and puts the parts together.
+#pragma once
+#include "attend.cuh"
+#include "reduce.cuh"
+
+constexpr int WARPS = 8, THREADS = 32 * WARPS;
+constexpr int SPLITS = 64;  // most parts that a row is cut into
+
+// Which tokens a row sees and how they are cut.
+struct Cut {
+    int low, high;   // tokens [low, high)
+    int first, end;  // tiles [first, end)
+    int per;         // tiles in a split
+    int splits;
+};
+
+template <int TILE>
+__device__ __forceinline__ Cut cut_row(int visible, int window) {
+    Cut c;
+    c.high = visible;
+    c.low = window > 0 ? max(0, visible - window) : 0;
+    c.first = c.low / TILE;
+    c.end = max(c.first + 1, (c.high + TILE - 1) / TILE);
+    c.per = 1;
+    while ((c.end - c.first + c.per - 1) / c.per > SPLITS) c.per *= 2;
+    c.splits = (c.end - c.first + c.per - 1) / c.per;
+    return c;
+}
+
+template <bool first, class A, class B>
+struct Choose {
+    using type = A;
+};
+template <class A, class B>
+struct Choose<false, A, B> {
+    using type = B;
+};
+
+// One warp's part of a split: 8 NT query heads against its tokens of each tile. Lane l has g = l / 4, q = l % 4.
+template <class T, int D, int NT>
+struct Part {
+    static constexpr bool AHEAD = sizeof(T) * D * NT <= 256;  // registers suffice to load a tile ahead
+    static constexpr int TOKENS = AHEAD && sizeof(T) == 2 ? 32 : 16;  // of a warp in a tile
+    static constexpr int TILE = WARPS * TOKENS;
+    static constexpr int HELD = AHEAD ? TOKENS / 16 : 1;  // 16-token blocks of keys and values in registers
+
+    using Load = typename Choose<AHEAD, PastL1, Plainly>::type;
+
+    Pair<T> k[2 * HELD][D / 8];    // of tokens 8 j + g
+    Pair<T> v[HELD][4][D / 16];    // of tokens 16 i + 2 q + {0, 1, 8, 9}
+    float acc[NT][D / 16][4];      // of a pair of dims: (lo, head 2 q) (lo, head 2 q + 1) (hi, 2 q) (hi, 2 q + 1)
+    float largest[NT], sum[NT];    // of heads g + 8 n; sum only over this lane's tokens
+    size_t rows;                   // where the warp's first token is in the keys, and in the values
+    int start;                     // the warp's first token
+
+    __device__ __forceinline__ void clear() {
+#pragma unroll
+        for (int n = 0; n < NT; n++) {
+            largest[n] = nothing(), sum[n] = 0.f;
+#pragma unroll
+            for (int i = 0; i < D / 16; i++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) acc[n][i][e] = 0.f;
+        }
+    }
+
+    // Key of token 8 j + g, or zeros if the row does not see it.
+    __device__ __forceinline__ void load_key(Pair<T> (&k)[D / 8], const T* keys, int j, const Cut& c, int lane) {
+        int t = 8 * j + lane / 4;
+#pragma unroll
+        for (int i = 0; i < D / 8; i++) k[i] = {};
+        if (start + t >= c.low && start + t < c.high) load_quarter<D>(keys + rows + t * D, lane % 4, Load(), k);
+    }
+
+    // The four values that belong together. Zeros matter: a weight of 0 does not make up for a NaN in memory nobody wrote.
+    __device__ __forceinline__ void load_value(Pair<T> (&v)[4][D / 16], const T* values, int i, const Cut& c, int lane) {
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            int t = 16 * i + 2 * (lane % 4) + (e & 1) + 8 * (e >> 1);
+#pragma unroll
+            for (int p = 0; p < D / 16; p++) v[e][p] = {};
+            if (start + t >= c.low && start + t < c.high) load_eighth<D>(values + rows + t * D, lane / 4, Load(), v[e]);
+        }
+    }
+
+    __device__ __forceinline__ void load_keys(const T* keys, const Cut& c, int lane) {
+#pragma unroll
+        for (int j = 0; j < 2 * HELD; j++) load_key(k[j], keys, j, c, lane);
+    }
+
+    __device__ __forceinline__ void load_values(const T* values, const Cut& c, int lane) {
+#pragma unroll
+        for (int i = 0; i < HELD; i++) load_value(v[i], values, i, c, lane);
+    }
+
+    // score[j]: heads g and g + 8 of the `count` at `query` with tokens 8 j + 2 q and the next, in units of log2; then
+    // k is free.
+    __device__ __forceinline__ void scores(float (&score)[TOKENS / 8][4], const T* query, int count, const T* keys,
+                                           const Cut& c, float scale, int lane) {
+        Pair<T> q[NT][D / 8];
+#pragma unroll
+        for (int n = 0; n < NT; n++) {
+            int h = min(8 * n + lane / 4, count - 1);  // beyond `count` anything will do
+            load_quarter<D>(query + h * D, lane % 4, Plainly(), q[n]);
+        }
+
+        if constexpr (!AHEAD) load_keys(keys, c, lane);
+#pragma unroll
+        for (int j = 0; j < TOKENS / 8; j++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) score[j][e] = 0.f;
+#pragma unroll
+        for (int i = 0; i < D / 8; i += 2)
+#pragma unroll
+            for (int j = 0; j < TOKENS / 8; j++) {
+                Pair<T> none = {};
+                mma_pairs<T>(score[j], q[0][i], NT == 2 ? q[NT - 1][i] : none, q[0][i + 1],
+                             NT == 2 ? q[NT - 1][i + 1] : none, k[j][i], k[j][i + 1]);
+            }
+#pragma unroll
+        for (int j = 0; j < TOKENS / 8; j++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                int t = start + 8 * j + 2 * (lane % 4) + (e & 1);
+                score[j][e] = t >= c.low && t < c.high ? score[j][e] * scale : nothing();
+            }
+    }
+
+    // Scores become weights; what was summed before is scaled to the new largest score.
+    __device__ __forceinline__ void weigh(float (&score)[TOKENS / 8][4], Pair<T> (&p)[NT][TOKENS / 8], int lane) {
+#pragma unroll
+        for (int n = 0; n < NT; n++) {
+            float top = largest[n];
+#pragma unroll
+            for (int j = 0; j < TOKENS / 8; j++) top = fmaxf(top, fmaxf(score[j][2 * n], score[j][2 * n + 1]));
+            top = warp_max<4>(top);
+            float base = finite(top), scale = exp2_approx(largest[n] - base);
+            largest[n] = top, sum[n] *= scale;
+#pragma unroll
+            for (int j = 0; j < TOKENS / 8; j++) {
+                p[n][j] = make_pair2<T>(exp2_approx(score[j][2 * n] - base), exp2_approx(score[j][2 * n + 1] - base));
+                float2 rounded = unpack(p[n][j]);
+                sum[n] += rounded.x + rounded.y;
+            }
+            float even = __shfl_sync(0xffffffffu, scale, lane % 4 * 8);
+            float odd = __shfl_sync(0xffffffffu, scale, lane % 4 * 8 + 4);
+#pragma unroll
+            for (int i = 0; i < D / 16; i++)
+                acc[n][i][0] *= even, acc[n][i][1] *= odd, acc[n][i][2] *= even, acc[n][i][3] *= odd;
+        }
+    }
+
+    // acc += weights times values; then v is free.
+    __device__ __forceinline__ void accumulate(const T* values, Pair<T> (&p)[NT][TOKENS / 8], const Cut& c, int lane) {
+#pragma unroll
+        for (int i = 0; i < TOKENS / 16; i++) {
+            Pair<T>(&value)[4][D / 16] = v[AHEAD ? i : 0];
+            if constexpr (!AHEAD) load_value(value, values, i, c, lane);
+#pragma unroll
+            for (int d = 0; d < D / 16; d++) {
+                transpose(value[0][d], value[1][d]);
+                transpose(value[2][d], value[3][d]);
+#pragma unroll
+                for (int n = 0; n < NT; n++)
+                    mma_pairs<T>(acc[n][d], value[0][d], value[1][d], value[2][d], value[3][d], p[n][2 * i],
+                                 p[n][2 * i + 1]);
+            }
+        }
+    }
+};

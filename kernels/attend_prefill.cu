@@ -1,0 +1,195 @@
+// Attention of a prompt: many rows in tiles of 64, on tensor cores, keys and values from the paged cache.
+//
+// out[r, h] = sum_t p[t] v[t], p = softmax over the tokens t in [low, high) of q[r, h] . k[t] / sqrt(D),
+// high = visible[r], low = window ? max(0, high - window) : 0; query head h uses k/v head h / (heads / kv_heads).
+//
+// A block takes one tile of rows and one query head, a warp 16 rows; keys come KEYS at a time through shared memory.
+// Steps start at multiples of KEYS whatever the row, and a step of which a row sees nothing changes no bit of it: so its
+// bits depend on its own visible range, not on where a prompt was cut or what else is in the batch.
+#include "attend.cuh"
+#include "reduce.cuh"
+
+constexpr int ROWS = 64, THREADS = 128;
+
+// Shared memory of one step. The lengths of lines are such that a warp's loads touch every bank once.
+template <class T, int D>
+struct Tile {
+    static constexpr int BYTES = D * sizeof(T);
+    static constexpr int KEYS = BYTES > 512 ? 32 : 64;
+    static constexpr int KEY_LINE = (BYTES + (128 + (sizeof(T) == 2 ? 64 : 16) - BYTES % 128) % 128) / sizeof(T);
+    static constexpr int VALUE_LINE = (BYTES + 16) / sizeof(T);
+    static constexpr int SIZE = KEYS * (KEY_LINE + VALUE_LINE);             // elements
+    static constexpr int STAGES = 2 * SIZE * sizeof(T) <= 96 * 1024 ? 2 : 1;  // 1 where two would not fit on every GPU
+};
+
+// Copies the keys and values of tokens [start, start + KEYS); those outside [low, high) become zeros, so that a weight
+// of 0 meets no NaN. Ends with a commit.
+template <class T, int D>
+__device__ __forceinline__ void fetch(T* shared, const T* keys, const T* values, const int* table, int kv, int kv_heads,
+                                      int start, int low, int high) {
+    using S = Tile<T, D>;
+    constexpr int CHUNK = 16 / sizeof(T), CHUNKS = D / CHUNK;
+    size_t base = ((size_t(table[start / PAGE]) * kv_heads + kv) * PAGE + start % PAGE) * D;
+#pragma unroll
+    for (int i = threadIdx.x; i < S::KEYS * CHUNKS; i += THREADS) {
+        int t = i / CHUNKS, c = i % CHUNKS * CHUNK;
+        int bytes = start + t >= low && start + t < high ? 16 : 0;
+        cp_async16(shared + t * S::KEY_LINE + c, keys + base + t * D + c, bytes);
+        cp_async16(shared + S::KEYS * S::KEY_LINE + t * S::VALUE_LINE + c, values + base + t * D + c, bytes);
+    }
+    cp_async_commit();
+}
+
+// The two B operands for dims 16 d .. 16 d + 15 and tokens 16 i .. 16 i + 15 of the values: x y, and z w.
+template <class T, int D>
+__device__ __forceinline__ void load_values(const T* values, int i, int d, int lane, Pair<T> (&b)[4]) {
+    constexpr int LINE = Tile<T, D>::VALUE_LINE;
+    if constexpr (sizeof(T) == 2) {
+        uint4 v = ldmatrix_x4_trans(values + (16 * i + lane % 16) * LINE + 16 * d + lane / 16 * 8);
+        b[0] = {v.x}, b[1] = {v.y}, b[2] = {v.z}, b[3] = {v.w};
+    } else {
+        const T* v = values + (16 * i + 2 * (lane % 4)) * LINE + 16 * d + lane / 4;
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            const T* at = v + e % 2 * 8 * LINE + e / 2 * 8;
+            b[e] = make_pair2<T>(at[0], at[LINE]);
+        }
+    }
+}
+
+// 16 rows of a warp against one step. Lane l has g = l / 4, q = l % 4 and rows g and g + 8.
+template <class T, int D>
+struct Rows {
+    static constexpr int KEYS = Tile<T, D>::KEYS;
+
+    float acc[D / 8][4];  // dims 8 d + 2 q and the next: of row g, of row g + 8
+    float largest[2], sum[2];
+    int low[2], high[2];  // what the rows see
+
+    // score[j]: tokens 8 j + 2 q and the next: of row g, of row g + 8, in units of log2.
+    __device__ __forceinline__ void scores(float (&score)[KEYS / 8][4], const Pair<T> (&query)[2][D / 8], const T* keys,
+                                           int start, float scale, int lane) {
+#pragma unroll
+        for (int j = 0; j < KEYS / 8; j++) {
+            Pair<T> k[D / 8];
+            load_quarter<D>(keys + (8 * j + lane / 4) * Tile<T, D>::KEY_LINE, lane % 4, Plainly(), k);
+#pragma unroll
+            for (int e = 0; e < 4; e++) score[j][e] = 0.f;
+#pragma unroll
+            for (int i = 0; i < D / 8; i += 2)
+                mma_pairs<T>(score[j], query[0][i], query[1][i], query[0][i + 1], query[1][i + 1], k[i], k[i + 1]);
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                int t = start + 8 * j + 2 * (lane % 4) + e % 2;
+                score[j][e] = t >= low[e / 2] && t < high[e / 2] ? score[j][e] * scale : nothing();
+            }
+        }
+    }
+
+    // Scores become weights, rounded to T as the product will use them; earlier sums are scaled to the new largest score.
+    __device__ __forceinline__ void weigh(float (&score)[KEYS / 8][4], Pair<T> (&p)[KEYS / 8][2]) {
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            float top = largest[r];
+#pragma unroll
+            for (int j = 0; j < KEYS / 8; j++) top = fmaxf(top, fmaxf(score[j][2 * r], score[j][2 * r + 1]));
+            top = warp_max<4>(top);
+            float base = finite(top), scale = exp2_approx(largest[r] - base);
+            largest[r] = top, sum[r] *= scale;
+#pragma unroll
+            for (int j = 0; j < KEYS / 8; j++) {
+                p[j][r] = make_pair2<T>(exp2_approx(score[j][2 * r] - base), exp2_approx(score[j][2 * r + 1] - base));
+                float2 rounded = unpack(p[j][r]);
+                sum[r] += rounded.x + rounded.y;
+            }
+#pragma unroll
+            for (int d = 0; d < D / 8; d++) acc[d][2 * r] *= scale, acc[d][2 * r + 1] *= scale;
+        }
+    }
+
+    __device__ __forceinline__ void accumulate(const Pair<T> (&p)[KEYS / 8][2], const T* values, int lane) {
+#pragma unroll
+        for (int i = 0; i < KEYS / 16; i++)
+#pragma unroll
+            for (int d = 0; d < D / 16; d++) {
+                Pair<T> v[4];
+                load_values<T, D>(values, i, d, lane, v);
+#pragma unroll
+                for (int half = 0; half < 2; half++)
+                    mma_pairs<T>(acc[2 * d + half], p[2 * i][0], p[2 * i][1], p[2 * i + 1][0], p[2 * i + 1][1],
+                                 v[2 * half], v[2 * half + 1]);
+            }
+    }
+};
+
+// qkv [rows, (heads + 2 kv_heads) D], of which q is read. keys, values [P, kv_heads, PAGE, D]. table [*, pages].
+// out [rows, heads D]. scale = log2(e) / sqrt(D).
+//
+// LAUNCH: grid (rows / 64, heads), block 128, dynamic shared memory Tile::STAGES Tile::SIZE sizeof(T), dependent.
+// PRECOND: rows a multiple of 64; rows 64 i .. 64 i + 63 are of the sequence of row 64 i, or of the spare one.
+template <class T, int D>
+__global__ void __launch_bounds__(THREADS)
+    attend_prefill(const T* qkv, const int* seqs, const int* visible, const int* table, const T* keys, const T* values,
+                   T* out, int heads, int kv_heads, int pages, int window, float scale) {
+    using S = Tile<T, D>;
+    extern __shared__ uint4 memory[];
+    T* shared = reinterpret_cast<T*>(memory);
+    grid_launch();
+    grid_wait();
+    const int lane = threadIdx.x % 32, head = blockIdx.y, kv = head / (heads / kv_heads);
+    const int first = (gridDim.x - 1 - blockIdx.x) * ROWS;  // the last tiles see most: they start first
+    const int seq = seqs[first], row = first + threadIdx.x / 32 * 16 + lane / 4;
+    table += size_t(seq) * pages;
+
+    // What any row of the tile sees. Spare rows in a real tile see nothing: they read none of its tokens.
+    int low = 0x7fffffff, high = 0;
+#pragma unroll
+    for (int r = lane; r < ROWS; r += 32)
+        if (seqs[first + r] == seq) {
+            int v = visible[first + r];
+            high = max(high, v), low = min(low, window > 0 ? max(0, v - window) : 0);
+        }
+    low = __reduce_min_sync(0xffffffffu, low), high = __reduce_max_sync(0xffffffffu, high);
+
+    Rows<T, D> rows;
+    Pair<T> query[2][D / 8];
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        rows.high[r] = seqs[row + 8 * r] == seq ? visible[row + 8 * r] : 0;
+        rows.low[r] = window > 0 ? max(0, rows.high[r] - window) : 0;
+        rows.largest[r] = nothing(), rows.sum[r] = 0.f;
+        load_quarter<D>(qkv + (size_t(row + 8 * r) * (heads + 2 * kv_heads) + head) * D, lane % 4, Plainly(), query[r]);
+    }
+#pragma unroll
+    for (int d = 0; d < D / 8; d++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) rows.acc[d][e] = 0.f;
+
+    int start = low / S::KEYS * S::KEYS, stage = 0;
+    if (S::STAGES == 2) fetch<T, D>(shared, keys, values, table, kv, kv_heads, start, low, high);
+    for (; start < high; start += S::KEYS) {
+        if (S::STAGES == 1) {
+            __syncthreads();  // the last step has been read
+            fetch<T, D>(shared, keys, values, table, kv, kv_heads, start, low, high);
+        }
+        cp_async_wait<0>();
+        __syncthreads();  // this step is there for all, and the one before has been read
+        const T* here = shared + stage * S::SIZE;
+        stage = (stage + 1) % S::STAGES;
+        if (S::STAGES == 2 && start + S::KEYS < high)
+            fetch<T, D>(shared + stage * S::SIZE, keys, values, table, kv, kv_heads, start + S::KEYS, low, high);
+        float score[S::KEYS / 8][4];
+        Pair<T> p[S::KEYS / 8][2];
+        rows.scores(score, query, here, start, scale, lane);
+        rows.weigh(score, p);
+        rows.accumulate(p, here + S::KEYS * S::KEY_LINE, lane);
+    }
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        float sum = warp_sum<4>(rows.sum[r]), inverse = sum > 0.f ? 1.f / sum : 0.f;
+        Pair<T>* to = reinterpret_cast<Pair<T>*>(out + (size_t(row + 8 * r) * heads + head) * D + 2 * (lane % 4));
+#pragma unroll
+        for (int d = 0; d < D / 8; d++)
+            to[4 * d] = make_pair2<T>(rows.acc[d][2 * r] * inverse, rows.acc[d][2 * r + 1] * inverse);
+    }
+}

@@ -1,0 +1,149 @@
+// Products of a packed weight matrix with at most 16 columns of x: what a decode step spends its time on.
+//
+//   out[r, n] = sum_k x[r, k] W[n, k]          x [R, K], R <= 8 COLS <= 16, W packed (packed.cuh), sums float32
+//
+// A block takes groups of TILES row tiles, one after the other. Its WARPS warps share out the k tiles of a group: warp w
+// takes w, w + WARPS, ..., DEPTH of them in flight, the first of the next group included, so that the stream of weights
+// never stops. The warps' sums meet in shared memory and are added in the order of the warps. That order depends on
+// WARPS and K and on nothing else, and a column of an mma does not influence another one: so a row of x gives the same
+// bits alone and in every batch, whatever TILES, COLS, DEPTH, BLOCKS and the source of x.
+//
+// The first weights are on their way before grid_wait(): they are constant, x is what the kernel before writes.
+//
+// SOURCE of x (columns.cuh): DIRECT, STAGED, or NORM, which normalises rows of the residual stream on the way in.
+// LAUNCH: grid at most the number of groups, ceil(tiles / TILES), block 32 * WARPS, dependent;
+//         dynamic shared memory: reduction, 2 * WARPS * TILES * COLS * 512 bytes; unless DIRECT also R * row_stride(K)
+//         elements of T; with NORM also 16 * WARPS floats.
+// PRECOND: K % 16 == 0; x 16-byte aligned; 1 <= R <= 8 * COLS.
+#include "columns.cuh"
+#include "epilogue.cuh"
+
+// A lane's accumulators of one group, added up over the warps and handed to the epilogue.
+// red: WARPS x (TILES * COLS * 4) x 32 floats, not read any more by anyone when this is called.
+template <int WARPS, int TILES, int COLS, class Epilogue>
+__device__ __forceinline__ void reduce(const float (&acc)[TILES][COLS][4], float* red, int first_tile, int tiles, int rows,
+                                       const Epilogue& epilogue) {
+    constexpr int SUMS = TILES * COLS * 4;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#pragma unroll
+    for (int r = 0; r < TILES; r++)
+#pragma unroll
+        for (int c = 0; c < COLS; c++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) red[(warp * SUMS + (r * COLS + c) * 4 + i) * 32 + lane] = acc[r][c][i];
+    __syncthreads();
+    // One thread a pair of rows g, g + 8 of one column.
+    for (int e = threadIdx.x; e < SUMS * 16; e += WARPS * 32) {
+        int l = e % 32, i = e / 32 % 2, rc = e / 64, tile = first_tile + rc / COLS, column = rc % COLS * 8 + l % 4 * 2 + i;
+        if (tile >= tiles || column >= rows) continue;
+        float a = 0.f, b = 0.f;
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) {
+            const float* sums = red + (w * SUMS + rc * 4 + i) * 32 + l;
+            a += sums[0];
+            b += sums[64];
+        }
+        epilogue(tile, l / 4, column, a, b);
+    }
+}
+
+template <class T, int SOURCE, int WARPS, int TILES, int COLS, int DEPTH, class Epilogue>
+__device__ __forceinline__ void product(const T* weight, const typename Input<T, SOURCE>::type* x, const float* norm,
+                                        float eps, const int* index, int rows, int k, int tiles, const Epilogue& epilogue) {
+    extern __shared__ float4 memory[];
+    constexpr int RED = WARPS * TILES * COLS * 128;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int tiles_k = k / 16, groups = (tiles + TILES - 1) / TILES;
+    const int steps = ((tiles_k + WARPS - 1) / WARPS + DEPTH - 1) / DEPTH * DEPTH;
+    float* red = reinterpret_cast<float*>(memory);
+    grid_launch();
+
+    FragmentA<T> a[TILES][DEPTH];
+    FragmentB<T> b[COLS][DEPTH];
+    auto load_weights = [&](int u, int group, int kt) {
+#pragma unroll
+        for (int r = 0; r < TILES; r++) {
+            int tile = group * TILES + r;
+            if (TILES == 1 || tile < tiles) a[r][u] = load_a(weight + ((static_cast<size_t>(tile) * tiles_k + kt) * 32 + lane) * 8);
+        }
+    };
+#pragma unroll
+    for (int u = 0; u < DEPTH; u++)
+        if (warp + u * WARPS < tiles_k) load_weights(u, blockIdx.x, warp + u * WARPS);
+#pragma unroll
+    for (int u = 0; u < DEPTH; u++)
+#pragma unroll
+        for (int r = 0; r < TILES; r++) pin_a<T>(a[r][u]);
+    grid_wait();
+
+    const T* column[COLS];  // a lane's four k of tile 0; those of the next tile are 16 elements further
+    T* staged = reinterpret_cast<T*>(red + 2 * RED + (SOURCE == NORM ? 16 * WARPS : 0));
+    if constexpr (SOURCE == NORM) normalise<T, WARPS>(x, index, norm, eps, rows, k, staged, red + 2 * RED);
+    if constexpr (SOURCE == STAGED) stage<T, WARPS * 32>(x, rows, k, staged);
+#pragma unroll
+    for (int c = 0; c < COLS; c++) {
+        int r = min(c * 8 + lane / 4, rows - 1);
+        if constexpr (SOURCE == DIRECT) column[c] = x + static_cast<size_t>(r) * k + lane % 4 * 4;
+        else column[c] = staged + r * row_stride(k) + lane % 4 * 4;
+    }
+    auto load_columns = [&](int u, int kt) {
+#pragma unroll
+        for (int c = 0; c < COLS; c++) b[c][u] = load_b(column[c] + kt * 16);
+    };
+#pragma unroll
+    for (int u = 0; u < DEPTH; u++)
+        if (warp + u * WARPS < tiles_k) load_columns(u, warp + u * WARPS);
+
+    for (int group = blockIdx.x, turn = 0; group < groups; group += gridDim.x, turn ^= 1) {
+        float acc[TILES][COLS][4] = {};
+        for (int step = 0; step < steps; step += DEPTH) {
+            bool last = step + DEPTH >= steps;
+            int next = last ? group + gridDim.x : group, next_step = last ? 0 : step + DEPTH;
+#pragma unroll
+            for (int u = 0; u < DEPTH; u++) {
+                if (warp + (step + u) * WARPS < tiles_k) {
+#pragma unroll
+                    for (int c = 0; c < COLS; c++)
+#pragma unroll
+                        for (int r = 0; r < TILES; r++) multiply<T>(acc[r][c], a[r][u], b[c][u]);
+                }
+                int kt = warp + (next_step + u) * WARPS;
+                if (next < groups && kt < tiles_k) {
+                    load_weights(u, next, kt);
+                    load_columns(u, kt);
+                }
+            }
+        }
+        // Two buffers: who writes one has passed the barrier after which everybody had read it.
+        reduce<WARPS, TILES, COLS>(acc, red + turn * RED, group * TILES, tiles, rows, epilogue);
+    }
+}
+
+#define DECODE_SHAPE int WARPS, int TILES, int COLS, int DEPTH, int BLOCKS
+
+// out = x W^T + bias + residual.   x [R, K] T, or with NORM rows `index` of x [*, K] float32; out [R, N] Out
+template <class T, class Out, int SOURCE, DECODE_SHAPE>
+__global__ void __launch_bounds__(WARPS * 32, BLOCKS)
+    decode_store(const T* weight, const typename Input<T, SOURCE>::type* x, const float* norm, float eps, const int* index,
+                 int rows, int k, int n, int span, const float* bias, const float* residual, Out* out) {
+    Store<Out> store{n, span, bias, residual, out};
+    product<T, SOURCE, WARPS, TILES, COLS, DEPTH>(weight, x, norm, eps, index, rows, k, (n + 15) / 16, store);
+}
+
+// out = silu(gate) * up of the normalised rows of x.   weight [2 F, K] packed with span F / 8, x [R, K] float32, out [R, F] T
+template <class T, DECODE_SHAPE>
+__global__ void __launch_bounds__(WARPS * 32, BLOCKS)
+    decode_gate(const T* weight, const float* x, const float* norm, float eps, int rows, int k, int ffn, T* out) {
+    product<T, NORM, WARPS, TILES, COLS, DEPTH>(weight, x, norm, eps, nullptr, rows, k, ffn / 8, Gate<T>{ffn, out});
+}
+
+// Queries, keys and values of the normalised rows of x, rotated and stored: see Rotate.   x [R, K] float32
+template <class T, DECODE_SHAPE>
+__global__ void __launch_bounds__(WARPS * 32, BLOCKS)
+    decode_qkv(const T* weight, const float* x, const float* norm, float eps, int rows, int k, const float* bias,
+               const float* rope, const int* seqs, const int* positions, const int* table, int pages, T* qkv, T* keys,
+               T* values, int heads, int kv_heads, int head_dim) {
+    Rotate<T> rotate{heads, kv_heads, head_dim, pages, bias, rope, seqs, positions, table, qkv, keys, values};
+    product<T, NORM, WARPS, TILES, COLS, DEPTH>(weight, x, norm, eps, nullptr, rows, k,
+                                                (heads + 2 * kv_heads) * head_dim / 16, rotate);
+}

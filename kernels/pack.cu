@@ -1,0 +1,52 @@
+// Packing weights once at load, and reading rows back out of a packed table.
+#include "packed.cuh"
+
+// Rows first .. first + count of a matrix [N, K] into their places of its packed form; rows from N on become zeros.
+//   source [N - first at most, K] T, row-major: the row block that starts at row `first`
+//   packed [tiles, K / 16, 32, 8] T, see packed.cuh for span
+// LAUNCH: grid ceil(ceil(count / 8) * K / 16 * 32 / 256), block 256. A thread moves four k of one row.
+// PRECOND: K % 16 == 0; rows is a multiple of 16 * span, the padded N; present = rows of source, at most count.
+template <class T>
+__global__ void __launch_bounds__(256) pack(const T* source, T* packed, int first, int count, int present, int k, int span) {
+    int tiles_k = k / 16, q = threadIdx.x % 4, g = threadIdx.x / 4 % 8;
+    long long warp = (static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
+    int i = static_cast<int>(warp / tiles_k) * 8 + g, kt = static_cast<int>(warp % tiles_k);
+    if (i >= count) return;
+    T v[4];
+#pragma unroll
+    for (int j = 0; j < 4; j++) v[j] = i < present ? source[static_cast<size_t>(i) * k + kt * 16 + q * 4 + j] : from_float<T>(0.f);
+    // The inverse of first_row: within a group of 16 * span rows the second half are partners of the first.
+    int row = first + i, group = row / (16 * span), rest = row % (16 * span);
+    int half = rest / (8 * span), tile = group * span + rest % (8 * span) / 8, lane = rest % 8 * 4 + q;
+    T* out = packed + ((static_cast<size_t>(tile) * tiles_k + kt) * 32 + lane) * 8 + half * 2;
+    out[0] = v[0], out[1] = v[1];
+    out[4] = v[2], out[5] = v[3];
+}
+
+// out[r] = table[ids[r]] of a table packed with span 1.   ids [R], table [V, K] packed, out [R, K] float32
+// LAUNCH: grid R, block 128, dependent. PRECOND: 0 <= ids[r] < V, K % 16 == 0.
+template <class T>
+__global__ void __launch_bounds__(128) embed_packed(const int* ids, const T* table, float* out, int k) {
+    grid_launch();
+    grid_wait();  // ids may be what the step before has sampled
+    int id = ids[blockIdx.x], tiles_k = k / 16;
+    const T* tile = table + static_cast<size_t>(id / 16) * tiles_k * 256 + id % 8 * 32 + id % 16 / 8 * 2;
+    for (int i = threadIdx.x; i < k / 4; i += blockDim.x) {
+        const T* p = tile + (i / 4) * 256 + i % 4 * 8;
+        reinterpret_cast<float4*>(out + static_cast<size_t>(blockIdx.x) * k)[i] =
+            make_float4(to_float(p[0]), to_float(p[1]), to_float(p[4]), to_float(p[5]));
+    }
+}
+
+// The same from a plain table [V, K], for products by cuBLAS. LAUNCH and PRECOND as above.
+template <class T>
+__global__ void __launch_bounds__(128) embed_plain(const int* ids, const T* table, float* out, int k) {
+    grid_launch();
+    grid_wait();
+    const T* row = table + static_cast<size_t>(ids[blockIdx.x]) * k;
+    for (int i = threadIdx.x; i < k / 8; i += blockDim.x) {
+        float v[8];
+        load8(row + i * 8, v);
+        store8(out + static_cast<size_t>(blockIdx.x) * k + i * 8, v);
+    }
+}

@@ -1,0 +1,178 @@
+// Every PTX instruction that a kernel uses, one small function each.
+//
+// Nothing else in kernels/ holds inline assembly. Compiled with OSTINATO_EMULATOR (the tests, on a CPU) the same
+// functions come from emu/ptx.h, so a kernel is the same source on both.
+//
+// Fragments. A warp multiplies a 16 x 16 tile A by a 16 x 8 tile B; lane l has g = l / 4, q = l % 4. Which k a register
+// stands for is free as long as A and B agree; here a lane's four k are neighbours, k = 4q .. 4q + 3, so that a lane
+// loads its part of a column of B at once:
+//   A  [row g, k0 k1] [row g + 8, k0 k1] [row g, k2 k3] [row g + 8, k2 k3]      8 values: uint4, or float[8]
+//   B  [column g, k0 k1 k2 k3]                                                  4 values: uint2, or float[4]
+//   D  [row g, columns 2q 2q+1] [row g + 8, columns 2q 2q+1]                    4 float32
+// Operands that ldmatrix loaded carry k = 2q, 2q+1, 2q+8, 2q+9 instead; mma takes these as well.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#ifdef OSTINATO_EMULATOR
+#include "emu/ptx.h"
+#else
+
+#define PTX __device__ __forceinline__
+
+// -- matrix products: D += A B, one instruction a function ----------------------------------------------------------
+
+PTX void mma_bf16_m16n8k16(float (&d)[4], uint4 a, uint2 b) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
+}
+
+PTX void mma_f16_m16n8k16(float (&d)[4], uint4 a, uint2 b) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
+}
+
+// a: [row g, k q] [row g + 8, k q] [row g, k q + 4] [row g + 8, k q + 4], b: [k q] [k q + 4] of column g, as TF32 bits.
+PTX void mma_tf32_m16n8k8(float (&d)[4], uint4 a, uint2 b) {
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
+}
+
+// The nearest TF32 number (10 mantissa bits, ties away from zero), as float32 bits.
+PTX unsigned to_tf32(float x) {
+    unsigned bits;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+    return bits;
+}
+
+// -- shared memory to fragments: 8 x 8 tiles of 16-bit values ---------------------------------------------------------
+// Lane l gives the address of row l % 8 of tile l / 8 (16 bytes, 16-byte aligned; x2 uses lanes 0 to 15 only) and gets
+// of each tile row l / 4, columns 2 (l % 4) and the next; _trans: column l / 4, rows 2 (l % 4) and the next.
+
+PTX unsigned shared_address(const void* p) { return static_cast<unsigned>(__cvta_generic_to_shared(p)); }
+
+PTX uint4 ldmatrix_x4(const void* row) {
+    uint4 r;
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "r"(shared_address(row)) : "memory");
+    return r;
+}
+
+PTX uint2 ldmatrix_x2(const void* row) {
+    uint2 r;
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
+                 : "=r"(r.x), "=r"(r.y) : "r"(shared_address(row)) : "memory");
+    return r;
+}
+
+PTX uint4 ldmatrix_x4_trans(const void* row) {
+    uint4 r;
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "r"(shared_address(row)) : "memory");
+    return r;
+}
+
+PTX uint2 ldmatrix_x2_trans(const void* row) {
+    uint2 r;
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
+                 : "=r"(r.x), "=r"(r.y) : "r"(shared_address(row)) : "memory");
+    return r;
+}
+
+// -- asynchronous copies: 16 bytes, both addresses 16-byte aligned ----------------------------------------------------
+
+PTX void cp_async16(void* shared, const void* global) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(shared_address(shared)), "l"(global) : "memory");
+}
+
+// Copies the first `bytes` (0 to 16) and fills the rest with zeros; with 0 nothing is read.
+PTX void cp_async16(void* shared, const void* global, int bytes) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                 :: "r"(shared_address(shared)), "l"(global), "r"(bytes) : "memory");
+}
+
+PTX void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits until at most N of this thread's latest groups are still on their way; other threads need a barrier on top.
+template <int N>
+PTX void cp_async_wait() {
+    asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory");
+}
+
+// -- dependent launch (sm_90 and later; nothing below) ----------------------------------------------------------------
+
+// Blocks until the kernels launched before have ended and what they wrote can be seen.
+PTX void grid_wait() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Allows the next kernel to start; call it early, the next one waits by itself.
+PTX void grid_launch() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// -- loads and arithmetic -----------------------------------------------------------------------------------------------
+
+// 16 bytes that are read once in this kernel: weights. The memory must not change while the kernel runs.
+PTX uint4 load_stream(const uint4* p) {
+    uint4 v;
+    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+    return v;
+}
+
+// Keeps the load of v above what follows (a grid_wait): the compiler would move it down to its first use.
+PTX void pin(uint4 v) { asm volatile("" :: "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory"); }
+
+PTX void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" :: "l"(p)); }
+
+// 2^x within 2 units in the last place; results below 2^-126 are 0.
+PTX float exp2_approx(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+#undef PTX
+#endif  // OSTINATO_EMULATOR
+
+// -- D += A B for any storage type: mma<bf16>(d, a, b) ------------------------------------------------------------------
+
+template <class T>
+__device__ __forceinline__ void mma(float (&d)[4], uint4 a, uint2 b);
+
+template <>
+__device__ __forceinline__ void mma<__nv_bfloat16>(float (&d)[4], uint4 a, uint2 b) {
+    mma_bf16_m16n8k16(d, a, b);
+}
+
+template <>
+__device__ __forceinline__ void mma<__half>(float (&d)[4], uint4 a, uint2 b) {
+    mma_f16_m16n8k16(d, a, b);
+}
+
+// float32 operands as a sum of two TF32 numbers each; the product of the two small parts is below the last bit.
+template <class T>
+__device__ __forceinline__ void mma(float (&d)[4], const float (&a)[8], const float (&b)[4]) {
+    static_assert(sizeof(T) == 4, "16-bit operands come as uint4 and uint2");
+#pragma unroll
+    for (int half = 0; half < 2; half++) {  // k0 k1, then k2 k3
+        const float* x = a + 4 * half;
+        const float* y = b + 2 * half;
+        uint4 big = make_uint4(to_tf32(x[0]), to_tf32(x[2]), to_tf32(x[1]), to_tf32(x[3]));
+        uint4 small = make_uint4(to_tf32(x[0] - __uint_as_float(big.x)), to_tf32(x[2] - __uint_as_float(big.y)),
+                                 to_tf32(x[1] - __uint_as_float(big.z)), to_tf32(x[3] - __uint_as_float(big.w)));
+        uint2 big_b = make_uint2(to_tf32(y[0]), to_tf32(y[1]));
+        uint2 small_b = make_uint2(to_tf32(y[0] - __uint_as_float(big_b.x)), to_tf32(y[1] - __uint_as_float(big_b.y)));
+        mma_tf32_m16n8k8(d, small, big_b);
+        mma_tf32_m16n8k8(d, big, small_b);
+        mma_tf32_m16n8k8(d, big, big_b);
+    }
+}

@@ -1,0 +1,153 @@
+"""Compiles kernels for the CPU with the system's C++ compiler, once: results stay in a cache directory.
+
+Called by device.py for one instance, by conftest.py for many at once. A result is keyed by everything that went in:
+the kernel, its headers, the emulator, the flags, the compiler and the CPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+from ostinato.ops.device import KERNELS
+
+from .rewrite import kernel_parameters, rewrite
+
+HERE = Path(__file__).resolve().parent
+FLAGS = ["-std=c++17", "-fPIC", "-g1", "-DOSTINATO_EMULATOR", "-ffp-contract=off", "-fno-strict-aliasing"]
+KERNEL_FLAGS = [
+    *FLAGS, "-O1", "-Wl,-Bsymbolic", "-fno-gnu-unique", "-fno-threadsafe-statics", "-w",
+    "-fsanitize=alignment,bounds,shift-exponent,integer-divide-by-zero", "-fno-sanitize-recover=all",
+]  # fmt: skip
+RUNTIME_FLAGS = [*FLAGS, "-O3", "-march=native", "-Wall", "-Wextra", "-Werror"]
+_INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.M)
+
+
+class CompileError(Exception):
+    """The C++ compiler refused a kernel; the message is the compiler's."""
+
+
+@cache
+def compiler() -> str | None:
+    """The C++ compiler: $CXX, g++ or clang++; None if there is none."""
+    names = [name for name in (os.environ.get("CXX"), "g++", "clang++") if name]
+    return next((found for name in names if (found := shutil.which(name))), None)
+
+
+def cache_directory() -> Path:
+    """Where compiled kernels stay: ostinato/emulator in the user's cache directory."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    directory = Path(base) / "ostinato" / "emulator"
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+@cache
+def runtime() -> ctypes.CDLL:
+    """The compiled scheduler, to which kernels are linked when they are loaded."""
+    sources = sorted((HERE / "runtime").glob("*.cpp"))
+    target = cache_directory() / f"runtime-{_machine()}.so"
+    if not target.exists():
+        _compile([*RUNTIME_FLAGS, f"-I{HERE}", *map(str, sources)], target)
+    return ctypes.CDLL(str(target), mode=ctypes.RTLD_GLOBAL)
+
+
+def library(file: str, names: tuple[str, ...], directory: Path = KERNELS) -> Path:
+    """The shared library with the instances `names` of <directory>/<file>, compiled if it was not before."""
+    sources = _sources(file, directory)
+    entries = ", ".join(f"EMU_ENTRY({name})" for name in names)
+    entries = f'\nextern "C" const emu::Entry* const emu_entries[] = {{{entries}}};\n'
+    key = _digest(_machine(), *KERNEL_FLAGS, *sources.values(), entries)
+    target = cache_directory() / f"{Path(file).stem}-{key}.so"
+    if not target.exists():
+        work = target.with_suffix(f".{os.getpid()}")
+        work.mkdir(exist_ok=True)
+        try:
+            for name, text in sources.items():
+                (work / name).write_text(text + (entries if name == file else ""), encoding="utf-8")
+            headers = ["-include", "emu/cuda.h", f"-I{work}", f"-I{HERE}"]
+            _compile([*KERNEL_FLAGS, *headers, "-x", "c++", str(work / file)], target)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return target
+
+
+def compile_all(instances: Iterable[tuple[str, str]], jobs: int = 2) -> None:
+    """Compile many (file, name) pairs at once; errors are left to those who ask for the instance."""
+
+    def one(instance: tuple[str, str]) -> None:
+        with contextlib.suppress(CompileError, OSError, ValueError):
+            library(instance[0], (instance[1],))
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(one, instances))
+
+
+def source_line(library: Path, offset: int) -> str:
+    """FILE:LINE of the code at `offset` of a compiled kernel; empty if binutils are missing."""
+    if not (tool := shutil.which("addr2line")):
+        return ""
+    shown = subprocess.run([tool, "-i", "-e", str(library), hex(offset)], capture_output=True, text=True).stdout
+    return next(iter(re.findall(r"kernels/\S+", shown)), "")
+
+
+@cache
+def parameter_names(file: str, directory: Path = KERNELS) -> dict[str, list[str]]:
+    """The parameter names of every kernel in a file and its headers, by the kernel's name."""
+    found = {}
+    for name in _sources(file, directory):
+        found |= kernel_parameters(_path(name, directory).read_text(encoding="utf-8"))
+    return found
+
+
+def _path(name: str, directory: Path) -> Path:
+    return directory / name if (directory / name).exists() else KERNELS / name
+
+
+def _sources(file: str, directory: Path) -> dict[str, str]:
+    """The rewritten kernel and the headers it includes, by name."""
+    found: dict[str, str] = {}
+    waiting = [file]
+    while waiting:
+        name = waiting.pop()
+        path = _path(name, directory)
+        if name in found or not path.exists():
+            continue
+        found[name] = rewrite(path.read_text(encoding="utf-8"), name)
+        waiting += _INCLUDE.findall(found[name])
+    return found
+
+
+@cache
+def _machine() -> str:
+    """Digest of the emulator's own sources, the compiler and the CPU."""
+    sources = [p.read_bytes() for p in sorted(HERE.rglob("*")) if p.suffix in (".h", ".cpp")]
+    version = subprocess.run([str(compiler()), "--version"], capture_output=True).stdout
+    info = Path("/proc/cpuinfo")
+    cpu = re.search(r"^flags.*$", info.read_text(), re.M) if info.exists() else None
+    return _digest(*sources, version, cpu.group() if cpu else "", *RUNTIME_FLAGS)
+
+
+def _digest(*parts: str | bytes) -> str:
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(part.encode() if isinstance(part, str) else part)
+        total.update(b"\0")
+    return total.hexdigest()[:20]
+
+
+def _compile(arguments: list[str], target: Path) -> None:
+    part = target.with_suffix(f".{os.getpid()}.{id(arguments)}.part")
+    done = subprocess.run([str(compiler()), "-shared", *arguments, "-o", str(part)], capture_output=True, text=True)
+    if done.returncode:
+        raise CompileError(done.stderr[:6000])
+    os.replace(part, target)

@@ -1,0 +1,88 @@
+"""EmulatedDevice: kernels/*.cu on the CPU, through the interface that the GPU has, and checked at every launch.
+
+Made by the fixtures of conftest.py. A launch raises KernelFault, which names kernel, block, thread and argument, when
+the kernel leaves an array, waits where others do not come, uses early what a predecessor still writes, and so on (the
+README beside this file lists what is found); and when host code passes what the kernel does not take.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ostinato.ops.device import KERNELS, Dim, HostDevice
+
+from .kernel import EmulatedKernel, base_name
+from .memory import Memory
+from .running import Chain, run
+
+launched: Counter[tuple[str, str]] = Counter()  # (file, kernel without template arguments) -> launches of this process
+
+
+class EmulatedDevice(HostDevice):
+    """A GPU of compute capability 9.0 in ordinary memory.
+
+    schedules: how often each launch is run, from the same memory, with threads and blocks in another order; all must
+    leave the same bits. directory: where kernels are read from.
+    """
+
+    name, arch, multiprocessors = "emulated", 90, 4
+
+    def __init__(self, schedules: int = 1, directory: Path = KERNELS) -> None:
+        self.schedules, self.directory = schedules, directory
+        self._memory, self._chain = Memory(), Chain()
+        self._kernels: dict[tuple[str, str], EmulatedKernel] = {}
+
+    def empty(self, shape: Dim, dtype: np.dtype) -> np.ndarray:
+        return self._memory.new(shape, dtype)
+
+    def upload(self, host: np.ndarray) -> np.ndarray:
+        host = np.asarray(host)
+        array = self.empty(host.shape, host.dtype)
+        array[...] = host
+        return array
+
+    def write(self, array: np.ndarray, host: np.ndarray) -> None:
+        if array.shape != host.shape or array.dtype != host.dtype:
+            raise ValueError(f"write: expected {array.dtype} {array.shape}, found {host.dtype} {host.shape}")
+        self._chain.clear()
+        array[...] = host
+
+    def read(self, array: np.ndarray) -> np.ndarray:
+        self._chain.clear()
+        return np.array(array)
+
+    def synchronize(self) -> None:
+        self._chain.clear()
+
+    def kernel(self, file: str, name: str) -> EmulatedKernel:
+        if (file, name) not in self._kernels:
+            self._kernels[file, name] = EmulatedKernel.load(file, name, self.directory)
+        return self._kernels[file, name]
+
+    def launch(
+        self,
+        kernel: EmulatedKernel,
+        grid: Dim,
+        block: Dim,
+        args: Sequence[Any],
+        shared: int = 0,
+        dependent: bool = False,
+    ) -> None:
+        launched[kernel.file, base_name(kernel.name)] += 1
+        launch = kernel.launch(grid, block, shared)
+        values = kernel.values(args, self._memory)
+        pointers = (ctypes.c_void_p * max(1, len(values)))(*map(ctypes.addressof, values))
+        launch.arguments = ctypes.addressof(pointers)
+        if not dependent:
+            self._chain.clear()
+        regions = self._chain.regions()
+        launch.dependent, launch.region_count = dependent, len(regions)
+        launch.regions = ctypes.addressof(regions) if len(regions) else None
+        arrays = kernel.arrays(args, self._memory)
+        self._chain.add(arrays, run(kernel, launch, arrays, self.schedules))

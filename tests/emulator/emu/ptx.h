@@ -1,0 +1,146 @@
+// The functions of kernels/ptx.cuh on the CPU: same names, same results. That file says what each does.
+#pragma once
+
+#include "emu/intrinsics.h"
+#include "emu/shared.h"
+#include "emu/warp.h"
+
+namespace emu {
+
+struct Operands {
+    uint4 a;
+    uint2 b;
+    float* d;
+};
+
+enum class Format { bf16, f16, tf32 };
+
+// D += A B of a whole warp, as a tensor core adds; in tensor_core.cpp.
+void tensor_core(Format format, const Operands* const (&lanes)[32]);
+
+inline void require_all(Thread* warp, unsigned lanes) {
+    if (lanes == ~0u) return;
+    const Site& site = warp[__builtin_ctz(lanes)].site;
+    fail("%s (%s:%d) with lanes %#x of a warp: all 32 must take part", site.what, site.file, site.line, lanes);
+}
+
+template <Format format>
+void mma(const char* what, float (&d)[4], uint4 a, uint2 b, const char* file, int line) {
+    Operands operands{a, b, d};
+    meet(~0u, {what, file, line}, &operands, nullptr, [](Thread* warp, unsigned lanes) {
+        require_all(warp, lanes);
+        const Operands* all[32];
+        for (unsigned l = 0; l < 32; l++) all[l] = &given<Operands>(warp, l);
+        tensor_core(format, all);
+    });
+}
+
+inline void require_aligned(const char* what, const void* p) {
+    if (reinterpret_cast<uintptr_t>(p) % 16) fail("%s: address %p is not a multiple of 16 bytes", what, p);
+}
+
+inline void require_shared(const char* what, const void* p) {
+    if (!is_shared(p, 16)) fail("%s: address %p is not 16 bytes of the block's shared memory", what, p);
+}
+
+// Tiles of 8 x 8: lane l names row l % 8 of tile l / 8 and gets two neighbours of row l / 4 (or column, transposed).
+template <unsigned tiles, bool transposed, class Result>
+Result ldmatrix(const char* what, const void* row, const char* file, int line) {
+    Result out;
+    meet(~0u, {what, file, line}, &row, &out, [](Thread* warp, unsigned lanes) {
+        require_all(warp, lanes);
+        uint16_t tile[tiles][8][8];
+        for (unsigned l = 0; l < 8 * tiles; l++) {
+            const void* row = given<const void*>(warp, l);
+            require_aligned(warp[l].site.what, row);
+            require_shared(warp[l].site.what, row);
+            memcpy(tile[l / 8][l % 8], row, 16);
+        }
+        each_lane(lanes, [&](unsigned l) {
+            unsigned words[tiles], i = l / 4, j = l % 4 * 2;
+            for (unsigned t = 0; t < tiles; t++)
+                words[t] = transposed ? tile[t][j][i] | unsigned(tile[t][j + 1][i]) << 16
+                                      : tile[t][i][j] | unsigned(tile[t][i][j + 1]) << 16;
+            memcpy(warp[l].out, words, sizeof words);
+        });
+    });
+    return out;
+}
+
+// Puts a copy on its way; when it arrives is up to the schedule, at the latest when it is waited for.
+void issue_copy(void* to, uint4 data);
+
+void commit_copies();
+
+// Lets all but the `allowed` latest groups of this thread arrive.
+void await_copies(int allowed);
+
+void grid_wait();
+
+void grid_sync(Site site);
+
+}  // namespace emu
+
+inline void mma_bf16_m16n8k16(float (&d)[4], uint4 a, uint2 b, EMU_SITE) {
+    emu::mma<emu::Format::bf16>("mma_bf16_m16n8k16", d, a, b, file, line);
+}
+
+inline void mma_f16_m16n8k16(float (&d)[4], uint4 a, uint2 b, EMU_SITE) {
+    emu::mma<emu::Format::f16>("mma_f16_m16n8k16", d, a, b, file, line);
+}
+
+inline void mma_tf32_m16n8k8(float (&d)[4], uint4 a, uint2 b, EMU_SITE) {
+    emu::mma<emu::Format::tf32>("mma_tf32_m16n8k8", d, a, b, file, line);
+}
+
+inline unsigned to_tf32(float x) {
+    unsigned u = emu::bits<unsigned>(x);
+    if ((u & 0x7fffffffu) > 0x7f800000u) return 0x7fffffffu;
+    if ((u & 0x7fffffffu) == 0x7f800000u) return u;
+    return (u + 0x1000u) & ~0x1fffu;
+}
+
+inline uint4 ldmatrix_x4(const void* row, EMU_SITE) { return emu::ldmatrix<4, false, uint4>("ldmatrix_x4", row, file, line); }
+
+inline uint2 ldmatrix_x2(const void* row, EMU_SITE) { return emu::ldmatrix<2, false, uint2>("ldmatrix_x2", row, file, line); }
+
+inline uint4 ldmatrix_x4_trans(const void* row, EMU_SITE) {
+    return emu::ldmatrix<4, true, uint4>("ldmatrix_x4_trans", row, file, line);
+}
+
+inline uint2 ldmatrix_x2_trans(const void* row, EMU_SITE) {
+    return emu::ldmatrix<2, true, uint2>("ldmatrix_x2_trans", row, file, line);
+}
+
+inline void cp_async16(void* shared, const void* global, int bytes = 16) {
+    emu::require_aligned("cp_async16, to", shared);
+    emu::require_aligned("cp_async16, from", global);
+    emu::require_shared("cp_async16, to", shared);
+    if (bytes < 0 || bytes > 16) emu::fail("cp_async16: expected 0 to 16 bytes, found %d", bytes);
+    uint4 data{};
+    if (bytes == 16) data = *static_cast<const uint4*>(global);
+    else for (int i = 0; i < bytes; i++) reinterpret_cast<char*>(&data)[i] = static_cast<const char*>(global)[i];
+    emu::issue_copy(shared, data);
+}
+
+inline void cp_async_commit() { emu::commit_copies(); }
+
+template <int N>
+inline void cp_async_wait() {
+    emu::await_copies(N);
+}
+
+inline void grid_wait() { emu::grid_wait(); }
+
+inline void grid_launch() {}
+
+inline uint4 load_stream(const uint4* p) { return *p; }
+
+inline void pin(uint4) {}
+
+inline void prefetch_l2(const void*) {}
+
+inline float exp2_approx(float x) {
+    float y = exp2f(x < -126.5f ? -200.0f : x);
+    return y < 0x1p-126f ? 0.0f : y;
+}

@@ -1,0 +1,69 @@
+"""Do the CPU bodies of ptx.cuh give the very bits of a GPU? Run by hand, in two steps:
+
+    python tests/emulator/gpu_fragments.py record GPU.npz [COUNT]    on a GPU; needs NumPy and CuPy, no C++ compiler
+    python tests/emulator/gpu_fragments.py compare GPU.npz           anywhere with a C++ compiler
+
+COUNT warps a case (default 256). `compare` prints, for each case and candidate set of adding rules (products in a
+group, bits kept), how many results differ.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from emulator.fragments import launches  # noqa: E402
+
+RULES = [(group, fraction) for group in (4, 8, 16) for fraction in (23, 24, 25, 26, 27)]
+
+
+def record(target: str, count: int) -> None:
+    """Run every case on the GPU and store the outputs."""
+    import cupy
+
+    options = ("-std=c++17", f"-I{HERE.parents[1] / 'kernels'}")
+    module = cupy.RawModule(code=(HERE / "kernels" / "fragments.cu").read_text(), options=options)
+    results = {"count": np.array(count)}
+    for label, kernel, (grid, block), arrays, out in launches(count):
+        held = [cupy.asarray(a) for a in arrays]
+        module.get_function(kernel)((grid,), (block,), tuple(held))
+        results[label] = cupy.asnumpy(held[out])
+        print(label, results[label].shape, flush=True)
+    about = cupy.cuda.runtime.getDeviceProperties(0)
+    results["device"] = np.array(f"{about['name'].decode()} sm_{about['major']}{about['minor']}")
+    np.savez_compressed(target, **results)
+
+
+def compare(source: str) -> None:
+    """Run every case on the CPU under every candidate and count the results that differ."""
+    from emulator import EmulatedDevice, build
+
+    with np.load(source) as recorded:
+        expected = {name: recorded[name] for name in recorded.files}
+    print("recorded on", expected["device"])
+    device = EmulatedDevice(directory=HERE / "kernels")
+    for label, kernel, (grid, block), arrays, out in launches(int(expected["count"])):
+        for group, fraction in RULES if "run_mma" in kernel else [(0, 0)]:
+            if group:
+                build.runtime().emu_set_rules(group, fraction, group, fraction)
+            held = [device.upload(a) for a in arrays]
+            device.launch(device.kernel("fragments.cu", kernel), (grid,), (block,), held)
+            wanted, found = expected[label].view(np.uint32), held[out].view(np.uint32)
+            line = f"{label:18} group {group:2} fraction {fraction}: {np.mean(wanted != found):8.4%} differ"
+            if label == "exp2":
+                line += f", at most {np.abs(wanted.view(np.int32).astype(np.int64) - found.view(np.int32)).max()} ulp"
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3 or sys.argv[1] not in ("record", "compare"):
+        sys.exit(__doc__)
+    if sys.argv[1] == "record":
+        record(sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 256)
+    else:
+        compare(sys.argv[2])

@@ -1,0 +1,26 @@
+// cp.async: data is read when the copy is issued and arrives in shared memory as late as it may (schedule 0), at once
+// (schedule 1), or either (others), so that a kernel that looks too early or reuses a buffer too soon is found.
+
+#include "internal.h"
+#include "emu/ptx.h"
+
+namespace emu {
+
+void issue_copy(void* to, uint4 data) {
+    bool at_once = launch->seed == 1 || (launch->seed > 1 && random_number() % 2);
+    if (at_once) memcpy(to, &data, sizeof data);
+    else self->copies.push_back({to, data, self->group});
+}
+
+void commit_copies() { self->group++; }
+
+void await_copies(int allowed) {
+    size_t kept = 0;
+    for (const Copy& copy : self->copies) {
+        if (copy.group < self->group - allowed) memcpy(copy.to, &copy.data, sizeof copy.data);
+        else self->copies[kept++] = copy;
+    }
+    self->copies.resize(kept);
+}
+
+}  // namespace emu

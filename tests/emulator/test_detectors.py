@@ -1,0 +1,131 @@
+"""Every detector of the emulator catches the mistake it is for, and lets the same kernel without it run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from . import EmulatedDevice, KernelFault
+
+KERNELS = Path(__file__).parent / "kernels"
+
+
+def case(kernel: str, message: str, schedules: int = 1, **launch):
+    return pytest.param(kernel, message, schedules, launch, id=kernel)
+
+
+CASES = [
+    case("read_behind", r"thread \(63, 0, 0\): reads 0 bytes behind the end of argument 0 \(x\).*planted.cu:\d+"),
+    case("read_in_front", r"thread \(0, 0, 0\): reads 8192 bytes in front of argument 0 \(x\)"),
+    case("write_behind", r"thread \(63, 0, 0\): writes 0 bytes behind the end of argument 1 \(out\)"),
+    case("write_in_front", r"writes 1 bytes in front of argument 1 \(out\)"),
+    case("write_behind_odd", r"writes 1 bytes behind argument 1 \(odd\), int16 \[5\]", out=np.zeros(5, np.int16)),
+    case("null_pointer", r"thread \(0, 0, 0\): reads through a null pointer"),
+    case("misaligned", r"planted.cu:\d+: misaligned access"),
+    case("fixed_array", r"thread \(4, 0, 0\): .*planted.cu:\d+: index 4 is outside a fixed-size array"),
+    case("static_shared", r"shared memory written 0 bytes behind a static __shared__ variable of 256 bytes"),
+    case("dynamic_shared", r"thread \(63, 0, 0\): writes 0 bytes behind its shared memory"),
+    case("division", "integer division by zero", x=np.ones(1, np.int32)),
+    case("unwritten_shared", "differs at element 5", 3),
+    case("missing_barrier", "depends on the order of threads", 3),
+    case("reused_too_soon", "depends on the order of threads", 3),
+    case("missing_warp_barrier", "depends on the order of threads", 3),
+    case("atomic_order", "depends on the order of threads", 3),
+    case("block_order", "depends on the order of threads", 3, grid=3),
+    case("copy_not_awaited", "depends on the order of threads", 3),
+    case("copy_not_committed", "depends on the order of threads", 3),
+    case("two_barriers", r"divergent barrier: thread 0 waits .*planted.cu:\d+\) and thread 48 at"),
+    case("barrier_and_shuffle", r"thread 0 waits at __syncthreads .* and thread 16 at __shfl_sync"),
+    case("mask_without_caller", r"thread \(16, 0, 0\): __shfl_xor_sync .*: mask 0xffff lacks the calling lane 16"),
+    case("mask_of_absent_lanes", r"warp collectives differ: .*__shfl_xor_sync .*__syncwarp"),
+    case("shuffle_from_outside", r"__shfl_down_sync .*: lane 15 reads lane 16, which does not take part"),
+    case("half_a_warp_mma", r"mma_f16_m16n8k16 .* with lanes 0xffff of a warp"),
+    case("matrix_not_shared", r"ldmatrix_x4: address .* is not 16 bytes of the block's shared memory"),
+    case("matrix_misaligned", r"ldmatrix_x4: address .* is not a multiple of 16"),
+    case("reads_early", r"depends on what is read before grid_wait: argument 1 \(out\)", 2, after_first=True),
+    case("writes_early", r"thread \(0, 0, 0\): writes argument 1 \(out\).* before grid_wait", after_first=True),
+    case("never_waits", r"launched as dependent, and no thread of the block calls grid_wait", after_first=True),
+    case("grid_barrier", r"grid sync .* others have ended", grid=5, out=np.zeros(10, np.float32)),
+]
+
+
+def run(kernel: str, schedules: int, grid: int = 1, after_first: bool = False, x=None, out=None) -> np.ndarray:
+    """Launch one kernel of planted.cu; what it wrote."""
+    device = EmulatedDevice(schedules, KERNELS)
+    held = device.upload(np.arange(64, dtype=np.float32) if x is None else x)
+    target = device.upload(np.zeros(64, np.float32) if out is None else out)
+    if after_first:  # its result is this kernel's input, and its input this kernel's output
+        device.launch(device.kernel("planted.cu", "first"), (1,), (64,), [target, held])
+    device.launch(
+        device.kernel("planted.cu", kernel), (grid,), (64,), [held, target], shared=256, dependent=after_first
+    )
+    return device.read(target)
+
+
+@pytest.mark.parametrize(("kernel", "message", "schedules", "launch"), CASES)
+def test_planted_mistake_is_caught(compiler, kernel, message, schedules, launch):
+    with pytest.raises(KernelFault, match=message) as caught:
+        run(f"{kernel}<true>", schedules, **launch)
+    assert str(caught.value).startswith(f"planted.cu {kernel}<true>: ")
+
+
+@pytest.mark.parametrize(("kernel", "message", "schedules", "launch"), CASES)
+def test_kernel_without_the_mistake_runs(compiler, kernel, message, schedules, launch):
+    assert np.isfinite(run(f"{kernel}<false>", 3, **launch)).all()
+
+
+def test_every_planted_kernel_is_a_case():
+    source = (KERNELS / "planted.cu").read_text()
+    assert {c.id for c in CASES} == set(re.findall(r"__launch_bounds__\(64\) (\w+)", source))
+
+
+def test_grid_barrier_adds_what_all_blocks_wrote(compiler):
+    assert run("grid_barrier<false>", 3, grid=5, out=np.zeros(10, np.float32))[:5].tolist() == [10.0] * 5
+
+
+@pytest.mark.parametrize(
+    ("args", "launch", "message"),
+    [
+        pytest.param(3, {}, r"expected 2 arguments \('x', 'out'\), found 3", id="count"),
+        pytest.param(
+            [np.zeros(64, np.float32), 1],
+            {},
+            r"0 \(x\): expected a device array, found one of the host",
+            id="host array",
+        ),
+        pytest.param(
+            [None, np.float32(1)], {}, r"1 \(out\): expected a device array or None, found float32", id="scalar"
+        ),
+        pytest.param(2, {"block": (65,)}, "at most 64 threads", id="launch bound"),
+        pytest.param(2, {"grid": (0,)}, r"grid \(0,\) is out of range", id="empty grid"),
+        pytest.param(2, {"shared": 232449}, "232449 bytes of shared memory, at most 232448", id="shared memory"),
+    ],
+)
+def test_wrong_launch(compiler, args, launch, message):
+    device = EmulatedDevice(directory=KERNELS)
+    arrays = [device.empty((64,), np.dtype(np.float32)) for _ in range(args)] if isinstance(args, int) else args
+    with pytest.raises(KernelFault, match=message):
+        device.launch(
+            device.kernel("planted.cu", "read_behind<false>"), launch.get("grid", (1,)), launch.get("block", (64,)), arrays,
+            launch.get("shared", 0),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.int32])
+def test_array_of_another_type(compiler, dtype):
+    device = EmulatedDevice(directory=KERNELS)
+    arrays = [device.empty((64,), np.dtype(dtype)), device.empty((64,), np.dtype(np.float32))]
+    with pytest.raises(KernelFault, match=rf"0 \(x\): expected float32, found {np.dtype(dtype).name}"):
+        device.launch(device.kernel("planted.cu", "read_behind<false>"), (1,), (64,), arrays)
+
+
+def test_memory_of_a_dead_array(compiler):
+    device = EmulatedDevice(directory=KERNELS)
+    array, out = (device.empty((n,), np.dtype(np.float32)) for n in (1 << 20, 64))
+    view = array[:64]
+    del array
+    device.launch(device.kernel("planted.cu", "read_behind<false>"), (1,), (64,), [view, out])  # a view keeps it alive
+    assert np.isnan(out).all()  # and nobody has written it

@@ -1,0 +1,191 @@
+"""Packing, embed and linear of the cuda backend against float64 NumPy, and the promises about their bits."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from ostinato.errors import DeviceError, UnsupportedModel
+from ostinato.ops.cuda import CudaOps
+
+TYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16), "float32": np.dtype(np.float32)}
+EPS = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-22}  # of a value rounded to T
+F32 = np.dtype(np.float32)
+
+# (layout, head size, rows of the parts, K)
+MATRICES = [
+    pytest.param("rows", 0, (769,), 48, id="rows-769x48"),
+    pytest.param("rows", 0, (20, 29), 80, id="rows-49x80-two-parts"),
+    pytest.param("rows", 0, (16,), 1040, id="rows-16x1040"),
+    pytest.param("qkv", 64, (192, 64, 64), 64, id="qkv-5-heads-of-64"),
+    pytest.param("qkv", 16, (48, 16, 16), 576, id="qkv-5-heads-of-16"),
+    pytest.param("qkv", 24, (48, 24, 24), 64, id="qkv-heads-of-24-plain"),
+    pytest.param("gate_up", 0, (112, 112), 64, id="gate_up-112x64"),
+    pytest.param("gate_up", 0, (8, 8), 576, id="gate_up-8x576"),
+]
+ROWS = (1, 3, 8, 9, 16, 64, 128)
+rng = np.random.default_rng(7)
+
+
+def random(shape, dtype=F32):
+    return rng.standard_normal(shape).astype(dtype)
+
+
+def close(found, expected, eps):
+    """Both finite and at most eps apart, in units of the largest expected value."""
+    assert np.isfinite(found.astype(float)).all()
+    assert np.abs(found.astype(float) - expected).max() <= eps * max(1.0, np.abs(expected).max())
+
+
+def unwritten(device, shape, dtype):
+    """A device array of NaN: what an operation leaves out shows."""
+    return device.upload(np.full(shape, np.nan, dtype))
+
+
+def matrix(device, dtype, layout, head_dim, sizes, k):
+    """(ops, packed weight, the matrix as float64)"""
+    ops = CudaOps(device, dtype)
+    parts = [random((n, k), ops.dtype) for n in sizes]
+    return ops, ops.weight(parts, layout, head_dim), np.concatenate(parts).astype(float)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("layout", "head_dim", "sizes", "k"), MATRICES)
+def test_linear(device, dtype, layout, head_dim, sizes, k):
+    ops, weight, plain = matrix(device, dtype, layout, head_dim, sizes, k)
+    for rows in ROWS:
+        x = random((rows, k), ops.dtype)
+        out = unwritten(device, (rows, len(plain)), F32)
+        ops.linear(device.upload(x), weight, out)
+        close(device.read(out), x.astype(float) @ plain.T, 2.0**-19)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("rows", [3, 16, 64])
+@pytest.mark.parametrize(("with_bias", "residual"), [(False, "in place"), (True, None), (True, "apart")])
+@pytest.mark.parametrize("to", ["T", "float32"])
+def test_bias_and_residual(device, dtype, rows, with_bias, residual, to):
+    ops, weight, plain = matrix(device, dtype, "rows", 0, (49,), 80)
+    x, bias, added = random((rows, 80), ops.dtype), random(49), random((rows, 49))
+    if to == "T" and residual == "in place" and dtype != "float32":
+        residual = "apart"  # a T output is no float32 residual
+    out = device.upload(added) if residual == "in place" else unwritten(device, (rows, 49), ops.dtype if to == "T" else F32)
+    given = {None: None, "in place": out, "apart": device.upload(added)}[residual]
+    ops.linear(device.upload(x), weight, out, bias=device.upload(bias) if with_bias else None, residual=given)
+    expected = x.astype(float) @ plain.T + with_bias * bias + (residual is not None) * added
+    close(device.read(out), expected, EPS[dtype] if to == "T" else 2.0**-19)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("k", [64, 576, 1040])
+def test_decode_bits_do_not_depend_on_the_batch(device, dtype, k):
+    """A row alone, and in every batch of 2 to 16 at every place, gives the same bits."""
+    ops, weight, plain = matrix(device, dtype, "rows", 0, (49,), k)
+    x = random((16, k), ops.dtype)
+
+    def run(rows):
+        out = unwritten(device, (len(rows), 49), F32)
+        ops.linear(device.upload(x[rows]), weight, out)
+        return device.read(out)
+
+    alone = np.concatenate([run([r]) for r in range(16)])
+    for count in range(2, 17):
+        rows = rng.permutation(16)[:count]
+        np.testing.assert_array_equal(run(rows), alone[rows], err_msg=f"batch of {count}")
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_prefill_bits_do_not_depend_on_the_rows_beside(device, dtype):
+    """64 rows alone, and at every place of 128 and 192 rows, give the same bits."""
+    ops, weight, plain = matrix(device, dtype, "rows", 0, (209,), 144)
+    x = random((64, 144), ops.dtype)
+    alone = unwritten(device, (64, 209), F32)
+    ops.linear(device.upload(x), weight, alone)
+    for before, after in ((0, 64), (64, 0), (64, 64), (128, 0)):
+        beside = np.concatenate([random((before, 144), ops.dtype), x, random((after, 144), ops.dtype)])
+        out = unwritten(device, (len(beside), 209), F32)
+        ops.linear(device.upload(beside), weight, out)
+        np.testing.assert_array_equal(device.read(out)[before : before + 64], device.read(alone))
+
+
+@pytest.mark.parametrize("rows", [16, 64])
+def test_columns_do_not_mix(device, rows):
+    """A row of NaN and one of infinity leave the others as they are."""
+    ops, weight, plain = matrix(device, "bfloat16", "rows", 0, (32,), 64)
+    x = random((rows, 64), ops.dtype)
+    clean, dirty = (unwritten(device, (rows, 32), F32) for _ in range(2))
+    ops.linear(device.upload(x), weight, clean)
+    x[1], x[rows - 1] = np.nan, np.inf
+    ops.linear(device.upload(x), weight, dirty)
+    others = [r for r in range(rows) if r not in (1, rows - 1)]
+    np.testing.assert_array_equal(device.read(dirty)[others], device.read(clean)[others])
+    assert np.isnan(device.read(dirty)[1]).all()
+
+
+def test_every_schedule_gives_the_same_bits(shuffled):
+    for rows in (3, 16, 64):
+        ops, weight, plain = matrix(shuffled, "bfloat16", "rows", 0, (209,), 144)
+        out = unwritten(shuffled, (rows, 209), F32)
+        ops.linear(shuffled.upload(random((rows, 144), ops.dtype)), weight, out)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("vocab", "k"), [(49, 80), (769, 16)])
+def test_embed(device, dtype, vocab, k):
+    """Rows come out of the packed table exactly."""
+    ops, table, plain = matrix(device, dtype, "rows", 0, (vocab,), k)
+    ids = np.concatenate([[0, vocab - 1], rng.integers(0, vocab, 67)]).astype(np.int32)
+    out = unwritten(device, (len(ids), k), F32)
+    ops.embed(device.upload(ids), table, out)
+    np.testing.assert_array_equal(device.read(out), plain[ids].astype(F32))
+
+
+def test_packed_layout(device):
+    """The first tile of a 32 x 16 matrix, value by value, from the definition in kernels/packed.cuh."""
+    ops = CudaOps(device, "float32")
+    plain = np.arange(32 * 16, dtype=F32).reshape(32, 16)
+    for layout, sizes, step in (("rows", (32,), 8), ("gate_up", (16, 16), 16)):
+        parts = np.split(plain, np.cumsum(sizes)[:-1])
+        tile = device.read(ops.weight(parts, layout).data).reshape(2, 32, 8)[0]
+        for lane in range(32):
+            g, k = lane // 4, lane % 4 * 4
+            a, b = plain[g], plain[g + step]
+            assert tile[lane].tolist() == [a[k], a[k + 1], b[k], b[k + 1], a[k + 2], a[k + 3], b[k + 2], b[k + 3]]
+
+
+BAD = [
+    pytest.param({"x": ((3, 48), "bfloat16")}, r"linear: expected x to be bfloat16 \[3, 64\], found bfloat16 \[3, 48\]", id="x-columns"),
+    pytest.param({"x": ((3, 64), "float32")}, r"linear: expected x to be bfloat16 .*found float32", id="x-dtype"),
+    pytest.param({"out": ((3, 48), "float32")}, r"linear: expected out to be float32 \[3, 32\]", id="out-columns"),
+    pytest.param({"out": ((3, 32), "float16")}, r"linear: expected out to be bfloat16 .*found float16", id="out-dtype"),
+    pytest.param({"bias": ((33,), "float32")}, r"linear: expected bias to be float32 \[32\], found float32 \[33\]", id="bias"),
+    pytest.param({"residual": ((4, 32), "float32")}, r"linear: expected residual to be float32 \[3, 32\]", id="residual"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changed", "message"), BAD)
+def test_bad_arrays(device, changed, message):
+    ops, weight, _ = matrix(device, "bfloat16", "rows", 0, (32,), 64)
+    given = {"x": ((3, 64), "bfloat16"), "out": ((3, 32), "float32"), **changed}
+    with pytest.raises(DeviceError, match=message):
+        ops.linear(**{k: device.empty(s, TYPES[t]) for k, (s, t) in given.items()}, weight=weight)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "layout", "error", "message"),
+    [
+        pytest.param([(8, 24)], "rows", UnsupportedModel, r"multiple of 16 columns, found \[8, 24\]", id="columns"),
+        pytest.param([(8, 32), (8, 16)], "rows", DeviceError, r"part 1 to be \[rows, 32\], found \[8, 16\]", id="parts"),
+        pytest.param([(8, 32)], "columns", DeviceError, r"layout .*found 'columns'", id="layout"),
+    ],
+)
+def test_bad_weights(device, shapes, layout, error, message):
+    with pytest.raises(error, match=message):
+        CudaOps(device, "bfloat16").weight([np.zeros(s, F32) for s in shapes], layout)
+
+
+def test_bad_embed(device):
+    ops, table, _ = matrix(device, "bfloat16", "rows", 0, (32,), 64)
+    with pytest.raises(DeviceError, match=r"embed: expected ids to be int32 \[3\], found int64 \[3\]"):
+        ops.embed(device.upload(np.zeros(3, np.int64)), table, device.empty((3, 64), F32))

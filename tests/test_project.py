@@ -1,0 +1,186 @@
+"""The rules of the repository that no tool knows: who imports what, how long a file is, what a wheel holds."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import ostinato
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("engine", "kernels", "weights", "tests", "examples")
+CUPY = {"engine/ops/cuda.py", "engine/ops/cublas.py", "engine/ops/device.py", "engine/graph.py"}
+
+# Who stands on whom: a module imports from its own line and from lines above it. "ops" is everything in engine/ops.
+LAYERS = [
+    ["errors"],
+    ["checks", "config", "hf_config", "hf_keys", "hf_rope"],
+    ["models"],
+    ["ops", "sampling", "rope"],
+    ["graph", "cache", "slots", "report"],
+    ["tokenizer", "detokenizer", "gguf_vocab", "template", "template_worker", "sandbox"],
+    ["load", "runner", "scheduler"],
+    ["outputs", "loop", "requests"],
+    ["llm"],
+    [""],  # engine/__init__.py, the public names
+    ["compare", "doctor"],
+    ["cli"],
+]
+UPWARDS = {("engine/config.py", "engine.ops.base")}  # one number, imported where it is used
+LEVEL = {name: i for i, names in enumerate(LAYERS) for name in names}
+
+
+def sources(*folders: str, suffixes: tuple[str, ...] = (".py",)) -> list[Path]:
+    return sorted(p for f in folders for p in (ROOT / f).rglob("*") if p.suffix in suffixes)
+
+
+def short(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports(path: Path) -> Iterator[tuple[str, ast.stmt]]:
+    """(what, statement): dotted names; relative ones as paths from the root, "engine.ops.base"."""
+    package = list(path.relative_to(ROOT).parts[:-1])
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            up = package[: len(package) - node.level + 1] if node.level else []
+            if node.level > len(package):  # from weights/ the parent is the package ostinato, which is engine/
+                up = ["engine"]
+            base = [*up, *(node.module or "").split(".")] if node.module else up
+            if node.module:
+                yield ".".join(base), node
+            else:
+                yield from ((".".join([*base, alias.name]), node) for alias in node.names)
+
+
+def each(paths: list[Path]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("path", [pytest.param(p, id=short(p)) for p in paths])
+
+
+@each(sources("engine"))
+def test_engine_imports_go_one_way(path: Path) -> None:
+    def layer(dotted: str) -> str:
+        name = dotted.split(".")[1] if "." in dotted else ""
+        return name if name in LEVEL or (ROOT / "engine" / f"{name}.py").exists() or name == "ops" else ""
+
+    me = layer(".".join(path.relative_to(ROOT).with_suffix("").parts).replace(".__init__", ""))
+    assert me in LEVEL, f"{short(path)} has no place in LAYERS"
+    for name, node in imports(path):
+        top = name.split(".")[0]
+        assert top not in ("ostinato", "kernels"), f"{short(path)}:{node.lineno} imports {name}: import relatively"
+        if top == "engine" and not name.startswith("engine.weights") and (short(path), name) not in UPWARDS:
+            assert layer(name) in LEVEL, f"{short(path)}:{node.lineno} imports {name}, which has no place in LAYERS"
+            assert LEVEL[layer(name)] <= LEVEL[me], f"{short(path)}:{node.lineno} imports {name}, which stands above it"
+
+
+@each(sources("weights"))
+def test_weights_know_nothing_of_the_engine(path: Path) -> None:
+    ours = {name for name, _ in imports(path) if name.split(".")[0] in ("engine", "ostinato", "kernels")}
+    assert ours <= {"engine.errors"}
+
+
+@each(sources("engine/models"))
+def test_models_import_nothing(path: Path) -> None:
+    assert [name for name, _ in imports(path) if name != "__future__"] == []
+
+
+@each(sources("engine", "weights"))
+def test_cupy_is_imported_late_and_in_four_files(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    early = {id(n) for n in tree.body}
+    for name, node in imports(path):
+        if name.split(".")[0] in ("cupy", "cupyx", "cupy_backends"):
+            assert short(path) in CUPY, f"{short(path)}:{node.lineno} imports {name}"
+            assert id(node) not in early, f"{short(path)}:{node.lineno} imports {name} when the module is imported"
+
+
+def test_importing_ostinato_imports_no_accelerator_library() -> None:
+    code = "import sys, ostinato, ostinato.cli; print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"cupy", "torch", "transformers"} & set(loaded)
+
+
+def test_public_names() -> None:
+    public = [n for n, v in vars(ostinato).items() if not n.startswith("_") and not isinstance(v, ModuleType)]
+    assert list(ostinato.__all__) == sorted(ostinato.__all__)
+    assert set(public) - {"annotations"} <= set(ostinato.__all__)
+    for name in ostinato.__all__:
+        assert getattr(ostinato, name) is not None
+
+
+@each(sources(*FOLDERS, suffixes=(".py", ".cu", ".cuh", ".h", ".cpp")))
+def test_files_are_short(path: Path) -> None:
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines < 300
+
+
+@each(sources("engine", "weights", "examples"))
+def test_modules_and_what_they_offer_are_described(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    if tree.body:
+        assert ast.get_docstring(tree), f"{short(path)} has no docstring"
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_") and node.name != "main":
+            assert ast.get_docstring(node), f"{short(path)}:{node.lineno} {node.name} has no docstring"
+
+
+def test_kernels_hold_no_python() -> None:
+    assert sorted(p.name for p in (ROOT / "kernels").rglob("*.py")) == []
+
+
+def test_packages_are_the_folders() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    listed = set(config["options"]["packages"].split())
+    folders = {p.parent.relative_to(ROOT / "engine") for p in sources("engine")}
+    expected = {".".join(["ostinato", *folder.parts]) for folder in folders} | {"ostinato.kernels", "ostinato.weights"}
+    assert listed == expected
+
+
+@pytest.mark.timeout(300)
+def test_wheel_holds_kernels_and_nothing_else(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for name in ("engine", "kernels", "weights"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", str(tmp_path), str(tree)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
+    expected = {f"ostinato/kernels/{p.name}" for p in sources("kernels", suffixes=(".cu", ".cuh"))}
+    expected |= {f"ostinato/weights/{p.relative_to(ROOT / 'weights').as_posix()}" for p in sources("weights")}
+    expected |= {f"ostinato/{p.relative_to(ROOT / 'engine').as_posix()}" for p in sources("engine")}
+    assert names == expected | {"ostinato/py.typed"}
+    licences = [n for n in zipfile.ZipFile(wheel).namelist() if n.endswith("/LICENSE")]
+    assert len(licences) == 1
+
+
+TEXT = (".py", ".cu", ".cuh", ".h", ".cpp", ".md", ".cfg", ".toml", "")
+SYSTEM = {"usr", "bin", "sys", "proc", "dev", "etc", "lib"}  # places that every Linux has
+
+
+def test_no_file_names_a_place_on_one_machine() -> None:
+    absolute = re.compile(r"""(?:^|[\s"'`=(])/([a-z]+)/[\w.-]""")
+    found = []
+    for path in [*sources(*FOLDERS, suffixes=TEXT), *(p for p in ROOT.iterdir() if p.suffix in TEXT), ROOT / ".ci/run"]:
+        if path.is_file() and path.name not in ("LICENSE", ".git"):
+            for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+                found += [
+                    f"{short(path)}:{number} {m[0].strip()}" for m in absolute.finditer(line) if m[1] not in SYSTEM
+                ]
+    assert found == []

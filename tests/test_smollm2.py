@@ -1,0 +1,77 @@
+"""The real model, fetched once into the cache: the ids the command line gives, and logits against transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ostinato
+from ostinato import cli
+
+MODEL = "smollm2-135m"
+EXPECTED = np.load(Path(__file__).parent / "fixtures" / "smollm2.npz")
+# Greedy continuation of "The capital of France is", computed with transformers in float32.
+CONTINUATION = [
+    7042,
+    30,
+    198,
+    198,
+    504,
+    2988,
+    314,
+    42,
+    216,
+    34,
+    32,
+    33,
+    40,
+    29,
+    32,
+    33,
+    29,
+    34,
+    34,
+    216,
+    33,
+    34,
+    42,
+    33,
+]
+TOLERANCE = 1e-3
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[ostinato.LLM]:
+    with ostinato.LLM(MODEL, backend="numpy", max_batch=1, max_len=512, quiet=True) as llm:
+        yield llm
+
+
+@pytest.mark.timeout(600)
+def test_the_command_line_gives_exactly_these_tokens(capsys: pytest.CaptureFixture[str]) -> None:
+    options = "--max-tokens 24 --temperature 0 --backend numpy --json"
+    assert cli.main(["generate", MODEL, "The capital of France is", *options.split()]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["token_ids"] == CONTINUATION
+    assert found["text"].startswith(" Paris.")
+    assert (found["finish_reason"], found["prompt_tokens"], found["completion_tokens"]) == ("length", 5, 24)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("decoded", [0, 4], ids=["prefill", "decode"])
+@pytest.mark.parametrize("i", [0, 1, 2], ids=["sentence", "numbers", "code"])
+def test_logits_against_transformers(llm: ostinato.LLM, i: int, decoded: int) -> None:
+    ids = EXPECTED[f"prompt_{i}"]
+    logits = llm.logits(ids.tolist(), decode_from=len(ids) - decoded if decoded else None)
+    assert np.abs(logits[:, EXPECTED["columns"]] - EXPECTED[f"some_{i}"]).max() < TOLERANCE
+    if i == 0:
+        assert np.abs(logits[-1] - EXPECTED["last_0"]).max() < TOLERANCE
+
+
+def test_a_chat(llm: ostinato.LLM) -> None:
+    question = "What is the capital of France? Answer in one short sentence."
+    out = llm.chat([{"role": "user", "content": question}], ostinato.SamplingParams(max_tokens=20))
+    assert (out.text, out.finish_reason) == ("The capital of France is Paris.", "stop")

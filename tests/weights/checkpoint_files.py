@@ -1,0 +1,151 @@
+"""Checkpoint files made byte by byte, sound and broken; and what a refusal must look like."""
+
+from __future__ import annotations
+
+import json
+import struct
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from ostinato.errors import CheckpointError, UnsupportedModel
+
+DTYPES = {np.dtype("f4"): "F32", np.dtype("f2"): "F16", np.dtype(ml_dtypes.bfloat16): "BF16", np.dtype("i8"): "I64"}
+TINY = 2 << 20  # bytes of Python and NumPy memory that refusing a file of some hundred bytes may take
+
+
+def refused(call: Callable[[], Any], *words: str, error: type[CheckpointError] = CheckpointError) -> None:
+    """`call` raises `error` within a second and in little memory, in one line that has every one of `words`."""
+    tracemalloc.start()
+    began = time.perf_counter()
+    try:
+        with pytest.raises(error) as caught:
+            call()
+        took, peak = time.perf_counter() - began, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    message = str(caught.value)
+    assert isinstance(caught.value, UnsupportedModel) == (error is UnsupportedModel), message
+    assert "\n" not in message and len(message) < 600
+    assert [w for w in words if w not in message] == [], message
+    assert took < 1
+    assert peak < TINY
+
+
+# -- safetensors ------------------------------------------------------------------------------------------------------
+
+
+def entry(dtype: Any = "F32", shape: Any = (1,), span: Any = (0, 4), **more: Any) -> dict[str, Any]:
+    """A header entry, right unless told otherwise."""
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(span), **more}
+
+
+def safetensors(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
+    """A file of a header (an object, or its bytes), and data; `length` overrides the header length that is written."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return (len(text) if length is None else length).to_bytes(8, "little") + text + data
+
+
+def write_safetensors(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """A sound file of float32, float16, bfloat16 or int64 arrays."""
+    header, data = {}, b""
+    for name, array in arrays.items():
+        header[name] = entry(DTYPES[array.dtype], array.shape, (len(data), len(data) + array.nbytes))
+        data += array.tobytes()
+    path.write_bytes(safetensors(header, data))
+
+
+# -- GGUF -------------------------------------------------------------------------------------------------------------
+
+
+def u32(n: int) -> bytes:
+    return struct.pack("<I", n)
+
+
+def u64(n: int) -> bytes:
+    return struct.pack("<Q", n % 2**64)
+
+
+def text(s: str | bytes, length: int | None = None) -> bytes:
+    """A GGUF string; `length` overrides the one that is written."""
+    raw = s.encode() if isinstance(s, str) else s
+    return u64(len(raw) if length is None else length) + raw
+
+
+def value(v: Any) -> bytes:
+    """Type and bytes of a metadata value; bytes pass as they are."""
+    match v:
+        case bytes():
+            return v
+        case bool():
+            return u32(7) + bytes([v])
+        case int():
+            return u32(4) + u32(v)
+        case float():
+            return u32(6) + struct.pack("<f", v)
+        case str():
+            return u32(8) + text(v)
+        case [str(), *_]:
+            return array(8, len(v), b"".join(map(text, v)))
+        case _:
+            return array(5, len(v), np.array(v, "<i4").tobytes())
+
+
+def array(kind: int, count: int, raw: bytes) -> bytes:
+    """Type and bytes of a metadata array, whatever it claims."""
+    return u32(9) + u32(kind) + u64(count) + raw
+
+
+def info(
+    name: str | bytes, sizes: tuple[int, ...] = (4,), kind: int = 0, offset: int = 0, dims: int | None = None
+) -> bytes:
+    """One line of the tensor list; sizes innermost first."""
+    return text(name) + u32(len(sizes) if dims is None else dims) + b"".join(map(u64, sizes)) + u32(kind) + u64(offset)
+
+
+def gguf(
+    keys: list[tuple[Any, Any]] | None = None,
+    infos: list[bytes] | None = None,
+    data: bytes = b"",
+    magic: bytes = b"GGUF",
+    version: int = 3,
+    counts: tuple[int | None, int | None] = (None, None),
+    alignment: int = 32,
+) -> bytes:
+    """A file of metadata, tensor list and data; `counts` (tensors, keys) override those that are written."""
+    keys, infos = keys or [], infos or []
+    tensors, pairs = len(infos) if counts[0] is None else counts[0], len(keys) if counts[1] is None else counts[1]
+    head = magic + u32(version) + u64(tensors) + u64(pairs)
+    head += b"".join((k if isinstance(k, bytes) else text(k)) + value(v) for k, v in keys) + b"".join(infos)
+    return head + bytes(-len(head) % alignment if data or infos else 0) + data
+
+
+def llama_keys(**more: Any) -> dict[str, Any]:
+    """Metadata of a llama of 1 layer, 2 heads of 4, 1 key/value head; "__" in a name stands for ".", None removes."""
+    keys: dict[str, Any] = {
+        "general.architecture": "llama",
+        "llama.block_count": 1,
+        "llama.context_length": 32,
+        "llama.embedding_length": 8,
+        "llama.feed_forward_length": 16,
+        "llama.attention.head_count": 2,
+        "llama.attention.head_count_kv": 1,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5,
+    }
+    keys.update({k.replace("__", "."): v for k, v in more.items()})
+    return {k: v for k, v in keys.items() if v is not None}
+
+
+def write_gguf(path: Path, keys: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+    """A sound file of float32 and float16 arrays."""
+    infos, data = [], b""
+    for name, a in arrays.items():
+        infos.append(info(name, a.shape[::-1], {"f4": 0, "f2": 1}[a.dtype.str[1:]], len(data)))
+        data += a.tobytes() + bytes(-a.nbytes % 32)
+    path.write_bytes(gguf(list(keys.items()), infos, data))

@@ -1,0 +1,175 @@
+"""The plan of a decoder, and the check of a checkpoint against it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoint_files import refused, write_safetensors
+
+from ostinato.config import ModelConfig
+from ostinato.errors import CheckpointError, UnsupportedModel
+from ostinato.weights import names
+from ostinato.weights.checkpoint import open_checkpoint
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+BASE = {
+    "arch": "decoder", "layers": 2, "hidden": 8, "heads": 4, "kv_heads": 2, "head_dim": 3, "ffn": 10, "vocab": 20,
+    "tied": True, "qkv_bias": False, "qk_norm": False,
+}  # fmt: skip
+LAYER = ["attn_norm", "qkv", "o", "mlp_norm", "gate_up", "down"]
+
+
+def model(**change: Any) -> SimpleNamespace:
+    return SimpleNamespace(**{**BASE, **change})
+
+
+def arrays(c: Any) -> dict[str, np.ndarray]:
+    """A tensor for each name of the plan, each with numbers of its own."""
+    rng = np.random.default_rng(0)
+    pairs = [pair for e in names.plan(c) for pair in zip(e.tensors, e.shapes, strict=True)]
+    return {name: rng.standard_normal(shape).astype("f4") for name, shape in pairs}
+
+
+def check(folder: Path, c: Any, tensors: dict[str, np.ndarray]) -> list[names.Entry]:
+    write_safetensors(folder / "model.safetensors", tensors)
+    (folder / "config.json").write_text("{}")
+    with open_checkpoint(folder) as checkpoint:
+        return names.check(checkpoint, c)
+
+
+@pytest.mark.parametrize(
+    ("change", "top", "layer"),
+    [
+        pytest.param({}, ["embed", "norm"], LAYER, id="tied"),
+        pytest.param({"tied": False}, ["embed", "norm", "head"], LAYER, id="with a head"),
+        pytest.param({"qkv_bias": True}, ["embed", "norm"], [*LAYER, "qkv_bias"], id="bias"),
+        pytest.param({"qk_norm": True}, ["embed", "norm"], [*LAYER, "q_norm", "k_norm"], id="norm of heads"),
+    ],
+)
+def test_plan_has_every_weight_once(change: dict, top: list[str], layer: list[str]) -> None:
+    entries = list(names.decoder(model(**change)))
+    paths = [*top, *(f"layers.{i}.{n}" for i in (0, 1) for n in layer)]
+    assert Counter(e.path for e in entries) == Counter(paths)
+    assert max(Counter(t for e in entries for t in e.tensors).values()) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "layout", "shapes"),
+    [
+        ("embed", "weight", "rows", [(20, 8)]),
+        ("head", "weight", "rows", [(20, 8)]),
+        ("norm", "vector", "rows", [(8,)]),
+        ("layers.1.attn_norm", "vector", "rows", [(8,)]),
+        ("layers.1.qkv", "weight", "qkv", [(12, 8), (6, 8), (6, 8)]),
+        ("layers.1.qkv_bias", "vector", "qkv", [(12,), (6,), (6,)]),
+        ("layers.1.q_norm", "vector", "rows", [(3,)]),
+        ("layers.1.k_norm", "vector", "rows", [(3,)]),
+        ("layers.1.o", "weight", "rows", [(8, 12)]),
+        ("layers.1.mlp_norm", "vector", "rows", [(8,)]),
+        ("layers.1.gate_up", "weight", "gate_up", [(10, 8), (10, 8)]),
+        ("layers.1.down", "weight", "rows", [(8, 10)]),
+    ],
+)
+def test_kinds_layouts_and_shapes(path: str, kind: str, layout: str, shapes: list[tuple[int, ...]]) -> None:
+    c = model(tied=False, qkv_bias=True, qk_norm=True)
+    entry = next(e for e in names.plan(c) if e.path == path)
+    assert (entry.kind, entry.layout, list(entry.shapes)) == (kind, layout, shapes)
+
+
+@pytest.mark.parametrize(
+    "name", ["llama", "llama-linear", "llama-llama3", "llama-sharded", "mistral", "qwen2", "qwen3"]
+)
+def test_real_layouts_pass(name: str) -> None:
+    with open_checkpoint(FIXTURES / name) as checkpoint:
+        c = ModelConfig.from_hf(checkpoint.config, checkpoint.generation_config, checkpoint.source)
+        used = [t for e in names.check(checkpoint, c) for t in e.tensors]
+        assert set(used) == set(checkpoint.names())
+
+
+O_BIAS = "model.layers.0.self_attn.o_proj.bias"
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        pytest.param(lambda t: {"model.layers.1.self_attn.rotary_emb.inv_freq": np.ones(4, "f4")}, id="frequencies"),
+        pytest.param(lambda t: {"model.rotary_emb.inv_freq": np.ones(4, "f4")}, id="frequencies of the model"),
+        pytest.param(lambda t: {HEAD: t[EMBED]}, id="tied head that is the embedding"),
+        pytest.param(lambda t: {O_BIAS: np.zeros(8, "f4")}, id="bias of zeros"),
+        pytest.param(lambda t: {O_BIAS: -np.zeros(8, "f2")}, id="bias of minus zeros"),
+    ],
+)
+def test_harmless_leftovers_pass(tmp_path: Path, extra: Callable) -> None:
+    tensors = arrays(model())
+    assert len(check(tmp_path, model(), {**tensors, **extra(tensors)})) == 2 + 2 * len(LAYER)
+
+
+DOWN = "model.layers.1.mlp.down_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "error"),
+    [
+        pytest.param(lambda t: t.pop(DOWN), [DOWN, "missing", "[8, 10]"], CheckpointError, id="missing"),
+        pytest.param(lambda t: t.pop(EMBED), [EMBED, "missing", "[20, 8]"], CheckpointError, id="no embedding"),
+        pytest.param(
+            lambda t: t.update({DOWN: np.ones((10, 8), "f4")}), [DOWN, "[8, 10]", "[10, 8]"], CheckpointError, id="transposed"
+        ),
+        pytest.param(
+            lambda t: t.update({DOWN: np.ones(80, "f4")}), [DOWN, "[8, 10]", "[80]"], CheckpointError, id="flat"
+        ),
+        pytest.param(lambda t: t.update({EMBED: np.ones((19, 8), "f4")}), [EMBED, "[20, 8]"], CheckpointError, id="short"),
+        pytest.param(lambda t: t.update({DOWN: np.ones((8, 10), "i8")}), [DOWN, "I64"], UnsupportedModel, id="integers"),
+        pytest.param(lambda t: t.update({O_BIAS: np.ones(8, "f4")}), [O_BIAS, "bias"], UnsupportedModel, id="bias of o"),
+        pytest.param(
+            lambda t: t.update({O_BIAS: np.array([np.nan] * 8, "f4")}), [O_BIAS], UnsupportedModel, id="bias not a number"
+        ),
+        pytest.param(
+            lambda t: t.update({"model.layers.0.mlp.up_proj.bias": np.ones(10, "f4")}), ["up_proj.bias"], UnsupportedModel,
+            id="bias in the MLP",
+        ),
+        pytest.param(
+            lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": np.ones(12, "f4")}), ["q_proj.bias"],
+            UnsupportedModel, id="bias of q that the configuration lacks",
+        ),
+        pytest.param(
+            lambda t: t.update({"model.layers.0.self_attn.q_norm.weight": np.ones(3, "f4")}), ["q_norm.weight"],
+            UnsupportedModel, id="norm of heads that the configuration lacks",
+        ),
+        pytest.param(
+            lambda t: t.update({HEAD: np.ones((20, 8), "f4")}), [HEAD, EMBED], CheckpointError, id="tied head that differs"
+        ),
+        pytest.param(
+            lambda t: t.update({HEAD: t[EMBED].astype("f2")}), [HEAD, EMBED], CheckpointError, id="tied head, other type"
+        ),
+        pytest.param(
+            lambda t: t.update({"model.layers.2.mlp.up_proj.weight": np.ones(1, "f4")}), ["layers.2", "2 layers"],
+            CheckpointError, id="a layer too many",
+        ),
+        pytest.param(
+            lambda t: t.update({"model.layers.0.block_sparse_moe.gate.weight": np.ones(1, "f4")}), ["moe.gate"],
+            UnsupportedModel, id="another architecture's tensor",
+        ),
+        pytest.param(lambda t: t.update({"head.bias": np.ones(1, "f4")}), ["head.bias"], UnsupportedModel, id="other bias"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused(tmp_path: Path, change: Callable, words: list[str], error: type) -> None:
+    tensors = arrays(model())
+    change(tensors)
+    refused(lambda: check(tmp_path, model(), tensors), str(tmp_path), *words, error=error)
+
+
+def test_a_billion_layers_end_at_the_first_missing(tmp_path: Path) -> None:
+    tensors = arrays(model())
+    refused(lambda: check(tmp_path, model(layers=10**9), tensors), "model.layers.2.input_layernorm.weight", "missing")
+
+
+def test_unknown_architecture_is_refused() -> None:
+    refused(lambda: names.plan(model(arch="mamba")), "decoder", "'mamba'", error=UnsupportedModel)

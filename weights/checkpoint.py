@@ -1,0 +1,113 @@
+"""A checkpoint, whichever its format: config and tensors by Hugging Face names. The engine and the tokenizer call this.
+
+Opening reads headers and metadata only; tensors stay in the mapped file until asked for. The numbers themselves are not
+inspected: NaN and infinity in a tensor are what the file says, and reach the logits.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import CheckpointError
+from . import gguf, safetensors
+from .files import read_json, shown
+from .tensor import Tensor
+from .translate import translate
+
+
+class Checkpoint:
+    """An open checkpoint. Arrays it has given stay valid after `close`: the map lives as long as they do."""
+
+    def __init__(
+        self,
+        source: Path,
+        tensors: dict[str, Tensor],
+        config: dict[str, Any],
+        generation_config: dict[str, Any] | None = None,
+        metadata: dict[str, Any] | None = None,
+        directory: Path | None = None,
+    ) -> None:
+        self.source = source  # what was opened, for messages
+        self.config = config  # config.json, or the same made from GGUF metadata; values are not checked here
+        self.generation_config = generation_config or {}  # generation_config.json
+        self.metadata = metadata  # GGUF metadata
+        self.directory = directory  # where tokenizer.json and the chat template are, unless GGUF
+        self._tensors: dict[str, Tensor] | None = tensors
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._open()
+
+    def close(self) -> None:
+        """Let go of the files; asking for a tensor afterwards is an error."""
+        self._tensors = None
+
+    def names(self) -> list[str]:
+        """Hugging Face names of all tensors, in the order of the file."""
+        return list(self._open())
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Sizes of a tensor, [out, in] for a matrix."""
+        return self._tensor(name).shape
+
+    def stored(self, name: str) -> str:
+        """How the file holds a tensor: "F32", "BF16", "Q4_1", ..."""
+        return self._tensor(name).kind
+
+    def dtype(self, name: str) -> np.dtype:
+        """Type of what `tensor` returns: float32, float16 or bfloat16; UnsupportedModel if it cannot be read."""
+        return self._tensor(name).dtype
+
+    def tensor(self, name: str) -> np.ndarray:
+        """A tensor [shape]: a read-only view of the file for F32, F16 and BF16, new float32 for quantised ones."""
+        return self._tensor(name).numbers()
+
+    def bytes(self, name: str) -> np.ndarray:
+        """The stored bytes of a tensor [n] uint8, a view of the file."""
+        return self._tensor(name).raw
+
+    def _open(self) -> dict[str, Tensor]:
+        if self._tensors is None:
+            raise CheckpointError(f"{self.source}: the checkpoint is closed")
+        return self._tensors
+
+    def _tensor(self, name: str) -> Tensor:
+        try:
+            return self._open()[name]
+        except KeyError:
+            raise CheckpointError(f"{self.source}: tensor {name} is missing") from None
+
+
+def open_checkpoint(path: Path | str) -> Checkpoint:
+    """Open a Hugging Face directory (config.json, safetensors) or a .gguf file.
+
+    Raises CheckpointError if it is damaged or incomplete, UnsupportedModel if it is of a kind the engine lacks."""
+    path = Path(path)
+    if path.is_dir():
+        generation = path / "generation_config.json"
+        return Checkpoint(
+            path,
+            config=read_json(path / "config.json"),
+            tensors=safetensors.read_directory(path),
+            generation_config=read_json(generation) if generation.exists() else None,
+            directory=path,
+        )
+    if path.suffix != ".gguf":
+        raise CheckpointError(f"{path}: expected a directory or a .gguf file, found {_found(path)}")
+    file = gguf.read_file(path)
+    config, tensors = translate(path, file)
+    return Checkpoint(path, tensors, config, metadata=file.metadata)
+
+
+def _found(path: Path) -> str:
+    if not path.exists():
+        return "nothing there"
+    return "a file" + (f" ending {shown(path.suffix)}" if path.suffix else "")

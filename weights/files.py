@@ -1,0 +1,82 @@
+"""The two ways a file of a checkpoint is opened: mapped into memory, or parsed as a JSON object.
+
+Called by safetensors, gguf and checkpoint. Never reads more than the file holds, never follows a name found in a file.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import CheckpointError
+
+JSON_LIMIT = (
+    16 << 20
+)  # bytes; parsed JSON takes some twenty times its text, and real files stay below a megabyte or two
+
+
+def _open(path: Path) -> int:
+    """File descriptor of a regular file; anything else (a pipe would block for ever) is an error."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise CheckpointError(f"{path}: expected a file, found a directory or device")
+        return os.open(path, os.O_RDONLY)
+    except OSError as e:
+        raise CheckpointError(f"{path}: cannot be opened: {e.strerror}") from e
+
+
+def map_file(path: Path) -> np.ndarray:
+    """The bytes of a file [size] uint8, read-only: pages are read when touched, the map lives as long as views."""
+    fd = _open(path)
+    try:
+        if os.fstat(fd).st_size == 0:
+            raise CheckpointError(f"{path}: the file is empty")
+        return np.frombuffer(mmap.mmap(fd, 0, access=mmap.ACCESS_READ), np.uint8)
+    finally:
+        os.close(fd)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object a file holds; CheckpointError if it is missing, too long or anything but one object."""
+    fd = _open(path)
+    with os.fdopen(fd, "rb") as f:
+        size = os.fstat(fd).st_size
+        if size > JSON_LIMIT:
+            raise CheckpointError(f"{path}: expected at most {JSON_LIMIT} bytes of JSON, found {size}")
+        return parse_json(f.read(size), str(path))
+
+
+def parse_json(raw: bytes, where: str) -> dict[str, Any]:
+    """One JSON object without repeated keys; `where` names it in messages."""
+    try:
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=lambda pairs: _unique(pairs, where))
+    except UnicodeDecodeError as e:
+        raise CheckpointError(f"{where}: expected UTF-8, found byte 0x{raw[e.start]:02x} at offset {e.start}") from e
+    except RecursionError as e:
+        raise CheckpointError(f"{where}: JSON is nested too deeply") from e
+    except ValueError as e:  # JSONDecodeError, or an integer of thousands of digits
+        raise CheckpointError(f"{where}: not valid JSON: {e}") from e
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{where}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(k for k, _ in pairs if k in seen or seen.add(k))
+        raise CheckpointError(f"{where}: key {shown(twice)} appears twice")
+    return found
+
+
+def shown(value: object) -> str:
+    """A name or value found in a file, fit for a one-line message: quoted, escaped, at most 80 characters."""
+    text = ascii(value)
+    return text if len(text) <= 80 else f"{text[:76]}...{text[-1]}"

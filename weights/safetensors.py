@@ -1,0 +1,123 @@
+"""Safetensors files: one, or many with model.safetensors.index.json. Called by checkpoint.
+
+A file is an 8-byte little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, and the data.
+Everything the header claims is checked before a byte of data is touched; data stays in the mapped file. Stricter than
+the format in what a model never needs: names that are not plain, dimensions of 0, unknown keys and repeated names are
+refused.
+"""
+
+from __future__ import annotations
+
+import re
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+from .files import JSON_LIMIT, map_file, parse_json, read_json, shown
+from .quant import SAFETENSORS_BITS
+from .tensor import Tensor, check_name, check_shape
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors", re.ASCII)
+_KEYS = {"dtype", "shape", "data_offsets"}
+
+
+def read_directory(directory: Path) -> dict[str, Tensor]:
+    """All tensors of a Hugging Face directory, by name: of model.safetensors, or of the shards its index lists."""
+    if (directory / SINGLE).exists():
+        return read_file(directory / SINGLE)
+    if (directory / INDEX).exists():
+        return _read_shards(directory)
+    found = sorted(p.name for p in directory.iterdir() if p.suffix in (".safetensors", ".bin", ".gguf", ".pt", ".pth"))
+    raise CheckpointError(
+        f"{directory}: expected {SINGLE} or {INDEX}, found {', '.join(found[:5]) or 'no weights'}"
+        + ("; give the .gguf file itself" if any(n.endswith(".gguf") for n in found) else "")
+    )
+
+
+def read_file(path: Path) -> dict[str, Tensor]:
+    """Tensors of one safetensors file by name, nothing read but the header."""
+    data = map_file(path)
+    if len(data) < 8:
+        raise CheckpointError(f"{path}: expected a header length of 8 bytes, found a file of {len(data)}")
+    length = int.from_bytes(data[:8].tobytes(), "little")
+    if length > min(len(data) - 8, JSON_LIMIT):
+        raise CheckpointError(
+            f"{path}: header of {length} bytes: expected at most {JSON_LIMIT}, and the file has {len(data) - 8} left"
+        )
+    header = parse_json(data[8 : 8 + length].tobytes(), f"{path}: header")
+    _check_metadata(path, header.pop("__metadata__", None))
+    body = data[8 + length :]
+    spans = {check_name(str(path), name): _entry(path, name, entry) for name, entry in header.items()}
+    end = 0
+    for name, (_, _, begin, stop) in sorted(spans.items(), key=lambda item: item[1][2:]):
+        if begin != end:
+            raise CheckpointError(f"{path}: tensor {name}: expected data to begin at {end}, found {begin}")
+        end = stop
+        if end > len(body):
+            raise CheckpointError(f"{path}: tensor {name}: data ends at {end}, the file's data at {len(body)}")
+    if end != len(body):
+        raise CheckpointError(f"{path}: expected {end} bytes of data, found {len(body) - end} more")
+    return {name: Tensor(path, name, kind, shape, body[a:b]) for name, (kind, shape, a, b) in spans.items()}
+
+
+def _check_metadata(path: Path, metadata: Any) -> None:
+    if metadata is None:
+        return
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise CheckpointError(f"{path}: key __metadata__: expected an object of strings, found {shown(metadata)}")
+
+
+def _entry(path: Path, name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
+    """(kind, shape, begin, end) of one header entry; the span is as long as kind and shape need."""
+    if not isinstance(entry, dict) or entry.keys() != _KEYS:
+        raise CheckpointError(f"{path}: tensor {name}: expected dtype, shape and data_offsets, found {shown(entry)}")
+    kind, offsets = entry["dtype"], entry["data_offsets"]
+    if not isinstance(kind, str) or kind not in SAFETENSORS_BITS:
+        raise CheckpointError(f"{path}: tensor {name}: unknown dtype {shown(kind)}")
+    shape = check_shape(str(path), name, entry["shape"])
+    numbers = isinstance(offsets, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in offsets)
+    if not numbers or len(offsets) != 2:
+        raise CheckpointError(
+            f"{path}: tensor {name}: expected data_offsets of two integers from 0 to 2^63 - 1, found {shown(offsets)}"
+        )
+    bits, span = prod(shape) * SAFETENSORS_BITS[kind], offsets[1] - offsets[0]
+    if bits != span * 8:
+        raise CheckpointError(
+            f"{path}: tensor {name}: {kind} {shown(list(shape))}: expected data_offsets that span "
+            f"{shown(-(-bits // 8))} bytes, found {shown(span)}"
+        )
+    return kind, shape, offsets[0], offsets[1]
+
+
+def _read_shards(directory: Path) -> dict[str, Tensor]:
+    """Tensors of every shard; index and shards must agree on which holds what."""
+    index = directory / INDEX
+    where = read_json(index).get("weight_map")
+    if not isinstance(where, dict) or not where:
+        raise CheckpointError(f"{index}: key weight_map: expected an object of file names, found {shown(where)}")
+    for name, file in where.items():
+        _check_file_name(index, name, file)
+    tensors: dict[str, Tensor] = {}
+    for file in sorted(set(where.values())):
+        if not (directory / file).exists():
+            raise CheckpointError(f"{directory / file}: the shard is missing; {index.name} lists it")
+        for name, tensor in read_file(directory / file).items():
+            if where.get(name) != file:
+                listed = where.get(name, "nowhere")
+                raise CheckpointError(f"{directory / file}: tensor {name}: {index.name} has it in {listed}")
+            tensors[name] = tensor
+    for name, file in where.items():
+        if name not in tensors:
+            raise CheckpointError(f"{directory / file}: tensor {name} is missing; {index.name} lists it")
+    return tensors
+
+
+def _check_file_name(index: Path, tensor: str, file: Any) -> None:
+    """A shard is a plain name in the directory: an index must not make the loader open other files."""
+    check_name(str(index), tensor)
+    if not isinstance(file, str) or not _SHARD.fullmatch(file):
+        raise CheckpointError(
+            f"{index}: tensor {tensor}: expected a plain file name ending .safetensors, found {shown(file)}"
+        )
