@@ -44,14 +44,17 @@ clean:
 $(BIN)/python:
 	$(PYTHON) -m venv .venv || { rm -rf .venv; echo "no virtual environment: on Debian, apt-get install python3-venv" >&2; exit 1; }
 
-# Which CUDA wheels: cuda12 or cuda13 by the driver's version, none where there is no driver.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
+
+# Which CUDA wheels: cuda12 or cuda13 by the driver's version, none where there is no GPU.
 .venv/.demo: $(BIN)/python setup.cfg pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
-	extra=$$($(BIN)/ostinato doctor --extra) && \
-	  if [ -n "$$extra" ]; then $(BIN)/python -m pip install --disable-pip-version-check --editable ".[$$extra]"; fi
-	touch $@
+	@echo "installing into .venv"
+	@$(PIP) .
+	@extra=$$($(BIN)/ostinato doctor --extra) && if [ -n "$$extra" ]; then \
+	  echo "installing the CUDA wheels, $$extra: some 2.5 GB"; $(PIP) ".[$$extra]"; fi
+	@touch $@
 
 .venv/.test: .venv/.demo
-	extra=$$($(BIN)/ostinato doctor --extra) && what=test && if [ -n "$$extra" ]; then what="$$extra,tools"; fi && \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$$what]"
-	touch $@
+	@echo "installing what the tests need"
+	@extra=$$($(BIN)/ostinato doctor --extra) && if [ -n "$$extra" ]; then $(PIP) ".[$$extra,tools]"; else $(PIP) ".[test]"; fi
+	@touch $@

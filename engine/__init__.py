@@ -17,8 +17,7 @@ from .outputs import CompletionOutput, RequestOutput, StreamChunk
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "LLM",
+__all__ = [  # noqa: RUF022 - in the order of sorted()
     "CacheFull",
     "CaptureError",
     "CheckpointError",
@@ -27,6 +26,7 @@ __all__ = [
     "DownloadError",
     "EngineConfig",
     "EngineError",
+    "LLM",
     "ModelConfig",
     "RequestError",
     "RequestOutput",

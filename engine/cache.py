@@ -1,4 +1,6 @@
-"""Who owns which pages of the key/value cache. Called by the scheduler; NumPy only, the arrays themselves are the runner's.
+"""Who owns which pages of the key/value cache.
+
+Called by the scheduler; NumPy only, the arrays themselves are the runner's.
 
 Page 0 belongs to the spare sequence: rows that fill up a bucket write there and nobody reads it. A sequence gets all
 pages of its prompt and its longest completion when it is admitted, so that it never runs out half way.
@@ -49,8 +51,8 @@ class PageTable:
     def admit(self, slot: int, tokens: int) -> None:
         """Give the slot pages for so many tokens; the caller has asked `fits`."""
         if slot in self._owned or not self.fits(tokens):
-            raise CacheFull(f"slot {slot}: expected a free slot and {pages_of(tokens)} free pages, found {self.free} free, "
-                            f"slots {sorted(self._owned)} taken")  # fmt: skip
+            raise CacheFull(f"slot {slot}: expected a free slot and {pages_of(tokens)} free pages, "
+                            f"found {self.free} free pages, slots {sorted(self._owned)} taken")  # fmt: skip
         own = [heapq.heappop(self._free) for _ in range(pages_of(tokens))]
         self._owned[slot] = own
         self.host[slot, : len(own)] = own

@@ -1,4 +1,4 @@
-"""The `ostinato` command: generate, chat, compare, doctor.
+"""The `ostinato` command: generate, chat, compare, bench, doctor.
 
 Entry point of setup.cfg. Text goes to stdout, everything else to stderr; with --json stdout is one object. An error of
 the engine is one line on stderr and exit status 2, Ctrl-C is 130, a closed pipe 141. Modules that cost time to import
@@ -8,12 +8,14 @@ are imported by the command that needs them, so that --help answers at once.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from .bench import command as bench
 from .errors import EngineError, RequestError
 
 if TYPE_CHECKING:
@@ -65,6 +67,8 @@ def parser() -> Parser:
     )
     _compare_options(compare)
     compare.set_defaults(run=run_compare)
+
+    bench.add_command(commands)
 
     doctor = commands.add_parser(
         "doctor", help="what works here", description="What works here, and how to mend the rest."
@@ -152,12 +156,13 @@ def _record(llm: LLM, out: RequestOutput) -> dict[str, Any]:
     }
 
 
-def _stream(chunks: Iterator[StreamChunk]) -> RequestOutput:
+def _stream(chunks: Generator[StreamChunk, None, None]) -> RequestOutput:
     """Print the text of each chunk at once; the finished output."""
     output = None
-    for chunk in chunks:
-        print(chunk.text, end="", flush=True)
-        output = chunk.output or output
+    with contextlib.closing(chunks):  # its pages are freed before the exception of a closed pipe or Ctrl-C goes on
+        for chunk in chunks:
+            print(chunk.text, end="", flush=True)
+            output = chunk.output or output
     print(flush=True)
     if output is None:
         raise RuntimeError("the stream ended without its output")
@@ -195,8 +200,6 @@ def _lines() -> Iterator[str]:
     """What the user types, without empty lines; with line editing and a prompt when stdin is a terminal."""
     interactive = sys.stdin.isatty()
     if interactive:
-        import contextlib
-
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  its import gives input() line editing
     while True:

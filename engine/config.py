@@ -71,7 +71,7 @@ class EngineConfig:
     backend: str = "auto"  # "cuda", "cublas", "numpy"; "auto" takes cuda where it works and says so
     graph: str = "step"  # what a CUDA graph covers: "step", "layer" or "off" for none; NumPy has no graphs
     dtype: str = "auto"  # weights and activations: "bfloat16", "float16", "float32"; "auto" is the checkpoint's
-    max_batch: int = 16  # sequences decoded at once; the decode kernels work in tiles of 16 rows
+    max_batch: int = 16  # sequences decoded at once; above 16 in groups of 16, which is what a decode kernel takes
     max_len: int | None = None  # tokens of a prompt and its completion; None = what the model was made for
     cache_tokens: int | None = None  # tokens the whole cache holds; None = max_batch * max_len, less if memory is short
     prefill_rows: int = 2048  # rows of one pass over prompts, a multiple of 64
@@ -81,7 +81,7 @@ class EngineConfig:
         choice("backend", self.backend, ("auto", "cuda", "cublas", "numpy"))
         choice("graph", self.graph, ("step", "layer", "off"))
         choice("dtype", self.dtype, ("auto", "bfloat16", "float16", "float32"))
-        _set(self, "max_batch", integer("max_batch", self.max_batch, 1, 16))
+        _set(self, "max_batch", integer("max_batch", self.max_batch, 1, 256))
         if self.max_len is not None:
             _set(self, "max_len", integer("max_len", self.max_len, 1, INT32))
         if self.cache_tokens is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -34,6 +34,7 @@ from .weights.fetch import resolve
 
 Params = SamplingParams | Sequence[SamplingParams] | None
 Messages = Sequence[dict[str, Any]]
+Chunks = Generator[StreamChunk, None, None]
 
 
 class LLM:
@@ -89,9 +90,16 @@ class LLM:
             w = load.weights(ops, ck, c, bar)
         load.ban(ops, w, c, banned)
         with report.bar(f"graph {self.engine.graph}") as bar:
-            self.runner = Runner(ops, c, w, self.engine, bar)
+            self._runner: Runner | None = Runner(ops, c, w, self.engine, bar)
 
     # -- what was chosen ------------------------------------------------------------------------------------------
+
+    @property
+    def runner(self) -> Runner:
+        """Weights, cache and graphs on the device. RequestError once the LLM is closed."""
+        if self._runner is None:
+            raise RequestError("LLM: expected an open one, found it closed")
+        return self._runner
 
     @property
     def graph(self) -> str:
@@ -129,7 +137,7 @@ class LLM:
                 pass
         return [request.output(began) for request in todo]
 
-    def stream(self, prompt: str | list[int], params: SamplingParams | None = None) -> Iterator[StreamChunk]:
+    def stream(self, prompt: str | list[int], params: SamplingParams | None = None) -> Chunks:
         """Complete one prompt, giving out text as it becomes certain; the last chunk has the output.
 
         A request that is not acceptable raises here, not at the first chunk. Close the iterator to end early."""
@@ -142,7 +150,7 @@ class LLM:
         """The model's answer to messages [{"role": "user", "content": "..."}, ...], by its chat template."""
         return self.generate([self.chat_prompt(messages)], params)[0]
 
-    def stream_chat(self, messages: Messages, params: SamplingParams | None = None) -> Iterator[StreamChunk]:
+    def stream_chat(self, messages: Messages, params: SamplingParams | None = None) -> Chunks:
         """Like chat, as a stream."""
         return self.stream(self.chat_prompt(messages), params)
 
@@ -160,12 +168,12 @@ class LLM:
             return self.runner.logits(requests.token_ids(ids, self.config.vocab), decode_from)
 
     def close(self) -> None:
-        """End the chat template's process and let go of the device's memory. The LLM is of no use afterwards."""
-        with self._alone():
-            if isinstance(self._template, ChatTemplate):
-                self._template.close()
-            if hasattr(self, "runner"):
-                del self.runner
+        """End the chat template's process and let go of the device's memory, once a stream still open has ended.
+
+        Never raises; the LLM is of no use afterwards."""
+        if isinstance(self._template, ChatTemplate):
+            self._template.close()
+        self._runner = None
 
     def __enter__(self) -> LLM:
         return self
@@ -189,7 +197,7 @@ class LLM:
         finally:
             self._lock.release()
 
-    def _run(self, todo: list[Request]) -> Iterator[tuple[Completion, int]]:
+    def _run(self, todo: list[Request]) -> Generator[tuple[Completion, int], None, None]:
         """Each token of the requests as it comes, with the completion it was added to."""
         owner = {c.seq: (request, c) for request in todo for c in request.completions}
         with self._alone():
@@ -204,7 +212,7 @@ class LLM:
                         loop.scheduler.finish(event.seq, "stop")
                     yield completion, event.token
 
-    def _stream(self, request: Request, began: float) -> Iterator[StreamChunk]:
+    def _stream(self, request: Request, began: float) -> Chunks:
         given = 0
         with closing(self._run([request])) as tokens:
             for completion, token in tokens:

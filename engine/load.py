@@ -1,4 +1,7 @@
-"""Which backend runs, and a checkpoint's tensors in its hands. Called by llm.py; touches the device through Ops only."""
+"""Which backend runs, and a checkpoint's tensors in its hands.
+
+Called by llm.py; touches the device through Ops only.
+"""
 
 from __future__ import annotations
 

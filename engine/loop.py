@@ -9,11 +9,12 @@ ahead.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from .errors import DeviceError
 from .runner import Row, Runner, Ticket
 from .scheduler import Scheduler, Sequence
 
@@ -36,7 +37,7 @@ class Loop:
         self._flight: deque[tuple[Ticket, list[Sequence]]] = deque()
         self._started: list[Sequence] = []  # whose rows stand on the device
 
-    def run(self, sequences: list[Sequence]) -> Iterator[Event]:
+    def run(self, sequences: list[Sequence]) -> Generator[Event, None, None]:
         """Tokens as they come, until all have ended. The caller may end a sequence with scheduler.finish on its event.
 
         Frees all pages at the end, also when closed early or at an error. CacheFull if a sequence can never fit."""
@@ -100,5 +101,8 @@ class Loop:
                 yield self._event(seq, tokens[i], None if logits is None else logits[i])
 
     def _event(self, seq: Sequence, token: int, logits: np.ndarray | None) -> Event:
+        if token < 0:
+            raise DeviceError(f"sampling: expected finite logits, found none after {len(seq.prompt)} tokens of prompt "
+                              f"and {len(seq.tokens)} generated")  # fmt: skip
         self.scheduler.accept(seq, token)
         return Event(seq, token, logits if seq.params.logprobs is not None else None)

@@ -1,4 +1,7 @@
-"""What a request gives back, and the text of a completion as its tokens arrive. Called by llm.py; pure Python and NumPy."""
+"""What a request gives back, and the text of a completion as its tokens arrive.
+
+Used by requests.py and llm.py; pure Python and NumPy.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,7 @@ class StreamChunk:
 
 @dataclass
 class Text:
-    """The text of a growing completion, cut at the first stop text; `settled` characters of it cannot change any more."""
+    """The text of a growing completion, cut at the first stop text. `settled` characters of it are final."""
 
     decoder: Decoder
     stop: tuple[str, ...]

@@ -1,4 +1,7 @@
-"""A request from the caller's arguments to its RequestOutput. Called by llm.py; knows tokens and text, not the device."""
+"""A request from the caller's arguments to its RequestOutput.
+
+Called by llm.py; knows tokens and text, not the device.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +104,7 @@ def make(
     stop_ids = params.stop_ids(c)
     first = seed() if params.seed is None else params.seed
     sequences = [Sequence(ids, params, (first + i) % 2**64, max_tokens, stop_ids) for i in range(params.n)]
-    return Request(text, ids, [Completion(seq, Text(t.incremental(), params.stop)) for seq in sequences])
+    return Request(text, ids, [Completion(seq, Text(t.incremental(), tuple(params.stop or ()))) for seq in sequences])
 
 
 def token_ids(prompt: Any, vocab: int) -> list[int]:

@@ -17,7 +17,7 @@ def table(c: ModelConfig, max_len: int) -> np.ndarray:
 
 
 def frequencies(c: ModelConfig) -> np.ndarray:
-    """[d/2] float64, radians a token: theta^(-2i/d), scaled as the checkpoint asks. UnsupportedModel for other scalings."""
+    """[d/2] float64, radians a token: theta^(-2i/d), scaled as the checkpoint asks. UnsupportedModel for others."""
     plain = c.rope_theta ** (-np.arange(0, c.head_dim, 2, dtype=np.float64) / c.head_dim)
     if c.rope_scaling is None:
         return plain

@@ -248,12 +248,10 @@ class Runner:
         c, wish = self.c, self.slots * pages_of(self.max_len)
         page = 2 * c.layers * c.kv_heads * PAGE * c.head_dim * self.ops.dtype.itemsize
         free = self.device.free_memory()
-        if e.cache_tokens is not None:
-            pages, room = pages_of(e.cache_tokens), free // page
-        else:
-            room = int(free * _SHARE[hasattr(self.device, "stream")]) // page
-            pages = min(wish, max(room, 1))
-        if pages + 1 > room:
+        share = _SHARE[hasattr(self.device, "stream")] if e.cache_tokens is None else 1
+        room = int(free * share) // page - 1  # one more page is the spare sequence's
+        pages = min(wish, max(room, 1)) if e.cache_tokens is None else pages_of(e.cache_tokens)
+        if pages > room:
             raise DeviceError(f"key/value cache: expected {(pages + 1) * page >> 20} MiB free on {self.device.name}, "
                               f"found {free >> 20} MiB")  # fmt: skip
         return pages

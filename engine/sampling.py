@@ -1,115 +1,123 @@
-"""How the next token is chosen: the definition, in NumPy. NumpyOps runs it, the kernels are tested against it.
+"""How the next token is chosen: the definition that every backend computes, bit for bit, written in NumPy.
 
-For a row of logits l [V] of a sequence, whose next token will stand at `position`:
+One row, logits l [V] float32, the rules of its sequence, and `position`, where the token to come will stand:
 
-1. Stop tokens are banned (-inf) while position < stop_from (min_tokens).
-2. Penalties. counts[t] is 2 * (times t was generated) + (1 if t is in the prompt). Where counts[t] > 0, l is divided
-   by the repetition penalty if positive, else multiplied; then frequency * times and, if times > 0, presence are
-   taken off.
-3. Temperature 0: the token with the largest l, the first of equals.
-4. Else token t weighs w = floor(exp((l - max l) / temperature) * 2^40), an integer: sums are exact, in whatever order
-   they are taken, so that the choice does not depend on how many threads took part.
-5. Tokens are kept by value, equals together: the top_k largest; of those the fewest that weigh top_p of their total;
-   of those the ones that weigh at least min_p of the heaviest.
-6. One random 64-bit number u of (seed, position) picks the first token, in the order of ids, at which the running sum
-   of the kept weights exceeds u * total / 2^64.
+1. Bans: stop tokens are minus infinity while position < stop_from.
+2. Penalties: seen = in the prompt or generated, count = times generated. Repetition r: l / r if l > 0 else l * r where
+   seen; then l - frequency * count - presence where count > 0. float32, one rounding an operation.
+3. If any l is NaN or the largest is not finite: no token, -1.
+4. Temperature 0: the largest, of equals the first. Done.
+5. Weights: w = floor(2^40 * 2^y), y = (l - max) / temperature * log2(e). y, and 2^y by a polynomial, are float32 with
+   one rounding an operation; from here on all numbers are integers. So sums do not depend on their order, and backends
+   agree exactly. The largest has w = 2^40.
+6. top_k: keep the k largest. top_p: of these keep the fewest largest whose weights reach top_p of the kept total.
+   Tokens equal to the last one kept are kept too. min_p: drop those with w < min_p * 2^40.
+7. Draw: u = 64 bits of Philox4x32-10 with key `seed` and counter `position`; target = floor(u * total / 2^64) of the
+   kept total; the token is the first, by index, at which the running sum of kept weights exceeds the target.
 
-A row that holds a NaN, or nothing but -inf, has no next token: -1, which the generation loop turns into an error.
+A token thus depends on its logits, rules, seed and position, never on the row or the batch. Called by ops/numpy.py;
+kernels/sample.cu computes the same and the tests compare the two. Imports NumPy only.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from .ops.base import Array, Sampling, Step
+Array = Any
 
-ONE = 1 << 40  # the weight of the most likely token
+ONE = 1 << 40  # weight of the largest token
+LOG2E = np.float32(1.4426950408889634)
+POWER = tuple(  # 2^f for |f| <= 1/2: coefficients from the highest, error below 2e-7
+    np.float32(c) for c in (1.5403530e-4, 1.3333558e-3, 9.6181291e-3, 5.5504109e-2, 2.4022651e-1, 6.9314718e-1, 1.0)
+)
+TINY = np.finfo(np.float32).tiny  # temperatures below it, subnormal, are 0
+MASK = (1 << 32) - 1
+
+
+def adjust(logits: Array, counts: Array, repetition: float, presence: float, frequency: float, banned: Array) -> Array:
+    """Steps 1 and 2: a new array [V] float32. counts [V] int32 as in Sampling.counts; banned: ids, negative = none."""
+    x = np.array(logits, np.float32)
+    x[banned[banned >= 0]] = -np.inf
+    if not penalised(repetition, presence, frequency):
+        return x
+    r, count = np.float32(repetition), (counts >> 1).astype(np.float32)
+    x = np.where(counts != 0, np.where(x > 0, x / r, x * r), x)
+    return np.where(count > 0, x - np.float32(frequency) * count - np.float32(presence), x)
+
+
+def penalised(repetition: float, presence: float, frequency: float) -> bool:
+    """Whether any penalty is on, so that counts are read and kept."""
+    return repetition != 1 or presence != 0 or frequency != 0
+
+
+def weights(x: Array, temperature: float) -> Array:
+    """Step 5: [V] uint64, 2^40 for the largest. The largest x must be finite."""
+    y = np.maximum((x - x.max()) / np.float32(temperature) * LOG2E, np.float32(-63))
+    n = np.rint(y)
+    f = y - n
+    power = np.full_like(f, POWER[0])
+    for c in POWER[1:]:
+        power = power * f + c
+    return (power * np.float32(ONE)).astype(np.uint64) >> (-n).astype(np.uint64)
+
+
+def keep(x: Array, w: Array, top_k: int, top_p: float, min_p: float) -> Array:
+    """Step 6: mask [V] of the tokens that may be drawn. top_k 0, top_p 1, min_p 0: off."""
+    kept = w > 0  # a weight of 0 is never drawn and adds to no sum
+    if 0 < top_k < len(x):
+        kept &= x >= np.partition(x, len(x) - top_k)[len(x) - top_k]
+    if top_p < 1:
+        need = max(1, int(w[kept].sum()) * int(float(np.float32(top_p)) * 2**64) >> 64)
+        ids = np.flatnonzero(kept)
+        ids = ids[np.argsort(-x[ids])]
+        kept &= x >= x[ids[np.searchsorted(np.cumsum(w[ids]), np.uint64(need))]]
+    return kept & (w >= np.uint64(np.float32(min_p) * np.float32(ONE)))
 
 
 def philox(seed: int, position: int) -> int:
-    """64 random bits: the first two words of Philox4x32-10 with key `seed` and counter (position, 0, 0, 0).
-
-    Source: Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3 (SC 2011)."""
-    word = 0xFFFFFFFF
-    key = [seed & word, seed >> 32 & word]
-    c = [position & word, 0, 0, 0]
+    """The first 64 of the 128 bits of Philox4x32-10 (Salmon et al., 2011) with counter (position, 0, 0, 0)."""
+    c, k0, k1 = (position & MASK, 0, 0, 0), seed & MASK, seed >> 32 & MASK
     for _ in range(10):
         a, b = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
-        c = [b >> 32 ^ c[1] ^ key[0], b & word, a >> 32 ^ c[3] ^ key[1], a & word]
-        key = [key[0] + 0x9E3779B9 & word, key[1] + 0xBB67AE85 & word]
+        c = (b >> 32 ^ c[1] ^ k0, b & MASK, a >> 32 ^ c[3] ^ k1, a & MASK)
+        k0, k1 = k0 + 0x9E3779B9 & MASK, k1 + 0xBB67AE85 & MASK
     return c[0] | c[1] << 32
 
 
-def penalise(logits: Array, counts: Array, repetition: float, presence: float, frequency: float) -> Array:
-    """Step 2, in float32.  logits [V] float32, counts [V] int32"""
-    f = np.float32
-    out = np.where(counts > 0, np.where(logits > 0, logits / f(repetition), logits * f(repetition)), logits)
-    times = counts >> 1
-    return out - f(frequency) * times.astype(f) - f(presence) * (times > 0).astype(f)
+def draw(w: Array, kept: Array, u: int) -> int:
+    """Step 7: the token at which the running sum of kept weights exceeds u / 2^64 of their total."""
+    running = np.cumsum(np.where(kept, w, np.uint64(0)))
+    return int(np.searchsorted(running, np.uint64(u * int(running[-1]) >> 64), side="right"))
 
 
-def weights(logits: Array, temperature: float) -> Array:
-    """Step 4: fixed-point weights, uint64.  logits [V] float32"""
-    x = (logits - logits.max()) / np.float32(temperature)
-    return (np.exp(x) * np.float32(ONE)).astype(np.uint64)
-
-
-def keep(logits: Array, w: Array, top_k: int, top_p: float, min_p: float) -> Array:
-    """Step 5: the weights, 0 where a token is not kept; top_k 0 and top_p 1 are off.  logits [V] float32, w [V] uint64"""
-    if 0 < top_k < len(logits):
-        w = np.where(logits >= np.partition(logits, -top_k)[-top_k], w, np.uint64(0))
-    if top_p < 1:
-        enough = int(float(np.float32(top_p)) * float(w.sum()))
-        order = np.argsort(-logits, kind="stable")
-        running = np.cumsum(w[order])
-        last = order[min(np.searchsorted(running, np.uint64(enough)), len(order) - 1)]
-        w = np.where(logits >= logits[last], w, np.uint64(0))
-    return np.where(w >= np.uint64(float(np.float32(min_p)) * ONE), w, np.uint64(0))
-
-
-def sample_row(
-    logits: Array,
-    position: int,
-    *,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    seed: int = 0,
-) -> int:
-    """Steps 3 to 6 for one row of logits [V] float32; the token will stand at `position`. -1 if there is no choice."""
-    top = logits.max()
-    if not np.isfinite(top):
+def choose(x: Array, temperature: float, top_k: int, top_p: float, min_p: float, u: int) -> int:
+    """Steps 3 to 7 for adjusted logits x [V] float32 and 64 random bits u."""
+    best = int(np.argmax(x))  # NaN counts as the largest
+    if not np.isfinite(x[best]):
         return -1
-    if temperature == 0:
-        return int(logits.argmax())
-    running = np.cumsum(keep(logits, weights(logits, temperature), top_k, top_p, min_p))
-    target = philox(seed, position) * int(running[-1]) >> 64
-    return int(np.searchsorted(running, np.uint64(target), side="right"))
+    if temperature < TINY:
+        return best
+    w = weights(x, temperature)
+    return draw(w, keep(x, w, top_k, top_p, min_p), u)
 
 
-def sample(logits: Array, s: Step, sampling: Sampling, out: Array) -> None:
-    """Ops.sample on NumPy arrays: out[i] = next token of row s.last[i].  logits [B, V] float32, out [B] int32"""
-    for i, row in enumerate(s.last):
-        seq, position = int(s.seqs[row]), int(s.positions[row]) + 1
-        values = logits[i]
-        stops = sampling.stop_ids[seq]
-        if position < sampling.stop_from[seq] and (stops >= 0).any():
-            values = values.copy()
-            values[stops[stops >= 0]] = -np.inf
-        penalty = [float(p[seq]) for p in (sampling.repetition, sampling.presence, sampling.frequency)]
-        penalised = penalty != [1, 0, 0]
-        if penalised:
-            values = penalise(values, sampling.counts[seq], *penalty)
-        token = sample_row(
-            values,
-            position,
-            temperature=float(sampling.temperature[seq]),
-            top_k=int(sampling.top_k[seq]),
-            top_p=float(sampling.top_p[seq]),
-            min_p=float(sampling.min_p[seq]),
-            seed=int(sampling.seed[seq]),
-        )
-        out[i] = token
-        if penalised and token >= 0:
-            sampling.counts[seq, token] += 2
+def sample_row(logits: Array, sampling: Any, seq: int, position: int) -> int:
+    """The token that sequence `seq` puts at `position`, or -1 if the logits [V] are no numbers."""
+    g = sampling
+    banned = g.stop_ids[seq] if position < g.stop_from[seq] else g.stop_ids[seq][:0]
+    with np.errstate(over="ignore", invalid="ignore"):  # infinities are looked for afterwards
+        x = adjust(logits, g.counts[seq], g.repetition[seq], g.presence[seq], g.frequency[seq], banned)
+        u = philox(int(g.seed[seq]), position)
+        return choose(x, g.temperature[seq], int(g.top_k[seq]), g.top_p[seq], g.min_p[seq], u)
+
+
+def sample(logits: Array, step: Any, sampling: Any, out: Array) -> None:
+    """Ops.sample on the host: logits [B, V] of the rows step.last, out [B] int32; counts are kept up."""
+    g = sampling
+    for i, row in enumerate(step.last):
+        seq = int(step.seqs[row])
+        out[i] = token = sample_row(logits[i], g, seq, int(step.positions[row]) + 1)
+        if token >= 0 and penalised(g.repetition[seq], g.presence[seq], g.frequency[seq]):
+            g.counts[seq, token] += 2

@@ -83,7 +83,7 @@ class Scheduler:
         return admitted
 
     def prefill(self) -> list[Chunk]:
-        """The next prefill step, [] if every running prompt is in the cache. Call `filled` when it has been launched."""
+        """The next prefill step, [] if every running prompt is in the cache. Call `filled` once it is launched."""
         chunks: list[Chunk] = []
         room = self.prefill_rows
         for seq in self.running:

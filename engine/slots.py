@@ -27,7 +27,9 @@ class Slots:
 
     def __init__(self, device: Device, slots: int, vocab: int) -> None:
         self._device = device
-        self._host = {name: np.full(slots + 1, start, kind) for name, (kind, start, _) in _FIELDS.items()}
+        self._host: dict[str, np.ndarray] = {
+            name: np.full(slots + 1, start, kind) for name, (kind, start, _) in _FIELDS.items()
+        }
         self._host["stop_ids"] = np.full((slots + 1, STOP_IDS), -1, np.int32)
         arrays = {name: device.upload(host) for name, host in self._host.items()}
         self.sampling = Sampling(**arrays, counts=device.upload(np.zeros((slots + 1, vocab), np.int32)))

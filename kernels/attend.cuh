@@ -105,17 +105,26 @@ __device__ __forceinline__ void load_pairs(const T* p, Load load, Pair<T>* to) {
     }
 }
 
-// A lane's quarter of a row of q or k: of every 32 dims the 8 from 8 q on, of a last 16 the 4 from 4 q on. Pairs 2 i and
-// 2 i + 1 are its part of the i-th product over 16 dims; q and k agree on which dims these are, which is all that counts.
+// A lane's quarter of dims 32 i to 32 i + 31 of a row of q or k: the 8 from 8 q on; where only 16 are left, the 4 from
+// 4 q on. Two pairs each are its part of a product over 16 dims; q and k agree on which dims these are, and that is all
+// that counts.
+template <int D, class T, class Load>
+__device__ __forceinline__ void load_part(const T* row, int i, int q, Load load, Pair<T>* to) {
+    if (32 * i + 32 <= D)
+        load_pairs<4>(row + 32 * i + 8 * q, load, to);
+    else
+        load_pairs<2>(row + 32 * i + 4 * q, load, to);
+}
+
+// The lane's quarter of a whole row.
 template <int D, class T, class Load>
 __device__ __forceinline__ void load_quarter(const T* row, int q, Load load, Pair<T> (&to)[D / 8]) {
 #pragma unroll
-    for (int i = 0; i < D / 32; i++) load_pairs<4>(row + 32 * i + 8 * q, load, to + 4 * i);
-    if constexpr (D % 32 != 0) load_pairs<2>(row + D / 32 * 32 + 4 * q, load, to + D / 32 * 4);
+    for (int i = 0; i < (D + 31) / 32; i++) load_part<D>(row, i, q, load, to + 4 * i);
 }
 
-// A lane's eighth of a row of v: of every 64 dims the 8 from 8 g on, of a further 32 the 4 from 4 g on, of a last 16 the
-// 2 from 2 g on.
+// A lane's eighth of a row of v: of every 64 dims the 8 from 8 g on, of a further 32 the 4 from 4 g on, of a last 16
+// the 2 from 2 g on.
 template <int D, class T, class Load>
 __device__ __forceinline__ void load_eighth(const T* row, int g, Load load, Pair<T> (&to)[D / 16]) {
 #pragma unroll

@@ -10,7 +10,7 @@
 #include "attend_decode.cuh"
 
 #ifdef OSTINATO_EMULATOR
-constexpr bool EARLY = false;  // the emulator knows whole arrays: to it the kernel before this one writes all of the cache
+constexpr bool EARLY = false;  // the emulator guards whole arrays: all of the cache, when one token is new
 #else
 constexpr bool EARLY = true;  // start on the tokens of earlier steps before grid_wait
 #endif
@@ -102,13 +102,13 @@ __device__ __forceinline__ void merge_splits(float2* shared, int count, int spli
 }
 
 // The block that comes last of `blocks`, in all its threads; it leaves the ticket at 0 for the next launch.
-__device__ __forceinline__ bool comes_last(unsigned* ticket, unsigned blocks) {
+__device__ __forceinline__ bool comes_last(int* ticket, int blocks) {
     __shared__ bool last;
     __threadfence();  // this block's partials are written before its ticket
     __syncthreads();
     if (threadIdx.x == 0) {
-        last = atomicAdd(ticket, 1u) == blocks - 1;
-        if (last) *ticket = 0u;
+        last = atomicAdd(ticket, 1) == blocks - 1;
+        if (last) *ticket = 0;
     }
     __syncthreads();
     __threadfence();
@@ -116,8 +116,9 @@ __device__ __forceinline__ bool comes_last(unsigned* ticket, unsigned blocks) {
 }
 
 // qkv [rows, (heads + 2 kv_heads) D], of which q is read. keys, values [P, kv_heads, PAGE, D]. table [*, pages].
-// partial [rows, blocks y, slots, 8 NT, D] and stats [rows, blocks y, slots, 8 NT]: for rows of more than one split,
-// slots >= the splits of any row. tickets [rows, blocks y], all 0. scale = log2(e) / sqrt(D).
+// partial [rows, blocks y, slots, share, D] and stats [rows, blocks y, slots, 8 NT]: for rows of more than one split,
+// slots >= the splits of any row, share = min(8 NT, heads / kv_heads). tickets [rows, blocks y], all 0.
+// scale = log2(e) / sqrt(D).
 //
 // LAUNCH: grid (any; blocks share out a row's splits, kv_heads ceil(heads / kv_heads / 8 NT), rows), block 256, dynamic
 //   shared memory 4 Merge<D, NT>::FLOATS, dependent.
@@ -126,7 +127,7 @@ __device__ __forceinline__ bool comes_last(unsigned* ticket, unsigned blocks) {
 template <class T, int D, int NT>
 __global__ void __launch_bounds__(THREADS, 1)
     attend_decode(const T* qkv, const int* seqs, const int* positions, const int* visible, const int* table,
-                  const T* keys, const T* values, T* out, float* partial, float2* stats, unsigned* tickets, int rows,
+                  const T* keys, const T* values, T* out, float* partial, float2* stats, int* tickets, int rows,
                   int heads, int kv_heads, int pages, int window, int slots, float scale) {
     using P = Part<T, D, NT>;
     constexpr int HEADS = 8 * NT;
@@ -134,7 +135,7 @@ __global__ void __launch_bounds__(THREADS, 1)
     grid_launch();
     if (!EARLY) grid_wait();
     const int row = blockIdx.z, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int group = heads / kv_heads, chunks = (group + HEADS - 1) / HEADS;
+    const int group = heads / kv_heads, share = min(HEADS, group), chunks = (group + HEADS - 1) / HEADS;
     const int kv = blockIdx.y / chunks, chunk = blockIdx.y % chunks;
     const int head = kv * group + chunk * HEADS, count = min(HEADS, group - chunk * HEADS);
     const int seq = __ldcg(seqs + row);
@@ -188,7 +189,7 @@ __global__ void __launch_bounds__(THREADS, 1)
         if (ends) {
             size_t slot = place * slots + split;
             merge_warps<T, D, NT>(part, shared, count, cut.splits == 1, out + (size_t(row) * heads + head) * D,
-                                  partial + slot * HEADS * D, stats + slot * HEADS);
+                                  partial + slot * share * D, stats + slot * HEADS);
             if (!more) break;
             part.clear();
             __syncthreads();  // the shared sums are read before the next ones are written
@@ -197,6 +198,6 @@ __global__ void __launch_bounds__(THREADS, 1)
     }
     if (cut.splits > 1 && comes_last(tickets + place, min(int(gridDim.x), cut.splits)))
         merge_splits<T, D, HEADS>(reinterpret_cast<float2*>(shared), count, cut.splits,
-                                  partial + place * slots * HEADS * D, HEADS * D, stats + place * slots * HEADS,
+                                  partial + place * slots * share * D, share * D, stats + place * slots * HEADS,
                                   out + (size_t(row) * heads + head) * D);
 }

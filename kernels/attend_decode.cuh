@@ -1,4 +1,4 @@
-// One warp's part of decode attention: how a row's tokens are cut, and query heads against 16 or 32 tokens in registers.
+// One warp's part of decode attention: how a row's tokens are cut, and query heads against 16 or 32 of them in registers.
 // attend_decode.cu says what it is for and puts the parts together.
 #pragma once
 #include "attend.cuh"
@@ -73,8 +73,9 @@ struct Part {
         if (start + t >= c.low && start + t < c.high) load_quarter<D>(keys + rows + t * D, lane % 4, Load(), k);
     }
 
-    // The four values that belong together. Zeros matter: a weight of 0 does not make up for a NaN in memory nobody wrote.
-    __device__ __forceinline__ void load_value(Pair<T> (&v)[4][D / 16], const T* values, int i, const Cut& c, int lane) {
+    // The four values that belong together. Zeros matter: a weight of 0 does not make up for a NaN nobody wrote.
+    __device__ __forceinline__ void load_value(Pair<T> (&v)[4][D / 16], const T* values, int i, const Cut& c,
+                                               int lane) {
 #pragma unroll
         for (int e = 0; e < 4; e++) {
             int t = 16 * i + 2 * (lane % 4) + (e & 1) + 8 * (e >> 1);

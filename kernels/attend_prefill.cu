@@ -4,8 +4,8 @@
 // high = visible[r], low = window ? max(0, high - window) : 0; query head h uses k/v head h / (heads / kv_heads).
 //
 // A block takes one tile of rows and one query head, a warp 16 rows; keys come KEYS at a time through shared memory.
-// Steps start at multiples of KEYS whatever the row, and a step of which a row sees nothing changes no bit of it: so its
-// bits depend on its own visible range, not on where a prompt was cut or what else is in the batch.
+// Steps start at multiples of KEYS whatever the row, and a step of which a row sees nothing changes no bit of it: so
+// its bits depend on its own visible range, not on where a prompt was cut or what else is in the batch.
 #include "attend.cuh"
 #include "reduce.cuh"
 
@@ -61,32 +61,49 @@ __device__ __forceinline__ void load_values(const T* values, int i, int d, int l
 template <class T, int D>
 struct Rows {
     static constexpr int KEYS = Tile<T, D>::KEYS;
+    static constexpr bool HELD = Tile<T, D>::BYTES <= 256;  // queries stay in registers
 
     float acc[D / 8][4];  // dims 8 d + 2 q and the next: of row g, of row g + 8
     float largest[2], sum[2];
     int low[2], high[2];  // what the rows see
 
-    // score[j]: tokens 8 j + 2 q and the next: of row g, of row g + 8, in units of log2.
-    __device__ __forceinline__ void scores(float (&score)[KEYS / 8][4], const Pair<T> (&query)[2][D / 8], const T* keys,
-                                           int start, float scale, int lane) {
+    // score[j]: tokens 8 j + 2 q and the next: of row g, of row g + 8, in units of log2. queries: of row g, 8 rows on
+    // by `stride`; held: the same in registers, if HELD.
+    __device__ __forceinline__ void scores(float (&score)[KEYS / 8][4], const T* queries, size_t stride,
+                                           const Pair<T> (&held)[2][HELD ? D / 8 : 1], const T* keys, int start,
+                                           float scale, int lane) {
 #pragma unroll
-        for (int j = 0; j < KEYS / 8; j++) {
-            Pair<T> k[D / 8];
-            load_quarter<D>(keys + (8 * j + lane / 4) * Tile<T, D>::KEY_LINE, lane % 4, Plainly(), k);
+        for (int j = 0; j < KEYS / 8; j++)
 #pragma unroll
             for (int e = 0; e < 4; e++) score[j][e] = 0.f;
 #pragma unroll
-            for (int i = 0; i < D / 8; i += 2)
-                mma_pairs<T>(score[j], query[0][i], query[1][i], query[0][i + 1], query[1][i + 1], k[i], k[i + 1]);
+        for (int i = 0; i < (D + 31) / 32; i++) {
+            Pair<T> query[2][4];
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                if constexpr (!HELD) load_part<D>(queries + r * stride, i, lane % 4, Plainly(), query[r]);
+#pragma unroll
+                for (int e = 0; HELD && e < 4 && 4 * i + e < D / 8; e++) query[r][e] = held[r][HELD ? 4 * i + e : 0];
+            }
+#pragma unroll
+            for (int j = 0; j < KEYS / 8; j++) {
+                Pair<T> k[4];
+                load_part<D>(keys + (8 * j + lane / 4) * Tile<T, D>::KEY_LINE, i, lane % 4, Plainly(), k);
+#pragma unroll
+                for (int e = 0; e < 4 && 4 * i + e < D / 8; e += 2)
+                    mma_pairs<T>(score[j], query[0][e], query[1][e], query[0][e + 1], query[1][e + 1], k[e], k[e + 1]);
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < KEYS / 8; j++)
 #pragma unroll
             for (int e = 0; e < 4; e++) {
                 int t = start + 8 * j + 2 * (lane % 4) + e % 2;
                 score[j][e] = t >= low[e / 2] && t < high[e / 2] ? score[j][e] * scale : nothing();
             }
-        }
     }
 
-    // Scores become weights, rounded to T as the product will use them; earlier sums are scaled to the new largest score.
+    // Scores become weights, rounded to T as the product will use them; earlier sums are scaled to the new largest.
     __device__ __forceinline__ void weigh(float (&score)[KEYS / 8][4], Pair<T> (&p)[KEYS / 8][2]) {
 #pragma unroll
         for (int r = 0; r < 2; r++) {
@@ -152,13 +169,15 @@ __global__ void __launch_bounds__(THREADS)
     low = __reduce_min_sync(0xffffffffu, low), high = __reduce_max_sync(0xffffffffu, high);
 
     Rows<T, D> rows;
-    Pair<T> query[2][D / 8];
+    const size_t line = size_t(heads + 2 * kv_heads) * D;
+    const T* queries = qkv + row * line + head * D;
+    Pair<T> held[2][Rows<T, D>::HELD ? D / 8 : 1];
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         rows.high[r] = seqs[row + 8 * r] == seq ? visible[row + 8 * r] : 0;
         rows.low[r] = window > 0 ? max(0, rows.high[r] - window) : 0;
         rows.largest[r] = nothing(), rows.sum[r] = 0.f;
-        load_quarter<D>(qkv + (size_t(row + 8 * r) * (heads + 2 * kv_heads) + head) * D, lane % 4, Plainly(), query[r]);
+        if constexpr (Rows<T, D>::HELD) load_quarter<D>(queries + 8 * r * line, lane % 4, Plainly(), held[r]);
     }
 #pragma unroll
     for (int d = 0; d < D / 8; d++)
@@ -180,7 +199,7 @@ __global__ void __launch_bounds__(THREADS)
             fetch<T, D>(shared + stage * S::SIZE, keys, values, table, kv, kv_heads, start + S::KEYS, low, high);
         float score[S::KEYS / 8][4];
         Pair<T> p[S::KEYS / 8][2];
-        rows.scores(score, query, here, start, scale, lane);
+        rows.scores(score, queries, 8 * line, held, here, start, scale, lane);
         rows.weigh(score, p);
         rows.accumulate(p, here + S::KEYS * S::KEY_LINE, lane);
     }

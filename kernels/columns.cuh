@@ -17,7 +17,9 @@ struct Input<T, NORM> {
     using type = float;
 };
 
-__device__ __forceinline__ int row_stride(int k) { return k / 16 % 2 ? k : k + 16; }
+__device__ __forceinline__ int row_stride(int k) {
+    return k / 16 % 2 ? k : k + 16;
+}
 
 // staged[r] = x[r] for r < rows. Ends with a barrier.   x [R, K] T
 template <class T, int THREADS>
@@ -29,16 +31,6 @@ __device__ __forceinline__ void stage(const T* x, int rows, int k, T* staged) {
     cp_async_commit();
     cp_async_wait<0>();
     __syncthreads();
-}
-
-// Four T at p, aligned to their size.
-template <class T>
-__device__ __forceinline__ void store4(T* p, float4 v) {
-    *reinterpret_cast<uint2*>(p) = make_uint2(pack2<T>(v.x, v.y), pack2<T>(v.z, v.w));
-}
-template <>
-__device__ __forceinline__ void store4<float>(float* p, float4 v) {
-    *reinterpret_cast<float4*>(p) = v;
 }
 
 // Rows r0 .. r0 + M of normalise, M at a time so that their loads overlap. Rows from `rows` on repeat the last one.
@@ -75,24 +67,24 @@ __device__ __forceinline__ void normalise_rows(const float* x, const int* index,
         float all = warp_sum(lane < WARPS ? part[(r0 + m) * WARPS + lane] : 0.f);
         sum[m] = 1.f / sqrtf(fmaf(all, 1.f / k, eps));
     }
-#pragma unroll 2
+#pragma unroll 1
     for (int i = threadIdx.x; i < k / 4; i += THREADS) {
         float4 w = reinterpret_cast<const float4*>(weight)[i];
 #pragma unroll
         for (int m = 0; m < M; m++) {
             if (r0 + m >= rows) break;
             float4 v = x4[row[m] + i];
-            store4(staged + (r0 + m) * row_stride(k) + i * 4, make_float4(v.x * sum[m] * w.x, v.y * sum[m] * w.y,
-                                                                          v.z * sum[m] * w.z, v.w * sum[m] * w.w));
+            store4(staged + (r0 + m) * row_stride(k) + i * 4,
+                   make_float4(v.x * sum[m] * w.x, v.y * sum[m] * w.y, v.z * sum[m] * w.z, v.w * sum[m] * w.w));
         }
     }
 }
 
-// staged[r] = T(x[i] / sqrt(mean(x[i]^2) + eps) * weight) with i = index[r], or r without an index. Ends with a barrier.
-// The order of the sum depends on K and WARPS only.   x [*, K] float32, weight [K], part [16 * WARPS] shared
+// staged[r] = T(x[i] / sqrt(mean(x[i]^2) + eps) * weight) with i = index[r], or r without an index. Ends with a
+// barrier. The order of the sum depends on K and WARPS only.   x [*, K] float32, weight [K], part [16 * WARPS] shared
 template <class T, int WARPS>
-__device__ __forceinline__ void normalise(const float* x, const int* index, const float* weight, float eps, int rows, int k,
-                                          T* staged, float* part) {
+__device__ __forceinline__ void normalise(const float* x, const int* index, const float* weight, float eps, int rows,
+                                          int k, T* staged, float* part) {
     if (rows == 1) {
         normalise_rows<T, WARPS, 1>(x, index, weight, eps, 0, rows, k, staged, part);
     } else {

@@ -46,14 +46,14 @@ struct Gate {
 template <class T>
 struct Rotate {
     int heads, kv_heads, head_dim, pages;  // pages: columns of table
-    const float* bias;     // [(H + 2 G) d] or null
-    const float* rope;     // [positions, d]: d / 2 cosines, then d / 2 sines
-    const int* seqs;       // [R]
-    const int* positions;  // [R]
-    const int* table;      // [S + 1, pages]
-    T* qkv;                // [R, (H + 2 G) d]; only the first H d columns are written
-    T* k;                  // [P, G, PAGE, d]
-    T* v;                  // [P, G, PAGE, d]
+    const float* bias;                     // [(H + 2 G) d] or null
+    const float* rope;                     // [positions, d]: d / 2 cosines, then d / 2 sines
+    const int* seqs;                       // [R]
+    const int* positions;                  // [R]
+    const int* table;                      // [S + 1, pages]
+    T* qkv;                                // [R, (H + 2 G) d]; only the first H d columns are written
+    T* k;                                  // [P, G, PAGE, d]
+    T* v;                                  // [P, G, PAGE, d]
 
     __device__ __forceinline__ void operator()(int tile, int g, int column, float a, float b) const {
         constexpr int PAGE = 64;  // PAGE of ops/base.py
@@ -76,7 +76,8 @@ struct Rotate {
             bool is_key = head < heads + kv_heads;
             int kv_head = head - heads - (is_key ? 0 : kv_heads);
             int page = table[static_cast<size_t>(seqs[column]) * pages + position / PAGE];
-            to = (is_key ? k : v) + ((static_cast<size_t>(page) * kv_heads + kv_head) * PAGE + position % PAGE) * head_dim;
+            to = (is_key ? k : v) +
+                 ((static_cast<size_t>(page) * kv_heads + kv_head) * PAGE + position % PAGE) * head_dim;
         }
         to[i] = from_float<T>(a);
         to[i + half] = from_float<T>(b);

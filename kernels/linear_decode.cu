@@ -2,11 +2,11 @@
 //
 //   out[r, n] = sum_k x[r, k] W[n, k]          x [R, K], R <= 8 COLS <= 16, W packed (packed.cuh), sums float32
 //
-// A block takes groups of TILES row tiles, one after the other. Its WARPS warps share out the k tiles of a group: warp w
-// takes w, w + WARPS, ..., DEPTH of them in flight, the first of the next group included, so that the stream of weights
-// never stops. The warps' sums meet in shared memory and are added in the order of the warps. That order depends on
-// WARPS and K and on nothing else, and a column of an mma does not influence another one: so a row of x gives the same
-// bits alone and in every batch, whatever TILES, COLS, DEPTH, BLOCKS and the source of x.
+// A block takes groups of TILES row tiles, one after the other. Its WARPS warps share out the k tiles of a group: warp
+// w takes w, w + WARPS, ..., DEPTH of them in flight, the first of the next group included, so that the stream of
+// weights never stops. The warps' sums meet in shared memory and are added in the order of the warps. That order
+// depends on WARPS and K and on nothing else, and a column of an mma does not influence another one: so a row of x
+// gives the same bits alone and in every batch, whatever TILES, COLS, DEPTH, BLOCKS and the source of x.
 //
 // The first weights are on their way before grid_wait(): they are constant, x is what the kernel before writes.
 //
@@ -21,8 +21,8 @@
 // A lane's accumulators of one group, added up over the warps and handed to the epilogue.
 // red: WARPS x (TILES * COLS * 4) x 32 floats, not read any more by anyone when this is called.
 template <int WARPS, int TILES, int COLS, class Epilogue>
-__device__ __forceinline__ void reduce(const float (&acc)[TILES][COLS][4], float* red, int first_tile, int tiles, int rows,
-                                       const Epilogue& epilogue) {
+__device__ __forceinline__ void reduce(const float (&acc)[TILES][COLS][4], float* red, int first_tile, int tiles,
+                                       int rows, const Epilogue& epilogue) {
     constexpr int SUMS = TILES * COLS * 4;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll
@@ -34,7 +34,8 @@ __device__ __forceinline__ void reduce(const float (&acc)[TILES][COLS][4], float
     __syncthreads();
     // One thread a pair of rows g, g + 8 of one column.
     for (int e = threadIdx.x; e < SUMS * 16; e += WARPS * 32) {
-        int l = e % 32, i = e / 32 % 2, rc = e / 64, tile = first_tile + rc / COLS, column = rc % COLS * 8 + l % 4 * 2 + i;
+        int l = e % 32, i = e / 32 % 2, rc = e / 64, tile = first_tile + rc / COLS,
+            column = rc % COLS * 8 + l % 4 * 2 + i;
         if (tile >= tiles || column >= rows) continue;
         float a = 0.f, b = 0.f;
 #pragma unroll
@@ -49,7 +50,8 @@ __device__ __forceinline__ void reduce(const float (&acc)[TILES][COLS][4], float
 
 template <class T, int SOURCE, int WARPS, int TILES, int COLS, int DEPTH, class Epilogue>
 __device__ __forceinline__ void product(const T* weight, const typename Input<T, SOURCE>::type* x, const float* norm,
-                                        float eps, const int* index, int rows, int k, int tiles, const Epilogue& epilogue) {
+                                        float eps, const int* index, int rows, int k, int tiles,
+                                        const Epilogue& epilogue) {
     extern __shared__ float4 memory[];
     constexpr int RED = WARPS * TILES * COLS * 128;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -64,7 +66,8 @@ __device__ __forceinline__ void product(const T* weight, const typename Input<T,
 #pragma unroll
         for (int r = 0; r < TILES; r++) {
             int tile = group * TILES + r;
-            if (TILES == 1 || tile < tiles) a[r][u] = load_a(weight + ((static_cast<size_t>(tile) * tiles_k + kt) * 32 + lane) * 8);
+            if (TILES == 1 || tile < tiles)
+                a[r][u] = load_a(weight + ((static_cast<size_t>(tile) * tiles_k + kt) * 32 + lane) * 8);
         }
     };
 #pragma unroll
@@ -83,8 +86,10 @@ __device__ __forceinline__ void product(const T* weight, const typename Input<T,
 #pragma unroll
     for (int c = 0; c < COLS; c++) {
         int r = min(c * 8 + lane / 4, rows - 1);
-        if constexpr (SOURCE == DIRECT) column[c] = x + static_cast<size_t>(r) * k + lane % 4 * 4;
-        else column[c] = staged + r * row_stride(k) + lane % 4 * 4;
+        if constexpr (SOURCE == DIRECT)
+            column[c] = x + static_cast<size_t>(r) * k + lane % 4 * 4;
+        else
+            column[c] = staged + r * row_stride(k) + lane % 4 * 4;
     }
     auto load_columns = [&](int u, int kt) {
 #pragma unroll
@@ -124,13 +129,15 @@ __device__ __forceinline__ void product(const T* weight, const typename Input<T,
 // out = x W^T + bias + residual.   x [R, K] T, or with NORM rows `index` of x [*, K] float32; out [R, N] Out
 template <class T, class Out, int SOURCE, DECODE_SHAPE>
 __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
-    decode_store(const T* weight, const typename Input<T, SOURCE>::type* x, const float* norm, float eps, const int* index,
-                 int rows, int k, int n, int span, const float* bias, const float* residual, Out* out) {
+    decode_store(const T* weight, const typename Input<T, SOURCE>::type* x, const float* norm, float eps,
+                 const int* index, int rows, int k, int n, int span, const float* bias, const float* residual,
+                 Out* out) {
     Store<Out> store{n, span, bias, residual, out};
     product<T, SOURCE, WARPS, TILES, COLS, DEPTH>(weight, x, norm, eps, index, rows, k, (n + 15) / 16, store);
 }
 
-// out = silu(gate) * up of the normalised rows of x.   weight [2 F, K] packed with span F / 8, x [R, K] float32, out [R, F] T
+// out = silu(gate) * up of the normalised rows of x.   weight [2 F, K] packed with span F / 8, x [R, K] float32, out
+// [R, F] T
 template <class T, DECODE_SHAPE>
 __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
     decode_gate(const T* weight, const float* x, const float* norm, float eps, int rows, int k, int ffn, T* out) {

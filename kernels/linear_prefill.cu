@@ -3,9 +3,9 @@
 //   out[r, n] = sum_k x[r, k] W[n, k]          x [R, K] T, W packed (packed.cuh), sums float32
 //
 // A block makes ROW_WARPS * TILES row tiles times COL_WARPS * COLS * 8 tokens; a warp TILES row tiles times COLS * 8
-// tokens. Weights and x come through shared memory by cp.async, STAGES steps of 128 bytes of k deep: the weights as they
-// are packed, the rows of x with their k tiles permuted so that the eight tokens of a fragment fall into different banks.
-// A sum is taken in the order of k by one warp: it depends on neither R nor any of the template's sizes.
+// tokens. Weights and x come through shared memory by cp.async, STAGES steps of 128 bytes of k deep: the weights as
+// they are packed, the rows of x with their k tiles permuted so that the eight tokens of a fragment fall into different
+// banks. A sum is taken in the order of k by one warp: it depends on neither R nor any of the template's sizes.
 //
 // LAUNCH: grid (ceil(R / (COL_WARPS * COLS * 8)), ceil(tiles / (ROW_WARPS * TILES))), block 32 * ROW_WARPS * COL_WARPS,
 //         dependent; dynamic shared memory STAGES * (ROW_WARPS * TILES * 2048 + COL_WARPS * COLS * 1024) bytes.
@@ -14,16 +14,17 @@
 
 template <class T, int ROW_WARPS, int COL_WARPS, int TILES, int COLS, int STAGES>
 struct Tiling {
-    static constexpr int THREADS = ROW_WARPS * COL_WARPS * 32, ROW_TILES = ROW_WARPS * TILES, TOKENS = COL_WARPS * COLS * 8;
-    static constexpr int EACH = 16 / sizeof(T);           // elements of a copy
-    static constexpr int STEP = 128 / sizeof(T);          // k of a stage
-    static constexpr int STEP_TILES = STEP / 16;          // k tiles of a stage: 4, or 2 for float
+    static constexpr int THREADS = ROW_WARPS * COL_WARPS * 32, ROW_TILES = ROW_WARPS * TILES,
+                         TOKENS = COL_WARPS * COLS * 8;
+    static constexpr int EACH = 16 / sizeof(T);            // elements of a copy
+    static constexpr int STEP = 128 / sizeof(T);           // k of a stage
+    static constexpr int STEP_TILES = STEP / 16;           // k tiles of a stage: 4, or 2 for float
     static constexpr int WEIGHTS = ROW_TILES * STEP * 16;  // elements of a stage
     static constexpr int STAGE = WEIGHTS + TOKENS * STEP;
 
     // Weights of row tiles from first_tile, k tiles from first_kt; zeros beyond the matrix.
-    static __device__ __forceinline__ void copy_weights(T* stage, const T* weight, int first_tile, int tiles, int first_kt,
-                                                        int tiles_k) {
+    static __device__ __forceinline__ void copy_weights(T* stage, const T* weight, int first_tile, int tiles,
+                                                        int first_kt, int tiles_k) {
 #pragma unroll
         for (int i = threadIdx.x; i < WEIGHTS / EACH; i += THREADS) {
             int at = i * EACH, tile = first_tile + at / (STEP * 16), kt = first_kt + at % (STEP * 16) / 256;
@@ -45,7 +46,8 @@ struct Tiling {
     }
 
     // acc += the products of one stage. weights, tokens: the lane's part of the warp's first row tile, and token.
-    static __device__ __forceinline__ void multiply_stage(float (&acc)[TILES][COLS][4], const T* weights, const T* tokens) {
+    static __device__ __forceinline__ void multiply_stage(float (&acc)[TILES][COLS][4], const T* weights,
+                                                          const T* tokens) {
         int g = threadIdx.x % 32 / 4;
 #pragma unroll
         for (int kt = 0; kt < STEP_TILES; kt++) {
@@ -63,7 +65,8 @@ struct Tiling {
 };
 
 template <class T, int ROW_WARPS, int COL_WARPS, int TILES, int COLS, int STAGES, class Epilogue>
-__device__ __forceinline__ void product(const T* weight, const T* x, int rows, int k, int tiles, const Epilogue& epilogue) {
+__device__ __forceinline__ void product(const T* weight, const T* x, int rows, int k, int tiles,
+                                        const Epilogue& epilogue) {
     using Tile = Tiling<T, ROW_WARPS, COL_WARPS, TILES, COLS, STAGES>;
     constexpr int STEP = Tile::STEP, STEP_TILES = Tile::STEP_TILES;
     extern __shared__ float4 memory[];
@@ -99,7 +102,8 @@ __device__ __forceinline__ void product(const T* weight, const T* x, int rows, i
         const T* weights = stage + row_warp * TILES * STEP * 16 + lane * 8;
         const T* tokens = stage + Tile::WEIGHTS + (col_warp * COLS * 8 + g) * STEP + q * 4;
         if constexpr (sizeof(T) == 4) {
-            // Tensor cores cut their sums off where a float32 addition rounds; short sums keep that below the last bits.
+            // Tensor cores cut their sums off where a float32 addition rounds; short sums keep that below the last
+            // bits.
             float part[TILES][COLS][4] = {};
             Tile::multiply_stage(part, weights, tokens);
 #pragma unroll
@@ -125,26 +129,27 @@ __device__ __forceinline__ void product(const T* weight, const T* x, int rows, i
 
 // out = x W^T + bias + residual.   x [R, K] T, out [R, N] Out
 template <class T, class Out, PREFILL_SHAPE>
-__global__ void __launch_bounds__(ROW_WARPS * COL_WARPS * 32)
-    prefill_store(const T* weight, const T* x, int rows, int k, int n, int span, const float* bias, const float* residual,
-                  Out* out) {
+__global__ void __launch_bounds__(ROW_WARPS * COL_WARPS * 32, 1)
+    prefill_store(const T* weight, const T* x, int rows, int k, int n, int span, const float* bias,
+                  const float* residual, Out* out) {
     Store<Out> store{n, span, bias, residual, out};
     product<T, ROW_WARPS, COL_WARPS, TILES, COLS, STAGES>(weight, x, rows, k, (n + 15) / 16, store);
 }
 
 // out = silu(gate) * up.   weight [2 F, K] packed with span F / 8, x [R, K] T, out [R, F] T
 template <class T, PREFILL_SHAPE>
-__global__ void __launch_bounds__(ROW_WARPS * COL_WARPS * 32)
+__global__ void __launch_bounds__(ROW_WARPS * COL_WARPS * 32, 1)
     prefill_gate(const T* weight, const T* x, int rows, int k, int ffn, T* out) {
     product<T, ROW_WARPS, COL_WARPS, TILES, COLS, STAGES>(weight, x, rows, k, ffn / 8, Gate<T>{ffn, out});
 }
 
 // Queries, keys and values of the rows of x, rotated and stored: see Rotate.   x [R, K] T
 template <class T, PREFILL_SHAPE>
-__global__ void __launch_bounds__(ROW_WARPS * COL_WARPS * 32)
+__global__ void __launch_bounds__(ROW_WARPS * COL_WARPS * 32, 1)
     prefill_qkv(const T* weight, const T* x, int rows, int k, const float* bias, const float* rope, const int* seqs,
                 const int* positions, const int* table, int pages, T* qkv, T* keys, T* values, int heads, int kv_heads,
                 int head_dim) {
     Rotate<T> rotate{heads, kv_heads, head_dim, pages, bias, rope, seqs, positions, table, qkv, keys, values};
-    product<T, ROW_WARPS, COL_WARPS, TILES, COLS, STAGES>(weight, x, rows, k, (heads + 2 * kv_heads) * head_dim / 16, rotate);
+    product<T, ROW_WARPS, COL_WARPS, TILES, COLS, STAGES>(weight, x, rows, k, (heads + 2 * kv_heads) * head_dim / 16,
+                                                          rotate);
 }

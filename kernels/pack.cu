@@ -7,14 +7,16 @@
 // LAUNCH: grid ceil(ceil(count / 8) * K / 16 * 32 / 256), block 256. A thread moves four k of one row.
 // PRECOND: K % 16 == 0; rows is a multiple of 16 * span, the padded N; present = rows of source, at most count.
 template <class T>
-__global__ void __launch_bounds__(256) pack(const T* source, T* packed, int first, int count, int present, int k, int span) {
+__global__ void __launch_bounds__(256)
+    pack(const T* source, T* packed, int first, int count, int present, int k, int span) {
     int tiles_k = k / 16, q = threadIdx.x % 4, g = threadIdx.x / 4 % 8;
     long long warp = (static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
     int i = static_cast<int>(warp / tiles_k) * 8 + g, kt = static_cast<int>(warp % tiles_k);
     if (i >= count) return;
     T v[4];
 #pragma unroll
-    for (int j = 0; j < 4; j++) v[j] = i < present ? source[static_cast<size_t>(i) * k + kt * 16 + q * 4 + j] : from_float<T>(0.f);
+    for (int j = 0; j < 4; j++)
+        v[j] = i < present ? source[static_cast<size_t>(i) * k + kt * 16 + q * 4 + j] : from_float<T>(0.f);
     // The inverse of first_row: within a group of 16 * span rows the second half are partners of the first.
     int row = first + i, group = row / (16 * span), rest = row % (16 * span);
     int half = rest / (8 * span), tile = group * span + rest % (8 * span) / 8, lane = rest % 8 * 4 + q;

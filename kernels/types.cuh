@@ -1,7 +1,7 @@
 // Storage types and how they become float and go back; every kernel includes this.
 //
-// T is bf16, half or float in storage; arithmetic is float32. Pack8<T> is eight T's as they lie in memory, in registers:
-// load it early (one or two 16-byte loads), unpack it when it is needed.
+// T is bf16, half or float in storage; arithmetic is float32. Pack8<T> is eight T's as they lie in memory, in
+// registers: load it early (one or two 16-byte loads), unpack it when it is needed.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -103,4 +103,14 @@ __device__ __forceinline__ void store8<float>(float* p, const float (&v)[8]) {
     float4* q = reinterpret_cast<float4*>(p);
     q[0] = make_float4(v[0], v[1], v[2], v[3]);
     q[1] = make_float4(v[4], v[5], v[6], v[7]);
+}
+
+// Four floats as T at p, which is aligned to their size.
+template <class T>
+__device__ __forceinline__ void store4(T* p, float4 v) {
+    *reinterpret_cast<uint2*>(p) = make_uint2(pack2<T>(v.x, v.y), pack2<T>(v.z, v.w));
+}
+template <>
+__device__ __forceinline__ void store4<float>(float* p, float4 v) {
+    *reinterpret_cast<float4*>(p) = v;
 }

@@ -1,4 +1,4 @@
-"""Every kernel instance that the engine can ask a device for: file in kernels/ -> names, template arguments written out.
+"""Every kernel instance that the engine can ask a device for: file in kernels/ -> names with template arguments.
 
 Who writes a kernel adds its instances here, exactly as ops/*.py spells them for Device.kernel. Used by test_nvrtc.py,
 which compiles each for every supported GPU, and to compile what the tests run on the CPU ahead of time.
@@ -6,16 +6,59 @@ which compiles each for every supported GPU, and to compile what the tests run o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from itertools import product
 
 TYPES = ("bf16", "half", "float")
 
 
-def each(kernel: str, *arguments: Sequence[object]) -> list[str]:
+def each(kernel: str, *arguments: Iterable[object]) -> list[str]:
     """All combinations: each("norm", TYPES, (1, 2)) is ["norm<bf16, 1>", "norm<bf16, 2>", "norm<half, 1>", ...]."""
     return [f"{kernel}<{', '.join(map(str, chosen))}>" for chosen in product(*arguments)]
 
 
+# Template arguments of DecodeShape and PrefillShape (ops/shapes.py): for up to 8 columns, for up to 16; for prompts.
+DECODE_SHAPES: dict[str, tuple[list[str], list[str]]] = {
+    t: (
+        ["16, 1, 1, 4, 2", "12, 1, 1, 3, 2", "4, 1, 1, 2, 2"],
+        ["16, 1, 2, 4, 2", "16, 2, 2, 4, 1", "12, 1, 2, 3, 2", "12, 2, 2, 3, 1", "4, 1, 2, 2, 2", "4, 2, 2, 2, 1"],
+    )
+    for t in ("bf16", "half")
+}
+DECODE_SHAPES["float"] = (
+    ["16, 1, 1, 2, 1", "12, 1, 1, 2, 1", "4, 1, 1, 2, 1"],
+    ["16, 1, 2, 2, 1", "12, 1, 2, 2, 1", "4, 1, 2, 2, 1"],
+)
+PREFILL_SHAPES = {t: ["4, 2, 4, 8, 4", "4, 2, 2, 8, 4", "2, 2, 2, 4, 4"] for t in ("bf16", "half")}
+PREFILL_SHAPES["float"] = ["4, 2, 2, 4, 4", "2, 2, 2, 4, 4"]
+
 # "file.cu": [*each("kernel", TYPES, (64, 128)), "plain_kernel"],
-INSTANCES: dict[str, list[str]] = {}
+INSTANCES: dict[str, list[str]] = {
+    "finish.cu": each("finish", TYPES),
+    "linear_decode.cu": [
+        name
+        for t in TYPES
+        for narrow, wide in [DECODE_SHAPES[t]]
+        for kind in dict.fromkeys((t, "float"))
+        for name in (
+            *each("decode_store", [t], [kind], ["DIRECT"], narrow + wide),
+            *each("decode_store", [t], [kind], ["STAGED"], wide),
+            *(each("decode_store", [t], [kind], ["NORM"], narrow + wide) if kind == "float" else ()),
+            *(each("decode_gate", [t], narrow + wide) if kind == "float" else ()),
+            *(each("decode_qkv", [t], narrow + wide) if kind == "float" else ()),
+        )
+    ],
+    "linear_prefill.cu": [
+        name
+        for t in TYPES
+        for shapes in [PREFILL_SHAPES[t]]
+        for name in (
+            *each("prefill_store", [t], dict.fromkeys((t, "float")), shapes),
+            *each("prefill_gate", [t], shapes),
+            *each("prefill_qkv", [t], shapes),
+        )
+    ],
+    "pack.cu": [*each("pack", TYPES), *each("embed_packed", TYPES), *each("embed_plain", TYPES)],
+    "read_ceiling.cu": ["read_ceiling"],
+    "synthetic.cu": each("fill_random", TYPES),
+}

@@ -165,29 +165,29 @@ def test_chat_survives_what_does_not_fit(run: Run, asked: list[list[str]], monke
     assert "/reset begins anew" in err
 
 
-def _start(*args: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "ostinato.cli", *args]
+def start(*args: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "ostinato.cli", *args, *NUMPY]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def test_ctrl_c_is_130() -> None:
-    process = _start("chat", LLAMA, "--max-tokens", "4", "--ignore-eos", *NUMPY)
-    assert process.stdin and process.stdout
-    process.stdin.write(b"Hi\n")
-    process.stdin.flush()
-    process.stdout.read(1)  # it has answered, and now waits for the next message
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    with start("chat", LLAMA, "--max-tokens", "4", "--ignore-eos") as process:
+        assert process.stdin and process.stdout
+        process.stdin.write(b"Hi\n")
+        process.stdin.flush()
+        process.stdout.read(1)  # it has begun to answer
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert b"Traceback" not in err
+    assert b"Traceback" not in err and b"ostinato: LLM" not in err
 
 
 def test_a_closed_pipe_is_141() -> None:
-    process = _start("generate", LLAMA, "The river", "--max-tokens", "50", "--ignore-eos", *NUMPY)
-    assert process.stdout and process.stderr
-    process.stdout.close()
-    err = process.stderr.read()
-    assert process.wait(timeout=60) == 141
+    with start("generate", LLAMA, "The river", "--max-tokens", "50", "--ignore-eos") as process:
+        assert process.stdout and process.stderr
+        process.stdout.close()
+        err = process.stderr.read()
+        assert process.wait(timeout=60) == 141
     assert b"Traceback" not in err and b"BrokenPipe" not in err
 
 

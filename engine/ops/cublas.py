@@ -45,7 +45,8 @@ class CublasOps(DeviceOps):
             if isinstance(part, np.ndarray):
                 self.device.write(rows, np.ascontiguousarray(part, self.dtype))
             else:
-                rows[...] = part
+                with self.device.stream:
+                    rows[...] = part
             first += len(part)
         return out
 
@@ -73,10 +74,11 @@ class Cublas:
     """out = x @ weight.T, or out += it, on the device's stream."""
 
     def __init__(self, device: Any) -> None:
-        from cuda import pathfinder
+        from cuda.pathfinder import load_nvidia_dynamic_lib
 
+        self._launches = device.launches
         try:
-            self._lib = ctypes.CDLL(pathfinder.load_nvidia_dynamic_lib("cublas").abs_path)
+            self._lib = ctypes.CDLL(load_nvidia_dynamic_lib("cublas").abs_path)
         except (RuntimeError, OSError) as e:
             raise DeviceError("backend cublas needs the library libcublas, which was not found; install "
                               f"ostinato[cuda12] or ostinato[cuda13] ({e})") from e  # fmt: skip
@@ -89,14 +91,16 @@ class Cublas:
         self._call("cublasSetWorkspace_v2", self._handle, ctypes.c_void_p(self._workspace.data.ptr), size)
 
     def __call__(self, x: Any, weight: Any, out: Any, add: bool) -> None:
+        self._launches["cublasGemmEx"] += 1
         # The library counts columns first: it makes out^T [N, R] of weight^T and x^T.
         (rows, k), n = x.shape, len(weight)
         one, beta = ctypes.c_float(1), ctypes.c_float(1 if add else 0)
         pointer, size = (lambda a: ctypes.c_void_p(a.data.ptr)), ctypes.c_int
         kind, out_kind = size(_DATA_TYPE[x.dtype.name]), size(_DATA_TYPE[out.dtype.name])
-        self._call("cublasGemmEx", self._handle, size(_OP_T), size(_OP_N), size(n), size(rows), size(k),
-                   ctypes.byref(one), pointer(weight), kind, size(k), pointer(x), kind, size(k),
-                   ctypes.byref(beta), pointer(out), out_kind, size(n), size(_COMPUTE_32F), size(_DEFAULT_ALGO))  # fmt: skip
+        sizes = (size(n), size(rows), size(k))
+        left = (ctypes.byref(one), pointer(weight), kind, sizes[2], pointer(x), kind, sizes[2])
+        right = (ctypes.byref(beta), pointer(out), out_kind, sizes[0], size(_COMPUTE_32F), size(_DEFAULT_ALGO))
+        self._call("cublasGemmEx", self._handle, size(_OP_T), size(_OP_N), *sizes, *left, *right)
 
     def _call(self, function: str, *args: Any) -> None:
         status = getattr(self._lib, function)(*args)

@@ -54,7 +54,9 @@ class CudaOps(DeviceOps):
         parts: arrays [rows, K] of the host, or of the device in T. UnsupportedModel if K is not a multiple of 16."""
         n, k = sum(len(p) for p in parts), parts[0].shape[1]
         if k % 16:
-            raise UnsupportedModel(f"backend {self.name}: expected a matrix with a multiple of 16 columns, found {[n, k]}")
+            raise UnsupportedModel(
+                f"backend {self.name}: expected a matrix with a multiple of 16 columns, found {[n, k]}"
+            )
         layout, span = _interleave(layout, n, head_dim)
         packed = PackedWeight(self.device.empty((-(-n // 16) * 16 * k,), self.dtype), n, k, layout, span)
         kernel = self.device.kernel("pack.cu", f"pack<{self._t}>")
@@ -107,8 +109,12 @@ class CudaOps(DeviceOps):
         if c.qk_norm or weight.layout != "qkv" or not self._can_normalise(weight):
             super().norm_qkv(c, w, b, s, cache, rope)  # a head norm needs whole heads, which no thread here holds
             return
-        expect("norm_qkv", "x", b.x, np.float32, (rows, weight.k))
+        self._expect_norm("norm_qkv", b.x, w.attn_norm, weight)
+        self._expect_attention("norm_qkv", b.qkv, s, cache, c.heads)
         expect("norm_qkv", "qkv", b.qkv, self.dtype, (rows, weight.n))
+        expect("norm_qkv", "rope", rope, np.float32, (len(rope), c.head_dim))
+        if w.qkv_bias is not None:
+            expect("norm_qkv", "bias", w.qkv_bias, np.float32, (weight.n,))
         tail = [w.qkv_bias, rope, s.seqs, s.positions, s.table, np.int32(s.table.shape[1]), b.qkv, cache.k, cache.v,
                 np.int32(c.heads), np.int32(c.kv_heads), np.int32(c.head_dim)]  # fmt: skip
         if rows > DECODE_ROWS:
@@ -123,7 +129,7 @@ class CudaOps(DeviceOps):
         if weight.layout != "gate_up" or not self._can_normalise(weight):
             super().norm_gate_up(c, w, b)
             return
-        expect("norm_gate_up", "x", b.x, np.float32, (rows, weight.k))
+        self._expect_norm("norm_gate_up", b.x, w.mlp_norm, weight)
         expect("norm_gate_up", "ffn", b.ffn, self.dtype, (rows, weight.n // 2))
         tail = [np.int32(weight.n // 2), b.ffn]
         if rows > DECODE_ROWS:
@@ -136,9 +142,9 @@ class CudaOps(DeviceOps):
     def norm_head(self, c, w, b, s):
         """Always the decode kernel, up to 16 rows at a time: a row's logits have the same bits in every company."""
         weight, count = w.head, len(s.last)
-        expect("norm_head", "x", b.x, np.float32, (len(b.x), weight.k))
+        self._expect_norm("norm_head", b.x, w.norm, weight)
         expect("norm_head", "last", s.last, np.int32, (count,))
-        expect("norm_head", "logits", b.logits, np.float32, (count, weight.n))
+        check_linear("norm_head", (count, weight.n), np.dtype(np.float32), b.logits, w.head_bias, None)
         fused = self._can_normalise(weight)
         for i in range(0, count, DECODE_ROWS):
             last, logits = s.last[i : i + DECODE_ROWS], b.logits[i : i + DECODE_ROWS]
@@ -151,7 +157,11 @@ class CudaOps(DeviceOps):
                 self.rms_norm(b.x, w.norm, c.eps, b.h[:rows], rows=last)
                 self.linear(b.h[:rows], weight, logits, bias=w.head_bias)
 
-    # -- launches -------------------------------------------------------------------------------------------------
+    # -- checks and launches ------------------------------------------------------------------------------------
+
+    def _expect_norm(self, op: str, x: Any, norm: Any, weight: PackedWeight) -> None:
+        expect(op, "x", x, np.float32, (len(x), weight.k))
+        expect(op, "norm weight", norm, np.float32, (weight.k,))
 
     def _shared(self, weight: PackedWeight, rows: int) -> int:
         """Bytes of shared memory of a decode kernel that keeps its columns there."""

@@ -6,8 +6,11 @@ The one seam between the operations and the hardware: tests put an emulated devi
 from __future__ import annotations
 
 import hashlib
+import re
+import time
+from collections import Counter
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +42,13 @@ class Device:
 
     name: str  # what doctor and the logs call it
     arch: int  # compute capability times ten: 80, 90, 120
-    multiprocessors: int
+    multiprocessors: int  # 0: no kernels
+    cache_bytes: int = 0  # of the last cache before the memory; 0 = not known
+
+    @cached_property
+    def launches(self) -> Counter[str]:
+        """How often each kernel, or library function, was launched so far, by name; replays of a graph do not count."""
+        return Counter()
 
     def empty(self, shape: Dim, dtype: np.dtype) -> Any:
         """A new array, contents unspecified."""
@@ -65,6 +74,9 @@ class Device:
         """Bytes that could still be allocated."""
         raise NotImplementedError
 
+    def trim(self) -> None:
+        """Give memory that no array uses any more back to the machine."""
+
     def kernel(self, file: str, name: str) -> Any:
         """The __global__ function `name` (template arguments written out: "scale<bf16, 4>") of kernels/<file>."""
         raise NotImplementedError
@@ -75,6 +87,18 @@ class Device:
         shared: bytes of dynamic shared memory. dependent: the kernel may start before its predecessor has ended,
         because it waits itself (griddepcontrol.wait) before touching what that one wrote."""
         raise NotImplementedError
+
+    def mark(self) -> Any:
+        """The moment at which the work issued before is done, for `elapsed`; does not wait."""
+        raise NotImplementedError
+
+    def elapsed(self, first: Any, last: Any) -> float:
+        """Milliseconds between two marks; waits for all issued work."""
+        raise NotImplementedError
+
+    def about(self) -> dict[str, str]:
+        """What reports say of the machine: the device, its driver, the CUDA versions."""
+        return {"device": self.name}
 
 
 class HostDevice(Device):
@@ -102,6 +126,12 @@ class HostDevice(Device):
 
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
+    def mark(self):
+        return time.perf_counter()
+
+    def elapsed(self, first, last):
+        return (last - first) * 1e3
+
 
 class CupyDevice(Device):
     """One NVIDIA GPU. All work goes to one non-blocking stream, the only kind that can be captured."""
@@ -124,8 +154,9 @@ class CupyDevice(Device):
         about = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
         self.name = about["name"].decode()
         self.arch = about["major"] * 10 + about["minor"]
-        self.multiprocessors = about["multiProcessorCount"]
+        self.multiprocessors, self.cache_bytes = about["multiProcessorCount"], about["l2CacheSize"]
         self._functions: dict[tuple[str, str], Any] = {}
+        self._names: dict[str, str] = {}  # as compiled -> as asked for
         attribute = driver.CUlaunchAttribute()
         attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
         value = driver.CUlaunchAttributeValue()
@@ -159,11 +190,15 @@ class CupyDevice(Device):
         pool = self._cupy.get_default_memory_pool()
         return self._cupy.cuda.runtime.memGetInfo()[0] + pool.free_bytes()
 
+    def trim(self):
+        self._cupy.get_default_memory_pool().free_all_blocks()
+
     def kernel(self, file, name):
         if (file, name) not in self._functions:
             options = ("-std=c++17", f"-I{KERNELS}", f"-DHEADERS_{headers_hash()}")
             module = self._cupy.RawModule(code=kernel_source(file), options=options, name_expressions=[name])
-            self._functions[file, name] = module.get_function(name)
+            function = self._functions[file, name] = module.get_function(name)
+            self._names[function.name] = name
         return self._functions[file, name]
 
     def launch(self, kernel, grid, block, args, shared=0, dependent=False):
@@ -182,6 +217,29 @@ class CupyDevice(Device):
             raise DeviceError(
                 f"launch of {kernel.name} with grid {grid}, block {block}, {shared} B shared: {status.name}"
             )
+        self.launches[self._names[kernel.name]] += 1
+
+    def mark(self):
+        return self.stream.record()
+
+    def elapsed(self, first, last):
+        self.synchronize()
+        return self._cupy.cuda.get_elapsed_time(first, last)
+
+    def about(self):
+        runtime = self._cupy.cuda.runtime
+        versions = {"CUDA of the driver": runtime.driverGetVersion(), "CUDA runtime": runtime.runtimeGetVersion()}
+        shown = {name: f"{v // 1000}.{v % 1000 // 10}" for name, v in versions.items()}
+        return {"device": self.name, "driver": _driver_release(), **shown}
+
+
+def _driver_release() -> str:
+    """The NVIDIA kernel module's version, "580.159.04"."""
+    try:
+        found = re.search(r"\s(\d+\.[\d.]+)\s", Path("/proc/driver/nvidia/version").read_text())
+    except OSError:
+        found = None
+    return found[1] if found else "unknown"
 
 
 @lru_cache(maxsize=1)

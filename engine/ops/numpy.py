@@ -98,7 +98,8 @@ class NumpyOps(Ops):
         for first, last, seq in _runs(s.seqs):
             if seq == spare:
                 out[first:last] = 0
-            else:
+                continue
+            with np.errstate(over="ignore", invalid="ignore"):  # products with what nobody wrote yet, masked afterwards
                 _attend(queries[first:last], s.visible[first:last], s.table[seq], cache, window, results[first:last])
 
     def silu_mul(self, gate_up, out):

@@ -13,8 +13,10 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+import tempfile
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 
@@ -29,6 +31,7 @@ KERNEL_FLAGS = [
     "-fsanitize=alignment,bounds,shift-exponent,integer-divide-by-zero", "-fno-sanitize-recover=all",
 ]  # fmt: skip
 RUNTIME_FLAGS = [*FLAGS, "-O3", "-march=native", "-Wall", "-Wextra", "-Werror"]
+_locks: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)  # by what is being compiled
 _INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.M)
 
 
@@ -68,28 +71,24 @@ def library(file: str, names: tuple[str, ...], directory: Path = KERNELS) -> Pat
     entries = f'\nextern "C" const emu::Entry* const emu_entries[] = {{{entries}}};\n'
     key = _digest(_machine(), *KERNEL_FLAGS, *sources.values(), entries)
     target = cache_directory() / f"{Path(file).stem}-{key}.so"
-    if not target.exists():
-        work = target.with_suffix(f".{os.getpid()}")
-        work.mkdir(exist_ok=True)
-        try:
+    with _locks[target]:  # a background thread may be at it
+        if target.exists():
+            return target
+        with tempfile.TemporaryDirectory() as work:
             for name, text in sources.items():
-                (work / name).write_text(text + (entries if name == file else ""), encoding="utf-8")
+                Path(work, name).write_text(text + (entries if name == file else ""), encoding="utf-8")
             headers = ["-include", "emu/cuda.h", f"-I{work}", f"-I{HERE}"]
-            _compile([*KERNEL_FLAGS, *headers, "-x", "c++", str(work / file)], target)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+            _compile([*KERNEL_FLAGS, *headers, "-x", "c++", f"{work}/{file}"], target)
     return target
 
 
-def compile_all(instances: Iterable[tuple[str, str]], jobs: int = 2) -> None:
-    """Compile many (file, name) pairs at once; errors are left to those who ask for the instance."""
-
-    def one(instance: tuple[str, str]) -> None:
+def compile_all(instances: Iterable[tuple[str, str]], stop: Callable[[], bool]) -> None:
+    """Compile (file, name) pairs one by one until `stop`; errors are left to those who ask for the instance."""
+    for file, name in instances:
+        if stop():
+            return
         with contextlib.suppress(CompileError, OSError, ValueError):
-            library(instance[0], (instance[1],))
-
-    with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(one, instances))
+            library(file, (name,))
 
 
 def source_line(library: Path, offset: int) -> str:
@@ -146,7 +145,7 @@ def _digest(*parts: str | bytes) -> str:
 
 
 def _compile(arguments: list[str], target: Path) -> None:
-    part = target.with_suffix(f".{os.getpid()}.{id(arguments)}.part")
+    part = target.with_suffix(f".{os.getpid()}.{threading.get_ident()}.part")
     done = subprocess.run([str(compiler()), "-shared", *arguments, "-o", str(part)], capture_output=True, text=True)
     if done.returncode:
         raise CompileError(done.stderr[:6000])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,15 @@ class EmulatedDevice(HostDevice):
     """A GPU of compute capability 9.0 in ordinary memory.
 
     schedules: how often each launch is run, from the same memory, with threads and blocks in another order; all must
-    leave the same bits. directory: where kernels are read from.
+    leave the same bits. directory: where kernels are read from. together: instances by file that are compiled at once.
     """
 
     name, arch, multiprocessors = "emulated", 90, 4
 
-    def __init__(self, schedules: int = 1, directory: Path = KERNELS) -> None:
-        self.schedules, self.directory = schedules, directory
+    def __init__(
+        self, schedules: int = 1, directory: Path = KERNELS, together: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
+        self.schedules, self.directory, self.together = schedules, directory, together or {}
         self._memory, self._chain = Memory(), Chain()
         self._kernels: dict[tuple[str, str], EmulatedKernel] = {}
 
@@ -62,27 +64,23 @@ class EmulatedDevice(HostDevice):
 
     def kernel(self, file: str, name: str) -> EmulatedKernel:
         if (file, name) not in self._kernels:
-            self._kernels[file, name] = EmulatedKernel.load(file, name, self.directory)
+            self._kernels[file, name] = EmulatedKernel.load(file, name, self.directory, self.together.get(file, ()))
         return self._kernels[file, name]
 
     def launch(
-        self,
-        kernel: EmulatedKernel,
-        grid: Dim,
-        block: Dim,
-        args: Sequence[Any],
-        shared: int = 0,
-        dependent: bool = False,
+        self, kernel: EmulatedKernel, grid: Dim, block: Dim, args: Sequence[Any], shared=0, dependent=False
     ) -> None:
         launched[kernel.file, base_name(kernel.name)] += 1
+        self.launches[kernel.name] += 1
         launch = kernel.launch(grid, block, shared)
         values = kernel.values(args, self._memory)
         pointers = (ctypes.c_void_p * max(1, len(values)))(*map(ctypes.addressof, values))
         launch.arguments = ctypes.addressof(pointers)
-        if not dependent:
+        if dependent:
+            regions = self._chain.regions()
+            launch.dependent, launch.region_count = True, len(regions)
+            launch.regions = ctypes.addressof(regions) if len(regions) else None
+        else:
             self._chain.clear()
-        regions = self._chain.regions()
-        launch.dependent, launch.region_count = dependent, len(regions)
-        launch.regions = ctypes.addressof(regions) if len(regions) else None
         arrays = kernel.arrays(args, self._memory)
-        self._chain.add(arrays, run(kernel, launch, arrays, self.schedules))
+        self._chain.add(launch, arrays, run(kernel, launch, arrays, self.schedules))

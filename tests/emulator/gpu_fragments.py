@@ -36,7 +36,7 @@ def record(target: str, count: int) -> None:
         print(label, results[label].shape, flush=True)
     about = cupy.cuda.runtime.getDeviceProperties(0)
     results["device"] = np.array(f"{about['name'].decode()} sm_{about['major']}{about['minor']}")
-    np.savez_compressed(target, **results)
+    np.savez_compressed(target, **results)  # pyright: ignore[reportArgumentType]
 
 
 def compare(source: str) -> None:

@@ -42,7 +42,8 @@ class Launch(ctypes.Structure):
         ("arguments", ctypes.c_void_p), ("stacks", ctypes.c_void_p), ("stack_bytes", ctypes.c_size_t),
         ("shared", ctypes.c_void_p), ("shared_bytes", ctypes.c_size_t), ("seed", ctypes.c_uint64),
         ("poison", ctypes.c_uint), ("dependent", ctypes.c_int), ("hide", ctypes.c_int), ("regions", ctypes.c_void_p),
-        ("region_count", ctypes.c_size_t), ("message", ctypes.c_void_p), ("message_bytes", ctypes.c_size_t),
+        ("region_count", ctypes.c_size_t), ("triggered", ctypes.c_int), ("fenced", ctypes.c_int),
+        ("message", ctypes.c_void_p), ("message_bytes", ctypes.c_size_t),
         ("faulted", ctypes.c_int), ("fault", ctypes.c_size_t), ("instruction", ctypes.c_size_t),
         ("fault_is_write", ctypes.c_int),
     ]  # fmt: skip

@@ -37,34 +37,51 @@ def variants(schedules: int, dependent: bool) -> Iterator[Variant]:
 
 
 class Chain:
-    """What the kernels of a dependent chain read and wrote: all of them may still run before grid_wait."""
+    """What those kernels read and wrote that may still run while the next one has not passed grid_wait.
+
+    The next one starts when every block of the last has called grid_launch or ended. So what ran before the last is
+    over, unless the last let go before it waited itself; and the last is over, its writes to be seen, if it never calls
+    grid_launch and ends with __threadfence.
+    """
 
     def __init__(self) -> None:
         self._masks: dict[Allocation, np.ndarray | None] = {}  # a byte each: written
+        self._last: tuple[list[Argument], dict[Allocation, np.ndarray]] = [], {}
 
     def clear(self) -> None:
         """Everything launched before has ended."""
         self._masks.clear()
+        self._last = [], {}
 
-    def add(self, arrays: list[Argument], before: dict[Allocation, np.ndarray]) -> None:
-        """A kernel was launched: with these arrays, which were as in `before`."""
-        for argument in arrays:
-            allocation = argument.allocation
-            self._masks.setdefault(allocation, None)
-            if allocation in before:
-                changed = (allocation.pages != before[allocation]).reshape(-1, min(allocation.dtype.itemsize, 16))
-                mask = np.repeat(changed.any(axis=1), changed.shape[1])
-                old = self._masks[allocation]
-                self._masks[allocation] = mask if old is None else mask | old
+    def add(self, launch: Launch, arrays: list[Argument], before: dict[Allocation, np.ndarray]) -> None:
+        """A kernel has run: with these arrays, which were as in `before`."""
+        self._settle()
+        if launch.triggered < 2:
+            self._masks.clear()
+        if launch.triggered or not launch.fenced:
+            self._last = arrays, before
 
     def regions(self) -> ctypes.Array[Region]:
         """The same as the runtime wants it; valid while the chain does not change."""
+        self._settle()
         return (Region * len(self._masks))(
             *(
                 Region(a.pages.ctypes.data, a.pages.size, None if mask is None else mask.ctypes.data)
                 for a, mask in self._masks.items()
             )
         )
+
+    def _settle(self) -> None:
+        """Find out what the last kernel wrote; left until somebody asks, because mostly nobody does."""
+        (arrays, before), self._last = self._last, ([], {})
+        for argument in arrays:
+            allocation = argument.allocation
+            self._masks.setdefault(allocation, None)
+            if allocation in before:
+                unit = f"u{min(allocation.dtype.itemsize, 8)}"
+                changed = allocation.pages.view(unit) != before[allocation].view(unit)
+                mask, old = np.repeat(changed, changed.itemsize * int(unit[1:])), self._masks[allocation]
+                self._masks[allocation] = mask if old is None else mask | old
 
 
 def run(kernel: EmulatedKernel, launch: Launch, arrays: list[Argument], schedules: int) -> dict[Allocation, np.ndarray]:

@@ -11,6 +11,12 @@ import pytest
 from . import EmulatedDevice, KernelFault
 
 KERNELS = Path(__file__).parent / "kernels"
+PLANTED = re.findall(r"__launch_bounds__\(64\) (\w+)", (KERNELS / "planted.cu").read_text())
+TOGETHER = {"planted.cu": ["first", *(f"{kernel}<{wrong}>" for kernel in PLANTED for wrong in ("true", "false"))]}
+
+
+def emulated(schedules: int = 1) -> EmulatedDevice:
+    return EmulatedDevice(schedules, KERNELS, TOGETHER)
 
 
 def case(kernel: str, message: str, schedules: int = 1, **launch):
@@ -54,7 +60,7 @@ CASES = [
 
 def run(kernel: str, schedules: int, grid: int = 1, after_first: bool = False, x=None, out=None) -> np.ndarray:
     """Launch one kernel of planted.cu; what it wrote."""
-    device = EmulatedDevice(schedules, KERNELS)
+    device = emulated(schedules)
     held = device.upload(np.arange(64, dtype=np.float32) if x is None else x)
     target = device.upload(np.zeros(64, np.float32) if out is None else out)
     if after_first:  # its result is this kernel's input, and its input this kernel's output
@@ -78,52 +84,45 @@ def test_kernel_without_the_mistake_runs(compiler, kernel, message, schedules, l
 
 
 def test_every_planted_kernel_is_a_case():
-    source = (KERNELS / "planted.cu").read_text()
-    assert {c.id for c in CASES} == set(re.findall(r"__launch_bounds__\(64\) (\w+)", source))
+    assert {c.id for c in CASES} == set(PLANTED)
 
 
 def test_grid_barrier_adds_what_all_blocks_wrote(compiler):
     assert run("grid_barrier<false>", 3, grid=5, out=np.zeros(10, np.float32))[:5].tolist() == [10.0] * 5
 
 
+DEVICE = "device"  # stands for a device array of 64 float32
+HOST = np.zeros(64, np.float32)
+
+
 @pytest.mark.parametrize(
-    ("args", "launch", "message"),
+    ("args", "grid", "block", "shared", "message"),
     [
-        pytest.param(3, {}, r"expected 2 arguments \('x', 'out'\), found 3", id="count"),
-        pytest.param(
-            [np.zeros(64, np.float32), 1],
-            {},
-            r"0 \(x\): expected a device array, found one of the host",
-            id="host array",
-        ),
-        pytest.param(
-            [None, np.float32(1)], {}, r"1 \(out\): expected a device array or None, found float32", id="scalar"
-        ),
-        pytest.param(2, {"block": (65,)}, "at most 64 threads", id="launch bound"),
-        pytest.param(2, {"grid": (0,)}, r"grid \(0,\) is out of range", id="empty grid"),
-        pytest.param(2, {"shared": 232449}, "232449 bytes of shared memory, at most 232448", id="shared memory"),
+        pytest.param([DEVICE] * 3, 1, 64, 0, r"expected 2 arguments \('x', 'out'\), found 3", id="count"),
+        pytest.param([HOST, DEVICE], 1, 64, 0, r"0 \(x\): expected a device array, found one of the host", id="host"),
+        pytest.param([None, np.float32(1)], 1, 64, 0, r"1 \(out\): expected .* or None, found float32", id="scalar"),
+        pytest.param([DEVICE] * 2, 1, 65, 0, "at most 64 threads", id="launch bound"),
+        pytest.param([DEVICE] * 2, 0, 64, 0, r"grid \(0,\) is out of range", id="empty grid"),
+        pytest.param([DEVICE] * 2, 1, 64, 232449, "232449 bytes of shared memory, at most 232448", id="shared memory"),
     ],
 )
-def test_wrong_launch(compiler, args, launch, message):
-    device = EmulatedDevice(directory=KERNELS)
-    arrays = [device.empty((64,), np.dtype(np.float32)) for _ in range(args)] if isinstance(args, int) else args
+def test_wrong_launch(compiler, args, grid, block, shared, message):
+    device = emulated()
+    arrays = [device.upload(HOST) if a is DEVICE else a for a in args]
     with pytest.raises(KernelFault, match=message):
-        device.launch(
-            device.kernel("planted.cu", "read_behind<false>"), launch.get("grid", (1,)), launch.get("block", (64,)), arrays,
-            launch.get("shared", 0),
-        )  # fmt: skip
+        device.launch(device.kernel("planted.cu", "read_behind<false>"), (grid,), (block,), arrays, shared)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.int32])
 def test_array_of_another_type(compiler, dtype):
-    device = EmulatedDevice(directory=KERNELS)
+    device = emulated()
     arrays = [device.empty((64,), np.dtype(dtype)), device.empty((64,), np.dtype(np.float32))]
     with pytest.raises(KernelFault, match=rf"0 \(x\): expected float32, found {np.dtype(dtype).name}"):
         device.launch(device.kernel("planted.cu", "read_behind<false>"), (1,), (64,), arrays)
 
 
 def test_memory_of_a_dead_array(compiler):
-    device = EmulatedDevice(directory=KERNELS)
+    device = emulated()
     array, out = (device.empty((n,), np.dtype(np.float32)) for n in (1 << 20, 64))
     view = array[:64]
     del array

@@ -145,7 +145,7 @@ def test_stop_id_outside_vocabulary() -> None:
         pytest.param("graph", True, id="graph-boolean"),
         pytest.param("dtype", "int8", id="dtype-unknown"),
         pytest.param("max_batch", 0, id="batch-zero"),
-        pytest.param("max_batch", 17, id="batch-beyond-kernels"),
+        pytest.param("max_batch", 257, id="batch-huge"),
         pytest.param("max_batch", True, id="batch-boolean"),
         pytest.param("max_len", 0, id="len-zero"),
         pytest.param("max_len", NAN, id="len-nan"),

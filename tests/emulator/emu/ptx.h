@@ -77,6 +77,8 @@ void await_copies(int allowed);
 
 void grid_wait();
 
+void grid_launch();
+
 void grid_sync(Site site);
 
 }  // namespace emu
@@ -132,7 +134,7 @@ inline void cp_async_wait() {
 
 inline void grid_wait() { emu::grid_wait(); }
 
-inline void grid_launch() {}
+inline void grid_launch() { emu::grid_launch(); }
 
 inline uint4 load_stream(const uint4* p) { return *p; }
 

@@ -3,6 +3,7 @@
 
 #include "fibers.h"
 #include "internal.h"
+#include "emu/ptx.h"
 
 #include <sys/mman.h>
 
@@ -282,6 +283,10 @@ void grid_wait() {
     block->at_grid_wait++;
     self->mask = 0;
     wait(State::at_grid_wait, {"grid_wait", "", 0});
+}
+
+void grid_launch() {
+    launch->triggered = std::max(launch->triggered, launch->dependent && !block->waited ? 2 : 1);
 }
 
 void grid_sync(Site site) {

@@ -48,21 +48,24 @@ float cut(double x) {
     return float(bits<double>(bits<uint64_t>(x) & ~((uint64_t(1) << 29) - 1)));
 }
 
+// The sum where a factor or c is infinite or not a number.
+template <int n>
+float add_special(const double* a, const double* b, float c) {
+    double sum = c;
+    for (int i = 0; i < n; i++) sum += a[i] * b[i];
+    return std::isnan(sum) ? bits<float>(0x7fffffffu) : float(sum);
+}
+
 // c + the sum of n products, n a constant so that the loops become vector instructions.
 template <int n>
 float add(const double* a, const int* ea, const double* b, const int* eb, float c, int fraction) {
     int field = int(bits<uint32_t>(c) >> 23 & 255), exponent = c == 0.0f ? no_exponent : (field ? field : 1) - 127;
-    double products[n], plain = c;
-    for (int i = 0; i < n; i++) {
-        products[i] = a[i] * b[i];
-        exponent = ea[i] + eb[i] > exponent ? ea[i] + eb[i] : exponent;
-    }
-    for (int i = 0; i < n; i++) plain += products[i];
-    if (!std::isfinite(plain)) return std::isnan(plain) ? bits<float>(0x7fffffffu) : float(plain);
-    if (exponent < -1000) return 0.0f;  // nothing but zeros
-    double scale = power_of_two(fraction - exponent), sum = std::trunc(c * scale);
-    for (int i = 0; i < n; i++) sum += std::trunc(products[i] * scale);
-    return cut(sum * power_of_two(exponent - fraction));
+    for (int i = 0; i < n; i++) exponent = ea[i] + eb[i] > exponent ? ea[i] + eb[i] : exponent;
+    if (exponent < no_exponent / 2) return 0.0f;  // nothing but zeros
+    double scale = power_of_two(fraction - exponent);
+    int64_t sum = int(c * scale);  // a conversion to an integer cuts
+    for (int i = 0; i < n; i++) sum += int(a[i] * b[i] * scale);
+    return cut(double(sum) * power_of_two(exponent - fraction));
 }
 
 template <Format format, int k, int group>
@@ -70,6 +73,7 @@ void multiply(const Operands* const (&lanes)[32], int fraction) {
     constexpr bool wide = format == Format::tf32;
     double a[16][k], b[8][k];
     int ea[16][k], eb[8][k];
+    bool special_a[16] = {}, special_b[8] = {};
     for (int lane = 0; lane < 32; lane++) {
         const Operands& o = *lanes[lane];
         const unsigned words[6] = {o.a.x, o.a.y, o.a.z, o.a.w, o.b.x, o.b.y};
@@ -80,6 +84,7 @@ void multiply(const Operands* const (&lanes)[32], int fraction) {
                 Number number = decode<format>(words[w], half);
                 (w < 4 ? a[row] : b[row])[column] = number.value;
                 (w < 4 ? ea[row] : eb[row])[column] = number.exponent;
+                (w < 4 ? special_a[row] : special_b[row]) |= !std::isfinite(number.value);
             }
         }
     }
@@ -88,7 +93,8 @@ void multiply(const Operands* const (&lanes)[32], int fraction) {
             int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
             float& d = lanes[lane]->d[i];
             for (int from = 0; from < k; from += group)
-                d = add<group>(a[row] + from, ea[row] + from, b[column] + from, eb[column] + from, d, fraction);
+                if (special_a[row] || special_b[column] || !std::isfinite(d)) d = add_special<group>(a[row] + from, b[column] + from, d);
+                else d = add<group>(a[row] + from, ea[row] + from, b[column] + from, eb[column] + from, d, fraction);
         }
 }
 

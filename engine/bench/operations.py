@@ -1,0 +1,163 @@
+"""Where the time of a decode step goes, operation by operation, and the bytes each of them must read.
+
+The operations of one step are noted while it runs. All calls of a kind, one for every layer, then become one graph of
+their own, whose replays are timed. Such a chain is not the step: there, every operation starts while the one before it
+ends. So the times say what is slow, and their sum differs from a step.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+from ..config import ModelConfig
+from ..graph import CaptureReport, Part, program
+from ..ops.base import Ops
+from .ceiling import Reader
+from .session import Load, Session
+
+NAMES = ("embed", "norm_qkv", "attend", "linear", "norm_gate_up", "norm_head", "sample", "advance")  # as Ops has them
+IN_CACHE = ("sample", "advance")  # read what the operation before has just written
+REPEATS, MANY = 20, 33
+FORMULA = (
+    "bytes a step = weights of all layers and of the head once, one row of the embedding for each sequence, and keys "
+    "and values of prompt + (steps + 1) / 2 tokens (at most the window) for each sequence; activations are not counted"
+)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One operation of a step, and the kernels it launched."""
+
+    kind: str  # "norm_qkv", "linear o"
+    name: str  # of the method of Ops
+    args: tuple
+    kwargs: dict
+    launched: Counter[str]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One kind of operation in a step of `batch` sequences."""
+
+    backend: str
+    batch: int
+    kind: str
+    calls: int  # in a step
+    us: float  # a call
+    bytes: int  # that a call must read
+    gb_per_s: float
+    percent: float  # of the ceiling
+    kernels: dict[str, int]  # name -> launches in a step
+
+
+def bytes_read(c: ModelConfig, itemsize: int, load: Load) -> dict[str, int]:
+    """Bytes that one call of each kind of operation must read; FORMULA says what a step's are."""
+    q, context = c.heads * c.head_dim, min(load.context, c.window or load.context)
+    norm = 4 * c.hidden
+    extra = 4 * c.qkv * c.qkv_bias + 8 * c.head_dim * c.qk_norm
+    return {
+        "embed": load.batch * c.hidden * itemsize,
+        "norm_qkv": c.qkv * c.hidden * itemsize + norm + extra,
+        "attend": round(load.batch * context * 2 * c.kv_heads * c.head_dim * itemsize),
+        "linear o": c.hidden * q * itemsize,
+        "norm_gate_up": 2 * c.ffn * c.hidden * itemsize + norm,
+        "linear down": c.hidden * c.ffn * itemsize,
+        "norm_head": c.vocab * c.hidden * itemsize + norm,
+        "sample": load.batch * c.vocab * 4,
+        "advance": 0,
+    }
+
+
+def step_bytes(c: ModelConfig, itemsize: int, load: Load) -> int:
+    """Bytes that a step must read on average, as FORMULA says."""
+    each = bytes_read(c, itemsize, load)
+    once = each["embed"] + each["norm_head"]
+    return once + c.layers * sum(n for kind, n in each.items() if kind not in ("embed", "norm_head", *IN_CACHE))
+
+
+def operations(
+    ops: Ops, c: ModelConfig, w: SimpleNamespace, load: Load, reader: Reader, ceiling: float
+) -> list[Operation]:
+    """Measure each kind of operation in the middle step of a load. ceiling: GB/s."""
+    session, calls, middle = _middle_step(ops, c, w, load)
+    kinds: dict[str, list[Call]] = {}
+    for call in calls:
+        kinds.setdefault(call.kind, []).append(call)
+    launch = _launch_ms(ops, kinds["advance"][0], reader)
+    expected = bytes_read(c, ops.dtype.itemsize, load)
+    found = []
+    for kind, chain in kinds.items():
+        session.restart(middle)
+        ms = _chain_ms(ops, chain, None if kind in IN_CACHE else reader)
+        us = max(ms - launch, 0) * 1e3 / len(chain) or 1e-3  # what is too fast to be seen
+        rate = expected[kind] / us / 1e3
+        kernels = sum((call.launched for call in chain), Counter())
+        row = Operation(ops.name, load.batch, kind, len(chain), us, expected[kind], rate, 100 * rate / ceiling, kernels)
+        found.append(row)
+    return found
+
+
+class _Tap:
+    """Stands before an Ops, runs every operation, and notes it."""
+
+    def __init__(self, ops: Ops, w: SimpleNamespace) -> None:
+        self._ops, self._launches = ops, ops.device.launches
+        self._linear = {id(getattr(layer, part)): f"linear {part}" for layer in w.layers for part in ("o", "down")}
+        self.calls: list[Call] = []
+
+    def __getattr__(self, name: str) -> Any:
+        operation = getattr(self._ops, name)
+        if name not in NAMES:
+            return operation
+
+        def call(*args: Any, **kwargs: Any) -> None:
+            before = Counter(self._launches)
+            operation(*args, **kwargs)
+            kind = self._linear[id(args[1])] if name == "linear" else name
+            self.calls.append(Call(kind, name, args, kwargs, self._launches - before))
+
+        return call
+
+
+def _middle_step(ops: Ops, c: ModelConfig, w: SimpleNamespace, load: Load) -> tuple[Session, list[Call], int]:
+    """The operations of the middle step, and a session whose cache and rows are as they were before it."""
+    tap: Any = _Tap(ops, w)
+    session, middle = Session(tap, c, w, "off", load), load.max_tokens // 2
+    session.prefill()
+    session.restart()
+    for _ in range(middle):
+        session.runner.decode()
+    tap.calls.clear()
+    session.runner.decode()
+    session.runner.synchronize()
+    return session, tap.calls, middle
+
+
+def _chain_ms(ops: Ops, calls: list[Call], reader: Reader | None) -> float:
+    """Median time of the calls one after the other, as one graph; reader: first push everything out of the cache."""
+
+    def parts(over: Any) -> Iterator[Part]:
+        for call in calls:
+            yield call.kind, partial(getattr(over, call.name), *call.args, **call.kwargs)
+
+    chain = program(ops.device, ops, parts, "step", f"operation {calls[0].kind}", CaptureReport())
+    marks = []
+    for _ in range(REPEATS):
+        if reader:
+            reader.read()
+        first = ops.device.mark()
+        chain.run()
+        marks.append((first, ops.device.mark()))
+    return statistics.median(ops.device.elapsed(a, b) for a, b in marks)
+
+
+def _launch_ms(ops: Ops, shortest: Call, reader: Reader) -> float:
+    """What a graph costs beyond its operations: one of the shortest, less a call in a long chain of them."""
+    one, many = (_chain_ms(ops, [shortest] * n, None) for n in (1, MANY))
+    return max(0.0, one - (many - one) / (MANY - 1))

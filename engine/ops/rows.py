@@ -1,0 +1,236 @@
+"""Everything but the matrix products, on a GPU: norms, rotary positions, attention, SiLU, sampling, the next step.
+
+DeviceOps is the base of the backends cuda and cublas, which add weights, embed and linear. It checks what it is given,
+chooses grids, and launches kernels/norm.cu, rope.cu, elementwise.cu, attend_decode.cu, attend_prefill.cu and sample.cu
+through a Device; every launch is a dependent one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from ..config import ModelConfig
+from ..errors import DeviceError, UnsupportedModel
+from .base import PAGE, STOP_IDS, Array, Buffers, Cache, Ops, Sampling, Step
+from .device import Device
+from .products import c_type, expect
+
+HEAD_SIZES = (16, 32, 48, 64, 80, 96, 112, 128, 192, 256)
+DECODE_ROWS = 16  # more rows are a prefill, in tiles of PAGE
+SPLITS = 64  # most parts decode attention cuts a row into; as in attend_decode.cuh
+SAMPLED = 8192  # logits a block of sample looks at
+
+I32, F32 = np.dtype(np.int32), np.dtype(np.float32)
+_SAMPLING = {"top_k": I32, "stop_ids": I32, "stop_from": I32, "counts": I32, "seed": np.dtype(np.uint64)}  # else F32
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """What kernels leave for one another inside a launch. Tickets and best are 0 between launches."""
+
+    partial: Array  # [n] float32, sums of value rows, one set a split
+    stats: Array  # [n] float32, largest score and sum of weights, one pair a split and head
+    slots: int  # splits a row that there is room for
+    arrived: Array  # [n] int32, blocks of attention that are done
+    best: Array  # [B] uint64, order and index of the largest logit so far
+    scanned: Array  # [B] int32, blocks of sample that are done
+
+
+@dataclass(frozen=True)
+class DecodeTile:
+    """How attend_decode.cu<T, d, tiles> cuts its work; the same numbers as its Part and Merge."""
+
+    tiles: int  # of 8 query heads in one block
+    chunks: int  # blocks that share a k/v head
+    tokens: int  # a block takes at a time
+    shared: int  # bytes of shared memory
+
+    @staticmethod
+    def of(itemsize: int, d: int, group: int) -> DecodeTile:
+        """For `group` query heads of size d a k/v head."""
+        tiles = 2 if group > 8 and d <= 128 else 1
+        ahead = itemsize * d * tiles <= 256
+        return DecodeTile(
+            tiles=tiles,
+            chunks=-(-group // (8 * tiles)),
+            tokens=8 * (32 if ahead and itemsize == 2 else 16),
+            shared=8 * 4 * tiles * (d // 16) * 33 * 4,
+        )
+
+    def splits(self, tokens: int) -> int:
+        """Most splits of a row that sees up to this many tokens."""
+        return min(SPLITS, -(-tokens // self.tokens))
+
+
+def prefill_shared(itemsize: int, d: int) -> int:
+    """Bytes of shared memory of attend_prefill.cu<T, d>; the same numbers as its Tile."""
+    line = itemsize * d
+    keys = 32 if line > 512 else 64
+    key_line = line + (128 + (64 if itemsize == 2 else 16) - line % 128) % 128
+    size = keys * (key_line + line + 16)
+    return 2 * size if 2 * size <= 96 * 1024 else size
+
+
+class DeviceOps(Ops):
+    """Operations of kernels that work on rows. T is bfloat16, float16 or float32; all sums are float32."""
+
+    def __init__(self, device: Device, dtype: Any) -> None:
+        """dtype: the storage type T, of weights, activations and cache."""
+        self.device, self.dtype = device, np.dtype(dtype)
+
+    def buffers(self, c: ModelConfig, rows: int, last: int) -> Buffers:
+        if c.head_dim not in HEAD_SIZES:
+            raise UnsupportedModel(
+                f"backend {self.name}: expected head_dim to be one of {HEAD_SIZES}, found {c.head_dim}"
+            )
+        b = super().buffers(c, rows, last)
+        tile = DecodeTile.of(self.dtype.itemsize, c.head_dim, c.heads // c.kv_heads)
+        units = min(rows, DECODE_ROWS) * c.kv_heads * tile.chunks
+        slots = tile.splits(-(-c.max_len // PAGE) * PAGE)
+        share = min(8 * tile.tiles, c.heads // c.kv_heads)
+        b.scratch = Scratch(
+            partial=self.device.empty((units * slots * share * c.head_dim,), F32),
+            stats=self.device.empty((units * slots * 16 * tile.tiles,), F32),
+            slots=slots,
+            arrived=self.device.upload(np.zeros(units, I32)),
+            best=self.device.upload(np.zeros(last, np.uint64)),
+            scanned=self.device.upload(np.zeros(last, I32)),
+        )
+        return b
+
+    # -- norms and single elements ----------------------------------------------------------------------------------
+
+    def rms_norm(self, x, weight, eps, out, rows=None):
+        width = x.shape[-1]
+        expect("rms_norm", "x", x, F32, (len(x) if rows is not None else len(out), width))
+        expect("rms_norm", "weight", weight, F32, (width,))
+        expect("rms_norm", "out", out, self.dtype, (len(out), width))
+        if rows is not None:
+            expect("rms_norm", "rows", rows, I32, (len(out),))
+        name = f"rms_norm<{c_type(self.dtype)}, {1 if width % 4 else 4}>"
+        self._launch("norm.cu", name, (len(out),), 256, x, weight, rows, out, np.int32(width), np.float32(eps))
+
+    def head_norm(self, qkv, q_weight, k_weight, eps, heads, kv_heads):
+        rows, d = len(qkv), len(q_weight)
+        expect("head_norm", "qkv", qkv, self.dtype, (rows, (heads + 2 * kv_heads) * d))
+        expect("head_norm", "q_weight", q_weight, F32, (d,))
+        expect("head_norm", "k_weight", k_weight, F32, (d,))
+        if d > 256:
+            raise DeviceError(f"head_norm: expected heads of at most 256 elements, found {d}")
+        sizes = [np.int32(v) for v in (rows, heads, kv_heads, d)]
+        blocks = -(-rows * (heads + kv_heads) // 8)
+        name = f"head_norm<{c_type(self.dtype)}>"
+        self._launch("norm.cu", name, (blocks,), 256, qkv, q_weight, k_weight, *sizes, np.float32(eps))
+
+    def silu_mul(self, gate_up, out):
+        rows, width = out.shape
+        expect("silu_mul", "gate_up", gate_up, self.dtype, (rows, 2 * width))
+        expect("silu_mul", "out", out, self.dtype, (rows, width))
+        vec = 1 if width % 8 else 8
+        grid = (-(-width // (vec * 256)), rows)
+        self._launch(
+            "elementwise.cu", f"silu_mul<{c_type(self.dtype)}, {vec}>", grid, 256, gate_up, out, np.int32(width)
+        )
+
+    def add_bias(self, out: Array, bias: Array) -> None:
+        """out[r] += bias.  out [R, N] T or float32, bias [N] float32"""
+        rows, width = out.shape
+        expect("add_bias", "out", out, F32 if out.dtype == F32 else self.dtype, (rows, width))
+        expect("add_bias", "bias", bias, F32, (width,))
+        grid = (-(-width // 256), rows)
+        self._launch("elementwise.cu", f"add_bias<{c_type(out.dtype)}>", grid, 256, out, bias, np.int32(width))
+
+    def advance(self, s, tokens):
+        rows = len(tokens)
+        self._expect_step("advance", s, rows)
+        expect("advance", "tokens", tokens, I32, (rows,))
+        if rows > 256:
+            raise DeviceError(f"advance: expected at most 256 rows, found {rows}")
+        state = (s.seqs, s.ids, s.positions, s.visible)
+        self._launch("elementwise.cu", "advance", (1,), 256, tokens, *state, np.int32(rows), np.int32(len(s.table) - 1))
+
+    # -- positions and attention --------------------------------------------------------------------------------------
+
+    def rope_append(self, qkv, rope, s, cache, heads):
+        rows, kv_heads, d = self._expect_attention("rope_append", qkv, s, cache, heads)
+        expect("rope_append", "rope", rope, F32, (len(rope), d))
+        sizes = [np.int32(v) for v in (rows, heads, kv_heads, d, s.table.shape[1])]
+        blocks = -(-rows * (heads + 2 * kv_heads) * (d // 16) // 256)
+        arrays = (qkv, rope, s.seqs, s.positions, s.table, cache.k, cache.v)
+        self._launch("rope.cu", f"rope_append<{c_type(self.dtype)}>", (blocks,), 256, *arrays, *sizes)
+
+    def attend(self, qkv, s, cache, heads, window, out, scratch):
+        rows, kv_heads, d = self._expect_attention("attend", qkv, s, cache, heads)
+        expect("attend", "out", out, self.dtype, (rows, heads * d))
+        if window < 0:
+            raise DeviceError(f"attend: expected a window of 0 (off) or more tokens, found {window}")
+        scale = np.float32(math.log2(math.e) / math.sqrt(d))
+        sizes = [np.int32(v) for v in (heads, kv_heads, s.table.shape[1], window)]
+        if rows > DECODE_ROWS:
+            if rows % PAGE:
+                raise DeviceError(f"attend: expected at most {DECODE_ROWS} rows or a multiple of {PAGE}, found {rows}")
+            arrays = (qkv, s.seqs, s.visible, s.table, cache.k, cache.v, out)
+            shared = prefill_shared(self.dtype.itemsize, d)
+            name = f"attend_prefill<{c_type(self.dtype)}, {d}>"
+            self._launch("attend_prefill.cu", name, (rows // PAGE, heads), 128, *arrays, *sizes, scale, shared=shared)
+            return
+        tile = DecodeTile.of(self.dtype.itemsize, d, heads // kv_heads)
+        splits, y = tile.splits(s.table.shape[1] * PAGE), kv_heads * tile.chunks
+        if scratch.slots < splits or len(scratch.arrived) < rows * y:
+            found = f"{len(scratch.arrived) // y} rows in {scratch.slots} splits"
+            raise DeviceError(f"attend: expected scratch for {rows} rows in {splits} splits, found it for {found}")
+        # Two blocks a multiprocessor are enough to read at full speed; more would only have to be started and ended.
+        x = max(1, min(splits, -(-2 * self.device.multiprocessors // (y * rows))))
+        arrays = (qkv, s.seqs, s.positions, s.visible, s.table, cache.k, cache.v, out)
+        name = f"attend_decode<{c_type(self.dtype)}, {d}, {tile.tiles}>"
+        state = (scratch.partial, scratch.stats, scratch.arrived)
+        sizes = (np.int32(rows), *sizes, np.int32(scratch.slots), scale)
+        self._launch("attend_decode.cu", name, (x, y, rows), 256, *arrays, *state, *sizes, shared=tile.shared)
+
+    # -- sampling ---------------------------------------------------------------------------------------------------
+
+    def sample(self, logits: Array, s: Step, sampling: Sampling, out: Array, scratch: Scratch) -> None:
+        rows, vocab = logits.shape
+        expect("sample", "logits", logits, F32, (rows, vocab))
+        expect("sample", "last", s.last, I32, (rows,))
+        expect("sample", "out", out, I32, (rows,))
+        self._expect_step("sample", s, len(s.seqs))
+        shapes = {"stop_ids": (len(s.table), STOP_IDS), "counts": (len(s.table), vocab)}
+        for name in (f.name for f in fields(sampling)):
+            expect("sample", name, getattr(sampling, name), _SAMPLING.get(name, F32), shapes.get(name, (len(s.table),)))
+        if len(scratch.best) < rows:
+            raise DeviceError(f"sample: expected scratch for {rows} rows, found it for {len(scratch.best)}")
+        g = sampling
+        rules = (g.temperature, g.top_k, g.top_p, g.min_p, g.repetition, g.presence, g.frequency, g.seed)
+        arrays = (logits, s.last, s.seqs, s.positions, *rules, g.stop_ids, g.stop_from, g.counts, out)
+        grid = (-(-vocab // SAMPLED), rows)
+        self._launch("sample.cu", "sample", grid, 1024, *arrays, scratch.best, scratch.scanned, np.int32(vocab))
+
+    # -- checks and launches ------------------------------------------------------------------------------------------
+
+    def _launch(self, file: str, name: str, grid: tuple[int, ...], threads: int, *args: Any, shared: int = 0) -> None:
+        kernel = self.device.kernel(file, name)
+        self.device.launch(kernel, grid, (threads,), args, shared, dependent=True)
+
+    def _expect_step(self, op: str, s: Step, rows: int) -> None:
+        for name in ("seqs", "positions", "visible"):
+            expect(op, name, getattr(s, name), I32, (rows,))
+        expect(op, "table", s.table, I32, s.table.shape)
+
+    def _expect_attention(self, op: str, qkv: Array, s: Step, cache: Cache, heads: int) -> tuple[int, int, int]:
+        """(rows, key/value heads, head size), after checking that the arrays agree on them."""
+        pages, kv_heads, _, d = cache.k.shape
+        expect(op, "cache.k", cache.k, self.dtype, (pages, kv_heads, PAGE, d))
+        expect(op, "cache.v", cache.v, self.dtype, (pages, kv_heads, PAGE, d))
+        expect(op, "qkv", qkv, self.dtype, (len(qkv), (heads + 2 * kv_heads) * d))
+        self._expect_step(op, s, len(qkv))
+        if d not in HEAD_SIZES or heads % kv_heads:
+            found = f"{heads} heads of {d} on {kv_heads} key/value heads"
+            raise DeviceError(
+                f"{op}: expected a head size of {HEAD_SIZES} and a whole number of heads a k/v head, found {found}"
+            )
+        return len(qkv), kv_heads, d

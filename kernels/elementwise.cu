@@ -1,0 +1,63 @@
+// What works on single elements: the gate of the feed-forward part, a bias, the step to the next token.
+#include "ptx.cuh"
+#include "types.cuh"
+
+constexpr int THREADS = 256;
+
+// out[r, c] = g / (1 + exp(-g)) * gate_up[r, width + c],  g = gate_up[r, c].
+// gate_up [rows, 2 width], out [rows, width]
+//
+// LAUNCH: grid (ceil(width / VEC / 256), rows), block 256, dependent.
+// PRECOND: VEC 1, or VEC 8 and width a multiple of 8.
+template <class T, int VEC>
+__global__ void __launch_bounds__(THREADS) silu_mul(const T* gate_up, T* out, int width) {
+    grid_launch();
+    grid_wait();
+    const int c = (blockIdx.x * THREADS + threadIdx.x) * VEC;
+    if (c >= width) return;
+    const T* from = gate_up + size_t(blockIdx.y) * 2 * width + c;
+    T* to = out + size_t(blockIdx.y) * width + c;
+    if constexpr (VEC == 8) {
+        float gate[8], up[8];
+        load8(from, gate);
+        load8(from + width, up);
+#pragma unroll
+        for (int e = 0; e < 8; e++) gate[e] = gate[e] / (1.f + __expf(-gate[e])) * up[e];
+        store8(to, gate);
+    } else {
+        float gate = to_float(from[0]);
+        to[0] = from_float<T>(gate / (1.f + __expf(-gate)) * to_float(from[width]));
+    }
+}
+
+// out[r, c] += bias[c].   out [rows, width], bias [width]
+//
+// LAUNCH: grid (ceil(width / 256), rows), block 256, dependent.
+template <class T>
+__global__ void __launch_bounds__(THREADS) add_bias(T* out, const float* bias, int width) {
+    grid_launch();
+    grid_wait();
+    const int c = blockIdx.x * THREADS + threadIdx.x;
+    if (c >= width) return;
+    T* at = out + size_t(blockIdx.y) * width + c;
+    *at = from_float<T>(to_float(*at) + bias[c]);
+}
+
+// The sampled tokens become the next step's input; rows of the spare sequence stay as they are. A token of -1 (logits
+// that were not numbers) goes on as 0: the host reads the -1 and ends that request.
+//
+// The kernels after this one read positions and visible, and with them the cache, before they wait. So this one does
+// not let them start early, and its writes are in memory when it ends.
+//
+// LAUNCH: grid (1), block 256, dependent.  PRECOND: rows <= 256.
+__global__ void __launch_bounds__(THREADS) advance(const int* tokens, const int* seqs, int* ids, int* positions,
+                                                   int* visible, int rows, int spare) {
+    grid_wait();
+    const int row = threadIdx.x;
+    if (row < rows && seqs[row] != spare) {
+        ids[row] = max(tokens[row], 0);
+        positions[row]++;
+        visible[row]++;
+    }
+    __threadfence();
+}

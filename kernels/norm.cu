@@ -1,0 +1,70 @@
+// Root mean square norms: of rows of the residual stream, and of every query and key head in place.
+#include "ptx.cuh"
+#include "reduce.cuh"
+
+constexpr int THREADS = 256;
+
+// out[i, c] = x[r, c] / sqrt(mean_c(x[r, c]^2) + eps) * weight[c],  r = rows ? rows[i] : i
+// x [*, width], weight [width], out [*, width]; VEC floats are loaded at once.
+//
+// LAUNCH: grid (rows of out), block 256, dependent.
+// PRECOND: VEC 1, or VEC 4 and width a multiple of 4.
+template <class T, int VEC>
+__global__ void __launch_bounds__(THREADS)
+    rms_norm(const float* x, const float* weight, const int* rows, T* out, int width, float eps) {
+    grid_launch();
+    grid_wait();
+    const float* from = x + size_t(rows ? rows[blockIdx.x] : blockIdx.x) * width;
+    T* to = out + size_t(blockIdx.x) * width;
+    float sum = 0.f;
+    if constexpr (VEC == 4) {
+#pragma unroll 4
+        for (int c = 4 * threadIdx.x; c < width; c += 4 * THREADS) {
+            float4 v = *reinterpret_cast<const float4*>(from + c);
+            sum += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+        }
+    } else {
+        for (int c = threadIdx.x; c < width; c += THREADS) sum += from[c] * from[c];
+    }
+    float scale = rsqrtf(block_sum<THREADS>(sum) / width + eps);
+    if constexpr (VEC == 4) {
+#pragma unroll 4
+        for (int c = 4 * threadIdx.x; c < width; c += 4 * THREADS) {
+            float4 v = *reinterpret_cast<const float4*>(from + c), w = *reinterpret_cast<const float4*>(weight + c);
+            store4(to + c, make_float4(v.x * scale * w.x, v.y * scale * w.y, v.z * scale * w.z, v.w * scale * w.w));
+        }
+    } else {
+        for (int c = threadIdx.x; c < width; c += THREADS) to[c] = from_float<T>(from[c] * scale * weight[c]);
+    }
+}
+
+// head <- head / sqrt(mean(head^2) + eps) * weight, for the query and key heads of every row, weights by kind.
+// qkv [rows, (heads + 2 kv_heads) size], q_weight and k_weight [size].
+//
+// LAUNCH: grid (ceil(rows (heads + kv_heads) / 8)), block 256: a warp a head, dependent.
+// PRECOND: size <= 256.
+template <class T>
+__global__ void __launch_bounds__(THREADS)
+    head_norm(T* qkv, const float* q_weight, const float* k_weight, int rows, int heads, int kv_heads, int size,
+              float eps) {
+    grid_launch();
+    grid_wait();
+    const int unit = (blockIdx.x * THREADS + threadIdx.x) / 32, lane = threadIdx.x % 32;
+    const int row = unit / (heads + kv_heads), head = unit % (heads + kv_heads);
+    if (row >= rows) return;
+    T* at = qkv + (size_t(row) * (heads + 2 * kv_heads) + head) * size;
+    const float* weight = head < heads ? q_weight : k_weight;
+    float v[8], sum = 0.f;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        int c = lane + 32 * i;
+        v[i] = c < size ? to_float(at[c]) : 0.f;
+        sum += v[i] * v[i];
+    }
+    float scale = rsqrtf(warp_sum(sum) / size + eps);
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        int c = lane + 32 * i;
+        if (c < size) at[c] = from_float<T>(v[i] * scale * weight[c]);
+    }
+}

@@ -1,0 +1,51 @@
+// Rotary positions, and the way of new keys and values into the cache.
+#include "ptx.cuh"
+#include "types.cuh"
+
+constexpr int PAGE = 64;  // tokens in a cache page
+constexpr int THREADS = 256;
+
+// Query heads in place, key heads into the cache: with p = positions[r], c = rope[p, i], s = rope[p, size / 2 + i],
+//   (a[i], a[i + size / 2]) <- (a[i] c - a[i + size / 2] s, a[i + size / 2] c + a[i] s)   for i < size / 2;
+// value heads go into the cache as they are. qkv [rows, (heads + 2 kv_heads) size], rope [*, size] float32: cosines,
+// then sines; keys, values [P, kv_heads, PAGE, size]; token t of a sequence is in page table[seq, t / PAGE].
+//
+// LAUNCH: grid (ceil(rows (heads + 2 kv_heads) size / 16 / 256)), block 256: a thread eight i of a head, dependent.
+// PRECOND: size a multiple of 16; rows of one sequence have different positions (spare rows may share theirs).
+template <class T>
+__global__ void __launch_bounds__(THREADS)
+    rope_append(T* qkv, const float* rope, const int* seqs, const int* positions, const int* table, T* keys, T* values,
+                int rows, int heads, int kv_heads, int size, int pages) {
+    grid_launch();
+    grid_wait();
+    const int parts = size / 16, all = heads + 2 * kv_heads;
+    int unit = blockIdx.x * THREADS + threadIdx.x;
+    const int i = unit % parts * 8;
+    unit /= parts;
+    const int head = unit % all, row = unit / all;
+    if (row >= rows) return;
+    const int position = positions[row];
+    T* from = qkv + (size_t(row) * all + head) * size + i;
+    T* to = from;
+    if (head >= heads) {
+        const int kv = (head - heads) % kv_heads;
+        const size_t page = table[size_t(seqs[row]) * pages + position / PAGE];
+        to = (head < heads + kv_heads ? keys : values) + ((page * kv_heads + kv) * PAGE + position % PAGE) * size + i;
+    }
+    float a[8], b[8];
+    load8(from, a);
+    load8(from + size / 2, b);
+    if (head < heads + kv_heads) {
+        float c[8], s[8];
+        load8(rope + size_t(position) * size + i, c);
+        load8(rope + size_t(position) * size + size / 2 + i, s);
+#pragma unroll
+        for (int e = 0; e < 8; e++) {
+            float x = a[e] * c[e] - b[e] * s[e];
+            b[e] = b[e] * c[e] + a[e] * s[e];
+            a[e] = x;
+        }
+    }
+    store8(to, a);
+    store8(to + size / 2, b);
+}

@@ -1,0 +1,204 @@
+// The next token of every row, as engine/sampling.py defines it: all sums are of integers, so any order gives them.
+//
+// Blocks share out a row to find its largest logit; the last of them to finish goes on. With temperature 0 that is the
+// token. Else it draws: the largest CANDIDATES logits, found by a histogram of exponents, go to shared memory, where
+// the bounds of top_k and top_p are searched bit by bit; what does not fit there is searched in global memory, which is
+// slow and rare (flat distributions). Then two passes over the row add up what is kept and find the token.
+#include "ptx.cuh"
+#include "sample.cuh"
+
+constexpr int THREADS = 1024, WARPS = THREADS / 32;
+constexpr int BINS = 16 * 41, CANDIDATES = 4096, HELD = CANDIDATES / THREADS;
+
+// A row while a token is drawn.
+struct Draw {
+    Rules rules;
+    int size;  // V
+    float largest, temperature;
+
+    __device__ __forceinline__ float exponent_of(float x) const { return exponent(x, largest, temperature); }
+
+    // Sixteen bins an octave, the largest logits in bin 0. From bin BINS on, and before in part, weights are 0.
+    static __device__ __forceinline__ int bin(float y) { return int(-16.f * y); }
+};
+
+// The largest bound for which measure(bound) >= need; measure falls as the bound rises. measure: block-wide.
+template <class Measure>
+__device__ __forceinline__ unsigned search(Measure measure, u64 need) {
+    unsigned bound = 0;
+#pragma unroll 1
+    for (unsigned bit = 1u << 31; bit; bit >>= 1)
+        if (measure(bound | bit) >= need) bound |= bit;
+    return bound;
+}
+
+// Sum over all tokens of order >= bound: of their weights, or of 1.
+__device__ __noinline__ u64 measure_row(const Draw d, unsigned bound, bool weights) {
+    u64 sum = 0;
+#pragma unroll 1
+    for (int v = threadIdx.x; v < d.size; v += THREADS) {
+        float x = d.rules.logit(v);
+        if (order(x) >= bound) sum += weights ? weight(d.exponent_of(x)) : 1;
+    }
+    return block_sum<THREADS>(sum);
+}
+
+// The lowest order that top_k and top_p keep.
+__device__ __forceinline__ unsigned lowest_kept(const Draw& d, int top_k, float top_p) {
+    __shared__ unsigned bins[BINS], list[CANDIDATES], length;
+    // Count by bin; the longest run of bins from the largest logits on that fits the list becomes candidates.
+    if (threadIdx.x < BINS) bins[threadIdx.x] = 0;
+    if (threadIdx.x == 0) length = 0;
+    __syncthreads();
+    u64 total = 0;
+#pragma unroll 4
+    for (int v = threadIdx.x; v < d.size; v += THREADS) {
+        float y = d.exponent_of(d.rules.logit(v));
+        total += weight(y);
+        if (weight(y)) atomicAdd(&bins[d.bin(y)], 1u);
+    }
+    __syncthreads();
+    const u64 upto = block_scan<THREADS>(threadIdx.x < BINS ? bins[threadIdx.x] : 0);
+    const int used = block_sum<THREADS>(upto <= CANDIDATES ? 1 : 0);  // bins
+    const u64 weighty = block_max<THREADS>(upto);                     // tokens that have a weight
+#pragma unroll 4
+    for (int v = threadIdx.x; v < d.size; v += THREADS) {
+        float x = d.rules.logit(v), y = d.exponent_of(x);
+        if (d.bin(y) < used && weight(y)) list[atomicAdd(&length, 1u)] = order(x);
+    }
+    total = block_sum<THREADS>(total);
+    const unsigned count = length;
+    unsigned key[HELD];
+    u64 heavy[HELD];
+#pragma unroll
+    for (int i = 0; i < HELD; i++) {
+        unsigned at = threadIdx.x + i * THREADS;
+        key[i] = at < count ? list[at] : 0;
+        heavy[i] = at < count ? weight(d.exponent_of(value_of(key[i]))) : 0;
+    }
+    auto number = [&](unsigned bound) {
+        unsigned sum = 0;
+#pragma unroll
+        for (int i = 0; i < HELD; i++) sum += key[i] >= bound ? 1 : 0;
+        return block_sum<THREADS>(sum);
+    };
+    auto mass = [&](unsigned bound) {
+        u64 sum = 0;
+#pragma unroll
+        for (int i = 0; i < HELD; i++) sum += key[i] >= bound ? heavy[i] : 0;
+        return block_sum<THREADS>(sum);
+    };
+    unsigned lowest = 0;
+    if (top_k > 0 && top_k < weighty) {
+        if (top_k <= count) {
+            lowest = search(number, top_k);
+            total = mass(lowest);
+        } else {
+            lowest = search([&](unsigned bound) { return measure_row(d, bound, false); }, top_k);
+            total = measure_row(d, lowest, true);
+        }
+    }
+    if (top_p < 1.f) {
+        u64 need = max(u64(1), __umul64hi(total, u64(top_p * 18446744073709551616.f)));
+        unsigned bound = mass(0) >= need ? search(mass, need)
+                                         : search([&](unsigned b) { return measure_row(d, b, true); }, need);
+        lowest = max(lowest, bound);
+    }
+    return lowest;
+}
+
+// The token at which the running sum of the weights w(x) of the kept exceeds floor(random total / 2^64).
+template <class Weight>
+__device__ __forceinline__ int pick(const Draw& d, Weight kept, u64 random) {
+    // A warp a stretch of the row; then the stretch that holds the target, a thread some neighbours.
+    __shared__ int stretch, token;
+    __shared__ u64 before;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int length = (d.size + WARPS - 1) / WARPS;
+    u64 sum = 0;
+#pragma unroll 4
+    for (int v = warp * length + lane; v < min(d.size, (warp + 1) * length); v += 32) sum += kept(d.rules.logit(v));
+    u64 upto = block_scan<THREADS>(sum);
+    const u64 target = __umul64hi(random, block_max<THREADS>(upto));
+    u64 ends = __shfl_sync(0xffffffffu, upto, 31), starts = __shfl_sync(0xffffffffu, upto - sum, 0);
+    if (lane == 0 && starts <= target && target < ends) stretch = warp, before = starts;
+    __syncthreads();
+    const int each = (length + THREADS - 1) / THREADS, from = stretch * length + threadIdx.x * each;
+    const int to = min(from + each, min(d.size, (stretch + 1) * length));
+    sum = 0;
+    for (int v = from; v < to; v++) sum += kept(d.rules.logit(v));
+    upto = before + block_scan<THREADS>(sum);
+    if (upto - sum <= target && target < upto) {
+        u64 running = upto - sum;
+        for (int v = from; v < to; v++) {
+            running += kept(d.rules.logit(v));
+            if (running > target) {
+                token = v;
+                break;
+            }
+        }
+    }
+    __syncthreads();
+    return token;
+}
+
+// logits [B, size]; last [B] rows of seqs and positions [R]; temperature to stop_from [S + 1], stop_ids [S + 1, 8],
+// counts [S + 1, size]; out [B]. best [B] and tickets [B] are 0 before and after.
+//
+// LAUNCH: grid (any; blocks share out a row, B), block 1024, dependent.
+__global__ void __launch_bounds__(THREADS, 1)
+    sample(const float* logits, const int* last, const int* seqs, const int* positions, const float* temperature,
+           const int* top_k, const float* top_p, const float* min_p, const float* repetition, const float* presence,
+           const float* frequency, const u64* seed, const int* stop_ids, const int* stop_from, int* counts, int* out,
+           u64* best, int* tickets, int size) {
+    grid_launch();
+    grid_wait();
+    const int row = blockIdx.y, seq = seqs[last[row]], position = positions[last[row]] + 1;
+    Draw d;
+    d.size = size;
+    d.temperature = temperature[seq];
+    Rules& rules = d.rules;
+    rules.logits = logits + size_t(row) * size;
+    rules.repetition = repetition[seq], rules.presence = presence[seq], rules.frequency = frequency[seq];
+    const bool penalised = rules.repetition != 1.f || rules.presence != 0.f || rules.frequency != 0.f;
+    rules.counts = penalised ? counts + size_t(seq) * size : nullptr;
+    rules.banned = position < stop_from[seq] ? stop_ids + seq * STOP_IDS : nullptr;
+
+    // The largest, and of equals the first: order above, index from the end below.
+    u64 mine = 0;
+#pragma unroll 4
+    for (int v = blockIdx.x * THREADS + threadIdx.x; v < size; v += gridDim.x * THREADS)
+        mine = max(mine, u64(order(rules.logit(v))) << 32 | (0xffffffffu - v));
+    mine = block_max<THREADS>(mine);
+    __shared__ u64 most;
+    __shared__ bool comes_last;
+    if (threadIdx.x == 0) {
+        atomicMax(best + row, mine);
+        __threadfence();
+        comes_last = atomicAdd(tickets + row, 1) == int(gridDim.x) - 1;
+        if (comes_last) most = atomicExch(best + row, u64(0)), tickets[row] = 0;
+    }
+    __syncthreads();
+    if (!comes_last) return;
+
+    const unsigned top = unsigned(most >> 32);
+    int token = int(0xffffffffu - unsigned(most));
+    d.largest = value_of(top);
+    if (top == NOT_A_NUMBER || !(fabsf(d.largest) < __uint_as_float(0x7f800000u))) {
+        token = -1;
+    } else if (d.temperature >= __uint_as_float(0x00800000u)) {
+        const float p = top_p[seq];
+        const int k = top_k[seq];
+        const unsigned lowest = (k > 0 && k < size) || p < 1.f ? lowest_kept(d, k, p) : 0;
+        const u64 least = u64(min_p[seq] * ONE);
+        auto kept = [&](float x) -> u64 {
+            u64 w = weight(d.exponent_of(x));
+            return order(x) >= lowest && w >= least ? w : 0;
+        };
+        token = pick(d, kept, philox(seed[seq], position));
+    }
+    if (threadIdx.x == 0) {
+        out[row] = token;
+        if (penalised && token >= 0) counts[size_t(seq) * size + token] += 2;
+    }
+}

@@ -1,0 +1,88 @@
+"""Models small enough to run in milliseconds, made of random numbers, and a way to complete prompts with them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from ostinato.config import EngineConfig, ModelConfig, SamplingParams
+from ostinato.load import weights
+from ostinato.loop import Loop
+from ostinato.ops.base import Ops
+from ostinato.ops.numpy import NumpyOps
+from ostinato.runner import Runner
+from ostinato.scheduler import Sequence
+from ostinato.weights import names
+
+LLAMA = ModelConfig("decoder", layers=3, hidden=48, heads=6, kv_heads=2, head_dim=16, ffn=80, vocab=131, max_len=512,
+                    eps=1e-6, dtype="float32", tied=True)  # fmt: skip
+MODELS = {
+    "llama": LLAMA,
+    "mistral": replace(LLAMA, window=9, tied=False),
+    "qwen2": replace(LLAMA, qkv_bias=True, heads=3, kv_heads=3),
+    "qwen3": replace(LLAMA, qk_norm=True, head_dim=32, heads=4, kv_heads=1),
+}
+
+
+class Tensors:
+    """What load.weights needs of a checkpoint, with random tensors. Large enough that greedy choices differ."""
+
+    def __init__(self, c: ModelConfig, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        shapes = {n: s for entry in names.decoder(c) for n, s in zip(entry.tensors, entry.shapes, strict=True)}
+        self._arrays = {n: rng.standard_normal(s, np.float32) * (0.2 if len(s) == 2 else 1) for n, s in shapes.items()}
+        self.source = "random"
+
+    def names(self) -> list[str]:
+        return list(self._arrays)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._arrays
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._arrays[name].shape
+
+    def dtype(self, name: str) -> np.dtype:
+        return self._arrays[name].dtype
+
+    def stored(self, name: str) -> str:
+        return "F32"
+
+    def tensor(self, name: str) -> np.ndarray:
+        return self._arrays[name]
+
+
+def model(c: ModelConfig = LLAMA, ops: Ops | None = None) -> tuple[Ops, ModelConfig, SimpleNamespace]:
+    """Operations, configuration and weights of a random model, the same ones every time."""
+    ops = ops or NumpyOps()
+    return ops, c, weights(ops, Tensors(c), c)  # pyright: ignore[reportArgumentType]
+
+
+def runner(c: ModelConfig = LLAMA, ops: Ops | None = None, **options: Any) -> Runner:
+    """A Runner of a random model; options are EngineConfig's."""
+    return Runner(*model(c, ops), EngineConfig(**{"max_batch": 4, "cache_tokens": 4096, **options}))
+
+
+def sequence(
+    prompt: list[int], max_tokens: int = 8, seed: int = 0, stop: tuple[int, ...] = (), **params: Any
+) -> Sequence:
+    """One completion to be made."""
+    return Sequence(prompt, SamplingParams(**params), seed, max_tokens, stop)
+
+
+def complete(on: Runner, sequences: list[Sequence], lookahead: bool = True) -> list[list[int]]:
+    """The tokens of each sequence, run together; checks that every page is free again afterwards."""
+    free = on.table.free
+    for _ in Loop(on, lookahead).run(sequences):
+        pass
+    assert on.table.free == free and not on.table.host.any()
+    return [seq.tokens for seq in sequences]
+
+
+def prompts(count: int, seed: int = 1, longest: int = 90) -> list[list[int]]:
+    """Random prompts of random lengths."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, LLAMA.vocab, rng.integers(1, longest)).tolist() for _ in range(count)]

@@ -1,0 +1,169 @@
+"""Recording and replay: what is replayed equals what runs eagerly, and what cannot be captured is told by name."""
+
+from __future__ import annotations
+
+import gc
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from small import MODELS, complete, prompts, runner, sequence
+
+from ostinato import graph
+from ostinato.errors import CaptureError
+from ostinato.graph import CaptureReport, Recording, TokenCopy, program
+from ostinato.models import decoder
+from ostinato.ops.device import HostDevice
+from ostinato.ops.numpy import NumpyOps
+from ostinato.runner import Row, Runner
+
+PARTS = decoder.parts
+
+
+def decoded(on: Runner, rows: int, steps: int) -> list[np.ndarray]:
+    """Tokens and logits of a few steps of `rows` sequences that start at position 0, working memory poisoned before."""
+    for slot in range(rows):
+        on.table.admit(slot, 64)
+    on.admit([])
+    on.start([Row(slot, 3 + slot, 0) for slot in range(rows)])
+    got = []
+    for _ in range(steps):
+        on._current.logits[...] = np.nan
+        ticket = on.decode()
+        got += [ticket.tokens(), ticket.logits()]
+    for slot in range(rows):
+        on.table.release(slot)
+    return got
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("scope", ["layer", "step"])
+@pytest.mark.parametrize("rows", [1, 3, 4, 5, 6])
+def test_replay_equals_eager_bit_for_bit_at_full_and_padded_buckets(name: str, scope: str, rows: int) -> None:
+    eager, recorded = (runner(MODELS[name], graph=g, max_batch=6) for g in ("off", scope))
+    for a, b in zip(decoded(eager, rows, 6), decoded(recorded, rows, 6), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(("scope", "graphs"), [("off", 0), ("layer", 3 * (1 + 3 + 1)), ("step", 3)])
+def test_one_graph_a_step_or_a_part_and_bucket(scope: str, graphs: int) -> None:
+    on = runner(graph=scope, max_batch=3)
+    assert on.buckets == (1, 2, 3) and on.captured.graphs == graphs
+    assert (on.captured.seconds > 0) == (scope != "off")
+
+
+@pytest.mark.parametrize("scope", ["off", "layer", "step"])
+def test_the_same_tokens_by_every_scope(scope: str) -> None:
+    sequences = [sequence(p, 12, temperature=0.8, top_p=0.9, seed=i) for i, p in enumerate(prompts(7))]
+    assert complete(runner(graph=scope), sequences) == complete(runner(graph="off"), [_again(s) for s in sequences])
+
+
+def _again(seq: Any) -> Any:
+    return sequence(seq.prompt, seq.max_tokens, seed=seq.seed, temperature=0.8, top_p=0.9)
+
+
+def _frozen(ops: Any, c: Any, w: Any, b: Any, s: Any, caches: Any) -> Any:
+    """A planted mistake: the tokens are those that stood in the array when the operations were listed."""
+    _, *others = PARTS(ops, c, w, b, s, caches)
+    yield lambda: ops.embed(s.ids.copy(), w.embed, b.x)
+    yield from others
+
+
+@pytest.mark.parametrize("scope", ["layer", "step"])
+def test_a_value_frozen_at_capture_fails_the_comparison(scope: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder, "parts", _frozen)
+    eager, recorded = (decoded(runner(graph=g), 2, 3) for g in ("off", scope))
+    with pytest.raises(AssertionError, match="not equal"):
+        for a, b in zip(eager, recorded, strict=True):
+            np.testing.assert_array_equal(a, b)
+    monkeypatch.undo()
+    for a, b in zip(eager, decoded(runner(graph="off"), 2, 3), strict=True):
+        np.testing.assert_array_equal(a, b)  # eagerly the mistake does not show
+
+
+def test_recording_notes_and_runs_only_under_a_capture() -> None:
+    done: list[int] = []
+    ops = SimpleNamespace(name="x", work=done.append)
+    for run, expected in ((False, []), (True, [1])):
+        recording = Recording(ops, run)  # pyright: ignore[reportArgumentType]
+        recording.work(1)
+        assert done == expected and recording.name == "x"
+        assert recording.take() == [("work", (1,), {})] and recording.calls == []
+
+
+class FakeStream:
+    """Counts what a capture does with a stream."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+
+    def __enter__(self) -> FakeStream:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.log.append("left")
+
+    def begin_capture(self) -> None:
+        assert not gc.isenabled()
+        self.log.append("begin")
+
+    def end_capture(self) -> Any:
+        self.log.append("end")
+        return SimpleNamespace(upload=lambda s: self.log.append("upload"), launch=lambda s: self.log.append("launch"))
+
+
+class FakeGpu(HostDevice):
+    def __init__(self) -> None:
+        self.stream = FakeStream()
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
+    monkeypatch.setattr(graph, "_allocation_guard", lambda: nullcontext)
+    return FakeGpu()
+
+
+def test_a_stream_is_warmed_captured_and_uploaded(gpu: FakeGpu) -> None:
+    ran: list[str] = []
+    ops = SimpleNamespace(norm=lambda: ran.append("norm"))
+    report = CaptureReport()
+    step = program(gpu, ops, lambda to: [("a", to.norm), ("b", to.norm)], "layer", "test", report)  # pyright: ignore
+    assert gpu.stream.log == ["begin", "end", "left", "upload"] * 2 and report.graphs == 2
+    assert ran == ["norm"] * 4  # warm, then captured
+    step.run()
+    assert gpu.stream.log[-2:] == ["launch"] * 2 and len(ran) == 4
+
+
+def test_what_fails_while_capturing_is_named_and_the_stream_left_in_order(gpu: FakeGpu) -> None:
+    calls: list[int] = []
+
+    def attend() -> None:
+        calls.append(1)
+        if len(calls) == 4:  # the second layer, after a warm run of both
+            raise MemoryError("it allocates 512 bytes of device memory")
+
+    ops = SimpleNamespace(norm=lambda: None, attend=attend)
+    parts = lambda to: [(f"layer {i}", lambda: (to.norm(), to.attend(), to.norm())) for i in range(2)]  # noqa: E731
+    message = "bucket 4, layer 1, operation attend: cannot be captured: it allocates 512 bytes"
+    with pytest.raises(CaptureError, match=message):
+        program(gpu, ops, parts, "step", "bucket 4", CaptureReport())  # pyright: ignore
+    assert gpu.stream.log == ["begin", "end", "left"] and gc.isenabled()
+
+
+def test_an_operation_that_does_not_exist_is_a_capture_error() -> None:
+    with pytest.raises(CaptureError, match=r"bucket 1, head, .*no attribute 'norm_haed'"):
+        program(
+            HostDevice(), NumpyOps(), lambda to: [("head", lambda: to.norm_haed())], "step", "bucket 1", CaptureReport()
+        )
+
+
+def test_token_copies_are_copies() -> None:
+    copy, tokens = TokenCopy(HostDevice(), 4), np.array([1, 2, 3], np.int32)
+    copy.start(tokens)
+    tokens[:] = 9
+    first = copy.wait(2)
+    assert first.tolist() == [1, 2]
+    copy.start(tokens)
+    assert first.tolist() == [1, 2] and copy.wait(3).tolist() == [9, 9, 9]

@@ -1,0 +1,62 @@
+"""The runner over the kernels, emulated or on a GPU: the same tokens as NumPy, whatever a graph covers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from small import MODELS, complete, runner, sequence
+
+from ostinato.loop import Loop
+from ostinato.ops.cuda import CudaOps
+from ostinato.ops.device import Device
+from ostinato.runner import Runner
+
+OPTIONS = {"max_batch": 3, "max_len": 128, "cache_tokens": 512}
+PROMPTS = [[1, 2, 3], [4], list(range(70)), [9, 8, 7, 6]]
+
+
+def small(name: str):
+    return replace(MODELS[name], layers=2, max_len=128)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_greedy_tokens_are_those_of_numpy(device: Device, name: str) -> None:
+    c = small(name)
+    got = complete(runner(c, CudaOps(device, "float32"), **OPTIONS), [sequence(p, 5) for p in PROMPTS])
+    assert got == complete(runner(c, **OPTIONS), [sequence(p, 5) for p in PROMPTS])
+
+
+@pytest.mark.parametrize(("dtype", "error"), [("float32", 0.02), ("float16", 0.05), ("bfloat16", 0.4)])
+def test_logits_are_near_those_of_numpy(device: Device, dtype: str, error: float) -> None:
+    c, ids = small("llama"), [1, 5, 9, 13, 17]
+    expected = runner(c, **OPTIONS).logits(ids)
+    on = runner(c, CudaOps(device, dtype), **OPTIONS)
+    np.testing.assert_allclose(on.logits(ids), expected, atol=error)
+    np.testing.assert_allclose(on.logits(ids, decode_from=2), expected, atol=error)
+
+
+@pytest.mark.parametrize("scope", ["layer", "step"])
+def test_graphs_and_padded_buckets_give_the_bits_of_eager_and_alone(device: Device, scope: str) -> None:
+    """Logits of every step too, by logprobs: eager and one at a time against recorded and three of four rows."""
+    c, rows = small("qwen3"), []
+    for graph, batches in (("off", [[0], [1], [2]]), (scope, [[0, 1, 2]])):
+        on = runner(c, CudaOps(device, "bfloat16"), graph=graph, **{**OPTIONS, "max_batch": 4})
+        rows.append([_logits(on, i) for batch in batches for i in batch] if graph == "off" else _together(on))
+    for a, b in zip(*rows, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def _sequences(indices: list[int]):
+    return [sequence(PROMPTS[i], 4, seed=i, temperature=0.9, logprobs=0) for i in indices]
+
+
+def _logits(on: Runner, index: int) -> np.ndarray:
+    return np.stack([np.array(e.logits) for e in Loop(on).run(_sequences([index]))])
+
+
+def _together(on: Runner) -> list[np.ndarray]:
+    sequences = _sequences([0, 1, 2])
+    events = [(e.seq, np.array(e.logits)) for e in Loop(on).run(sequences)]
+    return [np.stack([row for seq, row in events if seq is wanted]) for wanted in sequences]

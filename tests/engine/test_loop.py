@@ -1,0 +1,173 @@
+"""Batches over time: looking ahead is invisible, places are taken over, nothing leaks."""
+
+from __future__ import annotations
+
+import tracemalloc
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from small import LLAMA, complete, prompts, runner, sequence
+
+from ostinato.errors import CacheFull, DeviceError
+from ostinato.loop import Loop
+from ostinato.runner import Runner
+from ostinato.scheduler import Sequence
+
+MIXED = [  # one a kind of request, all with stop tokens that some of them reach early
+    {},
+    {"temperature": 0.7},
+    {"temperature": 1.5, "top_k": 20},
+    {"temperature": 1.0, "top_p": 0.8, "min_p": 0.02},
+    {"temperature": 0.9, "repetition_penalty": 1.3, "frequency_penalty": 0.4},
+    {"presence_penalty": 1.5},
+    {"temperature": 2.0, "min_tokens": 12},
+]
+
+
+def mixed(count: int) -> list[Sequence]:
+    """Requests of every kind, of many lengths, of which about half meet a stop token."""
+    lengths = np.random.default_rng(3).integers(1, 40, count)
+    return [
+        sequence(p, max(int(n), kind.get("min_tokens", 0)), seed=i, stop=tuple(range(0, 131, 20)), **kind)
+        for i, (p, n) in enumerate(zip(prompts(count), lengths, strict=True))
+        for kind in [MIXED[i % len(MIXED)]]
+    ]
+
+
+@pytest.fixture(scope="module")
+def on() -> Runner:
+    return runner()
+
+
+def test_looking_ahead_changes_nothing(on: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = {"ahead": 0, "plain": 0}
+    decode = Runner.decode
+    for name, lookahead in (("ahead", True), ("plain", False)):
+        monkeypatch.setattr(
+            Runner, "decode", lambda self, n=name: (steps.__setitem__(n, steps[n] + 1), decode(self))[1]
+        )
+        wanted = mixed(40)
+        got = complete(on, wanted, lookahead)
+        reasons = [seq.finish_reason for seq in wanted]
+        assert {"stop", "length"} == set(reasons)
+        if name == "ahead":
+            expected = got, reasons
+    assert (got, reasons) == expected
+    assert steps["ahead"] > steps["plain"]  # steps whose extra token was dropped: looking ahead did happen
+
+
+def test_at_most_two_steps_are_open_and_the_second_comes_before_the_first_is_read(on: Runner) -> None:
+    log: list[str] = []
+    loop = Loop(on)
+    launch, take = loop._launch, loop._take
+
+    def _launch() -> None:
+        log.append("launch")
+        launch()
+
+    def _take(ticket, rows):
+        log.append("read")
+        yield from take(ticket, rows)
+
+    loop._launch, loop._take = _launch, _take
+    assert len(list(loop.run([sequence([1, 2], 6)]))) == 6
+    assert log == ["launch", *["launch", "read"] * 4, "read"]  # 5 steps, none in vain
+
+
+def test_a_sequence_that_wants_logprobs_is_not_run_ahead(on: Runner) -> None:
+    seq = sequence([1, 2], 5, logprobs=1)
+    events = list(Loop(on).run([seq]))
+    again = on.logits([1, 2, *seq.tokens])
+    for i, event in enumerate(events):
+        assert event.logits is not None
+        np.testing.assert_allclose(event.logits, again[1 + i], atol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 16])
+def test_requests_do_not_depend_on_the_batch(batch: int, on: Runner) -> None:
+    alone = [complete(on, [seq])[0] for seq in mixed(20)]
+    assert complete(runner(max_batch=batch), mixed(20)) == alone
+
+
+def test_scarce_pages_delay_but_do_not_change(on: Runner) -> None:
+    assert complete(runner(cache_tokens=192), mixed(20)) == complete(on, mixed(20))
+
+
+def test_a_finished_place_is_taken_at_once(on: Runner) -> None:
+    """Four places, six sequences of unequal length: as soon as one ends the next is in the batch."""
+    wanted = [sequence([i + 1], n) for i, n in enumerate((3, 20, 20, 20, 20, 20))]
+    order = [event.seq for event in Loop(on).run(wanted)]
+    last_of_first = max(i for i, seq in enumerate(order) if seq is wanted[0])
+    first_of_fifth = order.index(wanted[4])
+    assert 0 < first_of_fifth - last_of_first <= 2 * 4  # at most the step in flight and the rest of this one
+
+
+ENDINGS = ["closed", "interrupt", "error"]
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("after", [1, 2, 9])
+def test_pages_come_back_however_it_ends(ending: str, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    on = runner()
+    events = Loop(on).run(mixed(10))
+    for _ in range(after):
+        next(events)
+    if ending == "closed":
+        events.close()
+    else:
+        kind = KeyboardInterrupt if ending == "interrupt" else DeviceError
+
+        def fail(self) -> None:
+            raise kind
+
+        with monkeypatch.context() as patch, pytest.raises(kind):
+            patch.setattr("ostinato.runner.Ticket.tokens", fail)
+            patch.setattr("ostinato.runner.Runner.prefill", lambda self, chunks: fail(self))
+            list(events)
+    assert on.table.free == on.table.pages - 1
+    assert complete(on, mixed(10)) == complete(runner(), mixed(10))  # and the runner is as good as new
+
+
+def test_what_can_never_fit_stops_everything_before_it_starts(on: Runner) -> None:
+    wanted = [sequence([1], 5), sequence([1] * 500, 4000)]
+    with pytest.raises(CacheFull):
+        list(Loop(on).run(wanted))
+    assert wanted[0].tokens == [] and on.table.free == on.table.pages - 1
+
+
+def test_logits_that_are_no_numbers_are_an_error(on: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = runner()
+    bad.w.norm[:] = np.nan
+    with pytest.raises(
+        DeviceError, match="expected finite logits, found none after 2 tokens of prompt and 0 generated"
+    ):
+        list(Loop(bad).run([sequence([1, 2], 4)]))
+    assert bad.table.free == bad.table.pages - 1
+
+
+@pytest.mark.parametrize("scope", ["step", "off"])
+def test_ten_thousand_steps_take_no_memory(scope: str) -> None:
+    on = runner(replace(LLAMA, layers=1), graph=scope, max_batch=1)
+    steps = 0
+
+    def work(until: int) -> None:
+        nonlocal steps
+        while steps < until:
+            steps += len(complete(on, [sequence([steps % 131], 400)])[0])
+
+    work(800)
+    tracemalloc.start()
+    try:
+        work(1200)
+        before = tracemalloc.get_traced_memory()[0]
+        work(10_000)
+        grown = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert grown < 20_000
+
+
+def test_longest_possible_sequence(on: Runner) -> None:
+    tokens = complete(on, [sequence([1] * 500, 12)])[0]
+    assert len(tokens) == 12 and LLAMA.max_len == 512

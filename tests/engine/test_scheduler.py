@@ -1,0 +1,122 @@
+"""Who runs when: admission, chunks of prompts, ends, and places taken over."""
+
+from __future__ import annotations
+
+import pytest
+from small import sequence
+
+from ostinato.cache import PageTable
+from ostinato.errors import CacheFull
+from ostinato.scheduler import Scheduler, Sequence
+
+
+def scheduler(slots: int = 2, prefill_rows: int = 128, pages: int = 9) -> Scheduler:
+    return Scheduler(slots, prefill_rows, PageTable(slots, 512, pages))
+
+
+def add(s: Scheduler, lengths: list[int], max_tokens: int = 8) -> list[Sequence]:
+    sequences = [sequence([1] * n, max_tokens) for n in lengths]
+    for seq in sequences:
+        s.add(seq)
+    return sequences
+
+
+ADMISSION = [  # slots, pages, reserves (prompt + 8), how many are admitted at first
+    pytest.param(2, 9, [10, 10, 10], 2, id="slots"),
+    pytest.param(4, 4, [64, 64, 64], 1, id="pages: 2 each, 3 there"),
+    pytest.param(4, 5, [56, 56, 120, 56], 3, id="the third takes the last two"),
+    pytest.param(4, 4, [56, 120, 10], 2, id="exactly full"),
+    pytest.param(4, 4, [56, 180, 10], 1, id="nobody overtakes who waits for pages"),
+]
+
+
+@pytest.mark.parametrize(("slots", "pages", "lengths", "admitted"), ADMISSION)
+def test_admission(slots: int, pages: int, lengths: list[int], admitted: int) -> None:
+    s = scheduler(slots, pages=pages)
+    sequences = add(s, lengths)
+    assert s.admit() == sequences[:admitted] and s.running == sequences[:admitted]
+    assert [seq.slot for seq in sequences] == [*range(admitted), *[-1] * (len(lengths) - admitted)]
+    assert s.admit() == []
+
+
+def test_what_can_never_fit_is_refused_when_added() -> None:
+    with pytest.raises(CacheFull, match="found 513"):
+        add(scheduler(pages=9), [505])
+    add(scheduler(pages=9), [504])
+
+
+CHUNKS = [  # prompt lengths, prefill_rows, [[(sequence, first, last), ...] a step]
+    pytest.param([5, 64], 128, [[(0, 0, 5), (1, 0, 64)]], id="two in one step"),
+    pytest.param([65, 5], 128, [[(0, 0, 65)], [(1, 0, 5)]], id="whole tiles count"),
+    pytest.param([300], 128, [[(0, 0, 128)], [(0, 128, 256)], [(0, 256, 300)]], id="longer than a step"),
+    pytest.param([10, 100], 128, [[(0, 0, 10), (1, 0, 64)], [(1, 64, 100)]], id="the rest of a step is used"),
+    pytest.param([128, 1], 128, [[(0, 0, 128)], [(1, 0, 1)]], id="exactly a step"),
+]
+
+
+@pytest.mark.parametrize(("lengths", "rows", "steps"), CHUNKS)
+def test_chunks(lengths: list[int], rows: int, steps: list[list[tuple[int, int, int]]]) -> None:
+    s = scheduler(prefill_rows=rows)
+    sequences = add(s, lengths)
+    s.admit()
+    for expected in steps:
+        chunks = s.prefill()
+        assert [(sequences.index(k.seq), k.first, k.last) for k in chunks] == expected
+        assert sum(k.rows for k in chunks) <= rows and all(k.rows % 64 == 0 for k in chunks)
+        assert all(k.first % 64 == 0 and k.ends == (k.last == len(k.seq.prompt)) for k in chunks)
+        s.filled(chunks)
+    assert s.prefill() == []
+
+
+def test_at_most_sixteen_prompts_in_a_step() -> None:
+    s = Scheduler(20, 64 * 20, PageTable(20, 64, 21))
+    add(s, [1] * 20)
+    s.admit()
+    assert len(s.prefill()) == 16
+
+
+ENDS = [  # stop ids, min_tokens, max_tokens, tokens offered, kept, reason
+    pytest.param((7,), 0, 9, [1, 7], [1, 7], "stop", id="stop token"),
+    pytest.param((7,), 2, 9, [7, 7, 7], [7, 7, 7], "stop", id="not before min_tokens"),
+    pytest.param((), 0, 3, [7, 7, 7], [7, 7, 7], "length", id="length"),
+    pytest.param((7,), 0, 2, [1, 7], [1, 7], "stop", id="both at once"),
+]
+
+
+@pytest.mark.parametrize(("stop", "min_tokens", "max_tokens", "offered", "kept", "reason"), ENDS)
+def test_ends(stop, min_tokens, max_tokens, offered, kept, reason) -> None:
+    s = scheduler()
+    seq = sequence([1], max_tokens, stop=stop, min_tokens=min_tokens)
+    s.add(seq)
+    s.admit()
+    for i, token in enumerate(offered):
+        assert seq.finish_reason is None, i
+        s.accept(seq, token)
+    assert (seq.tokens, seq.finish_reason, seq.slot) == (kept, reason, -1)
+    assert s.running == [] and s.table.free == 8
+
+
+def test_a_place_is_taken_over_at_once_and_others_keep_theirs() -> None:
+    s = scheduler(slots=3)
+    a, b, c, d = add(s, [5, 5, 5, 5])
+    s.admit()
+    s.finish(b, "stop")
+    assert s.admit() == [d] and (a.slot, c.slot, d.slot) == (0, 2, 1)
+
+
+@pytest.mark.parametrize(("generated", "ahead", "steady"), [(1, 1, True), (6, 1, True), (7, 1, False), (6, 2, False)])
+def test_steady_looks_at_what_is_in_flight(generated: int, ahead: int, steady: bool) -> None:
+    s = scheduler()
+    (seq,) = add(s, [5], max_tokens=8)
+    s.admit()
+    seq.tokens, seq.ahead = [0] * generated, ahead
+    assert s.steady() is steady
+
+
+def test_clear_frees_everything() -> None:
+    s = scheduler(slots=2)
+    add(s, [5, 100, 5])
+    s.admit()
+    s.clear()
+    assert (s.running, len(s.waiting), s.table.free) == ([], 0, 8)
+    assert len(s.admit()) == 0 and [seq.slot for seq in add(s, [1])] == [-1]

@@ -1,0 +1,125 @@
+"""Do the tests notice mistakes? Makes ten one-line mistakes in kernels, one at a time, and runs the tests on each.
+
+Run by `make mutants`; no GPU needed. Works on copies, laid out as an installed package, and prints what caught each
+mistake. Ends with 1 if one survived, or if the tests fail on the kernels as they are.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TIMEOUT = 600  # seconds a run of tests may take
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One mistake: `original`, which occurs once in kernels/<file>, becomes `replacement`."""
+
+    kind: str
+    file: str
+    original: str
+    replacement: str
+    tests: tuple[str, ...]  # what is run, as pytest takes it
+
+
+MUTANTS: tuple[Mutant, ...] = ()
+
+
+class Survived(Exception):
+    """The tests passed although they should have failed, or could not be run."""
+
+
+def lay_out(target: Path) -> Path:
+    """Copy what the tests need, with the package as pip would install it; the copy of kernels/."""
+    package = target / "site" / "ostinato"
+    skip = shutil.ignore_patterns("__pycache__", ".pytest_cache")
+    shutil.copytree(ROOT / "engine", package, ignore=skip)
+    for folder in ("weights", "kernels"):
+        shutil.copytree(ROOT / folder, package / folder, ignore=skip)
+    shutil.copytree(ROOT / "tests", target / "tests", ignore=skip)
+    shutil.copy(ROOT / "pyproject.toml", target)
+    return package / "kernels"
+
+
+def run_tests(target: Path, tests: Sequence[str]) -> str:
+    """Run tests of a copy; what failed first, empty if nothing did."""
+    environment = os.environ | {"PYTHONPATH": str(target / "site"), "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "300"}
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "--tb=line",
+        "-m",
+        "not gpu",
+        "-p",
+        "no:cacheprovider",
+        *tests,
+    ]
+    done = subprocess.run(command, cwd=target, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
+    if done.returncode not in (0, 1):
+        raise Survived(f"pytest ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    if "no tests ran" in done.stdout or not re.search(r"\d+ (passed|failed)", done.stdout):
+        raise Survived(f"no test ran:\n{done.stdout[-2000:]}")
+    found = re.search(r"^(?:FAILED|ERROR) (.*)$", done.stdout, re.M)
+    return found.group(1) if found and done.returncode else ""
+
+
+def check(mutant: Mutant) -> str:
+    """Make the mistake in a copy of the tree and run its tests; what caught it."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = lay_out(Path(directory)) / mutant.file
+        source = path.read_text(encoding="utf-8")
+        if source.count(mutant.original) != 1:
+            raise Survived(f"{mutant.original!r} occurs {source.count(mutant.original)} times in kernels/{mutant.file}")
+        path.write_text(source.replace(mutant.original, mutant.replacement), encoding="utf-8")
+        if caught := run_tests(Path(directory), mutant.tests):
+            return caught
+    raise Survived("all tests passed")
+
+
+def unchanged() -> str:
+    """Run the tests of all mutants on the kernels as they are; what failed, empty if nothing did."""
+    with tempfile.TemporaryDirectory() as directory:
+        lay_out(Path(directory))
+        return run_tests(Path(directory), sorted({test for mutant in MUTANTS for test in mutant.tests}))
+
+
+def report(number: int, mutant: Mutant) -> bool:
+    """Check one mutant and print its lines; was it caught?"""
+    try:
+        verdict, caught = f"caught by {check(mutant)}", True
+    except (Survived, subprocess.TimeoutExpired) as e:
+        verdict, caught = f"SURVIVED: {e}", False
+    print(
+        f"{number:2}. {mutant.kind}, kernels/{mutant.file}\n"
+        f"    - {mutant.original.strip()}\n    + {mutant.replacement.strip() or '(removed)'}\n    {verdict}",
+        flush=True,
+    )
+    return caught
+
+
+def main() -> int:
+    """Check that the tests pass, then every mutant, two at a time."""
+    if failed := unchanged():
+        print(f"the tests fail without any mistake: {failed}")
+        return 1
+    with ThreadPoolExecutor(2) as pool:
+        caught = list(pool.map(report, range(1, len(MUTANTS) + 1), MUTANTS))
+    print(f"{sum(caught)} of {len(caught)} mistakes caught")
+    return 0 if all(caught) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""Decode attention against float64, and the promise that a row's bits depend on its own sequence alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from rows import EPS, TYPES, Memory, RowOps, close, scratch, step
+
+from ostinato.errors import DeviceError
+from ostinato.ops.base import PAGE
+
+SHAPES = [  # heads, key/value heads, head size
+    pytest.param(2, 2, 16, id="1x16"),
+    pytest.param(4, 2, 32, id="2x32"),
+    pytest.param(3, 1, 48, id="3x48"),
+    pytest.param(9, 3, 64, id="3x64"),
+    pytest.param(4, 1, 80, id="4x80"),
+    pytest.param(5, 1, 96, id="5x96"),
+    pytest.param(6, 1, 112, id="6x112"),
+    pytest.param(8, 1, 128, id="8x128"),
+    pytest.param(14, 2, 64, id="7x64"),
+    pytest.param(11, 1, 128, id="11x128"),
+    pytest.param(35, 1, 32, id="35x32"),
+    pytest.param(9, 1, 192, id="9x192"),
+    pytest.param(2, 1, 256, id="2x256"),
+]
+
+
+def run(device, memory, dtype, heads, queries, seqs, visible, window, blocks=None):
+    """Output [R, H, d] of rows `queries` [R, H, d]."""
+    g, d = memory.keys[0].shape[1:]
+    ops = RowOps(device, dtype)
+    rows = len(queries)
+    qkv = np.full((rows, (heads + 2 * g) * d), np.nan, dtype)
+    qkv[:, : heads * d] = queries.reshape(rows, -1)
+    out = device.upload(np.full((rows, heads * d), np.nan, dtype))
+    s = step(device, seqs, np.array(visible) - 1, visible, memory.table)
+    work = scratch(device, rows, heads, g, d, np.dtype(dtype), memory.table.shape[1])
+    for _ in range(2):  # the second launch finds the tickets as the first one left them
+        ops.attend(device.upload(qkv), s, memory.cache, heads, window, out, work)
+    assert not device.read(work.arrived).any()
+    return device.read(out).reshape(rows, heads, d)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("heads", "g", "d"), SHAPES)
+def test_shapes(device, dtype, heads, g, d):
+    rng = np.random.default_rng(1)
+    memory = Memory.of(device, rng, [70, 300], g, d, TYPES[dtype])
+    queries = rng.standard_normal((2, heads, d)).astype(TYPES[dtype])
+    found = run(device, memory, TYPES[dtype], heads, queries, [1, 0], [300, 70], 0)
+    for row, (seq, n) in enumerate([(1, 300), (0, 70)]):
+        close(found[row], memory.attend(queries[row], seq, n, 0), 2 * EPS[dtype])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("window", [0, 1, 40, 256, 257])
+@pytest.mark.parametrize("n", [1, PAGE - 1, PAGE, PAGE + 1, 255, 256, 257, 513, 900])
+def test_lengths(device, dtype, window, n):
+    rng = np.random.default_rng(n)
+    memory = Memory.of(device, rng, [n], 1, 32, TYPES[dtype])
+    queries = rng.standard_normal((1, 2, 32)).astype(TYPES[dtype])
+    found = run(device, memory, TYPES[dtype], 2, queries, [0], [n], window)
+    close(found[0], memory.attend(queries[0], 0, n, window), 2 * EPS[dtype])
+
+
+def test_more_tiles_than_splits(device):
+    """Beyond 64 tiles a split is two tiles, which the warps add up as they go."""
+    rng = np.random.default_rng(3)
+    n = 64 * 256 + 3
+    memory = Memory.of(device, rng, [n], 1, 16, TYPES["float16"])
+    queries = rng.standard_normal((1, 1, 16)).astype(np.float16)
+    found = run(device, memory, np.float16, 1, queries, [0], [n], 0)
+    close(found[0], memory.attend(queries[0], 0, n, 0), EPS["float16"])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_same_bits_alone_in_a_batch_and_on_any_grid(device, dtype, monkeypatch):
+    rng = np.random.default_rng(4)
+    lengths = [600, 1, 64, 257, 513]
+    memory = Memory.of(device, rng, lengths, 1, 64, TYPES[dtype])
+    queries = rng.standard_normal((7, 3, 64)).astype(TYPES[dtype])
+    seqs, visible = [*range(5), 5, 5], [*lengths, 1, 1]  # two spare rows
+    together = run(device, memory, TYPES[dtype], 3, queries, seqs, visible, 0)
+    for r in range(5):
+        alone = run(device, memory, TYPES[dtype], 3, queries[r : r + 1], [r], [lengths[r]], 0)
+        np.testing.assert_array_equal(alone[0], together[r])
+    monkeypatch.setattr(device, "multiprocessors", 1)  # one block a row: it walks over all splits
+    np.testing.assert_array_equal(run(device, memory, TYPES[dtype], 3, queries, seqs, visible, 0), together)
+
+
+def test_order_of_threads_does_not_matter(shuffled):
+    rng = np.random.default_rng(5)
+    memory = Memory.of(shuffled, rng, [600, 65], 1, 32, TYPES["bfloat16"])
+    queries = rng.standard_normal((2, 3, 32)).astype(TYPES["bfloat16"])
+    run(shuffled, memory, TYPES["bfloat16"], 3, queries, [0, 1], [600, 65], 0)
+
+
+def test_refuses_what_does_not_fit(device):
+    rng = np.random.default_rng(6)
+    memory = Memory.of(device, rng, [70], 1, 32, TYPES["float32"])
+    ops = RowOps(device, np.float32)
+    s = step(device, [0], [69], [70], memory.table)
+    small = scratch(device, 1, 2, 1, 32, np.dtype(np.float32), 1)
+    qkv, out = device.empty((1, 128), np.dtype(np.float32)), device.empty((1, 64), np.dtype(np.float32))
+    with pytest.raises(DeviceError, match=r"attend: expected qkv to be float32 \[1, 160\], found float32 \[1, 128\]"):
+        ops.attend(qkv, s, memory.cache, 3, 0, out, small)
+    with pytest.raises(DeviceError, match=r"attend: expected a window of 0 \(off\) or more tokens, found -1"):
+        ops.attend(qkv, s, memory.cache, 2, -1, out, small)
+    rows = device.empty((17, 128), np.dtype(np.float32))
+    s = step(device, [0] * 17, [0] * 17, [1] * 17, memory.table)
+    with pytest.raises(DeviceError, match=r"at most 16 rows or a multiple of 64, found 17"):
+        ops.attend(rows, s, memory.cache, 2, 0, device.empty((17, 64), np.dtype(np.float32)), small)

@@ -1,0 +1,114 @@
+"""Prompt attention against float64, and the promise that a row's bits depend on what it sees alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from rows import EPS, TYPES, Memory, RowOps, close, step
+
+from ostinato.errors import DeviceError
+from ostinato.ops.base import PAGE
+
+SHAPES = [  # heads, key/value heads, head size
+    pytest.param(1, 1, 16, id="1x16"),
+    pytest.param(2, 1, 32, id="2x32"),
+    pytest.param(3, 1, 48, id="3x48"),
+    pytest.param(3, 3, 64, id="1x64"),
+    pytest.param(4, 1, 80, id="4x80"),
+    pytest.param(2, 2, 96, id="1x96"),
+    pytest.param(1, 1, 112, id="1x112"),
+    pytest.param(8, 1, 128, id="8x128"),
+    pytest.param(1, 1, 192, id="1x192"),
+    pytest.param(2, 1, 256, id="2x256"),
+]
+
+
+def tiles(parts: list[tuple[int, int, int]], spare: int):
+    """Rows of a step for (sequence, first position, tokens): seqs, positions, visible, and which rows are real."""
+    seqs, positions = [], []
+    for seq, first, n in parts:
+        fill = -n % PAGE
+        seqs += [seq] * n + [spare] * fill
+        positions += [*range(first, first + n)] + [0] * fill
+    return np.array(seqs), np.array(positions), np.array(positions) + 1, np.array(seqs) != spare
+
+
+def run(device, memory, dtype, heads, queries, parts, window=0):
+    """Outputs [real rows, H, d] for queries [real rows, H, d] of `parts`."""
+    g, d = memory.keys[0].shape[1:]
+    seqs, positions, visible, real = tiles(parts, len(memory.keys))
+    qkv = np.full((len(seqs), (heads + 2 * g) * d), np.nan, dtype)
+    qkv[:, : heads * d] = 1
+    qkv[real, : heads * d] = queries.reshape(len(queries), -1)
+    out = device.upload(np.full((len(seqs), heads * d), np.nan, dtype))
+    s = step(device, seqs, positions, visible, memory.table)
+    RowOps(device, dtype).attend(device.upload(qkv), s, memory.cache, heads, window, out, None)
+    out = device.read(out)
+    assert np.isfinite(out.astype(float)).all()  # spare rows too: their numbers go on through the layer
+    return out.reshape(len(seqs), heads, d)[real]
+
+
+def expected(memory, queries, parts, window=0):
+    rows = [(seq, p + 1) for seq, first, n in parts for p in range(first, first + n)]
+    return np.stack([memory.attend(q, seq, seen, window) for q, (seq, seen) in zip(queries, rows, strict=True)])
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("heads", "g", "d"), SHAPES)
+def test_shapes(device, dtype, heads, g, d):
+    rng = np.random.default_rng(1)
+    memory, parts = Memory.of(device, rng, [70], g, d, TYPES[dtype]), [(0, 0, 70)]
+    queries = rng.standard_normal((70, heads, d)).astype(TYPES[dtype])
+    found = run(device, memory, TYPES[dtype], heads, queries, parts)
+    close(found, expected(memory, queries, parts), 2 * EPS[dtype])
+
+
+BATCHES = [  # (sequence, first position, tokens)
+    pytest.param([(0, 0, 1), (1, 0, 63), (2, 0, 64)], id="short"),
+    pytest.param([(2, 0, 65)], id="page-plus-one"),
+    pytest.param([(1, 0, 150), (0, 0, 2)], id="ragged"),
+    pytest.param([(2, 130, 70), (1, 149, 1)], id="chunks-of-longer-prompts"),
+]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("window", [0, 1, 40, 64, 100])
+@pytest.mark.parametrize("parts", BATCHES)
+def test_batches(device, dtype, window, parts):
+    rng = np.random.default_rng(2)
+    lengths = [2, 150, 200]
+    for seq, first, n in parts:
+        lengths[seq] = first + n
+    memory = Memory.of(device, rng, lengths, 1, 32, TYPES[dtype])
+    queries = rng.standard_normal((sum(n for _, _, n in parts), 2, 32)).astype(TYPES[dtype])
+    found = run(device, memory, TYPES[dtype], 2, queries, parts, window)
+    close(found, expected(memory, queries, parts, window), 2 * EPS[dtype])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("window", [0, 50])
+def test_same_bits_however_a_prompt_is_cut(device, dtype, window):
+    rng = np.random.default_rng(3)
+    memory = Memory.of(device, rng, [200, 64], 1, 64, TYPES[dtype])
+    queries = rng.standard_normal((264, 2, 64)).astype(TYPES[dtype])
+    together = run(device, memory, TYPES[dtype], 2, queries, [(0, 0, 200), (1, 0, 64)], window)
+    for first, n in ((0, 64), (64, 136), (30, 100), (199, 1)):
+        part = run(device, memory, TYPES[dtype], 2, queries[first : first + n], [(0, first, n)], window)
+        np.testing.assert_array_equal(part, together[first : first + n])
+
+
+def test_order_of_threads_does_not_matter(shuffled):
+    rng = np.random.default_rng(4)
+    memory = Memory.of(shuffled, rng, [130], 1, 32, TYPES["bfloat16"])
+    queries = rng.standard_normal((130, 1, 32)).astype(TYPES["bfloat16"])
+    run(shuffled, memory, TYPES["bfloat16"], 1, queries, [(0, 0, 130)])
+
+
+def test_refuses_part_of_a_tile(device):
+    memory = Memory.of(device, np.random.default_rng(5), [64], 1, 32, TYPES["float32"])
+    f32 = np.dtype(np.float32)
+    s = step(device, [0] * 40, range(40), range(1, 41), memory.table)
+    with pytest.raises(DeviceError, match=r"attend: expected at most 16 rows or a multiple of 64, found 40"):
+        RowOps(device, f32).attend(
+            device.empty((40, 96), f32), s, memory.cache, 1, 0, device.empty((40, 32), f32), None
+        )

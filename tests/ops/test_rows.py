@@ -1,0 +1,149 @@
+"""Norms, rotary positions, SiLU, bias and the step to the next token, against float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from rows import EPS, F32, I32, TYPES, RowOps, close, step
+
+from ostinato.config import ModelConfig
+from ostinato.errors import DeviceError, UnsupportedModel
+from ostinato.ops.base import PAGE, Cache
+
+rng = np.random.default_rng(11)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def unwritten(device, shape, dtype=F32):
+    return device.upload(np.full(shape, np.nan, dtype))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("rows", [None, [3, 0], [4]])
+@pytest.mark.parametrize("width", [1, 48, 576, 769, 4096, 5125])
+def test_rms_norm(device, dtype, width, rows):
+    x, weight = normal(5, width), normal(width)
+    taken = x if rows is None else x[rows]
+    out = unwritten(device, taken.shape, TYPES[dtype])
+    index = None if rows is None else device.upload(np.array(rows, I32))
+    RowOps(device, TYPES[dtype]).rms_norm(device.upload(x), device.upload(weight), 1e-5, out, index)
+    taken = taken.astype(float)
+    close(device.read(out), taken / np.sqrt((taken**2).mean(-1, keepdims=True) + 1e-5) * weight, EPS[dtype])
+
+
+def test_rms_norm_of_many_rows(device):
+    x, weight = normal(1000, 8), np.ones(8, F32)
+    out = unwritten(device, x.shape)
+    RowOps(device, F32).rms_norm(device.upload(x), device.upload(weight), 0.5, out)
+    close(device.read(out), x / np.sqrt((x.astype(float) ** 2).mean(-1, keepdims=True) + 0.5), EPS["float32"])
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("heads", "g", "d"), [(2, 1, 16), (3, 3, 80), (5, 2, 128), (1, 1, 256)])
+def test_head_norm(device, dtype, heads, g, d):
+    x, q, k = normal(3, heads + 2 * g, d).astype(TYPES[dtype]), normal(d), normal(d)
+    qkv = device.upload(x.reshape(3, -1))
+    RowOps(device, TYPES[dtype]).head_norm(qkv, device.upload(q), device.upload(k), 1e-6, heads, g)
+    found, x = device.read(qkv).reshape(x.shape), x.astype(float)
+    expected = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
+    close(found[:, :heads], expected[:, :heads] * q, EPS[dtype])
+    close(found[:, heads : heads + g], expected[:, heads : heads + g] * k, EPS[dtype])
+    np.testing.assert_array_equal(found[:, heads + g :], x[:, heads + g :].astype(TYPES[dtype]))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("heads", "g", "d"), [(1, 1, 16), (9, 3, 64), (4, 1, 80), (8, 2, 128), (2, 2, 256)])
+def test_rope_append(device, dtype, heads, g, d):
+    """Rows of two sequences and one spare row; nothing but their places in the cache changes."""
+    seqs, positions = [1, 0, 1, 2], [PAGE, PAGE - 1, 5, 0]
+    table = np.array([[3, 1], [2, 4], [0, 0]])
+    angle = rng.uniform(0, 6, (2 * PAGE, d // 2))
+    rope = np.concatenate([np.cos(angle), np.sin(angle)], 1).astype(F32)
+    x = normal(4, heads + 2 * g, d).astype(TYPES[dtype])
+    before = normal(2, 5, g, PAGE, d).astype(TYPES[dtype])
+    cache, qkv = Cache(device.upload(before[0]), device.upload(before[1])), device.upload(x.reshape(4, -1))
+    s = step(device, seqs, positions, np.array(positions) + 1, table)
+    RowOps(device, TYPES[dtype]).rope_append(qkv, device.upload(rope), s, cache, heads)
+
+    x = x.astype(float)
+    a, b, turn = x[..., : d // 2], x[..., d // 2 :], angle[positions][:, None]
+    rotated = np.concatenate([a * np.cos(turn) - b * np.sin(turn), b * np.cos(turn) + a * np.sin(turn)], -1)
+    close(device.read(qkv).reshape(x.shape)[:, :heads], rotated[:, :heads], 2 * EPS[dtype])
+    k, v, untouched = device.read(cache.k), device.read(cache.v), np.ones((5, PAGE), bool)
+    for r in range(4):
+        at = table[seqs[r], positions[r] // PAGE], positions[r] % PAGE
+        close(k[at[0], :, at[1]], rotated[r, heads : heads + g], 2 * EPS[dtype])
+        np.testing.assert_array_equal(v[at[0], :, at[1]], x[r, heads + g :].astype(TYPES[dtype]))
+        untouched[at] = False
+    for found, old in ((k, before[0]), (v, before[1])):
+        np.testing.assert_array_equal(found.swapaxes(1, 2)[untouched], old.swapaxes(1, 2)[untouched])
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("width", [1, 8, 13, 1536, 2049])
+def test_silu_mul(device, dtype, width):
+    x = (4 * normal(3, 2 * width)).astype(TYPES[dtype])
+    x[0, 0] = -200  # exp overflows: the product is 0
+    out = unwritten(device, (3, width), TYPES[dtype])
+    RowOps(device, TYPES[dtype]).silu_mul(device.upload(x), out)
+    gate, up = x[:, :width].astype(float), x[:, width:].astype(float)
+    close(device.read(out), gate / (1 + np.exp(-gate)) * up, EPS[dtype])
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_add_bias(device, kind):
+    x, bias = normal(3, 300).astype(TYPES[kind]), normal(300)
+    out = device.upload(x)
+    RowOps(device, TYPES[kind]).add_bias(out, device.upload(bias))
+    close(device.read(out), x.astype(float) + bias, EPS[kind])
+
+
+def test_advance(device):
+    s = step(device, [2, 0, 3, 1], [5, 9, 0, 0], [6, 10, 1, 1], np.zeros((4, 1)))
+    s.ids = device.upload(np.array([1, 2, 3, 4], I32))
+    RowOps(device, F32).advance(s, device.upload(np.array([70, 80, 90, -1], I32)))
+    np.testing.assert_array_equal(device.read(s.ids), [70, 80, 3, 0])  # row 2 is spare, row 3 had no token
+    np.testing.assert_array_equal(device.read(s.positions), [6, 10, 0, 1])
+    np.testing.assert_array_equal(device.read(s.visible), [7, 11, 1, 2])
+
+
+def test_buffers(device):
+    sizes = {"layers": 1, "hidden": 576, "heads": 9, "kv_heads": 3, "ffn": 1536, "vocab": 100, "max_len": 1000, "eps": 1e-5}
+    b = RowOps(device, TYPES["bfloat16"]).buffers(ModelConfig("decoder", head_dim=64, **sizes), 16, 4)
+    assert (b.scratch.slots, len(b.scratch.arrived), len(b.scratch.best)) == (4, 16 * 3, 4)
+    assert len(b.scratch.partial) == 16 * 9 * 4 * 64
+    with pytest.raises(UnsupportedModel, match=r"expected head_dim to be one of .*, found 72"):
+        RowOps(device, F32).buffers(ModelConfig("decoder", head_dim=72, **sizes), 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        pytest.param(
+            lambda ops, new: ops.rms_norm(new(2, 8), new(9), 1e-5, new(2, 8)),
+            r"rms_norm: expected weight to be float32 \[8\], found float32 \[9\]",
+            id="rms_norm-weight",
+        ),
+        pytest.param(
+            lambda ops, new: ops.silu_mul(new(2, 9), new(2, 4)),
+            r"silu_mul: expected gate_up to be float32 \[2, 8\], found float32 \[2, 9\]",
+            id="silu_mul-width",
+        ),
+        pytest.param(
+            lambda ops, new: ops.add_bias(new(8, 2).T, new(8)),
+            r"add_bias: expected out to be float32 \[2, 8\], found .*, not contiguous",
+            id="add_bias-transposed",
+        ),
+        pytest.param(
+            lambda ops, new: ops.head_norm(new(1, 3 * 512), new(512), new(512), 1e-5, 1, 1),
+            r"head_norm: expected heads of at most 256 elements, found 512",
+            id="head_norm-size",
+        ),
+    ],
+)
+def test_names_what_is_wrong(device, call, message):
+    with pytest.raises(DeviceError, match=message):
+        call(RowOps(device, F32), lambda *shape: device.empty(shape, F32))

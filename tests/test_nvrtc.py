@@ -1,0 +1,69 @@
+"""Every kernel instance compiles for every supported GPU, keeps its values in registers and fits its launch bound."""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+
+import pytest
+from instances import INSTANCES
+from ptxas import REGISTERS, CompileError, Usage, missing, usage
+
+from ostinato.ops.device import KERNELS
+
+ARCHS = (80, 89, 90, 100, 120)
+Jobs = dict[tuple[str, int], "Future[dict[str, Usage]]"]
+
+
+@pytest.fixture(scope="module")
+def jobs() -> Iterator[Jobs]:
+    """All compilations, two at a time, started with the first test."""
+    if reason := missing():
+        pytest.skip(reason)
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield {
+            (file, arch): pool.submit(usage, file, names, arch) for file, names in INSTANCES.items() for arch in ARCHS
+        }
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: f"sm_{arch}")
+@pytest.mark.parametrize("file", INSTANCES)
+def test_instances(jobs: Jobs, file: str, arch: int):
+    found = jobs[file, arch].result()
+    assert set(found) == set(INSTANCES[file])
+    assert not {name: u for name, u in found.items() if u.spills or u.stack}, "local memory instead of registers"
+    wide = {name: u for name, u in found.items() if u.registers * -(-u.threads // 32) * 32 > REGISTERS}
+    assert not wide, "more registers than a block of __launch_bounds__ threads can have"
+
+
+@pytest.mark.parametrize("file", sorted(p.name for p in KERNELS.glob("*.cu")))
+def test_every_kernel_has_an_instance(file: str):
+    source = re.sub(r"//[^\n]*", "", (KERNELS / file).read_text())
+    declared = re.findall(r"__global__\s+void\s+(?:__launch_bounds__\s*\([^;{]*?\)\s+)?(\w+)\s*\(", source)
+    assert set(declared) == {name.split("<")[0] for name in INSTANCES.get(file, [])}
+
+
+PLANTED = {
+    "spill": ("__launch_bounds__(1024)", "for (int i = 0; i < 128; i++) v[i] = x[i * n]; __syncthreads(); "
+              "for (int i = 0; i < 128; i++) x[i] = v[127 - i] * v[i];"),
+    "stack": ("", "for (int i = 0; i < 128; i++) v[i * n % 128] += x[i]; x[0] = v[n % 64];"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PLANTED)
+def test_local_memory_is_found(jobs: Jobs, kind: str, monkeypatch):
+    bounds, body = PLANTED[kind]
+    source = f'extern "C" __global__ void {bounds} planted(float* x, int n) {{ float v[128]; {body} }}'
+    monkeypatch.setattr("ptxas.kernel_source", lambda file: source)
+    found = usage("planted.cu", ["planted"], 90)["planted"]
+    assert found.stack > 0 and (found.spills > 0) == (kind == "spill")
+    assert found.threads == 1024
+
+
+def test_error_of_the_compiler_is_shown(jobs: Jobs, monkeypatch):
+    monkeypatch.setattr("ptxas.kernel_source", lambda file: "__global__ void planted() { nonsense; }")
+    with pytest.raises(CompileError, match=r'planted.cu for sm_90: .*identifier "nonsense" is undefined'):
+        usage("planted.cu", ["planted"], 90)
