@@ -47,7 +47,7 @@ struct Part {
 
     using Load = typename Choose<AHEAD, PastL1, Plainly>::type;
 
-    Pair<T> k[2 * HELD][D / 8];    // of tokens 8 j + g
+    Pair<T> k[AHEAD ? TOKENS / 8 : 1][D / 8];  // of tokens 8 j + g
     Pair<T> v[HELD][4][D / 16];    // of tokens 16 i + 2 q + {0, 1, 8, 9}
     float acc[NT][D / 16][4];      // of a pair of dims: (lo, head 2 q) (lo, head 2 q + 1) (hi, 2 q) (hi, 2 q + 1)
     float largest[NT], sum[NT];    // of heads g + 8 n; sum only over this lane's tokens
@@ -87,7 +87,7 @@ struct Part {
 
     __device__ __forceinline__ void load_keys(const T* keys, const Cut& c, int lane) {
 #pragma unroll
-        for (int j = 0; j < 2 * HELD; j++) load_key(k[j], keys, j, c, lane);
+        for (int j = 0; j < TOKENS / 8; j++) load_key(k[j], keys, j, c, lane);
     }
 
     __device__ __forceinline__ void load_values(const T* values, const Cut& c, int lane) {
@@ -99,26 +99,31 @@ struct Part {
     // k is free.
     __device__ __forceinline__ void scores(float (&score)[TOKENS / 8][4], const T* query, int count, const T* keys,
                                            const Cut& c, float scale, int lane) {
-        Pair<T> q[NT][D / 8];
-#pragma unroll
-        for (int n = 0; n < NT; n++) {
-            int h = min(8 * n + lane / 4, count - 1);  // beyond `count` anything will do
-            load_quarter<D>(query + h * D, lane % 4, Plainly(), q[n]);
-        }
-
-        if constexpr (!AHEAD) load_keys(keys, c, lane);
 #pragma unroll
         for (int j = 0; j < TOKENS / 8; j++)
 #pragma unroll
             for (int e = 0; e < 4; e++) score[j][e] = 0.f;
 #pragma unroll
-        for (int i = 0; i < D / 8; i += 2)
+        for (int i = 0; i < (D + 31) / 32; i++) {
+            Pair<T> q[NT][4], none = {};
+#pragma unroll
+            for (int n = 0; n < NT; n++) {
+                int h = min(8 * n + lane / 4, count - 1);  // beyond `count` anything will do
+                load_part<D>(query + h * D, i, lane % 4, Plainly(), q[n]);
+            }
 #pragma unroll
             for (int j = 0; j < TOKENS / 8; j++) {
-                Pair<T> none = {};
-                mma_pairs<T>(score[j], q[0][i], NT == 2 ? q[NT - 1][i] : none, q[0][i + 1],
-                             NT == 2 ? q[NT - 1][i + 1] : none, k[j][i], k[j][i + 1]);
+                Pair<T> key[4];
+                if constexpr (!AHEAD)  // and so will tokens that nobody sees, of whatever page
+                    load_part<D>(keys + rows + (8 * j + lane / 4) * D, i, lane % 4, Plainly(), key);
+#pragma unroll
+                for (int e = 0; e < 4 && 4 * i + e < D / 8; e += 2) {
+                    if constexpr (AHEAD) key[e] = k[j][4 * i + e], key[e + 1] = k[j][4 * i + e + 1];
+                    mma_pairs<T>(score[j], q[0][e], NT == 2 ? q[NT - 1][e] : none, q[0][e + 1],
+                                 NT == 2 ? q[NT - 1][e + 1] : none, key[e], key[e + 1]);
+                }
             }
+        }
 #pragma unroll
         for (int j = 0; j < TOKENS / 8; j++)
 #pragma unroll

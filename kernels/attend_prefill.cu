@@ -15,7 +15,7 @@ constexpr int ROWS = 64, THREADS = 128;
 template <class T, int D>
 struct Tile {
     static constexpr int BYTES = D * sizeof(T);
-    static constexpr int KEYS = BYTES > 512 ? 32 : 64;
+    static constexpr int KEYS = BYTES > 512 ? 16 : BYTES > 256 ? 32 : 64;
     static constexpr int KEY_LINE = (BYTES + (128 + (sizeof(T) == 2 ? 64 : 16) - BYTES % 128) % 128) / sizeof(T);
     static constexpr int VALUE_LINE = (BYTES + 16) / sizeof(T);
     static constexpr int SIZE = KEYS * (KEY_LINE + VALUE_LINE);             // elements
@@ -145,7 +145,7 @@ struct Rows {
 // LAUNCH: grid (rows / 64, heads), block 128, dynamic shared memory Tile::STAGES Tile::SIZE sizeof(T), dependent.
 // PRECOND: rows a multiple of 64; rows 64 i .. 64 i + 63 are of the sequence of row 64 i, or of the spare one.
 template <class T, int D>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, 1)
     attend_prefill(const T* qkv, const int* seqs, const int* visible, const int* table, const T* keys, const T* values,
                    T* out, int heads, int kv_heads, int pages, int window, float scale) {
     using S = Tile<T, D>;

@@ -4,7 +4,7 @@
 // fragment fall into different banks. Rows beyond R read row R - 1: columns do not influence one another.
 #pragma once
 #include "packed.cuh"
-#include "reduce.cuh"
+#include "norm.cuh"
 
 enum Source { DIRECT, STAGED, NORM };  // x as it is in global memory; copied; T(x / rms(x) * weight) of float32 x
 
@@ -33,62 +33,52 @@ __device__ __forceinline__ void stage(const T* x, int rows, int k, T* staged) {
     __syncthreads();
 }
 
-// Rows r0 .. r0 + M of normalise, M at a time so that their loads overlap. Rows from `rows` on repeat the last one.
-template <class T, int WARPS, int M>
-__device__ __forceinline__ void normalise_rows(const float* x, const int* index, const float* weight, float eps, int r0,
-                                               int rows, int k, T* staged, float* part) {
-    constexpr int THREADS = WARPS * 32;
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const float4* x4 = reinterpret_cast<const float4*>(x);
-    int row[M];  // where it begins in x4
-    float sum[M];
-#pragma unroll
-    for (int m = 0; m < M; m++) {
-        int r = min(r0 + m, rows - 1);
-        row[m] = (index ? index[r] : r) * (k / 4);
-        sum[m] = 0.f;
-    }
-#pragma unroll 2
-    for (int i = threadIdx.x; i < k / 4; i += THREADS) {
-#pragma unroll
-        for (int m = 0; m < M; m++) {
-            float4 v = x4[row[m] + i];
-            sum[m] = fmaf(v.w, v.w, fmaf(v.z, v.z, fmaf(v.y, v.y, fmaf(v.x, v.x, sum[m]))));
-        }
-    }
-#pragma unroll
-    for (int m = 0; m < M; m++) {
-        sum[m] = warp_sum(sum[m]);
-        if (lane == 0) part[(r0 + m) * WARPS + warp] = sum[m];
-    }
-    __syncthreads();
-#pragma unroll
-    for (int m = 0; m < M; m++) {
-        float all = warp_sum(lane < WARPS ? part[(r0 + m) * WARPS + lane] : 0.f);
-        sum[m] = 1.f / sqrtf(fmaf(all, 1.f / k, eps));
-    }
-#pragma unroll 1
-    for (int i = threadIdx.x; i < k / 4; i += THREADS) {
-        float4 w = reinterpret_cast<const float4*>(weight)[i];
-#pragma unroll
-        for (int m = 0; m < M; m++) {
-            if (r0 + m >= rows) break;
-            float4 v = x4[row[m] + i];
-            store4(staged + (r0 + m) * row_stride(k) + i * 4,
-                   make_float4(v.x * sum[m] * w.x, v.y * sum[m] * w.y, v.z * sum[m] * w.z, v.w * sum[m] * w.w));
-        }
-    }
-}
+constexpr int EACH = 2;        // quads a thread holds of a single row: K <= 4 EACH THREADS
+constexpr int ROW_QUADS = 6;   // quads a lane holds of one of several rows: K <= 128 ROW_QUADS
 
-// staged[r] = T(x[i] / sqrt(mean(x[i]^2) + eps) * weight) with i = index[r], or r without an index. Ends with a
-// barrier. The order of the sum depends on K and WARPS only.   x [*, K] float32, weight [K], part [16 * WARPS] shared
+// staged[r] = T(x[i] / sqrt(mean(x[i]^2) + eps) * weight) with i = index[r], or r without an index. Ends with a barrier.
+// One row is shared out over the block, so that it is read in one go; of several, each belongs to a warp. The bits are
+// the same (norm.cuh).   x [*, K] float32, weight [K], quad_squares [K / 4] shared
 template <class T, int WARPS>
 __device__ __forceinline__ void normalise(const float* x, const int* index, const float* weight, float eps, int rows,
-                                          int k, T* staged, float* part) {
+                                          int k, T* staged, float* quad_squares) {
+    constexpr int THREADS = WARPS * 32;
+    const float4* w4 = reinterpret_cast<const float4*>(weight);
+    int quads = k / 4, lane = threadIdx.x % 32;
     if (rows == 1) {
-        normalise_rows<T, WARPS, 1>(x, index, weight, eps, 0, rows, k, staged, part);
+        const float4* row = reinterpret_cast<const float4*>(x) + (index ? index[0] : 0) * quads;
+        float4 v[EACH];
+#pragma unroll
+        for (int j = 0; j < EACH; j++)
+            if (threadIdx.x + j * THREADS < quads) v[j] = row[threadIdx.x + j * THREADS];
+#pragma unroll
+        for (int j = 0; j < EACH; j++)
+            if (threadIdx.x + j * THREADS < quads) quad_squares[threadIdx.x + j * THREADS] = squares(v[j]);
+        __syncthreads();
+        float scale = rms_scale(quad_squares, k, eps);
+#pragma unroll
+        for (int j = 0; j < EACH; j++) {
+            int i = threadIdx.x + j * THREADS;
+            if (i < quads) store4(staged + i * 4, scaled(v[j], scale, w4[i]));
+        }
     } else {
-        for (int r = 0; r < rows; r += 2) normalise_rows<T, WARPS, 2>(x, index, weight, eps, r, rows, k, staged, part);
+        for (int r = threadIdx.x / 32; r < rows; r += WARPS) {
+            const float4* row = reinterpret_cast<const float4*>(x) + (index ? index[r] : r) * quads;
+            float4 v[ROW_QUADS];
+#pragma unroll
+            for (int j = 0; j < ROW_QUADS; j++)
+                if (lane + j * 32 < quads) v[j] = row[lane + j * 32];
+            float sum = 0.f;
+#pragma unroll
+            for (int j = 0; j < ROW_QUADS; j++)
+                if (lane + j * 32 < quads) sum += squares(v[j]);
+            float scale = rms_scale(sum, k, eps);
+#pragma unroll
+            for (int j = 0; j < ROW_QUADS; j++) {
+                int i = lane + j * 32;
+                if (i < quads) store4(staged + r * row_stride(k) + i * 4, scaled(v[j], scale, w4[i]));
+            }
+        }
     }
     __syncthreads();
 }

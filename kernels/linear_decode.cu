@@ -13,47 +13,18 @@
 // SOURCE of x (columns.cuh): DIRECT, STAGED, or NORM, which normalises rows of the residual stream on the way in.
 // LAUNCH: grid at most the number of groups, ceil(tiles / TILES), block 32 * WARPS, dependent;
 //         dynamic shared memory: reduction, 2 * WARPS * TILES * COLS * 512 bytes; unless DIRECT also R * row_stride(K)
-//         elements of T; with NORM also 16 * WARPS floats.
-// PRECOND: K % 16 == 0; x 16-byte aligned; 1 <= R <= 8 * COLS.
+//         elements of T; with NORM also K bytes.
+// PRECOND: K % 16 == 0; x 16-byte aligned; 1 <= R <= 8 * COLS; with NORM K <= 256 * WARPS if R = 1, else K <= 768.
 #include "columns.cuh"
 #include "epilogue.cuh"
-
-// A lane's accumulators of one group, added up over the warps and handed to the epilogue.
-// red: WARPS x (TILES * COLS * 4) x 32 floats, not read any more by anyone when this is called.
-template <int WARPS, int TILES, int COLS, class Epilogue>
-__device__ __forceinline__ void reduce(const float (&acc)[TILES][COLS][4], float* red, int first_tile, int tiles,
-                                       int rows, const Epilogue& epilogue) {
-    constexpr int SUMS = TILES * COLS * 4;
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-#pragma unroll
-    for (int r = 0; r < TILES; r++)
-#pragma unroll
-        for (int c = 0; c < COLS; c++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) red[(warp * SUMS + (r * COLS + c) * 4 + i) * 32 + lane] = acc[r][c][i];
-    __syncthreads();
-    // One thread a pair of rows g, g + 8 of one column.
-    for (int e = threadIdx.x; e < SUMS * 16; e += WARPS * 32) {
-        int l = e % 32, i = e / 32 % 2, rc = e / 64, tile = first_tile + rc / COLS,
-            column = rc % COLS * 8 + l % 4 * 2 + i;
-        if (tile >= tiles || column >= rows) continue;
-        float a = 0.f, b = 0.f;
-#pragma unroll
-        for (int w = 0; w < WARPS; w++) {
-            const float* sums = red + (w * SUMS + rc * 4 + i) * 32 + l;
-            a += sums[0];
-            b += sums[64];
-        }
-        epilogue(tile, l / 4, column, a, b);
-    }
-}
 
 template <class T, int SOURCE, int WARPS, int TILES, int COLS, int DEPTH, class Epilogue>
 __device__ __forceinline__ void product(const T* weight, const typename Input<T, SOURCE>::type* x, const float* norm,
                                         float eps, const int* index, int rows, int k, int tiles,
                                         const Epilogue& epilogue) {
+    constexpr int SUMS = TILES * COLS * 4, RED = WARPS * SUMS * 32;
+    static_assert(SUMS * 16 <= WARPS * 32, "a thread adds up one pair of sums");
     extern __shared__ float4 memory[];
-    constexpr int RED = WARPS * TILES * COLS * 128;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int tiles_k = k / 16, groups = (tiles + TILES - 1) / TILES;
     const int steps = ((tiles_k + WARPS - 1) / WARPS + DEPTH - 1) / DEPTH * DEPTH;
@@ -73,14 +44,22 @@ __device__ __forceinline__ void product(const T* weight, const typename Input<T,
 #pragma unroll
     for (int u = 0; u < DEPTH; u++)
         if (warp + u * WARPS < tiles_k) load_weights(u, blockIdx.x, warp + u * WARPS);
+    if constexpr (SOURCE == NORM)  // constant, and cold: the weights have pushed it out of the cache since the last step
+        for (int i = threadIdx.x * 32; i < k; i += WARPS * 32 * 32) prefetch_l2(norm + i);
 #pragma unroll
     for (int u = 0; u < DEPTH; u++)
 #pragma unroll
         for (int r = 0; r < TILES; r++) pin_a<T>(a[r][u]);
     grid_wait();
 
+    // The sums that this thread adds up over the warps: rows g and g + 8 of tile `part` of a group, one column.
+    const int g = lane / 4, half = warp % 2, part = warp / 2 / COLS, out_column = warp / 2 % COLS * 8 + lane % 4 * 2 + half;
+    auto mine = [&](int group) { return part < TILES && out_column < rows && group * TILES + part < tiles; };
+    typename Epilogue::Ahead ahead;
+    if (mine(blockIdx.x)) epilogue.fetch(ahead, blockIdx.x * TILES + part, g, out_column);
+
     const T* column[COLS];  // a lane's four k of tile 0; those of the next tile are 16 elements further
-    T* staged = reinterpret_cast<T*>(red + 2 * RED + (SOURCE == NORM ? 16 * WARPS : 0));
+    T* staged = reinterpret_cast<T*>(red + 2 * RED + (SOURCE == NORM ? k / 4 : 0));
     if constexpr (SOURCE == NORM) normalise<T, WARPS>(x, index, norm, eps, rows, k, staged, red + 2 * RED);
     if constexpr (SOURCE == STAGED) stage<T, WARPS * 32>(x, rows, k, staged);
 #pragma unroll
@@ -98,6 +77,7 @@ __device__ __forceinline__ void product(const T* weight, const typename Input<T,
 #pragma unroll
     for (int u = 0; u < DEPTH; u++)
         if (warp + u * WARPS < tiles_k) load_columns(u, warp + u * WARPS);
+    if (mine(blockIdx.x)) epilogue.follow(ahead, blockIdx.x * TILES + part, g, out_column);
 
     for (int group = blockIdx.x, turn = 0; group < groups; group += gridDim.x, turn ^= 1) {
         float acc[TILES][COLS][4] = {};
@@ -120,7 +100,29 @@ __device__ __forceinline__ void product(const T* weight, const typename Input<T,
             }
         }
         // Two buffers: who writes one has passed the barrier after which everybody had read it.
-        reduce<WARPS, TILES, COLS>(acc, red + turn * RED, group * TILES, tiles, rows, epilogue);
+        float* sums = red + turn * RED;
+#pragma unroll
+        for (int r = 0; r < TILES; r++)
+#pragma unroll
+            for (int c = 0; c < COLS; c++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) sums[(warp * SUMS + (r * COLS + c) * 4 + i) * 32 + lane] = acc[r][c][i];
+        __syncthreads();
+        if (mine(group)) {
+            const float* own = sums + (warp / 2 * 4 + half) * 32 + lane;
+            float low = 0.f, high = 0.f;
+#pragma unroll
+            for (int w = 0; w < WARPS; w++) {
+                low += own[w * SUMS * 32];
+                high += own[w * SUMS * 32 + 64];
+            }
+            epilogue.store(ahead, group * TILES + part, g, out_column, low, high);
+        }
+        int following = group + gridDim.x;
+        if (mine(following)) {
+            epilogue.fetch(ahead, following * TILES + part, g, out_column);
+            epilogue.follow(ahead, following * TILES + part, g, out_column);
+        }
     }
 }
 
@@ -136,21 +138,21 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
     product<T, SOURCE, WARPS, TILES, COLS, DEPTH>(weight, x, norm, eps, index, rows, k, (n + 15) / 16, store);
 }
 
-// out = silu(gate) * up of the normalised rows of x.   weight [2 F, K] packed with span F / 8, x [R, K] float32, out
-// [R, F] T
-template <class T, DECODE_SHAPE>
+// out = silu(gate) * up.   weight [2 F, K] packed with span F / 8, x [R, K] T, or with NORM float32; out [R, F] T
+template <class T, int SOURCE, DECODE_SHAPE>
 __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
-    decode_gate(const T* weight, const float* x, const float* norm, float eps, int rows, int k, int ffn, T* out) {
-    product<T, NORM, WARPS, TILES, COLS, DEPTH>(weight, x, norm, eps, nullptr, rows, k, ffn / 8, Gate<T>{ffn, out});
+    decode_gate(const T* weight, const typename Input<T, SOURCE>::type* x, const float* norm, float eps, int rows, int k,
+                int ffn, T* out) {
+    product<T, SOURCE, WARPS, TILES, COLS, DEPTH>(weight, x, norm, eps, nullptr, rows, k, ffn / 8, Gate<T>{ffn, out});
 }
 
-// Queries, keys and values of the normalised rows of x, rotated and stored: see Rotate.   x [R, K] float32
-template <class T, DECODE_SHAPE>
+// Queries, keys and values of x, rotated and stored: see Rotate.   x [R, K] T, or with NORM float32
+template <class T, int SOURCE, DECODE_SHAPE>
 __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
-    decode_qkv(const T* weight, const float* x, const float* norm, float eps, int rows, int k, const float* bias,
-               const float* rope, const int* seqs, const int* positions, const int* table, int pages, T* qkv, T* keys,
+    decode_qkv(const T* weight, const typename Input<T, SOURCE>::type* x, const float* norm, float eps, int rows, int k,
+               const float* bias, const float* rope, const int* seqs, const int* positions, const int* table, int pages, T* qkv, T* keys,
                T* values, int heads, int kv_heads, int head_dim) {
     Rotate<T> rotate{heads, kv_heads, head_dim, pages, bias, rope, seqs, positions, table, qkv, keys, values};
-    product<T, NORM, WARPS, TILES, COLS, DEPTH>(weight, x, norm, eps, nullptr, rows, k,
-                                                (heads + 2 * kv_heads) * head_dim / 16, rotate);
+    product<T, SOURCE, WARPS, TILES, COLS, DEPTH>(weight, x, norm, eps, nullptr, rows, k,
+                                                  (heads + 2 * kv_heads) * head_dim / 16, rotate);
 }

@@ -119,8 +119,8 @@ __device__ __forceinline__ void product(const T* weight, const T* x, int rows, i
 #pragma unroll
         for (int c = 0; c < COLS; c++) {
             int column = first_token + (col_warp * COLS + c) * 8 + q * 2;
-            if (column < rows) epilogue(tile, g, column, acc[r][c][0], acc[r][c][2]);
-            if (column + 1 < rows) epilogue(tile, g, column + 1, acc[r][c][1], acc[r][c][3]);
+            if (column < rows) finish(epilogue, tile, g, column, acc[r][c][0], acc[r][c][2]);
+            if (column + 1 < rows) finish(epilogue, tile, g, column + 1, acc[r][c][1], acc[r][c][3]);
         }
     }
 }

@@ -1,39 +1,36 @@
 // Root mean square norms: of rows of the residual stream, and of every query and key head in place.
+#include "norm.cuh"
 #include "ptx.cuh"
-#include "reduce.cuh"
 
 constexpr int THREADS = 256;
 
 // out[i, c] = x[r, c] / sqrt(mean_c(x[r, c]^2) + eps) * weight[c],  r = rows ? rows[i] : i
-// x [*, width], weight [width], out [*, width]; VEC floats are loaded at once.
+// x [*, width], weight [width], out [*, width]; QUADS: four floats at a time, in the order of norm.cuh.
 //
-// LAUNCH: grid (rows of out), block 256, dependent.
-// PRECOND: VEC 1, or VEC 4 and width a multiple of 4.
-template <class T, int VEC>
+// LAUNCH: grid (rows of out), block 256, dependent; with QUADS `width` bytes of dynamic shared memory.
+// PRECOND: QUADS only if width is a multiple of 4.
+template <class T, bool QUADS>
 __global__ void __launch_bounds__(THREADS)
     rms_norm(const float* x, const float* weight, const int* rows, T* out, int width, float eps) {
+    extern __shared__ float quad_squares[];
     grid_launch();
+    for (int c = 32 * threadIdx.x; c < width; c += 32 * THREADS) prefetch_l2(weight + c);
     grid_wait();
     const float* from = x + size_t(rows ? rows[blockIdx.x] : blockIdx.x) * width;
     T* to = out + size_t(blockIdx.x) * width;
-    float sum = 0.f;
-    if constexpr (VEC == 4) {
+    if constexpr (QUADS) {
+        const float4* quads = reinterpret_cast<const float4*>(from);
 #pragma unroll 4
-        for (int c = 4 * threadIdx.x; c < width; c += 4 * THREADS) {
-            float4 v = *reinterpret_cast<const float4*>(from + c);
-            sum += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
-        }
+        for (int i = threadIdx.x; i < width / 4; i += THREADS) quad_squares[i] = squares(quads[i]);
+        __syncthreads();
+        float scale = rms_scale(quad_squares, width, eps);
+#pragma unroll 4
+        for (int i = threadIdx.x; i < width / 4; i += THREADS)
+            store4(to + 4 * i, scaled(quads[i], scale, reinterpret_cast<const float4*>(weight)[i]));
     } else {
+        float sum = 0.f;
         for (int c = threadIdx.x; c < width; c += THREADS) sum += from[c] * from[c];
-    }
-    float scale = rsqrtf(block_sum<THREADS>(sum) / width + eps);
-    if constexpr (VEC == 4) {
-#pragma unroll 4
-        for (int c = 4 * threadIdx.x; c < width; c += 4 * THREADS) {
-            float4 v = *reinterpret_cast<const float4*>(from + c), w = *reinterpret_cast<const float4*>(weight + c);
-            store4(to + c, make_float4(v.x * scale * w.x, v.y * scale * w.y, v.z * scale * w.z, v.w * scale * w.w));
-        }
-    } else {
+        float scale = 1.f / sqrtf(block_sum<THREADS>(sum) / width + eps);
         for (int c = threadIdx.x; c < width; c += THREADS) to[c] = from_float<T>(from[c] * scale * weight[c]);
     }
 }

@@ -29,8 +29,8 @@ __global__ void __launch_bounds__(256)
 // LAUNCH: grid R, block 128, dependent. PRECOND: 0 <= ids[r] < V, K % 16 == 0.
 template <class T>
 __global__ void __launch_bounds__(128) embed_packed(const int* ids, const T* table, float* out, int k) {
-    grid_launch();
-    grid_wait();  // ids may be what the step before has sampled
+    grid_wait();    // ids may be what the step before has sampled
+    grid_launch();  // not earlier: the step's kernels may count on its positions being there when they start
     int id = ids[blockIdx.x], tiles_k = k / 16;
     const T* tile = table + static_cast<size_t>(id / 16) * tiles_k * 256 + id % 8 * 32 + id % 16 / 8 * 2;
     for (int i = threadIdx.x; i < k / 4; i += blockDim.x) {
@@ -43,8 +43,8 @@ __global__ void __launch_bounds__(128) embed_packed(const int* ids, const T* tab
 // The same from a plain table [V, K], for products by cuBLAS. LAUNCH and PRECOND as above.
 template <class T>
 __global__ void __launch_bounds__(128) embed_plain(const int* ids, const T* table, float* out, int k) {
-    grid_launch();
     grid_wait();
+    grid_launch();
     const T* row = table + static_cast<size_t>(ids[blockIdx.x]) * k;
     for (int i = threadIdx.x; i < k / 8; i += blockDim.x) {
         float v[8];

@@ -6,14 +6,12 @@ import threading
 
 import pytest
 from emulator import EmulatedDevice, build
-from emulator.device import launched
-from emulator.rewrite import kernel_parameters
+from executed import NO_COMPILER, declared, never_launched, whole_suite
 from instances import INSTANCES
 
 from ostinato.errors import DeviceError
-from ostinato.ops.device import KERNELS, CupyDevice, Device
+from ostinato.ops.device import CupyDevice, Device
 
-NO_COMPILER = "no C++ compiler: install g++ (Debian: apt install g++) or clang++ to run kernels on the CPU"
 _run_over = threading.Event()
 
 
@@ -43,19 +41,6 @@ def shuffled(compiler: str) -> EmulatedDevice:
     return EmulatedDevice(schedules=3)
 
 
-def whole_suite(config: pytest.Config) -> bool:
-    """Is this a run of all tests, of which none was left out on the command line?"""
-    options = ("keyword", "markexpr", "lf", "deselect", "ignore", "ignore_glob", "collectonly")
-    return config.args_source is pytest.Config.ArgsSource.TESTPATHS and not any(map(config.getoption, options))
-
-
-def never_launched() -> list[str]:
-    """Kernels of kernels/*.cu that no test of this process has executed on the CPU."""
-    files = sorted(KERNELS.glob("*.cu"))
-    declared = [(file.name, name) for file in files for name in kernel_parameters(file.read_text(encoding="utf-8"))]
-    return [f"{file} {name}" for file, name in declared if not launched[file, name]]
-
-
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Compile kernels on the second core while the tests run on the first."""
     if whole_suite(session.config) and build.compiler():
@@ -77,6 +62,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if not build.compiler():
         terminalreporter.write_line(f"kernels were not executed: {NO_COMPILER}")
         return
-    terminalreporter.write_line(f"{len(launched)} kernels executed on the CPU in {launched.total()} launches")
-    for kernel in never_launched():
+    total, missing = len(declared()), never_launched()
+    terminalreporter.write_line(f"{total - len(missing)} of {total} kernels executed on the CPU")
+    for kernel in missing:
         terminalreporter.write_line(f"FAILED: {kernel} was never executed", red=True)

@@ -32,8 +32,16 @@ DECODE_SHAPES["float"] = (
 PREFILL_SHAPES = {t: ["4, 2, 4, 8, 4", "4, 2, 2, 8, 4", "2, 2, 2, 4, 4"] for t in ("bf16", "half")}
 PREFILL_SHAPES["float"] = ["4, 2, 2, 4, 4", "2, 2, 2, 4, 4"]
 
+HEAD_SIZES = (16, 32, 48, 64, 80, 96, 112, 128, 192, 256)
+
 # "file.cu": [*each("kernel", TYPES, (64, 128)), "plain_kernel"],
 INSTANCES: dict[str, list[str]] = {
+    "attend_decode.cu": [
+        *each("attend_decode", TYPES, HEAD_SIZES, (1,)),
+        *each("attend_decode", TYPES, [d for d in HEAD_SIZES if d <= 128], (2,)),
+    ],
+    "attend_prefill.cu": each("attend_prefill", TYPES, HEAD_SIZES),
+    "elementwise.cu": [*each("silu_mul", TYPES, (1, 8)), *each("add_bias", TYPES), "advance"],
     "finish.cu": each("finish", TYPES),
     "linear_decode.cu": [
         name
@@ -44,8 +52,8 @@ INSTANCES: dict[str, list[str]] = {
             *each("decode_store", [t], [kind], ["DIRECT"], narrow + wide),
             *each("decode_store", [t], [kind], ["STAGED"], wide),
             *(each("decode_store", [t], [kind], ["NORM"], narrow + wide) if kind == "float" else ()),
-            *(each("decode_gate", [t], narrow + wide) if kind == "float" else ()),
-            *(each("decode_qkv", [t], narrow + wide) if kind == "float" else ()),
+            *(each("decode_gate", [t], ["NORM", "DIRECT"], narrow + wide) if kind == "float" else ()),
+            *(each("decode_qkv", [t], ["NORM", "DIRECT"], narrow + wide) if kind == "float" else ()),
         )
     ],
     "linear_prefill.cu": [
@@ -58,7 +66,10 @@ INSTANCES: dict[str, list[str]] = {
             *each("prefill_qkv", [t], shapes),
         )
     ],
+    "norm.cu": [*each("rms_norm", TYPES, ("true", "false")), *each("head_norm", TYPES)],
     "pack.cu": [*each("pack", TYPES), *each("embed_packed", TYPES), *each("embed_plain", TYPES)],
     "read_ceiling.cu": ["read_ceiling"],
+    "rope.cu": each("rope_append", TYPES),
+    "sample.cu": ["sample"],
     "synthetic.cu": each("fill_random", TYPES),
 }

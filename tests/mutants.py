@@ -32,7 +32,59 @@ class Mutant:
     tests: tuple[str, ...]  # what is run, as pytest takes it
 
 
-MUTANTS: tuple[Mutant, ...] = ()
+MUTANTS = (
+    Mutant(
+        "a missing barrier", "reduce.cuh",
+        "part[threadIdx.x / 32] = v;\n    __syncthreads();\n", "part[threadIdx.x / 32] = v;\n",
+        ("tests/ops/test_rows.py",),
+    ),
+    Mutant(
+        "a wrong mask", "reduce.cuh",
+        "v = op(v, __shfl_xor_sync(0xffffffffu, v, offset));", "v = op(v, __shfl_xor_sync(0xffffu, v, offset));",
+        ("tests/ops/test_rows.py",),
+    ),
+    Mutant(
+        "a bound off by one", "finish.cu",
+        "if (column >= n) return;", "if (column > n) return;",
+        ("tests/ops/test_cublas.py",),
+    ),
+    Mutant(
+        "a wrong stride", "rope.cu",
+        "const size_t page = table[size_t(seqs[row]) * pages + position / PAGE];",
+        "const size_t page = table[size_t(seqs[row]) + position / PAGE];",
+        ("tests/ops/test_rows.py",),
+    ),
+    Mutant(
+        "a wrong index", "pack.cu",
+        "g = threadIdx.x / 4 % 8;", "g = threadIdx.x / 4 % 4;",
+        ("tests/ops/test_linear.py",),
+    ),
+    Mutant(
+        "a row sees one token too many", "attend_prefill.cu",
+        "t >= low[e / 2] && t < high[e / 2]", "t >= low[e / 2] && t <= high[e / 2]",
+        ("tests/ops/test_attend_prefill.py",),
+    ),
+    Mutant(
+        "a copy not waited for", "linear_prefill.cu",
+        "cp_async_wait<STAGES - 2>();", "cp_async_wait<STAGES - 1>();",
+        ("tests/ops/test_linear.py",),
+    ),
+    Mutant(
+        "no wait for the kernel before", "norm.cu",
+        "grid_wait();\n    const float* from", "const float* from",
+        ("tests/ops/test_rows.py",),
+    ),
+    Mutant(
+        "a missing barrier between rounds", "attend_decode.cu",
+        "__syncthreads();  // the shared sums are read", "// the shared sums are read",
+        ("tests/ops/test_attend_decode.py",),
+    ),
+    Mutant(
+        "of equal logits the last", "sample.cu",
+        "<< 32 | (0xffffffffu - v)", "<< 32 | v",
+        ("tests/ops/test_sample.py",),
+    ),
+)  # fmt: skip
 
 
 class Survived(Exception):
@@ -54,19 +106,8 @@ def lay_out(target: Path) -> Path:
 def run_tests(target: Path, tests: Sequence[str]) -> str:
     """Run tests of a copy; what failed first, empty if nothing did."""
     environment = os.environ | {"PYTHONPATH": str(target / "site"), "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "300"}
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-x",
-        "-q",
-        "--tb=line",
-        "-m",
-        "not gpu",
-        "-p",
-        "no:cacheprovider",
-        *tests,
-    ]
+    options = ["-x", "--tb=line", "-o", "addopts=--strict-markers", "-p", "no:cacheprovider", "-m"]
+    command = [sys.executable, "-m", "pytest", *options, "not gpu", *tests]
     done = subprocess.run(command, cwd=target, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
     if done.returncode not in (0, 1):
         raise Survived(f"pytest ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")

@@ -25,25 +25,25 @@ class Reader:
         self._device = device
         self.bytes = -(-(size or 16 * device.cache_bytes or HOST_BYTES) // STEP) * STEP
         if device.multiprocessors:
-            self._source = random(device, (self.bytes // 4,), np.dtype(np.float32))
+            self.source = random(device, (self.bytes // 4,), np.dtype(np.float32))
             threads = max(BLOCKS) * device.multiprocessors * 512
             self.sums = device.empty((threads,), np.dtype(np.uint32))
             self._kernel = device.kernel("read_ceiling.cu", "read_ceiling")
         else:
-            self._source = random(device, (self.bytes // 4 // HOST_COLUMNS, HOST_COLUMNS), np.dtype(np.float32))
+            self.source = random(device, (self.bytes // 4 // HOST_COLUMNS, HOST_COLUMNS), np.dtype(np.float32))
             self._ones = np.ones(HOST_COLUMNS, np.float32)
-            self.sums = np.empty(len(self._source), np.float32)
+            self.sums = np.empty(len(self.source), np.float32)
 
     def read(self, blocks: int = BLOCKS[-1]) -> None:
         """Read the whole buffer; the last cache then holds nothing else. blocks: of each multiprocessor."""
         if not self._device.multiprocessors:
-            np.dot(self._source, self._ones, out=self.sums)
+            np.dot(self.source, self._ones, out=self.sums)
             return
         grid = (blocks * self._device.multiprocessors,)
-        args = [self._source.view(np.uint32), self.sums, np.int32(self.bytes // 16)]
+        args = [self.source.view(np.uint32), self.sums, np.int32(self.bytes // 16)]
         self._device.launch(self._kernel, grid, (512,), args)
 
-    def ceiling(self, repeats: int = 9, passes: int = 4) -> float:
+    def ceiling(self, repeats: int = 5, passes: int = 4) -> float:
         """GB/s: of the fastest launch shape the median of `repeats` runs of `passes` readings each."""
         shapes = BLOCKS if self._device.multiprocessors else BLOCKS[:1]
         return passes * self.bytes / 1e6 / min(self._median_ms(blocks, repeats, passes) for blocks in shapes)

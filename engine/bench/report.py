@@ -151,19 +151,19 @@ def draw(report: Report, file: str) -> None:
     from matplotlib import pyplot
 
     pyplot.switch_backend("Agg")
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     for name in dict.fromkeys((r.backend, r.graph) for r in report.rows):
         rows = sorted((r for r in report.rows if (r.backend, r.graph) == name), key=lambda r: r.batch)
         axes.plot([r.batch for r in rows], [r.step_ms for r in rows], marker="o", label=f"{name[0]}, graph {name[1]}")
     floors = {r.batch: r.bytes / report.ceilings[r.backend] / 1e6 for r in report.rows}
     batches = sorted(floors)
     axes.plot(batches, [floors[b] for b in batches], "k--", label="its bytes at the read ceiling")
-    axes.set(
-        xscale="log", xticks=batches, xticklabels=map(str, batches), ylim=(0, None), xlabel="batch", ylabel="ms a step"
-    )
+    axes.set(xscale="log", yscale="log", xlabel="batch", ylabel="ms a step")
+    axes.set_xticks(batches, map(str, batches))
     axes.set_xticks([], minor=True)
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_title(f"{report.settings.model} on {report.machine.get('device')}")
-    axes.grid(alpha=0.3)
-    axes.legend()
+    axes.grid(alpha=0.3, which="both")
+    figure.legend(loc="outside right upper")
     figure.savefig(file, dpi=150)
     pyplot.close(figure)

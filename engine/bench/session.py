@@ -48,7 +48,7 @@ class Session:
     def serve(self) -> tuple[float, float]:
         """(ms to the first token of all sequences, ms a step after it) by the clock on the wall, as LLM decodes."""
         began = first = time.perf_counter()
-        for i, _ in enumerate(Loop(self.runner).run(self._sequences()), 1):
+        for i, _ in enumerate(Loop(self.runner).run(self.sequences()), 1):
             if i == self.load.batch:
                 first = time.perf_counter()
         last = time.perf_counter()
@@ -58,7 +58,7 @@ class Session:
         """Run the prompts; their pages are kept from now on, so `serve` no longer can be called."""
         runner = self.runner
         scheduler = Scheduler(runner.slots, runner.prefill_rows, runner.table)
-        for seq in self._sequences():
+        for seq in self.sequences():
             scheduler.add(seq)
         runner.admit(scheduler.admit())
         while chunks := scheduler.prefill():
@@ -82,6 +82,7 @@ class Session:
             marks.append(self.device.mark())
         return [self.device.elapsed(a, b) for a, b in pairwise(marks)]
 
-    def _sequences(self) -> list[Sequence]:
+    def sequences(self) -> list[Sequence]:
+        """New sequences of this load: greedy, until their length."""
         params, tokens = SamplingParams(ignore_eos=True), self.load.max_tokens + 1  # the prompt's last row gives one
         return [Sequence(prompt, params, self.load.seed, tokens, ()) for prompt in self._prompts]

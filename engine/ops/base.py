@@ -87,7 +87,7 @@ class Buffers:
 
 
 class Ops:
-    """Primitives raise NotImplementedError; composites are written in terms of them, to be overridden by fused kernels."""
+    """Primitives raise NotImplementedError; composites are written in terms of them, for fused kernels to override."""
 
     name: str  # "numpy", "cuda", "cublas"
     dtype: np.dtype  # T
@@ -180,7 +180,7 @@ class Ops:
         self.silu_mul(b.gate_up, b.ffn)
 
     def norm_head(self, c: ModelConfig, w: Any, b: Buffers, s: Step) -> None:
-        """b.logits = head of the final norm of the rows s.last of b.x; w.head_bias [V] float32 (or None) bans tokens."""
+        """b.logits = head of the final norm of rows s.last of b.x; w.head_bias [V] float32 (or None) bans tokens."""
         last = b.h[: len(s.last)]
         self.rms_norm(b.x, w.norm, c.eps, last, rows=s.last)
         self.linear(last, w.head, b.logits, bias=w.head_bias)

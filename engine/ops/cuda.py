@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import DeviceError, UnsupportedModel
+from .base import Buffers
 from .products import c_type, check_linear, expect
 from .rows import DeviceOps
-from .shapes import decode_shape, prefill_shape, row_stride, shared_limit
+from .shapes import DecodeShape, decode_shape, prefill_shape, row_stride, shared_limit
 
 DECODE_ROWS = 16  # the most columns a decode kernel takes
 
@@ -96,17 +97,13 @@ class CudaOps(DeviceOps):
         if rows > DECODE_ROWS:
             self._prefill(f"prefill_store<{self._t}, {kind}", weight, x, store)
             return
-        shape = decode_shape(weight.n, weight.k, self.dtype.itemsize)
-        staged = shape.launch(rows).staged and self._shared(weight, rows) <= shared_limit(self.device.arch)
-        source = "STAGED" if staged else "DIRECT"
-        head = [weight.data, x, None, np.float32(0), None, np.int32(rows), np.int32(weight.k)]
-        self._decode(f"decode_store<{self._t}, {kind}, {source}", weight, rows, [*head, *store], staged)
+        self._decode_plain(f"decode_store<{self._t}, {kind}", weight, x, [None], store)
 
     # -- composites -----------------------------------------------------------------------------------------------
 
     def norm_qkv(self, c, w, b, s, cache, rope):
         rows, weight = len(b.x), w.qkv
-        if c.qk_norm or weight.layout != "qkv" or not self._can_normalise(weight):
+        if c.qk_norm or weight.layout != "qkv":
             super().norm_qkv(c, w, b, s, cache, rope)  # a head norm needs whole heads, which no thread here holds
             return
         self._expect_norm("norm_qkv", b.x, w.attn_norm, weight)
@@ -117,27 +114,17 @@ class CudaOps(DeviceOps):
             expect("norm_qkv", "bias", w.qkv_bias, np.float32, (weight.n,))
         tail = [w.qkv_bias, rope, s.seqs, s.positions, s.table, np.int32(s.table.shape[1]), b.qkv, cache.k, cache.v,
                 np.int32(c.heads), np.int32(c.kv_heads), np.int32(c.head_dim)]  # fmt: skip
-        if rows > DECODE_ROWS:
-            self.rms_norm(b.x, w.attn_norm, c.eps, b.h)
-            self._prefill(f"prefill_qkv<{self._t}", weight, b.h, tail)
-        else:
-            head = [weight.data, b.x, w.attn_norm, np.float32(c.eps), np.int32(rows), np.int32(weight.k)]
-            self._decode(f"decode_qkv<{self._t}", weight, rows, [*head, *tail], True)
+        self._normed("qkv", c, weight, w.attn_norm, b, tail)
 
     def norm_gate_up(self, c, w, b):
         rows, weight = len(b.x), w.gate_up
-        if weight.layout != "gate_up" or not self._can_normalise(weight):
+        if weight.layout != "gate_up":
             super().norm_gate_up(c, w, b)
             return
         self._expect_norm("norm_gate_up", b.x, w.mlp_norm, weight)
         expect("norm_gate_up", "ffn", b.ffn, self.dtype, (rows, weight.n // 2))
         tail = [np.int32(weight.n // 2), b.ffn]
-        if rows > DECODE_ROWS:
-            self.rms_norm(b.x, w.mlp_norm, c.eps, b.h)
-            self._prefill(f"prefill_gate<{self._t}", weight, b.h, tail)
-        else:
-            head = [weight.data, b.x, w.mlp_norm, np.float32(c.eps), np.int32(rows), np.int32(weight.k)]
-            self._decode(f"decode_gate<{self._t}", weight, rows, [*head, *tail], True)
+        self._normed("gate", c, weight, w.mlp_norm, b, tail)
 
     def norm_head(self, c, w, b, s):
         """Always the decode kernel, up to 16 rows at a time: a row's logits have the same bits in every company."""
@@ -145,17 +132,17 @@ class CudaOps(DeviceOps):
         self._expect_norm("norm_head", b.x, w.norm, weight)
         expect("norm_head", "last", s.last, np.int32, (count,))
         check_linear("norm_head", (count, weight.n), np.dtype(np.float32), b.logits, w.head_bias, None)
-        fused = self._can_normalise(weight)
+        kernel = f"decode_store<{self._t}, float"
         for i in range(0, count, DECODE_ROWS):
             last, logits = s.last[i : i + DECODE_ROWS], b.logits[i : i + DECODE_ROWS]
             rows = len(last)
-            if fused:
+            tail = [np.int32(weight.n), np.int32(weight.span), w.head_bias, None, logits]
+            if self._normalises(weight, rows):
                 head = [weight.data, b.x, w.norm, np.float32(c.eps), last, np.int32(rows), np.int32(weight.k)]
-                tail = [np.int32(weight.n), np.int32(weight.span), w.head_bias, None, logits]
-                self._decode(f"decode_store<{self._t}, float, NORM", weight, rows, [*head, *tail], True)
+                self._decode(kernel, "NORM", weight, rows, [*head, *tail])
             else:
                 self.rms_norm(b.x, w.norm, c.eps, b.h[:rows], rows=last)
-                self.linear(b.h[:rows], weight, logits, bias=w.head_bias)
+                self._decode_plain(kernel, weight, b.h[:rows], [None], tail)
 
     # -- checks and launches ------------------------------------------------------------------------------------
 
@@ -163,23 +150,47 @@ class CudaOps(DeviceOps):
         expect(op, "x", x, np.float32, (len(x), weight.k))
         expect(op, "norm weight", norm, np.float32, (weight.k,))
 
-    def _shared(self, weight: PackedWeight, rows: int) -> int:
-        """Bytes of shared memory of a decode kernel that keeps its columns there."""
-        shape = decode_shape(weight.n, weight.k, self.dtype.itemsize)
-        return shape.reduction(rows) + 64 * shape.warps + rows * row_stride(weight.k) * self.dtype.itemsize
+    def _normed(self, kind: str, c: Any, weight: PackedWeight, norm: Any, b: Buffers, tail: list) -> None:
+        """A fused product of the normalised rows of b.x. However they are normalised, they have the same bits."""
+        rows = len(b.x)
+        if rows <= DECODE_ROWS and self._normalises(weight, rows):
+            head = [weight.data, b.x, norm, np.float32(c.eps), np.int32(rows), np.int32(weight.k)]
+            self._decode(f"decode_{kind}<{self._t}", "NORM", weight, rows, [*head, *tail])
+            return
+        self.rms_norm(b.x, norm, c.eps, b.h)
+        if rows > DECODE_ROWS:
+            self._prefill(f"prefill_{kind}<{self._t}", weight, b.h, tail)
+        else:
+            self._decode_plain(f"decode_{kind}<{self._t}", weight, b.h, [], tail)
 
-    def _can_normalise(self, weight: PackedWeight) -> bool:
-        """Whether 16 normalised rows fit. Not asked for the rows at hand: the bits must not depend on their number."""
-        return self._shared(weight, DECODE_ROWS) <= shared_limit(self.device.arch)
+    def _normalises(self, weight: PackedWeight, rows: int) -> bool:
+        """Whether a decode kernel takes float32 rows and normalises them itself: pays while they are few and short."""
+        longest = 256 * self._shape(weight).warps if rows == 1 else 768  # PRECOND of linear_decode.cu
+        return weight.k <= longest and self._shared("NORM", weight, rows) <= shared_limit(self.device.arch)
 
-    def _decode(self, kernel: str, weight: PackedWeight, rows: int, args: list, columns: bool) -> None:
-        """kernel: name and template arguments up to the shape's. columns: keeps x in shared memory."""
-        shape = decode_shape(weight.n, weight.k, self.dtype.itemsize)
-        launch = shape.launch(rows)
-        shared = self._shared(weight, rows) if columns else shape.reduction(rows)
+    def _shape(self, weight: PackedWeight) -> DecodeShape:
+        return decode_shape(weight.n, weight.k, self.dtype.itemsize)
+
+    def _shared(self, source: str, weight: PackedWeight, rows: int) -> int:
+        """Bytes of shared memory of a decode kernel."""
+        columns = 0 if source == "DIRECT" else rows * row_stride(weight.k) * self.dtype.itemsize
+        return self._shape(weight).reduction(rows) + columns + (weight.k if source == "NORM" else 0)
+
+    def _decode_plain(self, kernel: str, weight: PackedWeight, x: Any, index: list, tail: list) -> None:
+        """A decode kernel of rows x [R, K] T; index: [None] for kernels that could gather rows."""
+        rows = len(x)
+        staged = self._shape(weight).launch(rows).staged
+        fits = self._shared("STAGED", weight, rows) <= shared_limit(self.device.arch)
+        args = [weight.data, x, None, np.float32(0), *index, np.int32(rows), np.int32(weight.k), *tail]
+        self._decode(kernel, "STAGED" if staged and fits else "DIRECT", weight, rows, args)
+
+    def _decode(self, kernel: str, source: str, weight: PackedWeight, rows: int, args: list) -> None:
+        """kernel: name and template arguments up to the source."""
+        shape = self._shape(weight)
+        launch, shared = shape.launch(rows), self._shared(source, weight, rows)
         resident = max(1, min(launch.blocks, shared_limit(self.device.arch) // shared))
         grid = min(-(-weight.tiles // launch.tiles), self.device.multiprocessors * resident)
-        function = self.device.kernel("linear_decode.cu", f"{kernel}, {shape.template(rows)}>")
+        function = self.device.kernel("linear_decode.cu", f"{kernel}, {source}, {shape.template(rows)}>")
         self.device.launch(function, (grid,), (shape.warps * 32,), args, shared, dependent=True)
 
     def _prefill(self, kernel: str, weight: PackedWeight, x: Any, tail: list) -> None:

@@ -5,12 +5,14 @@ The one seam between the operations and the hardware: tests put an emulated devi
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import re
 import time
 from collections import Counter
-from collections.abc import Sequence
-from functools import cache, cached_property, lru_cache
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -155,8 +157,8 @@ class CupyDevice(Device):
         self.name = about["name"].decode()
         self.arch = about["major"] * 10 + about["minor"]
         self.multiprocessors, self.cache_bytes = about["multiProcessorCount"], about["l2CacheSize"]
-        self._functions: dict[tuple[str, str], Any] = {}
-        self._names: dict[str, str] = {}  # as compiled -> as asked for
+        self._functions: dict[tuple[str, str], _Function] = {}
+        self._configs: dict[tuple, Any] = {}
         attribute = driver.CUlaunchAttribute()
         attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
         value = driver.CUlaunchAttributeValue()
@@ -197,27 +199,39 @@ class CupyDevice(Device):
         if (file, name) not in self._functions:
             options = ("-std=c++17", f"-I{KERNELS}", f"-DHEADERS_{headers_hash()}")
             module = self._cupy.RawModule(code=kernel_source(file), options=options, name_expressions=[name])
-            function = self._functions[file, name] = module.get_function(name)
-            self._names[function.name] = name
+            kernel = module.get_function(name)
+            self._functions[file, name] = _Function(
+                name, kernel, self._driver.CUfunction(kernel.kernel.ptr), kernel.max_dynamic_shared_size_bytes
+            )
         return self._functions[file, name]
 
     def launch(self, kernel, grid, block, args, shared=0, dependent=False):
-        if shared > kernel.max_dynamic_shared_size_bytes:
-            kernel.max_dynamic_shared_size_bytes = shared
-        d = self._driver
-        config = d.CUlaunchConfig()
+        if shared > kernel.shared:
+            kernel.raw.max_dynamic_shared_size_bytes = kernel.shared = shared
+        key = grid, block, shared, dependent
+        config = self._configs.get(key)
+        if config is None:
+            config = self._configs[key] = self._config(*key)
+        # One 8-byte word an argument: a kernel reads the first bytes of it, as many as its parameter has.
+        words = (ctypes.c_uint64 * len(args))(*[_word(a) for a in args])
+        first = ctypes.addressof(words)
+        pointers = (ctypes.c_void_p * len(args))(*range(first, first + 8 * len(args), 8))
+        (status,) = self._driver.cuLaunchKernelEx(config, kernel.handle, ctypes.addressof(pointers), 0)
+        if status:
+            raise DeviceError(
+                f"launch of {kernel.name} with grid {grid}, block {block}, {shared} B shared: {status.name}"
+            )
+        self.launches[kernel.name] += 1
+
+    def _config(self, grid: Dim, block: Dim, shared: int, dependent: bool) -> Any:
+        """A CUlaunchConfig; kept, as making one takes longer than a launch."""
+        config = self._driver.CUlaunchConfig()
         config.gridDimX, config.gridDimY, config.gridDimZ = (*grid, 1, 1)[:3]
         config.blockDimX, config.blockDimY, config.blockDimZ = (*block, 1, 1)[:3]
         config.sharedMemBytes, config.hStream = shared, self.stream.ptr
         if dependent and self._dependent:
             config.attrs, config.numAttrs = self._dependent, 1
-        values, types = zip(*map(_argument, args), strict=True)
-        (status,) = d.cuLaunchKernelEx(config, d.CUfunction(kernel.kernel.ptr), (values, types), 0)
-        if status != d.CUresult.CUDA_SUCCESS:
-            raise DeviceError(
-                f"launch of {kernel.name} with grid {grid}, block {block}, {shared} B shared: {status.name}"
-            )
-        self.launches[self._names[kernel.name]] += 1
+        return config
 
     def mark(self):
         return self.stream.record()
@@ -242,22 +256,34 @@ def _driver_release() -> str:
     return found[1] if found else "unknown"
 
 
-@lru_cache(maxsize=1)
-def _ctypes() -> dict[str, Any]:
-    import ctypes
+@dataclass
+class _Function:
+    """A compiled kernel of CupyDevice."""
 
-    c = ctypes
-    return {"int32": c.c_int32, "int64": c.c_int64, "uint32": c.c_uint32, "uint64": c.c_uint64, "float32": c.c_float}
+    name: str  # as it was asked for
+    raw: Any  # cupy.RawKernel, which keeps the module loaded
+    handle: Any  # CUfunction
+    shared: int  # bytes of dynamic shared memory it may have so far
 
 
-def _argument(value: Any) -> tuple[Any, Any]:
-    """(value, ctypes type) of one kernel argument, as cuLaunchKernelEx wants it."""
-    import ctypes
+_WORDS: dict[type, Callable[[Any], int]] = {
+    type(None): lambda _: 0,
+    np.int32: int,
+    np.int64: int,
+    np.uint32: int,
+    np.uint64: int,
+    np.float32: lambda v: int(v.view(np.uint32)),
+}
 
-    if value is None:
-        return 0, ctypes.c_void_p
-    if isinstance(value, np.generic):
-        return value.item(), _ctypes()[value.dtype.name]
-    if hasattr(value, "data") and hasattr(value.data, "ptr"):
-        return value.data.ptr, ctypes.c_void_p
-    raise TypeError(f"kernel argument: expected a device array, a NumPy scalar or None, found {type(value).__name__}")
+
+def _word(value: Any) -> int:
+    """The bits of one kernel argument: a device array's address, a NumPy scalar's value, 0 for None."""
+    convert = _WORDS.get(type(value))
+    if convert is not None:
+        return convert(value)
+    pointer = getattr(getattr(value, "data", None), "ptr", None)
+    if pointer is None:
+        raise TypeError(
+            f"kernel argument: expected a device array, a NumPy scalar or None, found {type(value).__name__}"
+        )
+    return pointer

@@ -17,8 +17,9 @@ import numpy as np
 from ..sampling import sample
 from .base import PAGE, Ops
 from .device import HostDevice
+from .threads import helpers, one_blas_thread
 
-_BLOCK = 3 << 20  # bytes of a weight block: large enough for BLAS to use its threads, small enough to stay in L2 + L3
+_BLOCK = 1 << 19  # bytes of a block of a weight: it stays in the cache of a core, and BLAS multiplies it on one thread
 _ROUND = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16), "float32": None}
 
 
@@ -58,14 +59,18 @@ class NumpyOps(Ops):
 
     def linear(self, x, weight, out, bias=None, residual=None):
         y = np.empty(out.shape, np.float32) if residual is not None else out
-        if len(x) <= 16:
-            step = max(64, _BLOCK // (4 * weight.shape[1]) // 64 * 64)
-            for first in range(0, len(weight), step):
-                block = weight[first : first + step]
-                for r in range(len(x)):
-                    np.dot(block, x[r], out=y[r, first : first + step])
-        else:
-            np.matmul(x, weight.T, out=y)
+        rows, width = x.shape
+        step = max(64, _BLOCK // (4 * width) // 64 * 64)
+
+        def decode(first: int) -> None:
+            for r in range(rows):
+                np.dot(weight[first : first + step], x[r], out=y[r, first : first + step])
+
+        def prefill(first: int) -> None:
+            np.matmul(x, weight[first : first + step].T, out=y[:, first : first + step])
+
+        with one_blas_thread():
+            helpers().each(decode if rows <= 16 else prefill, range(0, len(weight), step))
         if bias is not None:
             y += bias
         if residual is not None:

@@ -69,7 +69,7 @@ class DecodeTile:
 def prefill_shared(itemsize: int, d: int) -> int:
     """Bytes of shared memory of attend_prefill.cu<T, d>; the same numbers as its Tile."""
     line = itemsize * d
-    keys = 32 if line > 512 else 64
+    keys = 16 if line > 512 else 32 if line > 256 else 64
     key_line = line + (128 + (64 if itemsize == 2 else 16) - line % 128) % 128
     size = keys * (key_line + line + 16)
     return 2 * size if 2 * size <= 96 * 1024 else size
@@ -111,8 +111,9 @@ class DeviceOps(Ops):
         expect("rms_norm", "out", out, self.dtype, (len(out), width))
         if rows is not None:
             expect("rms_norm", "rows", rows, I32, (len(out),))
-        name = f"rms_norm<{c_type(self.dtype)}, {1 if width % 4 else 4}>"
-        self._launch("norm.cu", name, (len(out),), 256, x, weight, rows, out, np.int32(width), np.float32(eps))
+        quads = width % 4 == 0
+        name, sizes = f"rms_norm<{c_type(self.dtype)}, {str(quads).lower()}>", (np.int32(width), np.float32(eps))
+        self._launch("norm.cu", name, (len(out),), 256, x, weight, rows, out, *sizes, shared=width if quads else 0)
 
     def head_norm(self, qkv, q_weight, k_weight, eps, heads, kv_heads):
         rows, d = len(qkv), len(q_weight)

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -31,6 +32,7 @@ KERNEL_FLAGS = [
     "-fsanitize=alignment,bounds,shift-exponent,integer-divide-by-zero", "-fno-sanitize-recover=all",
 ]  # fmt: skip
 RUNTIME_FLAGS = [*FLAGS, "-O3", "-march=native", "-Wall", "-Wextra", "-Werror"]
+KEPT = 30 * 86400
 _locks: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)  # by what is being compiled
 _INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.M)
 
@@ -46,11 +48,16 @@ def compiler() -> str | None:
     return next((found for name in names if (found := shutil.which(name))), None)
 
 
+@cache
 def cache_directory() -> Path:
-    """Where compiled kernels stay: ostinato/emulator in the user's cache directory."""
+    """Where compiled kernels stay for KEPT seconds: ostinato/emulator in the user's cache directory."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     directory = Path(base) / "ostinato" / "emulator"
     directory.mkdir(parents=True, exist_ok=True)
+    for old in directory.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another process may be faster
+            if time.time() - old.stat().st_mtime > KEPT:
+                old.unlink()
     return directory
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 LAYOUTS = {"bf16": (8, 7), "f16": (5, 10), "tf32": (8, 23)}  # exponent and mantissa bits; TF32 travels as float32
 PRODUCTS = {"bf16": "run_mma_bf16_m16n8k16", "f16": "run_mma_f16_m16n8k16", "tf32": "run_mma_tf32_m16n8k8"}
-KINDS = ("near", "wide", "all", "small", "small_large", "zeros", "cancel", "special")
+KINDS = ("near", "wide", "all", "small", "small_large", "zeros", "cancel", "special", "zero_large")
 
 
 def numbers(rng: np.random.Generator, layout: tuple[int, int], count: int, low: int, high: int) -> np.ndarray:
@@ -59,6 +59,11 @@ def product(format: str, kind: str, count: int) -> tuple[np.ndarray, np.ndarray,
         flip = (rng.random((count, 32, 1, 1)) < 0.8) & np.ones((1, 1, 2, pair), bool)
         a[:, :, 2:] = np.where(flip, a[:, :, :2] ^ np.uint32(1 << sum(layout)), a[:, :, 2:])
         b[:, :, 1] = b[:, :, 0]
+    if kind == "zero_large":  # in the first half of k, zeros times the largest numbers
+        a[:, :, :2] = 0
+        b[:, :, 0] = numbers(rng, layout, b[:, :, 0].size, 2 ** layout[0] - 10, 2 ** layout[0] - 3).reshape(
+            b[:, :, 0].shape
+        )
     d = sums(rng, count * 128).reshape(count, 32, 4)
     if pair == 2:
         a, b = (x[..., 0] | x[..., 1] << np.uint32(16) for x in (a, b))
@@ -81,7 +86,7 @@ def floats(count: int) -> np.ndarray:
 
 
 def launches(count: int):
-    """Every run: label, kernel, (grid, block), inputs, index of the array that is the output, as NumPy arrays."""
+    """Every run: label, kernel, (grid, block), arrays, which of them is the output."""
     for format, kernel in PRODUCTS.items():
         for kind in KINDS:
             a, b, d = product(format, kind, count)
@@ -91,9 +96,9 @@ def launches(count: int):
     yield "ldmatrix", "run_ldmatrix", (count, 32), [tiles, np.zeros((count, 4, 32, 4), np.uint32)], 1
     sizes = rng.integers(0, 17, (count, 32), dtype=np.int32)
     yield "cp_async", "run_cp_async", (count, 32), [tiles, sizes, np.zeros((count, 32, 4), np.uint32)], 2
-    x = floats(256 * count)
+    x = floats(256 * count).reshape(count, 256)
     yield "to_tf32", "run_to_tf32", (count, 256), [x, np.zeros(x.shape, np.uint32)], 1
     a, b = (rng.standard_normal((count, 32, n), dtype=np.float32) for n in (8, 4))
     yield "mma float", "run_mma_float", (count, 32), [a, b, np.zeros((count, 32, 4), np.float32)], 2
-    x = exponents(256 * count)
+    x = exponents(256 * count).reshape(count, 256)
     yield "exp2", "run_exp2", (count, 256), [x, np.zeros(x.shape, np.float32)], 1

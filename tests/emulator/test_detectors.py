@@ -38,6 +38,7 @@ CASES = [
     case("unwritten_shared", "differs at element 5", 3),
     case("missing_barrier", "depends on the order of threads", 3),
     case("reused_too_soon", "depends on the order of threads", 3),
+    case("warp_runs_ahead", "depends on the order of threads", 3),
     case("missing_warp_barrier", "depends on the order of threads", 3),
     case("atomic_order", "depends on the order of threads", 3),
     case("block_order", "depends on the order of threads", 3, grid=3),

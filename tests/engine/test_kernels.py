@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from ostinato.ops.cuda import CudaOps
 from ostinato.ops.device import Device
 from ostinato.runner import Runner
 
-OPTIONS = {"max_batch": 3, "max_len": 128, "cache_tokens": 512}
+OPTIONS: dict[str, Any] = {"max_batch": 3, "max_len": 128, "cache_tokens": 512}
 PROMPTS = [[1, 2, 3], [4], list(range(70)), [9, 8, 7, 6]]
 
 
@@ -28,7 +29,7 @@ def test_greedy_tokens_are_those_of_numpy(device: Device, name: str) -> None:
     assert got == complete(runner(c, **OPTIONS), [sequence(p, 5) for p in PROMPTS])
 
 
-@pytest.mark.parametrize(("dtype", "error"), [("float32", 0.02), ("float16", 0.05), ("bfloat16", 0.4)])
+@pytest.mark.parametrize(("dtype", "error"), [("float32", 1e-4), ("float16", 0.02), ("bfloat16", 0.15)])
 def test_logits_are_near_those_of_numpy(device: Device, dtype: str, error: float) -> None:
     c, ids = small("llama"), [1, 5, 9, 13, 17]
     expected = runner(c, **OPTIONS).logits(ids)

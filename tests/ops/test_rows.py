@@ -111,7 +111,16 @@ def test_advance(device):
 
 
 def test_buffers(device):
-    sizes = {"layers": 1, "hidden": 576, "heads": 9, "kv_heads": 3, "ffn": 1536, "vocab": 100, "max_len": 1000, "eps": 1e-5}
+    sizes = {
+        "layers": 1,
+        "hidden": 576,
+        "heads": 9,
+        "kv_heads": 3,
+        "ffn": 1536,
+        "vocab": 100,
+        "max_len": 1000,
+        "eps": 1e-5,
+    }
     b = RowOps(device, TYPES["bfloat16"]).buffers(ModelConfig("decoder", head_dim=64, **sizes), 16, 4)
     assert (b.scratch.slots, len(b.scratch.arrived), len(b.scratch.best)) == (4, 16 * 3, 4)
     assert len(b.scratch.partial) == 16 * 9 * 4 * 64

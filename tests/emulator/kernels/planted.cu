@@ -91,6 +91,20 @@ __global__ void __launch_bounds__(64) reused_too_soon(const float* x, float* out
 }
 
 template <bool wrong>
+__global__ void __launch_bounds__(64) warp_runs_ahead(const float* x, float* out) {
+    __shared__ float part[64];
+    float v = x[threadIdx.x], sum = 0.0f;
+    for (int i = 0; i < 3; i++) {
+        v = __shfl_xor_sync(0xffffffffu, v, 1);
+        part[threadIdx.x] = v * float(i);
+        __syncthreads();
+        sum += part[threadIdx.x ^ 32];
+        if (!wrong) __syncthreads();
+    }
+    out[threadIdx.x] = sum;
+}
+
+template <bool wrong>
 __global__ void __launch_bounds__(64) missing_warp_barrier(const float* x, float* out) {
     __shared__ float part[64];
     part[threadIdx.x] = x[threadIdx.x];

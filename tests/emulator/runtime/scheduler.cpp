@@ -28,12 +28,27 @@ uint64_t stack_canary = 0x5bd1e995c2b2ae35u;
 
 char* stack_of(const Thread& t) { return block->stacks + t.id * launch->stack_bytes; }
 
+Thread* ready_at(unsigned position) {
+    Thread& t = block->threads[block->order[position]];
+    return t.state == State::ready ? &t : nullptr;
+}
+
+// Schedules 0 and 1: a warp runs as far ahead of the others as it can. Others: anybody.
 Thread* next_ready() {
     unsigned n = threads_per_block, from = self ? block->position[self->id] : n - 1;
+    if (launch->seed > 1) {
+        from = unsigned(random_number() % n);
+    } else if (self) {
+        unsigned warp = self->id / 32;
+        for (unsigned i = from + 1; i < n && block->order[i] / 32 == warp; i++)
+            if (Thread* t = ready_at(i)) return t;
+        for (unsigned i = from + 1; i-- > 0 && block->order[i] / 32 == warp;)
+            if (Thread* t = ready_at(i)) return t;
+    }
     for (unsigned i = from + 1; i < n; i++)
-        if (Thread& t = block->threads[block->order[i]]; t.state == State::ready) return &t;
+        if (Thread* t = ready_at(i)) return t;
     for (unsigned i = 0; i <= from; i++)
-        if (Thread& t = block->threads[block->order[i]]; t.state == State::ready) return &t;
+        if (Thread* t = ready_at(i)) return t;
     return nullptr;
 }
 

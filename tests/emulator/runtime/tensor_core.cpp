@@ -4,7 +4,7 @@
 // the sum so far are shifted to the largest exponent among them, where each keeps `fraction` bits behind the binary
 // point and loses the rest; these integers are added exactly, and the sum is cut (not rounded) to float32. An exponent
 // is the one of the encoding: that of a product is the sum of its factors' exponents even if the product is 2 or more,
-// that of a subnormal number is the smallest exponent. Zeros have none.
+// that of a subnormal number is the smallest exponent of its format. Zeros have none; the largest is at least -133.
 
 #include "tensor_core.h"
 
@@ -17,7 +17,7 @@ Rules rules_tf32 = {8, 25};
 
 namespace {
 
-constexpr int no_exponent = -4000;
+constexpr int no_exponent = -4000, least_exponent = -133;
 
 struct Number {
     double value;
@@ -59,9 +59,9 @@ float add_special(const double* a, const double* b, float c) {
 // c + the sum of n products, n a constant so that the loops become vector instructions.
 template <int n>
 float add(const double* a, const int* ea, const double* b, const int* eb, float c, int fraction) {
-    int field = int(bits<uint32_t>(c) >> 23 & 255), exponent = c == 0.0f ? no_exponent : (field ? field : 1) - 127;
+    int field = int(bits<uint32_t>(c) >> 23 & 255), exponent = least_exponent;
+    if (c != 0.0f && (field ? field : 1) - 127 > exponent) exponent = (field ? field : 1) - 127;
     for (int i = 0; i < n; i++) exponent = ea[i] + eb[i] > exponent ? ea[i] + eb[i] : exponent;
-    if (exponent < no_exponent / 2) return 0.0f;  // nothing but zeros
     double scale = power_of_two(fraction - exponent);
     int64_t sum = int(c * scale);  // a conversion to an integer cuts
     for (int i = 0; i < n; i++) sum += int(a[i] * b[i] * scale);

@@ -1,0 +1,47 @@
+"""The CPU bodies of ptx.cuh give the bits that a GPU gave: recorded.npz was made by gpu_fragments.py on an H200."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from . import EmulatedDevice
+from .fragments import KINDS, PRODUCTS, launches
+
+HERE = Path(__file__).parent
+with np.load(HERE / "recorded.npz") as file:
+    RECORDED = {name: file[name] for name in file.files}
+CASES = {label: rest for label, *rest in launches(int(RECORDED.pop("count")))}
+DEVICE = str(RECORDED.pop("device"))
+KERNELS = [*PRODUCTS.values(), "run_ldmatrix", "run_cp_async", "run_to_tf32", "run_mma_float", "run_exp2"]
+
+
+@pytest.fixture(scope="module")
+def emulated(compiler) -> EmulatedDevice:
+    return EmulatedDevice(directory=HERE / "kernels", together={"fragments.cu": KERNELS})
+
+
+def run(device: EmulatedDevice, label: str) -> np.ndarray:
+    """The part of a case that was kept, on the CPU; as bits."""
+    kernel, (_, block), arrays, out = CASES[label]
+    count = len(RECORDED[label])
+    held = [device.upload(a[:count]) for a in arrays]
+    device.launch(device.kernel("fragments.cu", kernel), (count,), (block,), held)
+    return device.read(held[out]).view(np.uint32).reshape(count, -1)
+
+
+def test_every_case_was_recorded():
+    assert set(RECORDED) == set(CASES) and len(CASES) == len(KINDS) * len(PRODUCTS) + 5
+    assert "H200" in DEVICE
+
+
+@pytest.mark.parametrize("label", [label for label in CASES if label != "exp2"])
+def test_bits(emulated, label):
+    np.testing.assert_array_equal(run(emulated, label), RECORDED[label].view(np.uint32))
+
+
+def test_exp2_is_within_two_units_in_the_last_place(emulated):
+    found, recorded = (x.view(np.int32).astype(np.int64) for x in (run(emulated, "exp2"), RECORDED["exp2"]))
+    assert np.abs(found - recorded).max() <= 2

@@ -1,0 +1,155 @@
+"""The sampling kernel picks exactly the tokens that engine/sampling.py defines."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+from rows import F32, I32, RowOps, Scratch, step
+
+from ostinato import sampling
+from ostinato.errors import DeviceError
+from ostinato.ops.base import STOP_IDS, Sampling, Step
+
+
+def rules(n: int, vocab: int, **changes) -> Sampling:
+    """Of n sequences; a change is a number for all or a list of n."""
+    off = {
+        "temperature": 0,
+        "top_k": 0,
+        "top_p": 1,
+        "min_p": 0,
+        "repetition": 1,
+        "presence": 0,
+        "frequency": 0,
+        "seed": 0,
+    }
+    kinds = {"top_k": I32, "seed": np.uint64}
+    arrays = {k: np.full(n, np.array(v, kinds.get(k, F32))) for k, v in {**off, **changes}.items()}
+    stop_ids = np.full((n, STOP_IDS), -1, I32)
+    return Sampling(**arrays, stop_ids=stop_ids, stop_from=np.zeros(n, I32), counts=np.zeros((n, vocab), I32))
+
+
+def run(device, logits: np.ndarray, g: Sampling, positions: list[int]) -> np.ndarray:
+    """Tokens of the kernel, after comparing them and the counts with the definition's. Row i is sequence i, last[i] is
+    the other way round."""
+    n = len(logits)
+    s = step(device, range(n), positions, np.array(positions) + 1, np.zeros((n + 1, 1)))
+    s.last = device.upload(np.arange(n)[::-1].astype(I32))
+    spare = {f.name: np.concatenate([getattr(g, f.name), getattr(g, f.name)[:1]]) for f in fields(g)}
+    on_device = Sampling(**{k: device.upload(v) for k, v in spare.items()})
+    host = Step(*(device.read(getattr(s, f.name)) for f in fields(s)))
+    expected, out = np.zeros(n, I32), device.upload(np.full(n, -7, I32))
+    sampling.sample(logits[::-1], host, replace(g, counts=g.counts), expected)
+    none = device.empty((1,), F32)
+    work = Scratch(none, none, 0, none, device.upload(np.zeros(n, np.uint64)), device.upload(np.zeros(n, I32)))
+    RowOps(device, F32).sample(device.upload(logits[::-1]), s, on_device, out, work)
+    np.testing.assert_array_equal(device.read(out), expected)
+    np.testing.assert_array_equal(device.read(on_device.counts)[:n], g.counts)
+    assert not device.read(work.best).any() and not device.read(work.scanned).any()
+    return expected[::-1]
+
+
+def normal(seed: int, *shape: int, scale: float = 3.0) -> np.ndarray:
+    return (scale * np.random.default_rng(seed).standard_normal(shape)).astype(F32)
+
+
+@pytest.mark.parametrize("vocab", [1, 31, 1000, 1025, 9001, 49152])
+def test_greedy(device, vocab):
+    logits = normal(1, 3, vocab)
+    tokens = run(device, logits, rules(3, vocab), [3, 4, 5])
+    np.testing.assert_array_equal(tokens, logits.argmax(1))
+
+
+def test_greedy_ties_and_what_is_no_number(device):
+    logits = np.full((7, 2100), -1.0, F32)
+    logits[0, [2000, 700, 1500]] = 5
+    logits[1, [1, 2]] = [-0.0, 0.0]
+    logits[2, 2099] = np.nan
+    logits[3, 9] = -np.nan
+    logits[4, 5] = np.inf
+    logits[5] = -np.inf
+    logits[6, :2000] = -np.inf
+    assert run(device, logits, rules(7, 2100), [1] * 7).tolist() == [700, 1, -1, -1, -1, -1, 2000]
+    assert run(device, logits[2:6], rules(4, 2100, temperature=1, top_p=0.5), [1] * 4).tolist() == [-1] * 4
+
+
+CUTS = [
+    pytest.param({}, id="all"),
+    pytest.param({"top_k": 1}, id="top-1"),
+    pytest.param({"top_k": 40}, id="top-40"),
+    pytest.param({"top_p": 0.9}, id="top-p"),
+    pytest.param({"top_p": 1e-6}, id="top-p-tiny"),
+    pytest.param({"min_p": 0.2}, id="min-p"),
+    pytest.param({"min_p": 1}, id="min-p-one"),
+    pytest.param({"top_k": 300, "top_p": 0.7, "min_p": 0.01}, id="all-three"),
+]
+
+
+@pytest.mark.parametrize("spread", ["random", "ties", "peak", "flat"])
+@pytest.mark.parametrize("cut", CUTS)
+def test_sampled(device, cut, spread):
+    logits = normal(2, 4, 700)
+    if spread == "ties":
+        logits = np.round(logits)
+    if spread == "peak":
+        logits[:, 33] = 60  # every other weight is 0
+    if spread == "flat":
+        logits[:] = 0.25
+    g = rules(4, 700, temperature=[0.3, 0.8, 1, 2], seed=[1, 2**40, 2**64 - 1, 4], **cut)
+    run(device, logits, g, [0, 1, 70, 100_000])
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        pytest.param({"top_k": 3000, "top_p": 0.5}, id="candidates-suffice"),
+        pytest.param({"top_k": 5500}, id="top-k-beyond-candidates"),
+        pytest.param({"top_k": 5500, "top_p": 0.99}, id="both-beyond-candidates"),
+        pytest.param({"top_p": 0.999}, id="top-p-beyond-candidates"),
+    ],
+)
+def test_more_than_the_candidates_that_fit(device, cut):
+    """Nearly flat: thousands of tokens are kept, and the kernel has to search the row itself."""
+    run(device, normal(3, 1, 6000, scale=0.3), rules(1, 6000, temperature=1, seed=9, **cut), [17])
+
+
+def test_all_in_one_bin(device):
+    """More equal logits than candidates fit: the list is empty."""
+    run(device, np.zeros((1, 4500), F32), rules(1, 4500, temperature=1, top_k=7, top_p=0.6, seed=5), [2])
+
+
+@pytest.mark.parametrize("temperature", [0, 0.9])
+def test_penalties_and_bans(device, temperature):
+    rng = np.random.default_rng(6)
+    g = rules(4, 900, temperature=temperature, seed=[1, 2, 3, 4], repetition=[1, 1.3, 0.8, 1], presence=[0, 0.4, 0, -1],
+              frequency=[0, 0.2, 0, 0.7])  # fmt: skip
+    g.counts[:] = rng.integers(0, 6, g.counts.shape)
+    g.stop_ids[:, :3], g.stop_from[:] = rng.integers(0, 900, (4, 3)), [0, 30, 31, 32]
+    logits = normal(7, 4, 900)
+    for i in range(4):
+        logits[i, g.stop_ids[i, :3]] = 40  # sure to be taken unless banned
+    tokens = run(device, logits, g, [30] * 4)
+    assert [tokens[i] in g.stop_ids[i, :3] for i in range(4)] == [True, True, True, False]
+
+
+def test_sequence_of_draws_is_the_same_alone(device):
+    logits = normal(8, 3, 200)
+    g = rules(3, 200, temperature=1, seed=[5, 6, 7])
+    together = run(device, logits, g, [10, 11, 12])
+    for i in range(3):
+        alone = Sampling(**{f.name: getattr(g, f.name)[i : i + 1] for f in fields(g)})
+        assert run(device, logits[i : i + 1], alone, [10 + i])[0] == together[i]
+
+
+def test_order_of_threads_does_not_matter(shuffled):
+    g = rules(1, 9000, temperature=1, top_k=50, top_p=0.9, seed=3)
+    run(shuffled, normal(9, 1, 9000), g, [8])
+
+
+def test_names_what_is_wrong(device):
+    g = rules(2, 50)
+    g.top_k = g.top_k.astype(F32)
+    with pytest.raises(DeviceError, match=r"sample: expected top_k to be int32 \[3\], found float32 \[3\]"):
+        run(device, normal(1, 2, 50), g, [1, 1])
