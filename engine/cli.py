@@ -1,4 +1,4 @@
-"""The `ostinato` command: generate, chat, compare, bench, doctor.
+"""The `ostinato` command: generate, chat, compare, bench, tune, doctor.
 
 Entry point of setup.cfg. Text goes to stdout, everything else to stderr; with --json stdout is one object. An error of
 the engine is one line on stderr and exit status 2, Ctrl-C is 130, a closed pipe 141. Modules that cost time to import
@@ -15,6 +15,7 @@ import sys
 from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from . import tune
 from .bench import command as bench
 from .errors import EngineError, RequestError
 
@@ -69,6 +70,7 @@ def parser() -> Parser:
     compare.set_defaults(run=run_compare)
 
     bench.add_command(commands)
+    tune.add_command(commands)
 
     doctor = commands.add_parser(
         "doctor", help="what works here", description="What works here, and how to mend the rest."

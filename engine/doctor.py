@@ -189,7 +189,10 @@ def try_backend(name: str) -> str:
     error = np.abs(ops.device.read(out) - x.astype(np.float32) @ weight.astype(ops.dtype).astype(np.float32).T).max()
     if not error < 1e-3:
         raise ArithmeticError(f"a product of 16 x 64 x 64 is wrong by {error:.3g}")
-    return f"works ({ops.device.name}, {np.dtype(ops.dtype).name})"
+    shapes = getattr(ops, "shapes", None)
+    return (
+        f"works ({ops.device.name}, {np.dtype(ops.dtype).name}{f', launch shapes {shapes.source}' if shapes else ''})"
+    )
 
 
 def _line(e: BaseException) -> str:

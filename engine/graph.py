@@ -108,6 +108,7 @@ def program(device: Device, ops: Ops, make: Make, scope: str, label: str, report
     if gpu:
         eager()
         device.synchronize()
+        gc.collect()
     before = device.free_memory()
     recording = Recording(ops, run=gpu)
     parts = list(make(recording))
@@ -158,7 +159,6 @@ def _stream_capture(stream: Any, run: Callable[[], None]) -> Any:
 @contextmanager
 def _no_collection() -> Iterator[None]:
     """No garbage collection inside: it could free device memory or unload a module, which invalidates a capture."""
-    gc.collect()
     enabled = gc.isenabled()
     gc.disable()
     try:

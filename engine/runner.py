@@ -99,6 +99,8 @@ class Runner:
             self._buckets[rows] = self._bucket(rows, buffers, e.graph)
         progress(len(sizes), len(sizes))
         self._current, self._rows = self._buckets[sizes[0]], 0
+        if hasattr(self.device, "stream"):
+            self._warm_prefill()
 
     @property
     def buckets(self) -> tuple[int, ...]:
@@ -180,6 +182,13 @@ class Runner:
                 wanted = self.device.upload(np.arange(row, row + PAGE, dtype=np.int32))
                 self.ops.norm_head(self.c, plain, replace(b, logits=out), replace(s, last=wanted))
                 yield self.device.read(out)[: len(piece) - row]
+
+    def _warm_prefill(self) -> None:
+        """Compile the kernels of a prefill, which would else count as the first request's time: one spare tile."""
+        s = self._prompt_step([(self.slots, [0], 0)], [0])
+        b = self._run_prefill(s, 1)
+        self.ops.sample(b.logits, s, self._slots.sampling, b.tokens, b.scratch)
+        self.device.synchronize()
 
     def _prompt_step(self, pieces: list[tuple[int, list[int], int]], ends: list[int]) -> Step:
         """The Step of (slot, tokens, position of the first) pieces, each filled up to whole tiles with spare rows."""

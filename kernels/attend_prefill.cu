@@ -61,7 +61,7 @@ __device__ __forceinline__ void load_values(const T* values, int i, int d, int l
 template <class T, int D>
 struct Rows {
     static constexpr int KEYS = Tile<T, D>::KEYS;
-    static constexpr bool HELD = Tile<T, D>::BYTES <= 256;  // queries stay in registers
+    static constexpr bool HELD = sizeof(T) == 2 && D <= 128;  // queries stay in registers
 
     float acc[D / 8][4];  // dims 8 d + 2 q and the next: of row g, of row g + 8
     float largest[2], sum[2];

@@ -33,12 +33,26 @@ __device__ __forceinline__ void stage(const T* x, int rows, int k, T* staged) {
     __syncthreads();
 }
 
-constexpr int EACH = 2;        // quads a thread holds of a single row: K <= 4 EACH THREADS
-constexpr int ROW_QUADS = 6;   // quads a lane holds of one of several rows: K <= 128 ROW_QUADS
+constexpr int EACH = 2;       // quads a thread holds of a single row: K <= 4 EACH THREADS
+constexpr int ROW_QUADS = 6;  // quads a lane holds of one of several rows: K <= 128 ROW_QUADS
+
+// What normalise needs in shared memory: quad_squares [K / 4], then weight [K].
+__device__ __forceinline__ int norm_floats(int k) {
+    return k / 4 + k;
+}
+
+// Brings the norm's weight to shared memory; may run before grid_wait(), and ends with a barrier.   weight, copy [K]
+template <int THREADS>
+__device__ __forceinline__ void stage_norm(const float* weight, int k, float* copy) {
+    for (int i = threadIdx.x * 4; i < k; i += THREADS * 4) cp_async16(copy + i, weight + i);
+    cp_async_commit();
+    cp_async_wait<0>();
+    __syncthreads();
+}
 
 // staged[r] = T(x[i] / sqrt(mean(x[i]^2) + eps) * weight) with i = index[r], or r without an index. Ends with a barrier.
 // One row is shared out over the block, so that it is read in one go; of several, each belongs to a warp. The bits are
-// the same (norm.cuh).   x [*, K] float32, weight [K], quad_squares [K / 4] shared
+// the same (norm.cuh).   x [*, K] float32; weight [K] and quad_squares [K / 4] shared
 template <class T, int WARPS>
 __device__ __forceinline__ void normalise(const float* x, const int* index, const float* weight, float eps, int rows,
                                           int k, T* staged, float* quad_squares) {

@@ -13,7 +13,7 @@
 // SOURCE of x (columns.cuh): DIRECT, STAGED, or NORM, which normalises rows of the residual stream on the way in.
 // LAUNCH: grid at most the number of groups, ceil(tiles / TILES), block 32 * WARPS, dependent;
 //         dynamic shared memory: reduction, 2 * WARPS * TILES * COLS * 512 bytes; unless DIRECT also R * row_stride(K)
-//         elements of T; with NORM also K bytes.
+//         elements of T; with NORM also 5 K bytes.
 // PRECOND: K % 16 == 0; x 16-byte aligned; 1 <= R <= 8 * COLS; with NORM K <= 256 * WARPS if R = 1, else K <= 768.
 #include "columns.cuh"
 #include "epilogue.cuh"
@@ -44,12 +44,12 @@ __device__ __forceinline__ void product(const T* weight, const typename Input<T,
 #pragma unroll
     for (int u = 0; u < DEPTH; u++)
         if (warp + u * WARPS < tiles_k) load_weights(u, blockIdx.x, warp + u * WARPS);
-    if constexpr (SOURCE == NORM)  // constant, and cold: the weights have pushed it out of the cache since the last step
-        for (int i = threadIdx.x * 32; i < k; i += WARPS * 32 * 32) prefetch_l2(norm + i);
 #pragma unroll
     for (int u = 0; u < DEPTH; u++)
 #pragma unroll
         for (int r = 0; r < TILES; r++) pin_a<T>(a[r][u]);
+    float* quad_squares = red + 2 * RED;
+    if constexpr (SOURCE == NORM) stage_norm<WARPS * 32>(norm, k, quad_squares + k / 4);
     grid_wait();
 
     // The sums that this thread adds up over the warps: rows g and g + 8 of tile `part` of a group, one column.
@@ -59,8 +59,9 @@ __device__ __forceinline__ void product(const T* weight, const typename Input<T,
     if (mine(blockIdx.x)) epilogue.fetch(ahead, blockIdx.x * TILES + part, g, out_column);
 
     const T* column[COLS];  // a lane's four k of tile 0; those of the next tile are 16 elements further
-    T* staged = reinterpret_cast<T*>(red + 2 * RED + (SOURCE == NORM ? k / 4 : 0));
-    if constexpr (SOURCE == NORM) normalise<T, WARPS>(x, index, norm, eps, rows, k, staged, red + 2 * RED);
+    T* staged = reinterpret_cast<T*>(quad_squares + (SOURCE == NORM ? norm_floats(k) : 0));
+    if constexpr (SOURCE == NORM)
+        normalise<T, WARPS>(x, index, quad_squares + k / 4, eps, rows, k, staged, quad_squares);
     if constexpr (SOURCE == STAGED) stage<T, WARPS * 32>(x, rows, k, staged);
 #pragma unroll
     for (int c = 0; c < COLS; c++) {

@@ -24,22 +24,25 @@
 // -- matrix products: D += A B, one instruction a function ----------------------------------------------------------
 
 PTX void mma_bf16_m16n8k16(float (&d)[4], uint4 a, uint2 b) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
 }
 
 PTX void mma_f16_m16n8k16(float (&d)[4], uint4 a, uint2 b) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
 }
 
 // a: [row g, k q] [row g + 8, k q] [row g, k q + 4] [row g + 8, k q + 4], b: [k q] [k q + 4] of column g, as TF32 bits.
 PTX void mma_tf32_m16n8k8(float (&d)[4], uint4 a, uint2 b) {
-    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
 }
 
 // The nearest TF32 number (10 mantissa bits, ties away from zero), as float32 bits.
@@ -53,54 +56,66 @@ PTX unsigned to_tf32(float x) {
 // Lane l gives the address of row l % 8 of tile l / 8 (16 bytes, 16-byte aligned; x2 uses lanes 0 to 15 only) and gets
 // of each tile row l / 4, columns 2 (l % 4) and the next; _trans: column l / 4, rows 2 (l % 4) and the next.
 
-PTX unsigned shared_address(const void* p) { return static_cast<unsigned>(__cvta_generic_to_shared(p)); }
+PTX unsigned shared_address(const void* p) {
+    return static_cast<unsigned>(__cvta_generic_to_shared(p));
+}
 
 PTX uint4 ldmatrix_x4(const void* row) {
     uint4 r;
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "r"(shared_address(row)) : "memory");
+                 : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w)
+                 : "r"(shared_address(row))
+                 : "memory");
     return r;
 }
 
 PTX uint2 ldmatrix_x2(const void* row) {
     uint2 r;
     asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
-                 : "=r"(r.x), "=r"(r.y) : "r"(shared_address(row)) : "memory");
+                 : "=r"(r.x), "=r"(r.y)
+                 : "r"(shared_address(row))
+                 : "memory");
     return r;
 }
 
 PTX uint4 ldmatrix_x4_trans(const void* row) {
     uint4 r;
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "r"(shared_address(row)) : "memory");
+                 : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w)
+                 : "r"(shared_address(row))
+                 : "memory");
     return r;
 }
 
 PTX uint2 ldmatrix_x2_trans(const void* row) {
     uint2 r;
     asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
-                 : "=r"(r.x), "=r"(r.y) : "r"(shared_address(row)) : "memory");
+                 : "=r"(r.x), "=r"(r.y)
+                 : "r"(shared_address(row))
+                 : "memory");
     return r;
 }
 
 // -- asynchronous copies: 16 bytes, both addresses 16-byte aligned ----------------------------------------------------
 
 PTX void cp_async16(void* shared, const void* global) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(shared_address(shared)), "l"(global) : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");
 }
 
 // Copies the first `bytes` (0 to 16) and fills the rest with zeros; with 0 nothing is read.
 PTX void cp_async16(void* shared, const void* global, int bytes) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-                 :: "r"(shared_address(shared)), "l"(global), "r"(bytes) : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes)
+                 : "memory");
 }
 
-PTX void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+PTX void cp_async_commit() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
 
 // Waits until at most N of this thread's latest groups are still on their way; other threads need a barrier on top.
 template <int N>
 PTX void cp_async_wait() {
-    asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory");
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
 // -- dependent launch (sm_90 and later; nothing below) ----------------------------------------------------------------
@@ -119,19 +134,26 @@ PTX void grid_launch() {
 #endif
 }
 
-// -- loads and arithmetic -----------------------------------------------------------------------------------------------
+// -- loads and arithmetic
+// -----------------------------------------------------------------------------------------------
 
 // 16 bytes that are read once in this kernel: weights. The memory must not change while the kernel runs.
 PTX uint4 load_stream(const uint4* p) {
     uint4 v;
-    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+        : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+        : "l"(p));
     return v;
 }
 
 // Keeps the load of v above what follows (a grid_wait): the compiler would move it down to its first use.
-PTX void pin(uint4 v) { asm volatile("" :: "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory"); }
+PTX void pin(uint4 v) {
+    asm volatile("" ::"r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
 
-PTX void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" :: "l"(p)); }
+PTX void prefetch_l2(const void* p) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+}
 
 // 2^x within 2 units in the last place; results below 2^-126 are 0.
 PTX float exp2_approx(float x) {
@@ -143,7 +165,8 @@ PTX float exp2_approx(float x) {
 #undef PTX
 #endif  // OSTINATO_EMULATOR
 
-// -- D += A B for any storage type: mma<bf16>(d, a, b) ------------------------------------------------------------------
+// -- D += A B for any storage type: mma<bf16>(d, a, b)
+// ------------------------------------------------------------------
 
 template <class T>
 __device__ __forceinline__ void mma(float (&d)[4], uint4 a, uint2 b);

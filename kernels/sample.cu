@@ -7,8 +7,8 @@
 #include "ptx.cuh"
 #include "sample.cuh"
 
-constexpr int THREADS = 1024, WARPS = THREADS / 32;
-constexpr int BINS = 16 * 41, CANDIDATES = 4096, HELD = CANDIDATES / THREADS;
+constexpr int THREADS = 512, WARPS = THREADS / 32;
+constexpr int BINS = 8 * 41, CANDIDATES = 4096, HELD = CANDIDATES / THREADS;
 
 // A row while a token is drawn.
 struct Draw {
@@ -18,8 +18,8 @@ struct Draw {
 
     __device__ __forceinline__ float exponent_of(float x) const { return exponent(x, largest, temperature); }
 
-    // Sixteen bins an octave, the largest logits in bin 0. From bin BINS on, and before in part, weights are 0.
-    static __device__ __forceinline__ int bin(float y) { return int(-16.f * y); }
+    // Eight bins an octave, the largest logits in bin 0. From bin BINS on, and before in part, weights are 0.
+    static __device__ __forceinline__ int bin(float y) { return int(-8.f * y); }
 };
 
 // The largest bound for which measure(bound) >= need; measure falls as the bound rises. measure: block-wide.
@@ -51,7 +51,7 @@ __device__ __forceinline__ unsigned lowest_kept(const Draw& d, int top_k, float 
     if (threadIdx.x == 0) length = 0;
     __syncthreads();
     u64 total = 0;
-#pragma unroll 4
+#pragma unroll 8
     for (int v = threadIdx.x; v < d.size; v += THREADS) {
         float y = d.exponent_of(d.rules.logit(v));
         total += weight(y);
@@ -61,7 +61,7 @@ __device__ __forceinline__ unsigned lowest_kept(const Draw& d, int top_k, float 
     const u64 upto = block_scan<THREADS>(threadIdx.x < BINS ? bins[threadIdx.x] : 0);
     const int used = block_sum<THREADS>(upto <= CANDIDATES ? 1 : 0);  // bins
     const u64 weighty = block_max<THREADS>(upto);                     // tokens that have a weight
-#pragma unroll 4
+#pragma unroll 8
     for (int v = threadIdx.x; v < d.size; v += THREADS) {
         float x = d.rules.logit(v), y = d.exponent_of(x);
         if (d.bin(y) < used && weight(y)) list[atomicAdd(&length, 1u)] = order(x);
@@ -116,7 +116,7 @@ __device__ __forceinline__ int pick(const Draw& d, Weight kept, u64 random) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int length = (d.size + WARPS - 1) / WARPS;
     u64 sum = 0;
-#pragma unroll 4
+#pragma unroll 8
     for (int v = warp * length + lane; v < min(d.size, (warp + 1) * length); v += 32) sum += kept(d.rules.logit(v));
     u64 upto = block_scan<THREADS>(sum);
     const u64 target = __umul64hi(random, block_max<THREADS>(upto));
@@ -145,7 +145,7 @@ __device__ __forceinline__ int pick(const Draw& d, Weight kept, u64 random) {
 // logits [B, size]; last [B] rows of seqs and positions [R]; temperature to stop_from [S + 1], stop_ids [S + 1, 8],
 // counts [S + 1, size]; out [B]. best [B] and tickets [B] are 0 before and after.
 //
-// LAUNCH: grid (any; blocks share out a row, B), block 1024, dependent.
+// LAUNCH: grid (any; blocks share out a row, B), block 512, dependent.
 __global__ void __launch_bounds__(THREADS, 1)
     sample(const float* logits, const int* last, const int* seqs, const int* positions, const float* temperature,
            const int* top_k, const float* top_p, const float* min_p, const float* repetition, const float* presence,
@@ -166,7 +166,7 @@ __global__ void __launch_bounds__(THREADS, 1)
 
     // The largest, and of equals the first: order above, index from the end below.
     u64 mine = 0;
-#pragma unroll 4
+#pragma unroll 8
     for (int v = blockIdx.x * THREADS + threadIdx.x; v < size; v += gridDim.x * THREADS)
         mine = max(mine, u64(order(rules.logit(v))) << 32 | (0xffffffffu - v));
     mine = block_max<THREADS>(mine);

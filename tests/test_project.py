@@ -35,6 +35,7 @@ LAYERS = [
     ["llm"],
     [""],  # engine/__init__.py, the public names
     ["compare", "doctor", "bench"],
+    ["tune", "descent"],
     ["cli"],
 ]
 UPWARDS = {("engine/config.py", "engine.ops.base")}  # one number, imported where it is used

@@ -110,7 +110,7 @@ def decode(s: Settings, choose: Choose = loading.choose) -> Report:
     report = Report(s)
     for backend in s.backends:
         began = time.perf_counter()
-        ops, c, w = _open(s, backend, choose)
+        ops, c, w = open_model(s, backend, choose)
         ops.device.synchronize()
         report.config, report.machine = c, ops.device.about()
         report.dtypes[backend], report.load_s[backend] = ops.dtype.name, time.perf_counter() - began
@@ -127,7 +127,7 @@ def _tidy(device: Device) -> None:
     device.trim()
 
 
-def _open(s: Settings, backend: str, choose: Choose) -> tuple[Ops, ModelConfig, SimpleNamespace]:
+def open_model(s: Settings, backend: str, choose: Choose) -> tuple[Ops, ModelConfig, SimpleNamespace]:
     """A backend with the model's weights."""
     if s.config is not None:
         c = s.config

@@ -85,7 +85,7 @@ def operations(
     ops: Ops, c: ModelConfig, w: SimpleNamespace, load: Load, reader: Reader, ceiling: float
 ) -> list[Operation]:
     """Measure each kind of operation in the middle step of a load. ceiling: GB/s."""
-    session, calls, middle = _middle_step(ops, c, w, load)
+    session, calls, middle = middle_step(ops, c, w, load)
     kinds: dict[str, list[Call]] = {}
     for call in calls:
         kinds.setdefault(call.kind, []).append(call)
@@ -94,7 +94,7 @@ def operations(
     found = []
     for kind, chain in kinds.items():
         session.restart(middle)
-        ms = _chain_ms(ops, chain, None if kind in IN_CACHE else reader)
+        ms = chain_ms(ops, chain, None if kind in IN_CACHE else reader)
         us = max(ms - launch, 0) * 1e3 / len(chain) or 1e-3  # what is too fast to be seen
         rate = expected[kind] / us / 1e3
         kernels = sum((call.launched for call in chain), Counter())
@@ -125,7 +125,7 @@ class _Tap:
         return call
 
 
-def _middle_step(ops: Ops, c: ModelConfig, w: SimpleNamespace, load: Load) -> tuple[Session, list[Call], int]:
+def middle_step(ops: Ops, c: ModelConfig, w: SimpleNamespace, load: Load) -> tuple[Session, list[Call], int]:
     """The operations of the middle step, and a session whose cache and rows are as they were before it."""
     tap: Any = _Tap(ops, w)
     session, middle = Session(tap, c, w, "off", load), load.max_tokens // 2
@@ -139,7 +139,7 @@ def _middle_step(ops: Ops, c: ModelConfig, w: SimpleNamespace, load: Load) -> tu
     return session, tap.calls, middle
 
 
-def _chain_ms(ops: Ops, calls: list[Call], reader: Reader | None) -> float:
+def chain_ms(ops: Ops, calls: list[Call], reader: Reader | None) -> float:
     """Median time of the calls one after the other, as one graph; reader: first push everything out of the cache."""
 
     def parts(over: Any) -> Iterator[Part]:
@@ -159,5 +159,5 @@ def _chain_ms(ops: Ops, calls: list[Call], reader: Reader | None) -> float:
 
 def _launch_ms(ops: Ops, shortest: Call, reader: Reader) -> float:
     """What a graph costs beyond its operations: one of the shortest, less a call in a long chain of them."""
-    one, many = (_chain_ms(ops, [shortest] * n, None) for n in (1, MANY))
+    one, many = (chain_ms(ops, [shortest] * n, None) for n in (1, MANY))
     return max(0.0, one - (many - one) / (MANY - 1))

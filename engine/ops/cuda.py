@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from ..errors import DeviceError, UnsupportedModel
+from . import tuned
 from .base import Buffers
 from .products import c_type, check_linear, expect
 from .rows import DeviceOps
-from .shapes import DecodeShape, decode_shape, prefill_shape, row_stride, shared_limit
+from .shapes import DecodeShape, Shapes, prefill_shape, row_stride, shared_limit
 
 DECODE_ROWS = 16  # the most columns a decode kernel takes
 
@@ -41,6 +43,11 @@ class CudaOps(DeviceOps):
     """Products of packed weights by mma.sync, fused with norms before and RoPE, residual or SiLU after."""
 
     name = "cuda"
+
+    @cached_property
+    def shapes(self) -> Shapes:
+        """The launch shapes of decode products. DeviceError if a tuned file of this device is damaged."""
+        return tuned.shapes(self.device)
 
     @property
     def _t(self) -> str:
@@ -169,12 +176,12 @@ class CudaOps(DeviceOps):
         return weight.k <= longest and self._shared("NORM", weight, rows) <= shared_limit(self.device.arch)
 
     def _shape(self, weight: PackedWeight) -> DecodeShape:
-        return decode_shape(weight.n, weight.k, self.dtype.itemsize)
+        return self.shapes.decode(weight.n, weight.k, self.dtype.itemsize)
 
     def _shared(self, source: str, weight: PackedWeight, rows: int) -> int:
         """Bytes of shared memory of a decode kernel."""
         columns = 0 if source == "DIRECT" else rows * row_stride(weight.k) * self.dtype.itemsize
-        return self._shape(weight).reduction(rows) + columns + (weight.k if source == "NORM" else 0)
+        return self._shape(weight).reduction(rows) + columns + (5 * weight.k if source == "NORM" else 0)
 
     def _decode_plain(self, kernel: str, weight: PackedWeight, x: Any, index: list, tail: list) -> None:
         """A decode kernel of rows x [R, K] T; index: [None] for kernels that could gather rows."""

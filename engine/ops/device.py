@@ -83,6 +83,10 @@ class Device:
         """The __global__ function `name` (template arguments written out: "scale<bf16, 4>") of kernels/<file>."""
         raise NotImplementedError
 
+    def local_bytes(self, kernel: Any) -> int:
+        """Bytes of local memory a thread of a kernel has: of registers that were spilled."""
+        return 0
+
     def launch(self, kernel: Any, grid: Dim, block: Dim, args: Sequence[Any], shared: int = 0, dependent: bool = False):
         """Run a kernel. args: device arrays, NumPy scalars of the parameter's exact type, or None for a null pointer.
 
@@ -204,6 +208,9 @@ class CupyDevice(Device):
                 name, kernel, self._driver.CUfunction(kernel.kernel.ptr), kernel.max_dynamic_shared_size_bytes
             )
         return self._functions[file, name]
+
+    def local_bytes(self, kernel):
+        return kernel.raw.local_size_bytes
 
     def launch(self, kernel, grid, block, args, shared=0, dependent=False):
         if shared > kernel.shared:

@@ -52,9 +52,11 @@ class NumpyOps(Ops):
 
     def rms_norm(self, x, weight, eps, out, rows=None):
         x = x if rows is None else x[rows]
-        scale = np.square(x).mean(-1, keepdims=True)
-        scale += eps
-        np.multiply(x, 1 / np.sqrt(scale), out=out)
+        scale = np.add.reduce(x * x, -1, keepdims=True)
+        scale *= np.float32(1 / x.shape[-1])
+        scale += np.float32(eps)
+        np.sqrt(scale, out=scale)
+        np.divide(x, scale, out=out)
         out *= weight
 
     def linear(self, x, weight, out, bias=None, residual=None):
@@ -149,27 +151,29 @@ def _attend(q, visible, table, cache, window, out):
     low = max(0, int(visible.min()) - window) // PAGE if window else 0
     high = int(visible.max())
     pages = table[low : -(-high // PAGE)]
+    n, rows = len(pages), r * share
     k, v = _pages(cache.k, pages), _pages(cache.v, pages)
-    q = np.multiply(q.transpose(1, 0, 2, 3).reshape(groups, r * share, d), np.float32(1 / math.sqrt(d)))
-    score = np.empty((groups, r, share, len(pages), PAGE), np.float32)
-    np.matmul(q, k.swapaxes(2, 3), out=score.reshape(groups, r * share, len(pages), PAGE).transpose(2, 0, 1, 3))
-    hidden = _hidden(visible, window, low * PAGE, len(pages))
-    score = np.where(hidden, -np.inf, score) if r > 1 or window else score
-    tail = high - (low + len(pages) - 1) * PAGE  # tokens of the last page; what stands behind them nobody wrote
-    score[..., -1, tail:] = -np.inf
-    score -= score.max((3, 4), keepdims=True)
+    q = np.multiply(q.transpose(1, 0, 2, 3), np.float32(1 / math.sqrt(d))).reshape(groups, rows, d)
+    score = np.empty((groups, rows, n * PAGE), np.float32)
+    by_page = score.reshape(groups, rows, n, PAGE).transpose(2, 0, 1, 3)
+    np.matmul(q, k.swapaxes(2, 3), out=by_page)
+    if r > 1 or window:
+        np.copyto(score.reshape(groups, r, share, n * PAGE), -np.inf, where=_hidden(visible, window, low * PAGE, n))
+    tail = high - (low + n - 1) * PAGE  # tokens of the last page; what stands behind them nobody wrote
+    score[..., (n - 1) * PAGE + tail :] = -np.inf
+    score -= np.maximum.reduce(score, -1, keepdims=True)
     np.exp(score, out=score)
-    total = score.sum((3, 4)).transpose(1, 0, 2)[..., None]
-    p = score.reshape(groups, r * share, len(pages), PAGE).transpose(2, 0, 1, 3)
-    y = np.matmul(p[-1, :, :, :tail], v[-1, :, :tail])
-    if len(pages) > 1:
-        y += np.matmul(p[:-1], v[:-1]).sum(0)
-    np.divide(y.reshape(groups, r, share, d).transpose(1, 0, 2, 3), total, out=out)
+    total = np.add.reduce(score, -1, keepdims=True)
+    y = np.matmul(by_page[-1, :, :, :tail], v[-1, :, :tail])
+    if n > 1:
+        y += np.add.reduce(np.matmul(by_page[:-1], v[:-1]), 0)
+    y /= total
+    out[...] = y.reshape(groups, r, share, d).transpose(1, 0, 2, 3)
 
 
 def _hidden(visible, window, first, pages):
-    """Which tokens of the pages a row must not see.  [1, r, 1, pages, PAGE] bool"""
-    token = np.arange(first, first + pages * PAGE).reshape(1, 1, 1, pages, PAGE)
-    seen = visible.reshape(1, -1, 1, 1, 1)
+    """Which tokens of the pages a row must not see.  [1, r, 1, pages * PAGE] bool"""
+    token = np.arange(first, first + pages * PAGE)
+    seen = visible.reshape(1, -1, 1, 1)
     hidden = token >= seen
     return hidden | (token < seen - window) if window else hidden

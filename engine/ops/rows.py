@@ -22,7 +22,7 @@ from .products import c_type, expect
 HEAD_SIZES = (16, 32, 48, 64, 80, 96, 112, 128, 192, 256)
 DECODE_ROWS = 16  # more rows are a prefill, in tiles of PAGE
 SPLITS = 64  # most parts decode attention cuts a row into; as in attend_decode.cuh
-SAMPLED = 8192  # logits a block of sample looks at
+SAMPLED = 4096  # logits a block of sample looks at
 
 I32, F32 = np.dtype(np.int32), np.dtype(np.float32)
 _SAMPLING = {"top_k": I32, "stop_ids": I32, "stop_from": I32, "counts": I32, "seed": np.dtype(np.uint64)}  # else F32
@@ -209,7 +209,7 @@ class DeviceOps(Ops):
         rules = (g.temperature, g.top_k, g.top_p, g.min_p, g.repetition, g.presence, g.frequency, g.seed)
         arrays = (logits, s.last, s.seqs, s.positions, *rules, g.stop_ids, g.stop_from, g.counts, out)
         grid = (-(-vocab // SAMPLED), rows)
-        self._launch("sample.cu", "sample", grid, 1024, *arrays, scratch.best, scratch.scanned, np.int32(vocab))
+        self._launch("sample.cu", "sample", grid, 512, *arrays, scratch.best, scratch.scanned, np.int32(vocab))
 
     # -- checks and launches ------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ same bits in every shape.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -48,21 +49,63 @@ class DecodeShape:
         """Bytes of shared memory in which the warps' sums meet."""
         return 2 * self.warps * self.launch(rows).tiles * (1 if rows <= 8 else 2) * 512
 
+    def refusal(self, shared: int) -> str:
+        """Why no GPU, or none with `shared` bytes of shared memory a block, can launch it; "" if it can."""
+        if self.warps not in WARPS:
+            return f"warps: expected one of {WARPS}, found {self.warps}"
+        for name, rows in (("narrow", 8), ("wide", 16)):
+            launch, cols = self.launch(rows), rows // 8
+            for field, allowed in (("tiles", TILES), ("depth", DEPTHS), ("blocks", BLOCKS)):
+                if getattr(launch, field) not in allowed:
+                    return f"{name}.{field}: expected one of {allowed}, found {getattr(launch, field)}"
+            if launch.tiles * cols * 64 > self.warps * 32:
+                most = self.warps // (2 * cols)
+                return f"{name}.tiles: expected at most {most} with {self.warps} warps, found {launch.tiles}"
+            if self.warps * 32 * launch.blocks > THREADS:
+                most = THREADS // (self.warps * 32)
+                return f"{name}.blocks: expected at most {most} with {self.warps} warps, found {launch.blocks}"
+            if self.reduction(rows) > shared:
+                return (
+                    f"{name}: expected at most {shared} bytes of shared memory, found {self.reduction(rows)} for sums"
+                )
+        return ""
 
-# Measured choices, (N, K, bytes of T) -> shape. Everything else takes the rule below.
-DECODE: dict[tuple[int, int, int], DecodeShape] = {}
+
+# What a DecodeShape may be made of.
+WARPS, TILES, DEPTHS, BLOCKS = (4, 8, 12, 16), (1, 2, 4), tuple(range(1, 9)), (1, 2, 4)
+THREADS = 1024  # resident on a multiprocessor, of one kernel: more have too few registers each
+
+Key = tuple[int, int, int]  # of a matrix: N, K, bytes of T
+
+# Measured choices on an H200, in the order of their keys; `ostinato tune` prints lines for here.
+DECODE: dict[Key, DecodeShape] = {}
 
 
 @lru_cache(maxsize=1024)
 def decode_shape(n: int, k: int, itemsize: int) -> DecodeShape:
-    """The shape for a matrix [n, k]: from the table, else by the number of k tiles and rows."""
-    if (n, k, itemsize) in DECODE:
-        return DECODE[n, k, itemsize]
+    """The shape for a matrix [n, k]: from the table, else by the rule."""
+    return DECODE.get((n, k, itemsize)) or rule(n, k, itemsize)
+
+
+def rule(n: int, k: int, itemsize: int) -> DecodeShape:
+    """A shape by the number of k tiles and rows, for matrices that nobody has measured."""
     warps, depth = (16, 4) if k >= 1024 else (12, 3) if k >= 384 else (4, 2)
     if itemsize == 4:
         return DecodeShape(warps, Launch(1, 2, 1, False), Launch(1, 2, 1, True))
     wide = Launch(2, depth, 1, True) if n >= 8192 else Launch(1, depth, 2, True)
     return DecodeShape(warps, Launch(1, depth, 2, False), wide)
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The decode shape of every matrix on one device: tuned there, else the built-in one."""
+
+    tuned: Mapping[Key, DecodeShape]
+    source: str  # what doctor says of them
+
+    def decode(self, n: int, k: int, itemsize: int) -> DecodeShape:
+        """The shape for a matrix [n, k]."""
+        return self.tuned.get((n, k, itemsize)) or decode_shape(n, k, itemsize)
 
 
 def row_stride(k: int) -> int:

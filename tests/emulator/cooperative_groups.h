@@ -9,6 +9,8 @@ struct grid_group {
     void sync(EMU_SITE) const { emu::grid_sync({"grid sync", file, line}); }
 };
 
-inline grid_group this_grid() { return {}; }
+inline grid_group this_grid() {
+    return {};
+}
 
 }  // namespace cooperative_groups

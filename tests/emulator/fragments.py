@@ -1,9 +1,12 @@
 """Operands that show how an instruction rounds: the same on every machine, for gpu_fragments.py and its tests.
 
-Every kernel of kernels/fragments.cu is a row of KERNELS: how many blocks and threads, what goes in and what comes out.
+`cases` yields a run of every kernel of kernels/fragments.cu.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -85,20 +88,29 @@ def floats(count: int) -> np.ndarray:
     return numbers(rng, (8, 23), count, 0, 254).view(np.float32)
 
 
-def launches(count: int):
-    """Every run: label, kernel, (grid, block), arrays, which of them is the output."""
+class Case(NamedTuple):
+    """One run of a kernel of kernels/fragments.cu."""
+
+    label: str
+    kernel: str
+    block: int  # threads; the grid is the first size of the arrays
+    arrays: list[np.ndarray]  # arguments
+    output: int  # which of them
+
+
+def cases(count: int) -> Iterator[Case]:
+    """Every run, with operands for `count` blocks."""
     for format, kernel in PRODUCTS.items():
         for kind in KINDS:
-            a, b, d = product(format, kind, count)
-            yield f"{format} {kind}", kernel, (count, 32), [a, b, d], 2
+            yield Case(f"{format} {kind}", kernel, 32, list(product(format, kind, count)), 2)
     rng = np.random.default_rng(9)
     tiles = rng.integers(0, 1 << 32, (count, 32, 4), dtype=np.uint32)
-    yield "ldmatrix", "run_ldmatrix", (count, 32), [tiles, np.zeros((count, 4, 32, 4), np.uint32)], 1
+    yield Case("ldmatrix", "run_ldmatrix", 32, [tiles, np.zeros((count, 4, 32, 4), np.uint32)], 1)
     sizes = rng.integers(0, 17, (count, 32), dtype=np.int32)
-    yield "cp_async", "run_cp_async", (count, 32), [tiles, sizes, np.zeros((count, 32, 4), np.uint32)], 2
+    yield Case("cp_async", "run_cp_async", 32, [tiles, sizes, np.zeros((count, 32, 4), np.uint32)], 2)
     x = floats(256 * count).reshape(count, 256)
-    yield "to_tf32", "run_to_tf32", (count, 256), [x, np.zeros(x.shape, np.uint32)], 1
+    yield Case("to_tf32", "run_to_tf32", 256, [x, np.zeros(x.shape, np.uint32)], 1)
     a, b = (rng.standard_normal((count, 32, n), dtype=np.float32) for n in (8, 4))
-    yield "mma float", "run_mma_float", (count, 32), [a, b, np.zeros((count, 32, 4), np.float32)], 2
+    yield Case("mma float", "run_mma_float", 32, [a, b, np.zeros((count, 32, 4), np.float32)], 2)
     x = exponents(256 * count).reshape(count, 256)
-    yield "exp2", "run_exp2", (count, 256), [x, np.zeros(x.shape, np.float32)], 1
+    yield Case("exp2", "run_exp2", 256, [x, np.zeros(x.shape, np.float32)], 1)

@@ -18,7 +18,7 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from emulator.fragments import launches  # noqa: E402
+from emulator.fragments import cases  # noqa: E402
 
 RULES = [(group, fraction) for group in (4, 8, 16) for fraction in (23, 24, 25, 26, 27)]
 
@@ -30,11 +30,11 @@ def record(target: str, count: int) -> None:
     options = ("-std=c++17", f"-I{HERE.parents[1] / 'kernels'}")
     module = cupy.RawModule(code=(HERE / "kernels" / "fragments.cu").read_text(), options=options)
     results = {"count": np.array(count)}
-    for label, kernel, (grid, block), arrays, out in launches(count):
-        held = [cupy.asarray(a) for a in arrays]
-        module.get_function(kernel)((grid,), (block,), tuple(held))
-        results[label] = cupy.asnumpy(held[out])
-        print(label, results[label].shape, flush=True)
+    for case in cases(count):
+        held = [cupy.asarray(a) for a in case.arrays]
+        module.get_function(case.kernel)((count,), (case.block,), tuple(held))
+        results[case.label] = cupy.asnumpy(held[case.output])
+        print(case.label, results[case.label].shape, flush=True)
     about = cupy.cuda.runtime.getDeviceProperties(0)
     results["device"] = np.array(f"{about['name'].decode()} sm_{about['major']}{about['minor']}")
     np.savez_compressed(target, **results)  # pyright: ignore[reportArgumentType]
@@ -48,18 +48,19 @@ def compare(source: str) -> None:
         expected = {name: recorded[name] for name in recorded.files}
     print("recorded on", expected["device"])
     device = EmulatedDevice(directory=HERE / "kernels")
-    for label, kernel, (grid, block), arrays, out in launches(int(expected["count"])):
-        if label not in expected:
-            print(f"{label:18} was not recorded")
+    count = int(expected["count"])
+    for case in cases(count):
+        if case.label not in expected:
+            print(f"{case.label:18} was not recorded")
             continue
-        for group, fraction in RULES if "run_mma" in kernel else [(0, 0)]:
+        for group, fraction in RULES if "run_mma" in case.kernel else [(0, 0)]:
             if group:
                 build.runtime().emu_set_rules(group, fraction, group, fraction)
-            held = [device.upload(a) for a in arrays]
-            device.launch(device.kernel("fragments.cu", kernel), (grid,), (block,), held)
-            wanted, found = (x.view(np.uint32).reshape(-1) for x in (expected[label], held[out]))
-            line = f"{label:18} group {group:2} fraction {fraction}: {np.mean(wanted != found):8.4%} differ"
-            if label == "exp2":
+            held = [device.upload(a) for a in case.arrays]
+            device.launch(device.kernel("fragments.cu", case.kernel), (count,), (case.block,), held)
+            wanted, found = (x.view(np.uint32).reshape(-1) for x in (expected[case.label], held[case.output]))
+            line = f"{case.label:18} group {group:2} fraction {fraction}: {np.mean(wanted != found):8.4%} differ"
+            if case.label == "exp2":
                 line += f", at most {np.abs(wanted.view(np.int32).astype(np.int64) - found.view(np.int32)).max()} ulp"
             print(line, flush=True)
 
@@ -69,7 +70,7 @@ def keep(source: str) -> None:
     with np.load(source) as recorded:
         results = {name: recorded[name] for name in recorded.files}
     count = int(results["count"])
-    for label, *_ in launches(count):
+    for label in (case.label for case in cases(count)):
         if label in results:
             results[label] = results[label].reshape(count, -1)[: 64 if label.endswith(("small", "zero_large")) else 8]
     np.savez_compressed(HERE / "recorded.npz", **results)  # pyright: ignore[reportArgumentType]

@@ -11,7 +11,7 @@ import pytest
 from . import EmulatedDevice, KernelFault
 
 KERNELS = Path(__file__).parent / "kernels"
-PLANTED = re.findall(r"__launch_bounds__\(64\) (\w+)", (KERNELS / "planted.cu").read_text())
+PLANTED = re.findall(r"__launch_bounds__\(64\)\s+(\w+)", (KERNELS / "planted.cu").read_text())
 TOGETHER = {"planted.cu": ["first", *(f"{kernel}<{wrong}>" for kernel in PLANTED for wrong in ("true", "false"))]}
 
 

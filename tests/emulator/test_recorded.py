@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from . import EmulatedDevice
-from .fragments import KINDS, PRODUCTS, launches
+from .fragments import KINDS, PRODUCTS, cases
 
 HERE = Path(__file__).parent
 with np.load(HERE / "recorded.npz") as file:
     RECORDED = {name: file[name] for name in file.files}
-CASES = {label: rest for label, *rest in launches(int(RECORDED.pop("count")))}
+CASES = {case.label: case for case in cases(int(RECORDED.pop("count")))}
 DEVICE = str(RECORDED.pop("device"))
 KERNELS = [*PRODUCTS.values(), "run_ldmatrix", "run_cp_async", "run_to_tf32", "run_mma_float", "run_exp2"]
 
@@ -25,11 +25,10 @@ def emulated(compiler) -> EmulatedDevice:
 
 def run(device: EmulatedDevice, label: str) -> np.ndarray:
     """The part of a case that was kept, on the CPU; as bits."""
-    kernel, (_, block), arrays, out = CASES[label]
-    count = len(RECORDED[label])
-    held = [device.upload(a[:count]) for a in arrays]
-    device.launch(device.kernel("fragments.cu", kernel), (count,), (block,), held)
-    return device.read(held[out]).view(np.uint32).reshape(count, -1)
+    case, count = CASES[label], len(RECORDED[label])
+    held = [device.upload(a[:count]) for a in case.arrays]
+    device.launch(device.kernel("fragments.cu", case.kernel), (count,), (case.block,), held)
+    return device.read(held[case.output]).view(np.uint32).reshape(count, -1)
 
 
 def test_every_case_was_recorded():

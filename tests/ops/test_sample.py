@@ -6,11 +6,12 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-from rows import F32, I32, RowOps, Scratch, step
+from rows import F32, I32, RowOps, step
 
 from ostinato import sampling
 from ostinato.errors import DeviceError
 from ostinato.ops.base import STOP_IDS, Sampling, Step
+from ostinato.ops.rows import Scratch
 
 
 def rules(n: int, vocab: int, **changes) -> Sampling:

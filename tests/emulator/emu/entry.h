@@ -35,10 +35,14 @@ constexpr const char* numpy_name() {
     if constexpr (std::is_integral<U>::value) {
         constexpr bool s = std::is_signed<U>::value;
         switch (sizeof(U)) {
-            case 1: return s ? "int8" : "uint8";
-            case 2: return s ? "int16" : "uint16";
-            case 4: return s ? "int32" : "uint32";
-            case 8: return s ? "int64" : "uint64";
+            case 1:
+                return s ? "int8" : "uint8";
+            case 2:
+                return s ? "int16" : "uint16";
+            case 4:
+                return s ? "int32" : "uint32";
+            case 8:
+                return s ? "int64" : "uint64";
         }
     }
     return "";
@@ -81,8 +85,10 @@ struct Split<void (*)(All...)> {
     }
     template <class T>
     static T pick(void** arguments, size_t i) {
-        if constexpr (std::is_empty<T>::value) return {};
-        else return *static_cast<T*>(arguments[i]);
+        if constexpr (std::is_empty<T>::value)
+            return {};
+        else
+            return *static_cast<T*>(arguments[i]);
     }
 };
 

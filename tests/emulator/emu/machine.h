@@ -32,18 +32,18 @@ struct Copy {
 };
 
 struct Thread {
-    void* context;    // where the fiber goes on; see fibers.h
-    uint3 index;      // threadIdx
-    unsigned id;      // linear
+    void* context;  // where the fiber goes on; see fibers.h
+    uint3 index;    // threadIdx
+    unsigned id;    // linear
     State state;
-    Site site;        // why it waits
-    unsigned mask;    // at_warp: which lanes it waits for
-    const void* in;   // at_warp: what it gives to the collective
-    void* out;        // at_warp: where the result goes
+    Site site;                                     // why it waits
+    unsigned mask;                                 // at_warp: which lanes it waits for
+    const void* in;                                // at_warp: what it gives to the collective
+    void* out;                                     // at_warp: where the result goes
     void (*finish)(Thread* warp, unsigned lanes);  // at_warp: computes the results of all lanes
-    int vote;         // at_barrier: what it gives to __syncthreads_count and the like
-    bool waited;      // has called grid_wait
-    int group;        // cp.async groups committed
+    int vote;                                      // at_barrier: what it gives to __syncthreads_count and the like
+    bool waited;                                   // has called grid_wait
+    int group;                                     // cp.async groups committed
     std::vector<Copy> copies;
 };
 
@@ -59,12 +59,12 @@ struct Block {
     unsigned position[max_threads];  // its inverse
     uint3 index;                     // blockIdx
     unsigned alive, at_barrier, at_grid_sync, at_grid_wait;
-    int votes, true_votes;           // of the last barrier: threads, and those that voted true
-    bool waited;                     // some thread has called grid_wait
-    bool guarded;                    // runs as if the kernels before had not ended
+    int votes, true_votes;  // of the last barrier: threads, and those that voted true
+    bool waited;            // some thread has called grid_wait
+    bool guarded;           // runs as if the kernels before had not ended
     char* stacks;
-    char* shared;                    // static variables from here upwards
-    char* shared_end;                // dynamic shared memory ends here, at an unreadable page
+    char* shared;      // static variables from here upwards
+    char* shared_end;  // dynamic shared memory ends here, at an unreadable page
 };
 
 // Memory of the kernels before this one in a dependent chain, any of which may still run before grid_wait: not to be
@@ -80,9 +80,9 @@ struct Launch {
     unsigned grid[3], block[3];
     size_t dynamic_shared;
     void** arguments;
-    char* stacks;           // max_threads times stack_bytes
+    char* stacks;  // max_threads times stack_bytes
     size_t stack_bytes;
-    char* shared;           // shared_bytes, then an unreadable page
+    char* shared;  // shared_bytes, then an unreadable page
     size_t shared_bytes;
     uint64_t seed;          // schedule: 0 in order, 1 in reverse, others random
     unsigned poison;        // byte that unwritten shared memory is filled with
@@ -90,11 +90,11 @@ struct Launch {
     int hide;               // predecessors have written nothing yet when it starts
     const Region* regions;  // of the predecessors
     size_t region_count;
-    int triggered;          // out: 1 if a block called grid_launch, 2 if it did so before it waited
-    int fenced;             // out: a thread called __threadfence
-    char* message;          // out: what went wrong
+    int triggered;  // out: 1 if a block called grid_launch, 2 if it did so before it waited
+    int fenced;     // out: a thread called __threadfence
+    char* message;  // out: what went wrong
     size_t message_bytes;
-    int faulted;            // out: the kernel touched memory that it must not, at address fault
+    int faulted;  // out: the kernel touched memory that it must not, at address fault
     uintptr_t fault;
     uintptr_t instruction;  // out: of the code that made it
     int fault_is_write;

@@ -102,9 +102,13 @@ inline unsigned to_tf32(float x) {
     return (u + 0x1000u) & ~0x1fffu;
 }
 
-inline uint4 ldmatrix_x4(const void* row, EMU_SITE) { return emu::ldmatrix<4, false, uint4>("ldmatrix_x4", row, file, line); }
+inline uint4 ldmatrix_x4(const void* row, EMU_SITE) {
+    return emu::ldmatrix<4, false, uint4>("ldmatrix_x4", row, file, line);
+}
 
-inline uint2 ldmatrix_x2(const void* row, EMU_SITE) { return emu::ldmatrix<2, false, uint2>("ldmatrix_x2", row, file, line); }
+inline uint2 ldmatrix_x2(const void* row, EMU_SITE) {
+    return emu::ldmatrix<2, false, uint2>("ldmatrix_x2", row, file, line);
+}
 
 inline uint4 ldmatrix_x4_trans(const void* row, EMU_SITE) {
     return emu::ldmatrix<4, true, uint4>("ldmatrix_x4_trans", row, file, line);
@@ -120,23 +124,33 @@ inline void cp_async16(void* shared, const void* global, int bytes = 16) {
     emu::require_shared("cp_async16, to", shared);
     if (bytes < 0 || bytes > 16) emu::fail("cp_async16: expected 0 to 16 bytes, found %d", bytes);
     uint4 data{};
-    if (bytes == 16) data = *static_cast<const uint4*>(global);
-    else for (int i = 0; i < bytes; i++) reinterpret_cast<char*>(&data)[i] = static_cast<const char*>(global)[i];
+    if (bytes == 16)
+        data = *static_cast<const uint4*>(global);
+    else
+        for (int i = 0; i < bytes; i++) reinterpret_cast<char*>(&data)[i] = static_cast<const char*>(global)[i];
     emu::issue_copy(shared, data);
 }
 
-inline void cp_async_commit() { emu::commit_copies(); }
+inline void cp_async_commit() {
+    emu::commit_copies();
+}
 
 template <int N>
 inline void cp_async_wait() {
     emu::await_copies(N);
 }
 
-inline void grid_wait() { emu::grid_wait(); }
+inline void grid_wait() {
+    emu::grid_wait();
+}
 
-inline void grid_launch() { emu::grid_launch(); }
+inline void grid_launch() {
+    emu::grid_launch();
+}
 
-inline uint4 load_stream(const uint4* p) { return *p; }
+inline uint4 load_stream(const uint4* p) {
+    return *p;
+}
 
 inline void pin(uint4) {}
 

@@ -17,15 +17,19 @@ struct dim3 {
 };
 
 // T2 and T4 are as strictly aligned as on the GPU, so that a misaligned vector access is found.
-#define EMU_VECTOR(T, NAME)                                                                          \
-    struct alignas(2 * sizeof(T)) NAME##2 {                                                          \
-        T x, y;                                                                                      \
-    };                                                                                               \
-    struct alignas(sizeof(T) == 8 ? 16 : 4 * sizeof(T)) NAME##4 {                                    \
-        T x, y, z, w;                                                                                \
-    };                                                                                               \
-    inline NAME##2 make_##NAME##2(T x, T y) { return {x, y}; }                                       \
-    inline NAME##4 make_##NAME##4(T x, T y, T z, T w) { return {x, y, z, w}; }
+#define EMU_VECTOR(T, NAME)                                       \
+    struct alignas(2 * sizeof(T)) NAME##2 {                       \
+        T x, y;                                                   \
+    };                                                            \
+    struct alignas(sizeof(T) == 8 ? 16 : 4 * sizeof(T)) NAME##4 { \
+        T x, y, z, w;                                             \
+    };                                                            \
+    inline NAME##2 make_##NAME##2(T x, T y) {                     \
+        return {x, y};                                            \
+    }                                                             \
+    inline NAME##4 make_##NAME##4(T x, T y, T z, T w) {           \
+        return {x, y, z, w};                                      \
+    }
 EMU_VECTOR(float, float)
 EMU_VECTOR(double, double)
 EMU_VECTOR(int, int)
@@ -55,7 +59,9 @@ inline uint16_t float_to_bf16(float f) {
     return uint16_t((u + 0x7fffu + (u >> 16 & 1)) >> 16);
 }
 
-inline float bf16_to_float(uint16_t h) { return bits<float>(uint32_t(h) << 16); }
+inline float bf16_to_float(uint16_t h) {
+    return bits<float>(uint32_t(h) << 16);
+}
 
 inline uint16_t float_to_half(float f) {
     uint32_t u = bits<uint32_t>(f), sign = u >> 16 & 0x8000u, rest = u & 0x7fffffffu;
@@ -76,29 +82,37 @@ inline float half_to_float(uint16_t h) {
 }  // namespace emu
 
 // A 16-bit float: stored as bits, computed in float32, rounded after every operation as the GPU does.
-#define EMU_FLOAT16(NAME, FROM_FLOAT, TO_FLOAT)                                                      \
-    struct alignas(2) NAME {                                                                         \
-        uint16_t raw;                                                                                \
-        NAME() = default;                                                                            \
-        template <class N, class = std::enable_if_t<std::is_arithmetic<N>::value>>                   \
-        NAME(N n) : raw(emu::FROM_FLOAT(float(n))) {}                                                \
-        operator float() const { return emu::TO_FLOAT(raw); }                                        \
-        NAME& operator+=(NAME o) { return *this = NAME(float(*this) + float(o)); }                   \
-        NAME& operator-=(NAME o) { return *this = NAME(float(*this) - float(o)); }                   \
-        NAME& operator*=(NAME o) { return *this = NAME(float(*this) * float(o)); }                   \
-    };                                                                                               \
-    inline NAME operator+(NAME a, NAME b) { return NAME(float(a) + float(b)); }                      \
-    inline NAME operator-(NAME a, NAME b) { return NAME(float(a) - float(b)); }                      \
-    inline NAME operator*(NAME a, NAME b) { return NAME(float(a) * float(b)); }                      \
-    inline NAME operator/(NAME a, NAME b) { return NAME(float(a) / float(b)); }                      \
-    inline NAME operator-(NAME a) {                                                                  \
-        a.raw ^= 0x8000u;                                                                            \
-        return a;                                                                                    \
-    }                                                                                                \
-    struct alignas(4) NAME##2 {                                                                      \
-        NAME x, y;                                                                                   \
-        NAME##2() = default;                                                                         \
-        NAME##2(NAME a, NAME b) : x(a), y(b) {}                                                      \
+#define EMU_FLOAT16(NAME, FROM_FLOAT, TO_FLOAT)                                    \
+    struct alignas(2) NAME {                                                       \
+        uint16_t raw;                                                              \
+        NAME() = default;                                                          \
+        template <class N, class = std::enable_if_t<std::is_arithmetic<N>::value>> \
+        NAME(N n) : raw(emu::FROM_FLOAT(float(n))) {}                              \
+        operator float() const { return emu::TO_FLOAT(raw); }                      \
+        NAME& operator+=(NAME o) { return *this = NAME(float(*this) + float(o)); } \
+        NAME& operator-=(NAME o) { return *this = NAME(float(*this) - float(o)); } \
+        NAME& operator*=(NAME o) { return *this = NAME(float(*this) * float(o)); } \
+    };                                                                             \
+    inline NAME operator+(NAME a, NAME b) {                                        \
+        return NAME(float(a) + float(b));                                          \
+    }                                                                              \
+    inline NAME operator-(NAME a, NAME b) {                                        \
+        return NAME(float(a) - float(b));                                          \
+    }                                                                              \
+    inline NAME operator*(NAME a, NAME b) {                                        \
+        return NAME(float(a) * float(b));                                          \
+    }                                                                              \
+    inline NAME operator/(NAME a, NAME b) {                                        \
+        return NAME(float(a) / float(b));                                          \
+    }                                                                              \
+    inline NAME operator-(NAME a) {                                                \
+        a.raw ^= 0x8000u;                                                          \
+        return a;                                                                  \
+    }                                                                              \
+    struct alignas(4) NAME##2 {                                                    \
+        NAME x, y;                                                                 \
+        NAME##2() = default;                                                       \
+        NAME##2(NAME a, NAME b) : x(a), y(b) {}                                    \
     };
 EMU_FLOAT16(__nv_bfloat16, float_to_bf16, bf16_to_float)
 EMU_FLOAT16(__half, float_to_half, half_to_float)
@@ -108,22 +122,58 @@ typedef __nv_bfloat162 nv_bfloat162;
 typedef __half half;
 typedef __half2 half2;
 
-inline float __bfloat162float(__nv_bfloat16 h) { return h; }
-inline __nv_bfloat16 __float2bfloat16(float f) { return f; }
-inline __nv_bfloat16 __float2bfloat16_rn(float f) { return f; }
-inline float2 __bfloat1622float2(__nv_bfloat162 v) { return {float(v.x), float(v.y)}; }
-inline __nv_bfloat162 __floats2bfloat162_rn(float a, float b) { return {a, b}; }
-inline __nv_bfloat162 __float22bfloat162_rn(float2 v) { return {v.x, v.y}; }
-inline __nv_bfloat162 __halves2bfloat162(__nv_bfloat16 a, __nv_bfloat16 b) { return {a, b}; }
-inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 h) { return h.raw; }
-inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short u) { return emu::bits<__nv_bfloat16>(u); }
+inline float __bfloat162float(__nv_bfloat16 h) {
+    return h;
+}
+inline __nv_bfloat16 __float2bfloat16(float f) {
+    return f;
+}
+inline __nv_bfloat16 __float2bfloat16_rn(float f) {
+    return f;
+}
+inline float2 __bfloat1622float2(__nv_bfloat162 v) {
+    return {float(v.x), float(v.y)};
+}
+inline __nv_bfloat162 __floats2bfloat162_rn(float a, float b) {
+    return {a, b};
+}
+inline __nv_bfloat162 __float22bfloat162_rn(float2 v) {
+    return {v.x, v.y};
+}
+inline __nv_bfloat162 __halves2bfloat162(__nv_bfloat16 a, __nv_bfloat16 b) {
+    return {a, b};
+}
+inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 h) {
+    return h.raw;
+}
+inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short u) {
+    return emu::bits<__nv_bfloat16>(u);
+}
 
-inline float __half2float(__half h) { return h; }
-inline __half __float2half(float f) { return f; }
-inline __half __float2half_rn(float f) { return f; }
-inline float2 __half22float2(__half2 v) { return {float(v.x), float(v.y)}; }
-inline __half2 __floats2half2_rn(float a, float b) { return {a, b}; }
-inline __half2 __float22half2_rn(float2 v) { return {v.x, v.y}; }
-inline __half2 __halves2half2(__half a, __half b) { return {a, b}; }
-inline unsigned short __half_as_ushort(__half h) { return h.raw; }
-inline __half __ushort_as_half(unsigned short u) { return emu::bits<__half>(u); }
+inline float __half2float(__half h) {
+    return h;
+}
+inline __half __float2half(float f) {
+    return f;
+}
+inline __half __float2half_rn(float f) {
+    return f;
+}
+inline float2 __half22float2(__half2 v) {
+    return {float(v.x), float(v.y)};
+}
+inline __half2 __floats2half2_rn(float a, float b) {
+    return {a, b};
+}
+inline __half2 __float22half2_rn(float2 v) {
+    return {v.x, v.y};
+}
+inline __half2 __halves2half2(__half a, __half b) {
+    return {a, b};
+}
+inline unsigned short __half_as_ushort(__half h) {
+    return h.raw;
+}
+inline __half __ushort_as_half(unsigned short u) {
+    return emu::bits<__half>(u);
+}

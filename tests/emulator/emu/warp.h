@@ -5,7 +5,9 @@
 
 namespace emu {
 
-inline unsigned lane() { return self->id & 31; }
+inline unsigned lane() {
+    return self->id & 31;
+}
 
 template <class T>
 const T& given(Thread* warp, unsigned lane) {
@@ -36,8 +38,8 @@ T shuffle(const char* what, unsigned mask, T value, unsigned source, const char*
         each_lane(lanes, [&](unsigned l) {
             unsigned source = given<Shuffle<T>>(warp, l).source;
             if (!(lanes >> source & 1))
-                fail("%s at %s:%d: lane %u reads lane %u, which does not take part", warp[l].site.what, warp[l].site.file,
-                     warp[l].site.line, l, source);
+                fail("%s at %s:%d: lane %u reads lane %u, which does not take part", warp[l].site.what,
+                     warp[l].site.file, warp[l].site.line, l, source);
             result<T>(warp, l) = given<Shuffle<T>>(warp, source).value;
         });
     });
@@ -56,12 +58,42 @@ T reduce(const char* what, unsigned mask, T value, const char* file, int line) {
     return out;
 }
 
-struct Add { template <class T> T operator()(T a, T b) { return T(a + b); } };
-struct Min { template <class T> T operator()(T a, T b) { return b < a ? b : a; } };
-struct Max { template <class T> T operator()(T a, T b) { return a < b ? b : a; } };
-struct And { template <class T> T operator()(T a, T b) { return T(a & b); } };
-struct Or { template <class T> T operator()(T a, T b) { return T(a | b); } };
-struct Xor { template <class T> T operator()(T a, T b) { return T(a ^ b); } };
+struct Add {
+    template <class T>
+    T operator()(T a, T b) {
+        return T(a + b);
+    }
+};
+struct Min {
+    template <class T>
+    T operator()(T a, T b) {
+        return b < a ? b : a;
+    }
+};
+struct Max {
+    template <class T>
+    T operator()(T a, T b) {
+        return a < b ? b : a;
+    }
+};
+struct And {
+    template <class T>
+    T operator()(T a, T b) {
+        return T(a & b);
+    }
+};
+struct Or {
+    template <class T>
+    T operator()(T a, T b) {
+        return T(a | b);
+    }
+};
+struct Xor {
+    template <class T>
+    T operator()(T a, T b) {
+        return T(a ^ b);
+    }
+};
 
 inline unsigned ballot(const char* what, unsigned mask, bool vote, const char* file, int line) {
     return reduce<unsigned, Or>(what, mask, unsigned(vote) << lane(), file, line);
@@ -69,9 +101,12 @@ inline unsigned ballot(const char* what, unsigned mask, bool vote, const char* f
 
 }  // namespace emu
 
-// -- barriers of a block ------------------------------------------------------------------------------------------------
+// -- barriers of a block
+// ------------------------------------------------------------------------------------------------
 
-inline void __syncthreads(EMU_SITE) { emu::barrier(0, {"__syncthreads", file, line}); }
+inline void __syncthreads(EMU_SITE) {
+    emu::barrier(0, {"__syncthreads", file, line});
+}
 
 inline int __syncthreads_or(int p, EMU_SITE) {
     emu::barrier(p, {"__syncthreads_or", file, line});
@@ -88,7 +123,8 @@ inline int __syncthreads_count(int p, EMU_SITE) {
     return emu::block->true_votes;
 }
 
-// -- of a warp ----------------------------------------------------------------------------------------------------------
+// -- of a warp
+// ----------------------------------------------------------------------------------------------------------
 
 inline void __syncwarp(unsigned mask = ~0u, EMU_SITE) {
     emu::meet(mask, {"__syncwarp", file, line}, nullptr, nullptr, [](emu::Thread*, unsigned) {});
@@ -124,17 +160,23 @@ inline unsigned __ballot_sync(unsigned mask, int p, EMU_SITE) {
     return emu::ballot("__ballot_sync", mask, p != 0, file, line);
 }
 
-inline int __any_sync(unsigned mask, int p, EMU_SITE) { return emu::ballot("__any_sync", mask, p != 0, file, line) != 0; }
+inline int __any_sync(unsigned mask, int p, EMU_SITE) {
+    return emu::ballot("__any_sync", mask, p != 0, file, line) != 0;
+}
 
-inline int __all_sync(unsigned mask, int p, EMU_SITE) { return emu::ballot("__all_sync", mask, p == 0, file, line) == 0; }
+inline int __all_sync(unsigned mask, int p, EMU_SITE) {
+    return emu::ballot("__all_sync", mask, p == 0, file, line) == 0;
+}
 
-inline unsigned __activemask() { return emu::live_lanes(); }
+inline unsigned __activemask() {
+    return emu::live_lanes();
+}
 
-#define EMU_REDUCE(NAME, FOLD)                                                  \
-    template <class T>                                                          \
-    T NAME(unsigned mask, T value, EMU_SITE) {                                  \
-        static_assert(std::is_integral<T>::value && sizeof(T) == 4, #NAME);     \
-        return emu::reduce<T, emu::FOLD>(#NAME, mask, value, file, line);       \
+#define EMU_REDUCE(NAME, FOLD)                                              \
+    template <class T>                                                      \
+    T NAME(unsigned mask, T value, EMU_SITE) {                              \
+        static_assert(std::is_integral<T>::value && sizeof(T) == 4, #NAME); \
+        return emu::reduce<T, emu::FOLD>(#NAME, mask, value, file, line);   \
     }
 EMU_REDUCE(__reduce_add_sync, Add)
 EMU_REDUCE(__reduce_min_sync, Min)

@@ -1,14 +1,15 @@
-// The instructions of ptx.cuh, one a kernel, each lane with operands of its own: what gpu_fragments.py compares with the CPU.
+// The instructions of ptx.cuh, one a kernel, each lane with operands of its own: what gpu_fragments.py compares with
+// the CPU.
 #include "ptx.cuh"
 
 // A [n, 32] uint4, B [n, 32] uint2, D [n, 32] float4 in and out.   LAUNCH: grid n, block 32
-#define PRODUCT(NAME)                                                                        \
-    extern "C" __global__ void run_##NAME(const uint4* a, const uint2* b, float4* d) {       \
-        int i = blockIdx.x * 32 + threadIdx.x;                                               \
-        float4 v = d[i];                                                                     \
-        float sum[4] = {v.x, v.y, v.z, v.w};                                                 \
-        NAME(sum, a[i], b[i]);                                                               \
-        d[i] = make_float4(sum[0], sum[1], sum[2], sum[3]);                                  \
+#define PRODUCT(NAME)                                                                  \
+    extern "C" __global__ void run_##NAME(const uint4* a, const uint2* b, float4* d) { \
+        int i = blockIdx.x * 32 + threadIdx.x;                                         \
+        float4 v = d[i];                                                               \
+        float sum[4] = {v.x, v.y, v.z, v.w};                                           \
+        NAME(sum, a[i], b[i]);                                                         \
+        d[i] = make_float4(sum[0], sum[1], sum[2], sum[3]);                            \
     }
 PRODUCT(mma_bf16_m16n8k16)
 PRODUCT(mma_f16_m16n8k16)
@@ -50,7 +51,8 @@ extern "C" __global__ void run_exp2(const float* x, float* out) {
     out[i] = exp2_approx(x[i]);
 }
 
-// out [n] = the 3xTF32 product of one lane's operands: a [n, 32, 8], b [n, 32, 4], d [n, 32] float4.   LAUNCH: grid n, block 32
+// out [n] = the 3xTF32 product of one lane's operands: a [n, 32, 8], b [n, 32, 4], d [n, 32] float4.   LAUNCH: grid n,
+// block 32
 extern "C" __global__ void run_mma_float(const float* a, const float* b, float4* d) {
     int i = blockIdx.x * 32 + threadIdx.x;
     float x[8], y[4], sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};

@@ -9,24 +9,35 @@
 // -- memory -----------------------------------------------------------------------------------------------------------
 
 template <bool wrong>
-__global__ void __launch_bounds__(64) read_behind(const float* x, float* out) { out[threadIdx.x] = x[threadIdx.x + (wrong && threadIdx.x == 63)]; }
+__global__ void __launch_bounds__(64) read_behind(const float* x, float* out) {
+    out[threadIdx.x] = x[threadIdx.x + (wrong && threadIdx.x == 63)];
+}
 
 template <bool wrong>
-__global__ void __launch_bounds__(64) read_in_front(const float* x, float* out) { out[threadIdx.x] = x[int(threadIdx.x) - 2048 * wrong]; }
+__global__ void __launch_bounds__(64) read_in_front(const float* x, float* out) {
+    out[threadIdx.x] = x[int(threadIdx.x) - 2048 * wrong];
+}
 
 template <bool wrong>
-__global__ void __launch_bounds__(64) write_behind(const float* x, float* out) { out[threadIdx.x + (wrong && threadIdx.x == 63)] = x[threadIdx.x]; }
+__global__ void __launch_bounds__(64) write_behind(const float* x, float* out) {
+    out[threadIdx.x + (wrong && threadIdx.x == 63)] = x[threadIdx.x];
+}
 
 template <bool wrong>
-__global__ void __launch_bounds__(64) write_in_front(const float* x, float* out) { out[int(threadIdx.x) - wrong] = x[threadIdx.x]; }
+__global__ void __launch_bounds__(64) write_in_front(const float* x, float* out) {
+    out[int(threadIdx.x) - wrong] = x[threadIdx.x];
+}
 
 template <bool wrong>
-__global__ void __launch_bounds__(64) write_behind_odd(const float*, short* odd) {  // odd [5]: what follows is not 16-byte aligned
+__global__ void __launch_bounds__(64)
+    write_behind_odd(const float*, short* odd) {  // odd [5]: what follows is not 16-byte aligned
     if (threadIdx.x < 5 + wrong) odd[threadIdx.x] = 1;
 }
 
 template <bool wrong>
-__global__ void __launch_bounds__(64) null_pointer(const float* x, float* out) { out[threadIdx.x] = wrong ? *static_cast<const float*>(nullptr) : x[0]; }
+__global__ void __launch_bounds__(64) null_pointer(const float* x, float* out) {
+    out[threadIdx.x] = wrong ? *static_cast<const float*>(nullptr) : x[0];
+}
 
 template <bool wrong>
 __global__ void __launch_bounds__(64) misaligned(const float* x, float* out) {
@@ -57,7 +68,9 @@ __global__ void __launch_bounds__(64) dynamic_shared(const float* x, float* out)
 }
 
 template <bool wrong>
-__global__ void __launch_bounds__(64) division(const int* n, float* out) { out[threadIdx.x] = float(7 / (n[0] - wrong)); }  // n [1] = 1
+__global__ void __launch_bounds__(64) division(const int* n, float* out) {
+    out[threadIdx.x] = float(7 / (n[0] - wrong));
+}  // n [1] = 1
 
 // -- order ------------------------------------------------------------------------------------------------------------
 
@@ -206,9 +219,12 @@ __global__ void __launch_bounds__(64) matrix_misaligned(const float*, float* out
     out[threadIdx.x] = float(v.x);
 }
 
-// -- dependent launch: `first` writes out and reads x, the next one begins before it has ended ----------------------------
+// -- dependent launch: `first` writes out and reads x, the next one begins before it has ended
+// ----------------------------
 
-extern "C" __global__ void first(const float* x, float* out) { out[threadIdx.x] = x[threadIdx.x]; }
+extern "C" __global__ void first(const float* x, float* out) {
+    out[threadIdx.x] = x[threadIdx.x];
+}
 
 template <bool wrong>
 __global__ void __launch_bounds__(64) reads_early(const float* x, float* out) {
@@ -231,7 +247,8 @@ __global__ void __launch_bounds__(64) never_waits(const float* x, float* out) {
     out[threadIdx.x] = 1.0f;
 }
 
-// -- a grid barrier ---------------------------------------------------------------------------------------------------------
+// -- a grid barrier
+// ---------------------------------------------------------------------------------------------------------
 
 // out[b] = sum of what all blocks wrote before.   LAUNCH: grid 5; out [10]
 template <bool wrong>

@@ -8,17 +8,23 @@ namespace emu {
 
 void issue_copy(void* to, uint4 data) {
     bool at_once = launch->seed == 1 || (launch->seed > 1 && random_number() % 2);
-    if (at_once) memcpy(to, &data, sizeof data);
-    else self->copies.push_back({to, data, self->group});
+    if (at_once)
+        memcpy(to, &data, sizeof data);
+    else
+        self->copies.push_back({to, data, self->group});
 }
 
-void commit_copies() { self->group++; }
+void commit_copies() {
+    self->group++;
+}
 
 void await_copies(int allowed) {
     size_t kept = 0;
     for (const Copy& copy : self->copies) {
-        if (copy.group < self->group - allowed) memcpy(copy.to, &copy.data, sizeof copy.data);
-        else self->copies[kept++] = copy;
+        if (copy.group < self->group - allowed)
+            memcpy(copy.to, &copy.data, sizeof copy.data);
+        else
+            self->copies[kept++] = copy;
     }
     self->copies.resize(kept);
 }

@@ -86,7 +86,8 @@ extern "C" {
 }
 
 [[noreturn]] void __ubsan_handle_out_of_bounds_abort(Place* place, uintptr_t index) {
-    emu::fail("%s:%u: index %lld is outside a fixed-size array", place->file, place->line, static_cast<long long>(index));
+    emu::fail("%s:%u: index %lld is outside a fixed-size array", place->file, place->line,
+              static_cast<long long>(index));
 }
 
 [[noreturn]] void __ubsan_handle_shift_out_of_bounds_abort(Place* place, uintptr_t, uintptr_t) {

@@ -28,7 +28,9 @@ inline void* new_context(char* top, void (*entry)()) {
     return sp - 6;  // six registers of no importance
 }
 
-inline void switch_context(void** from, void* to) { emu_switch(from, to); }
+inline void switch_context(void** from, void* to) {
+    emu_switch(from, to);
+}
 
 }  // namespace emu
 

@@ -7,6 +7,16 @@ namespace emu {
 
 extern sigjmp_buf give_up;  // where fail() and faults go
 
+// scheduler.cpp
+extern void (*kernel)(void** arguments);
+extern unsigned threads_per_block;
+void start_block(Block& b, unsigned linear);  // all its threads ready
+void run_block(Block& b);                     // until they have ended, or all wait for other blocks
+void release(State state);                    // all threads of the current block in it are ready
+
+// launch.cpp
+void order(unsigned* out, unsigned n);  // the schedule's order of n things: as they are, reversed, or shuffled
+
 // faults.cpp
 void catch_faults();
 void release_faults();
@@ -17,8 +27,8 @@ void guard_regions();    // from here on as if the predecessors still ran
 void unguard_regions();  // they have ended
 
 // shared.cpp
-void prepare_shared();   // at the start of a launch
-void poison_shared();    // at the start of a block
-void check_shared();     // at its end: gaps between variables untouched?
+void prepare_shared();  // at the start of a launch
+void poison_shared();   // at the start of a block
+void check_shared();    // at its end: gaps between variables untouched?
 
 }  // namespace emu

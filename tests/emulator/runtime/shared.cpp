@@ -24,7 +24,9 @@ size_t dynamic_start(size_t alignment) {
 
 }  // namespace
 
-int new_slot() { return slots++; }
+int new_slot() {
+    return slots++;
+}
 
 void prepare_shared() {
     variables.assign(variables.size(), {0, 0});
@@ -53,7 +55,9 @@ void* place_static(int slot, size_t bytes, size_t alignment) {
     return block->shared + v.start;
 }
 
-void* place_dynamic(size_t alignment) { return block->shared + dynamic_start(alignment < 16 ? 16 : alignment); }
+void* place_dynamic(size_t alignment) {
+    return block->shared + dynamic_start(alignment < 16 ? 16 : alignment);
+}
 
 bool is_shared(const void* p, size_t bytes) {
     const char* c = static_cast<const char*>(p);

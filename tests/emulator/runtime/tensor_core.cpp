@@ -32,13 +32,17 @@ Number decode(unsigned word, int half) {
         int field = h >> 10 & 31;
         return {half_to_float(h), h & 0x7fff ? (field ? field : 1) - 15 : no_exponent};
     }
-    if (format == Format::bf16) word = half ? word & 0xffff0000u : word << 16;
-    else word &= 0xffffe000u;
+    if (format == Format::bf16)
+        word = half ? word & 0xffff0000u : word << 16;
+    else
+        word &= 0xffffe000u;
     int field = int(word >> 23 & 255);
     return {bits<float>(word), word & 0x7fffffffu ? (field ? field : 1) - 127 : no_exponent};
 }
 
-double power_of_two(int exponent) { return bits<double>(uint64_t(1023 + exponent) << 52); }
+double power_of_two(int exponent) {
+    return bits<double>(uint64_t(1023 + exponent) << 52);
+}
 
 // The float32 next to x towards zero.
 float cut(double x) {
@@ -93,17 +97,22 @@ void multiply(const Operands* const (&lanes)[32], int fraction) {
             int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
             float& d = lanes[lane]->d[i];
             for (int from = 0; from < k; from += group)
-                if (special_a[row] || special_b[column] || !std::isfinite(d)) d = add_special<group>(a[row] + from, b[column] + from, d);
-                else d = add<group>(a[row] + from, ea[row] + from, b[column] + from, eb[column] + from, d, fraction);
+                if (special_a[row] || special_b[column] || !std::isfinite(d))
+                    d = add_special<group>(a[row] + from, b[column] + from, d);
+                else
+                    d = add<group>(a[row] + from, ea[row] + from, b[column] + from, eb[column] + from, d, fraction);
         }
 }
 
 template <Format format, int k>
 void multiply(const Operands* const (&lanes)[32], Rules rules) {
     switch (rules.group) {
-        case 4: return multiply<format, k, 4>(lanes, rules.fraction);
-        case 8: return multiply<format, k, 8>(lanes, rules.fraction);
-        default: return multiply<format, k, k>(lanes, rules.fraction);
+        case 4:
+            return multiply<format, k, 4>(lanes, rules.fraction);
+        case 8:
+            return multiply<format, k, 8>(lanes, rules.fraction);
+        default:
+            return multiply<format, k, k>(lanes, rules.fraction);
     }
 }
 
@@ -111,9 +120,12 @@ void multiply(const Operands* const (&lanes)[32], Rules rules) {
 
 void tensor_core(Format format, const Operands* const (&lanes)[32]) {
     switch (format) {
-        case Format::bf16: return multiply<Format::bf16, 16>(lanes, rules_16_bit);
-        case Format::f16: return multiply<Format::f16, 16>(lanes, rules_16_bit);
-        case Format::tf32: return multiply<Format::tf32, 8>(lanes, rules_tf32);
+        case Format::bf16:
+            return multiply<Format::bf16, 16>(lanes, rules_16_bit);
+        case Format::f16:
+            return multiply<Format::f16, 16>(lanes, rules_16_bit);
+        case Format::tf32:
+            return multiply<Format::tf32, 8>(lanes, rules_tf32);
     }
 }
 

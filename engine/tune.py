@@ -1,0 +1,253 @@
+"""`ostinato tune`: launch shapes of the decode products, chosen by timing the whole decode step on this GPU.
+
+Called by cli.py; the search itself is descent.py, the file that is written ops/tuned.py. Kernel by kernel the choice
+misleads, as in the step every kernel starts while the one before it ends: so every shape is tried inside the step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import sys
+import time as clock
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from math import inf
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from .bench.command import numbers
+from .descent import Axis, Table, axes, descend, plausible
+from .errors import DeviceError, RequestError
+from .ops.shapes import DecodeShape, Key, Shapes, decode_shape, rule
+
+if TYPE_CHECKING:
+    from .bench.decode import Choose, Settings
+    from .config import ModelConfig
+
+OPERATIONS = {"norm_qkv": "qkv", "linear o": "o", "norm_gate_up": "gate_up", "linear down": "down", "norm_head": "head"}
+
+
+def add_command(commands: Any) -> None:
+    """Add `tune` to the subparsers of `ostinato`."""
+    p = commands.add_parser("tune", help="fit the kernels to this GPU", description="Choose launch shapes by timing.")
+    p.add_argument("model", metavar="MODEL", nargs="?", help="a model, as for generate; or --shape")
+    p.add_argument("--shape", metavar="NAME", help="random weights: smollm2-135m, llama-3.2-1b or llama-3.1-8b")
+    p.add_argument("--batch", type=numbers, default=(1, 16), metavar="N,N", help="sequences (1,16); one of them <= 8")
+    p.add_argument("--seconds", type=float, default=120, metavar="S", help="of search, once the model is loaded (120)")
+    p.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto", help="default: auto")
+    p.add_argument("--json", metavar="FILE", help="also write the choice and the times to a file")
+    p.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Tune, keep the result in the user's cache, print it; the exit status."""
+    from .bench.decode import Settings
+    from .bench.report import check_outputs
+    from .bench.synthetic import shape
+
+    if (args.model is None) == (args.shape is None):
+        raise RequestError(f"expected MODEL or --shape, found {'neither' if args.model is None else 'both'}")
+    if not 0 <= args.seconds < inf:
+        raise RequestError(f"seconds: expected 0 or more, found {args.seconds}")
+    config = shape(args.shape) if args.shape else None
+    settings = Settings(args.shape or args.model, config, args.batch, ("cuda",), ("step",), dtype=args.dtype)
+    check_outputs(args.json, None)
+    found = tune(settings, args.seconds)
+    print_choice(found)
+    if args.json:
+        Path(args.json).write_text(json.dumps(record(found), indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+class _Plan:
+    """Stands before a Device and notes what would be launched."""
+
+    def __init__(self, device: Any) -> None:
+        self._device = device
+        self.launches: list[tuple] = []  # (file, name), grid, block, shared
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._device, name)
+
+    def kernel(self, file: str, name: str) -> tuple[str, str]:
+        return file, name
+
+    def launch(self, kernel: Any, grid: Any, block: Any, args: Any, shared: int = 0, dependent: bool = False) -> None:
+        self.launches.append((kernel, grid, block, shared))
+
+
+class Steps:
+    """Decode steps of one model at several batch sizes, which can be timed with any table."""
+
+    def __init__(self, ops: Any, c: ModelConfig, w: SimpleNamespace, s: Settings) -> None:
+        from .bench.operations import middle_step
+        from .ops.shapes import shared_limit
+
+        self._ops, self._shared = ops, shared_limit(ops.device.arch)
+        self._steps = {batch: middle_step(ops, c, w, s.load(batch)) for batch in s.batches}
+        layer, size = w.layers[0], ops.dtype.itemsize
+        weights = {**{name: getattr(layer, name) for name in OPERATIONS.values() if name != "head"}, "head": w.head}
+        self.keys: dict[str, Key] = {name: (m.n, m.k, size) for name, m in weights.items()}
+
+    def ms(self, table: Table, batches: Iterable[int]) -> float:
+        """Median time of a captured step with these shapes, summed over the batch sizes."""
+        from .bench.operations import chain_ms
+
+        self._ops.shapes, total = Shapes(table, "being tuned"), 0.0
+        for batch in batches:
+            session, calls, middle = self._steps[batch]
+            session.restart(middle)
+            total += chain_ms(self._ops, calls, None)
+        return total
+
+    def search(self, start: Table, part: str, batches: tuple[int, ...], seconds: float) -> Table:
+        """The best table for one part of the shapes. Compiles ahead what the first round needs."""
+        end = clock.perf_counter() + seconds
+        every = axes(part)
+
+        def over() -> bool:
+            return clock.perf_counter() >= end
+
+        def limited(axis: Axis) -> Axis:
+            return lambda key, shape: self._usable(key, shape, axis, part, batches, over)
+
+        def time(table: Table) -> float:
+            try:
+                return self.ms(table, batches)
+            except DeviceError as e:
+                _say(f"skipped: {e}")
+                return inf
+
+        _say(f"{part}: batch {', '.join(map(str, batches))}, {seconds:.0f} s at most")
+        first = [(key, s) for key, shape in start.items() for axis in every for s in axis(key, shape)]
+        plans = [self._plan(key, s, batches) for key, s in first if plausible(key, s, part, self._shared)]
+        _say(f"{part}: compiled {self._compile(plans, over)} kernels, {end - clock.perf_counter():.0f} s left")
+        return descend(start, [limited(axis) for axis in every], time, over, _taken)
+
+    def _usable(
+        self, key: Key, shape: DecodeShape, axis: Axis, part: str, batches: tuple[int, ...], over: Callable[[], bool]
+    ) -> list[DecodeShape]:
+        """Those along an axis that can be launched, do not spill, and launch something else than `shape` and others."""
+        plans: dict[tuple, DecodeShape] = {}
+        for other in axis(key, shape):
+            if plausible(key, other, part, self._shared):
+                plans.setdefault(self._plan(key, other, batches), other)
+        plans.pop(self._plan(key, shape, batches), None)
+        self._compile(plans, over)
+        device = self._ops.device
+        return (
+            []
+            if over()
+            else [s for plan, s in plans.items() if not any(device.local_bytes(device.kernel(*k)) for k, *_ in plan)]
+        )
+
+    def _plan(self, key: Key, shape: DecodeShape, batches: tuple[int, ...]) -> tuple:
+        """What the operations on a matrix launch with this shape."""
+        ops = copy.copy(self._ops)
+        ops.device = plan = _Plan(self._ops.device)
+        ops.shapes = Shapes({key: shape}, "")
+        for batch in batches:
+            calls = {call.kind: call for call in self._steps[batch][1]}
+            for kind, name in OPERATIONS.items():
+                if self.keys[name] == key:
+                    getattr(ops, calls[kind].name)(*calls[kind].args, **calls[kind].kwargs)
+        return tuple(plan.launches)
+
+    def _compile(self, plans: Iterable[tuple], over: Callable[[], bool]) -> int:
+        """Compile in parallel what plans launch, as far as time allows; how many kernels that are."""
+        device = self._ops.device
+        names = list(dict.fromkeys(kernel for plan in plans for kernel, *_ in plan))
+        with ThreadPoolExecutor(os.cpu_count() if hasattr(device, "stream") else 1) as pool:
+            list(pool.map(lambda name: over() or device.kernel(*name), names))
+        return len(names)
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Choice:
+    """What was chosen for a model."""
+
+    settings: Settings
+    device: str
+    file: Path
+    matrices: dict[str, Key]  # name -> key
+    before: Table
+    after: Table
+    ms: dict[int, tuple[float, float]] = field(default_factory=dict)  # batch -> a step before, after
+
+
+def tune(s: Settings, seconds: float, choose: Choose | None = None) -> Choice:
+    """Search for `seconds`, half of them for R <= 8 and half for R > 8, and write the file of this GPU."""
+    from .bench.decode import open_model
+    from .load import choose as usual
+    from .ops import tuned
+
+    ops, c, w = open_model(s, "cuda", choose or usual)
+    device: Any = ops.device
+    file = tuned.path(device)
+    known = tuned.load(file, device)  # before the search, which a damaged file would make vain
+    steps = Steps(ops, c, w, s)
+    keys = list(dict.fromkeys(steps.keys.values()))
+    before = {key: known.get(key) or decode_shape(*key) for key in keys}
+    by_rule = {key: rule(*key) for key in keys}
+    parts = {"narrow": tuple(b for b in s.batches if b <= 8), "wide": tuple(b for b in s.batches if b > 8)}
+    steps.ms(before, s.batches)  # clocks and caches
+    best = min((by_rule, before), key=lambda table: steps.ms(table, s.batches)) if by_rule != before else before
+    for part, batches in parts.items():
+        if batches:
+            best = steps.search(best, part, batches, seconds / sum(map(bool, parts.values())))
+    found = Choice(s, device.name, file, steps.keys, before, best)
+    found.ms = {b: (steps.ms(before, [b]), steps.ms(best, [b])) for b in s.batches}
+    tuned.save(file, device, {**known, **best})
+    return found
+
+
+def record(found: Choice) -> dict[str, Any]:
+    """What --json writes."""
+    tables = {"before": found.before, "after": found.after}
+    shapes = [{"matrix": name, "n": key[0], "k": key[1], "itemsize": key[2],
+               **{when: asdict(table[key]) for when, table in tables.items()}}
+              for name, key in found.matrices.items()]  # fmt: skip
+    times = [{"batch": b, "before_ms": before, "after_ms": after} for b, (before, after) in found.ms.items()]
+    return {"model": found.settings.model, "device": found.device, "file": str(found.file), "shapes": shapes,
+            "steps": times}  # fmt: skip
+
+
+def print_choice(found: Choice) -> None:
+    """Tables on stdout, and lines for DECODE of ops/shapes.py."""
+    from rich.console import Console
+    from rich.table import Table as Columns
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    shapes = Columns("matrix", "N x K", "before", "after", title=f"{found.settings.model} on {found.device}")
+    for name, key in found.matrices.items():
+        before, after = _code(found.before[key]), _code(found.after[key])
+        shapes.add_row(name, f"{key[0]} x {key[1]}", before, "the same" if after == before else after)
+    times = Columns("batch", "ms before", "ms after", "x")
+    for batch, (before, after) in found.ms.items():
+        times.add_row(str(batch), f"{before:.4f}", f"{after:.4f}", f"{before / after:.3f}")
+    console.print(shapes, times)
+    for key, shape in sorted(found.after.items()):
+        print(f"    {key}: {_code(shape)},")
+    _say(f"written to {found.file}, which is used from now on")
+
+
+def _code(shape: DecodeShape) -> str:
+    """A shape as shapes.py has it, short enough for a line."""
+    launches = (f"Launch({v.tiles}, {v.depth}, {v.blocks}, {v.staged})" for v in (shape.narrow, shape.wide))
+    return f"DecodeShape({shape.warps}, {', '.join(launches)})"
+
+
+def _taken(key: Key, shape: DecodeShape, new: float, old: float) -> None:
+    _say(f"{new:.4f} ms instead of {old:.4f}: {key}: {_code(shape)}")
+
+
+def _say(what: str) -> None:
+    print(f"tune: {what}", file=sys.stderr, flush=True)
