@@ -139,12 +139,11 @@ class Steps:
                 plans.setdefault(self._plan(key, other, batches), other)
         plans.pop(self._plan(key, shape, batches), None)
         self._compile(plans, over)
+        return [] if over() else [shape for plan, shape in plans.items() if not self._spills(plan)]
+
+    def _spills(self, plan: tuple) -> bool:
         device = self._ops.device
-        return (
-            []
-            if over()
-            else [s for plan, s in plans.items() if not any(device.local_bytes(device.kernel(*k)) for k, *_ in plan)]
-        )
+        return any(device.local_bytes(device.kernel(*k)) for k, *_ in plan if k[0] == "linear_decode.cu")
 
     def _plan(self, key: Key, shape: DecodeShape, batches: tuple[int, ...]) -> tuple:
         """What the operations on a matrix launch with this shape."""

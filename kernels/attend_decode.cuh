@@ -1,4 +1,4 @@
-// One warp's part of decode attention: how a row's tokens are cut, and query heads against 16 or 32 of them in registers.
+// One warp's part of decode attention: how a row's tokens are cut, and query heads against 16 or 32 tokens at once.
 // attend_decode.cu says what it is for and puts the parts together.
 #pragma once
 #include "attend.cuh"
@@ -40,19 +40,19 @@ struct Choose<false, A, B> {
 // One warp's part of a split: 8 NT query heads against its tokens of each tile. Lane l has g = l / 4, q = l % 4.
 template <class T, int D, int NT>
 struct Part {
-    static constexpr bool AHEAD = sizeof(T) * D * NT <= 256;  // registers suffice to load a tile ahead
+    static constexpr bool AHEAD = sizeof(T) * D * NT <= 256;          // registers suffice to load a tile ahead
     static constexpr int TOKENS = AHEAD && sizeof(T) == 2 ? 32 : 16;  // of a warp in a tile
     static constexpr int TILE = WARPS * TOKENS;
-    static constexpr int HELD = AHEAD ? TOKENS / 16 : 1;  // 16-token blocks of keys and values in registers
+    static constexpr int HELD = AHEAD ? TOKENS / 16 : 1;  // 16-token blocks of values in registers
 
     using Load = typename Choose<AHEAD, PastL1, Plainly>::type;
 
     Pair<T> k[AHEAD ? TOKENS / 8 : 1][D / 8];  // of tokens 8 j + g
-    Pair<T> v[HELD][4][D / 16];    // of tokens 16 i + 2 q + {0, 1, 8, 9}
-    float acc[NT][D / 16][4];      // of a pair of dims: (lo, head 2 q) (lo, head 2 q + 1) (hi, 2 q) (hi, 2 q + 1)
-    float largest[NT], sum[NT];    // of heads g + 8 n; sum only over this lane's tokens
-    size_t rows;                   // where the warp's first token is in the keys, and in the values
-    int start;                     // the warp's first token
+    Pair<T> v[HELD][4][D / 16];                // of tokens 16 i + 2 q + {0, 1, 8, 9}
+    float acc[NT][D / 16][4];    // of a pair of dims: (lo, head 2 q) (lo, head 2 q + 1) (hi, 2 q) (hi, 2 q + 1)
+    float largest[NT], sum[NT];  // of heads g + 8 n; sum only over this lane's tokens
+    size_t rows;                 // where the warp's first token is in the keys, and in the values
+    int start;                   // the warp's first token
 
     __device__ __forceinline__ void clear() {
 #pragma unroll
@@ -63,14 +63,6 @@ struct Part {
 #pragma unroll
                 for (int e = 0; e < 4; e++) acc[n][i][e] = 0.f;
         }
-    }
-
-    // Key of token 8 j + g, or zeros if the row does not see it.
-    __device__ __forceinline__ void load_key(Pair<T> (&k)[D / 8], const T* keys, int j, const Cut& c, int lane) {
-        int t = 8 * j + lane / 4;
-#pragma unroll
-        for (int i = 0; i < D / 8; i++) k[i] = {};
-        if (start + t >= c.low && start + t < c.high) load_quarter<D>(keys + rows + t * D, lane % 4, Load(), k);
     }
 
     // The four values that belong together. Zeros matter: a weight of 0 does not make up for a NaN nobody wrote.
@@ -85,9 +77,15 @@ struct Part {
         }
     }
 
+    // Zeros for what the row does not see.
     __device__ __forceinline__ void load_keys(const T* keys, const Cut& c, int lane) {
 #pragma unroll
-        for (int j = 0; j < TOKENS / 8; j++) load_key(k[j], keys, j, c, lane);
+        for (int j = 0; j < TOKENS / 8; j++) {
+            int t = 8 * j + lane / 4;
+#pragma unroll
+            for (int i = 0; i < D / 8; i++) k[j][i] = {};
+            if (start + t >= c.low && start + t < c.high) load_quarter<D>(keys + rows + t * D, lane % 4, Load(), k[j]);
+        }
     }
 
     __device__ __forceinline__ void load_values(const T* values, const Cut& c, int lane) {

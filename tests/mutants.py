@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -137,18 +138,14 @@ def unchanged() -> str:
         return run_tests(Path(directory), sorted({test for mutant in MUTANTS for test in mutant.tests}))
 
 
-def report(number: int, mutant: Mutant) -> bool:
-    """Check one mutant and print its lines; was it caught?"""
+def report(number: int, mutant: Mutant) -> tuple[bool, str]:
+    """Check one mutant: was it caught, and the lines to print."""
     try:
         verdict, caught = f"caught by {check(mutant)}", True
     except (Survived, subprocess.TimeoutExpired) as e:
         verdict, caught = f"SURVIVED: {e}", False
-    print(
-        f"{number:2}. {mutant.kind}, kernels/{mutant.file}\n"
-        f"    - {mutant.original.strip()}\n    + {mutant.replacement.strip() or '(removed)'}\n    {verdict}",
-        flush=True,
-    )
-    return caught
+    change = f"- {mutant.original.strip()}\n+ {mutant.replacement.strip() or '(removed)'}\n{verdict}"
+    return caught, f"{number:2}. {mutant.kind}, kernels/{mutant.file}\n" + textwrap.indent(change, "    ")
 
 
 def main() -> int:
@@ -156,10 +153,13 @@ def main() -> int:
     if failed := unchanged():
         print(f"the tests fail without any mistake: {failed}")
         return 1
+    caught = 0
     with ThreadPoolExecutor(2) as pool:
-        caught = list(pool.map(report, range(1, len(MUTANTS) + 1), MUTANTS))
-    print(f"{sum(caught)} of {len(caught)} mistakes caught")
-    return 0 if all(caught) else 1
+        for was_caught, lines in pool.map(report, range(1, len(MUTANTS) + 1), MUTANTS):
+            print(lines, flush=True)
+            caught += was_caught
+    print(f"{caught} of {len(MUTANTS)} mistakes caught")
+    return 0 if caught == len(MUTANTS) else 1
 
 
 if __name__ == "__main__":

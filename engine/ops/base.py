@@ -159,8 +159,8 @@ class Ops:
         raise NotImplementedError
 
     def advance(self, s: Step, tokens: Array) -> None:
-        """The sampled tokens become the next step's input: ids = tokens, positions += 1, visible += 1; spare rows
-        (seqs == S) stay as they are.  Decode steps only: B == R"""
+        """The sampled tokens become the next step's input: ids = tokens (0 where there is none, -1), positions += 1,
+        visible += 1; spare rows (seqs == S) stay as they are.  Decode steps only: B == R"""
         raise NotImplementedError
 
     # -- composites: a decoder layer is norm_qkv, attend, linear, norm_gate_up, linear -----------------------------

@@ -122,7 +122,7 @@ class NumpyOps(Ops):
 
     def advance(self, s, tokens):
         real = s.seqs != len(s.table) - 1
-        s.ids[real] = tokens[real]
+        s.ids[real] = np.maximum(tokens[real], 0)
         s.positions[real] += 1
         s.visible[real] += 1
 

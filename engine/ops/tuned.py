@@ -98,4 +98,4 @@ def _fields(file: Path, key: str, value: Any, fields: Mapping[str, type]) -> Non
 
 
 def _bad(file: Path, problem: str) -> DeviceError:
-    return DeviceError(f"{file}: {problem}; remove the file, or tune again after that")
+    return DeviceError(f"{file}: {problem}; remove the file, and `ostinato tune` makes a new one")

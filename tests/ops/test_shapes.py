@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from instances import DECODE_SHAPES, PREFILL_SHAPES, TYPES
 
-from ostinato.ops.shapes import DECODE, PREFILL, decode_shape, prefill_shape, shared_limit
+from ostinato.ops.shapes import DECODE, PREFILL, DecodeShape, Launch, decode_shape, prefill_shape, rule, shared_limit
 
 MATRICES = [
     *((960, 576), (576, 576), (3072, 576), (576, 1536), (49152, 576)),
@@ -32,6 +32,36 @@ def test_order_of_sums_is_one_number_a_matrix():
     for key in [(960, 576, 2), (4096, 14336, 2), *DECODE]:
         shape = decode_shape(*key)
         assert {shape.template(rows).split(", ")[0] for rows in range(1, 17)} == {str(shape.warps)}
+
+
+SHAPE = DecodeShape(16, Launch(1, 4, 2, False), Launch(1, 4, 2, True))
+NARROW = DecodeShape(8, Launch(2, 3, 4, True), Launch(2, 2, 1, False))
+
+
+@pytest.mark.parametrize(
+    ("shape", "says"),
+    [
+        pytest.param(SHAPE, "", id="good"),
+        pytest.param(replace(SHAPE, warps=6), "warps: expected one of (4, 8, 12, 16), found 6", id="warps"),
+        pytest.param(replace(SHAPE, narrow=Launch(3, 1, 1, True)), "narrow.tiles: expected one of", id="tiles"),
+        pytest.param(replace(SHAPE, wide=Launch(1, 9, 1, True)), "wide.depth: expected one of", id="depth"),
+        pytest.param(replace(SHAPE, wide=Launch(1, 0, 1, True)), "wide.depth: expected one of", id="no-depth"),
+        pytest.param(replace(SHAPE, narrow=Launch(1, 1, 3, True)), "narrow.blocks: expected one of", id="blocks"),
+        pytest.param(replace(SHAPE, narrow=Launch(1, 1, 4, True)), "narrow.blocks: expected at most 2", id="threads"),
+        pytest.param(replace(NARROW, wide=Launch(4, 1, 1, True)), "wide.tiles: expected at most 2", id="sums"),
+        pytest.param(replace(SHAPE, wide=Launch(4, 1, 1, True)), "wide: expected at most 101376 bytes", id="shared"),
+    ],
+)
+def test_refusal(shape: DecodeShape, says: str) -> None:
+    found = shape.refusal(shared_limit(89))
+    assert found.startswith(says) and bool(found) == bool(says)
+
+
+def test_what_is_built_in_can_be_launched() -> None:
+    """By every GPU, whatever the rule gives; the table as well, and in order, so that a line is found."""
+    chosen = {**{(*key, size): rule(*key, size) for key in MATRICES for size in (2, 4)}, **DECODE}
+    assert {key: reason for key, s in chosen.items() if (reason := s.refusal(shared_limit(89)))} == {}
+    assert list(DECODE) == sorted(DECODE)
 
 
 @pytest.mark.parametrize("arch", [80, 86, 89, 90, 100, 120, 999])
