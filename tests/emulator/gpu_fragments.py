@@ -11,6 +11,7 @@ group, bits kept), how many results differ.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,26 +19,32 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from emulator.fragments import cases  # noqa: E402
+from emulator.fragments import Case, cases  # noqa: E402
 
 RULES = [(group, fraction) for group in (4, 8, 16) for fraction in (23, 24, 25, 26, 27)]
+
+
+def on_gpu(runs: Iterable[Case]) -> Iterator[tuple[str, np.ndarray]]:
+    """Run cases on the GPU; label and output of each."""
+    import cupy
+
+    options = ("-std=c++17", f"-I{HERE.parents[1] / 'kernels'}")
+    module = cupy.RawModule(code=(HERE / "kernels" / "fragments.cu").read_text(), options=options)
+    for case in runs:
+        held = [cupy.asarray(a) for a in case.arrays]
+        module.get_function(case.kernel)((len(case.arrays[0]),), (case.block,), tuple(held))
+        yield case.label, cupy.asnumpy(held[case.output])
 
 
 def record(target: str, count: int) -> None:
     """Run every case on the GPU and store the outputs."""
     import cupy
 
-    options = ("-std=c++17", f"-I{HERE.parents[1] / 'kernels'}")
-    module = cupy.RawModule(code=(HERE / "kernels" / "fragments.cu").read_text(), options=options)
-    results = {"count": np.array(count)}
-    for case in cases(count):
-        held = [cupy.asarray(a) for a in case.arrays]
-        module.get_function(case.kernel)((count,), (case.block,), tuple(held))
-        results[case.label] = cupy.asnumpy(held[case.output])
-        print(case.label, results[case.label].shape, flush=True)
+    results = {"count": np.array(count), **dict(on_gpu(cases(count)))}
     about = cupy.cuda.runtime.getDeviceProperties(0)
     results["device"] = np.array(f"{about['name'].decode()} sm_{about['major']}{about['minor']}")
     np.savez_compressed(target, **results)  # pyright: ignore[reportArgumentType]
+    print(f"recorded {len(results) - 2} cases on {results['device']}")
 
 
 def compare(source: str) -> None:
