@@ -9,12 +9,6 @@
 // not on the grid, not on the batch. All query heads of a k/v head ride in one mma, so k and v are read once.
 #include "attend_decode.cuh"
 
-#ifdef OSTINATO_EMULATOR
-constexpr bool EARLY = false;  // the emulator guards whole arrays: all of the cache, when one token is new
-#else
-constexpr bool EARLY = true;  // start on the tokens of earlier steps before grid_wait
-#endif
-
 // Shared memory while the warps' parts of a split are put together. Lines of 33 floats: neighbouring pairs of dims lie
 // in neighbouring lines and are read at once.
 template <int D, int NT>
@@ -133,7 +127,6 @@ __global__ void __launch_bounds__(THREADS, 1)
     constexpr int HEADS = 8 * NT;
     extern __shared__ float shared[];
     grid_launch();
-    if (!EARLY) grid_wait();
     const int row = blockIdx.z, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int group = heads / kv_heads, share = min(HEADS, group), chunks = (group + HEADS - 1) / HEADS;
     const int kv = blockIdx.y / chunks, chunk = blockIdx.y % chunks;

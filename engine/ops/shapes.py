@@ -78,7 +78,23 @@ THREADS = 1024  # resident on a multiprocessor, of one kernel: more have too few
 Key = tuple[int, int, int]  # of a matrix: N, K, bytes of T
 
 # Measured choices on an H200, in the order of their keys; `ostinato tune` prints lines for here.
-DECODE: dict[Key, DecodeShape] = {}
+DECODE: dict[Key, DecodeShape] = {
+    (576, 576, 2): DecodeShape(12, Launch(2, 3, 2, False), Launch(2, 3, 2, False)),
+    (576, 1536, 2): DecodeShape(16, Launch(2, 6, 1, False), Launch(1, 3, 2, False)),
+    (960, 576, 2): DecodeShape(12, Launch(1, 6, 1, False), Launch(1, 3, 2, True)),
+    (2048, 2048, 2): DecodeShape(16, Launch(2, 8, 1, False), Launch(1, 4, 2, False)),
+    (2048, 8192, 2): DecodeShape(16, Launch(1, 4, 1, False), Launch(1, 4, 2, True)),
+    (3072, 576, 2): DecodeShape(12, Launch(1, 3, 2, False), Launch(2, 3, 2, True)),
+    (3072, 2048, 2): DecodeShape(16, Launch(1, 5, 2, False), Launch(2, 2, 2, False)),
+    (4096, 4096, 2): DecodeShape(16, Launch(1, 4, 2, False), Launch(2, 2, 2, False)),
+    (4096, 14336, 2): DecodeShape(16, Launch(1, 4, 2, False), Launch(2, 2, 2, True)),
+    (6144, 4096, 2): DecodeShape(16, Launch(1, 4, 2, False), Launch(1, 4, 2, True)),
+    (16384, 2048, 2): DecodeShape(16, Launch(2, 3, 2, False), Launch(2, 4, 1, False)),
+    (28672, 4096, 2): DecodeShape(16, Launch(1, 4, 2, False), Launch(1, 6, 1, True)),
+    (49152, 576, 2): DecodeShape(12, Launch(2, 3, 2, False), Launch(2, 3, 1, True)),
+    (128256, 2048, 2): DecodeShape(16, Launch(1, 4, 2, False), Launch(2, 4, 1, True)),
+    (128256, 4096, 2): DecodeShape(16, Launch(1, 4, 2, False), Launch(2, 4, 1, True)),
+}
 
 
 @lru_cache(maxsize=1024)
@@ -92,7 +108,7 @@ def rule(n: int, k: int, itemsize: int) -> DecodeShape:
     warps, depth = (16, 4) if k >= 1024 else (12, 3) if k >= 384 else (4, 2)
     if itemsize == 4:
         return DecodeShape(warps, Launch(1, 2, 1, False), Launch(1, 2, 1, True))
-    wide = Launch(2, depth, 1, True) if n >= 8192 else Launch(1, depth, 2, True)
+    wide = Launch(2, depth, 1, True) if n >= 8192 and warps >= 8 else Launch(1, depth, 2, True)
     return DecodeShape(warps, Launch(1, depth, 2, False), wide)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from emulator import EmulatedDevice
 from small import MODELS, complete, runner, sequence
 
 from ostinato.loop import Loop
@@ -61,3 +62,11 @@ def _together(on: Runner) -> list[np.ndarray]:
     sequences = _sequences([0, 1, 2])
     events = [(e.seq, np.array(e.logits)) for e in Loop(on).run(sequences)]
     return [np.stack([row for seq, row in events if seq is wanted]) for wanted in sequences]
+
+
+def test_a_whole_model_under_every_schedule(shuffled: EmulatedDevice, device: Device) -> None:
+    """Three orders of threads agree on every launch, or the emulator raises; and with the order of one run."""
+    batch = [sequence(p, 3) for p in PROMPTS]
+    got = complete(runner(small("mistral"), CudaOps(shuffled, "bfloat16"), **OPTIONS), batch)
+    again = [sequence(p, 3) for p in PROMPTS]
+    assert got == complete(runner(small("mistral"), CudaOps(device, "bfloat16"), **OPTIONS), again)

@@ -84,11 +84,11 @@ def test_prefill_prefers_large_tiles_only_when_they_fill_the_gpu():
 
 @pytest.mark.parametrize("t", TYPES)
 def test_instances_are_complete(t):
-    """Every shape that the rule and the table give is compiled by the tests for every GPU."""
+    """Every shape that the rule and the table give is compiled by the tests for every GPU; the table's as bf16 only."""
     itemsize = 4 if t == "float" else 2
     narrow, wide = DECODE_SHAPES[t]
-    for n, k in [*MATRICES, *((n, k) for n, k, size in DECODE if size == itemsize)]:
-        shape = decode_shape(n, k, itemsize)
+    measured = [] if t == "half" else [shape for (_, _, size), shape in DECODE.items() if size == itemsize]
+    for shape in [*(rule(n, k, itemsize) for n, k in MATRICES), *measured]:
         assert shape.template(8) in narrow and shape.template(16) in wide
     assert [s.template for s in PREFILL[itemsize]] == PREFILL_SHAPES[t]
 
