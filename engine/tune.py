@@ -194,7 +194,7 @@ def tune(s: Settings, seconds: float, choose: Choose | None = None) -> Choice:
     known = tuned.load(file, device)  # before the search, which a damaged file would make vain
     steps = Steps(ops, c, w, s)
     keys = list(dict.fromkeys(steps.keys.values()))
-    before = {key: known.get(key) or decode_shape(*key) for key in keys}
+    before = {key: known.get(key) or decode_shape(*key, ops.device.arch) for key in keys}
     by_rule = {key: rule(*key) for key in keys}
     parts = {"narrow": tuple(b for b in s.batches if b <= 8), "wide": tuple(b for b in s.batches if b > 8)}
     steps.ms(before, s.batches)  # clocks and caches

@@ -34,7 +34,11 @@ __device__ __forceinline__ void stage(const T* x, int rows, int k, T* staged) {
 }
 
 constexpr int EACH = 2;       // quads a thread holds of a single row: K <= 4 EACH THREADS
-constexpr int ROW_QUADS = 6;  // quads a lane holds of one of several rows: K <= 128 ROW_QUADS
+constexpr int ROW_QUADS = 5;  // quads a lane holds of one of several rows: K <= 128 ROW_QUADS
+
+// Whether a block of WARPS warps normalises several rows: more warps leave a thread too few registers.
+template <int WARPS>
+constexpr bool SEVERAL = WARPS <= 12;
 
 // What normalise needs in shared memory: quad_squares [K / 4], then weight [K].
 __device__ __forceinline__ int norm_floats(int k) {
@@ -59,7 +63,7 @@ __device__ __forceinline__ void normalise(const float* x, const int* index, cons
     constexpr int THREADS = WARPS * 32;
     const float4* w4 = reinterpret_cast<const float4*>(weight);
     int quads = k / 4, lane = threadIdx.x % 32;
-    if (rows == 1) {
+    if (!SEVERAL<WARPS> || rows == 1) {
         const float4* row = reinterpret_cast<const float4*>(x) + (index ? index[0] : 0) * quads;
         float4 v[EACH];
 #pragma unroll

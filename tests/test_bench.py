@@ -223,6 +223,8 @@ def test_kernels_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     kernels = {r.kind: {name.split("<")[0]: n for name, n in r.kernels.items()} for r in found.operations}
     layer = {"norm_qkv": {"decode_qkv": 2}, "norm_gate_up": {"decode_gate": 2}, "linear o": {"decode_store": 2}}
     assert list(kernels) == KINDS and {kind: kernels[kind] for kind in layer} == layer
+    written = json.loads(json.dumps(report.record(found)))["operations"]
+    assert [row["kernels"] for row in written] == [r.kernels for r in found.operations]
     assert any(name.startswith("decode_qkv<bf16") for name in found.rows[0].kernels)
     report.print_tables(found)
     out = capsys.readouterr().out

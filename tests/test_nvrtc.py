@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 
 import pytest
-from instances import INSTANCES
+from instances import INSTANCES, on
 from ptxas import REGISTERS, CompileError, Usage, missing, usage
 
 from ostinato.ops.device import KERNELS
@@ -24,7 +24,7 @@ def jobs() -> Iterator[Jobs]:
         pytest.skip(reason)
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         yield {
-            (file, arch): pool.submit(usage, file, names, arch) for file, names in INSTANCES.items() for arch in ARCHS
+            (file, arch): pool.submit(usage, file, names, arch) for arch in ARCHS for file, names in on(arch).items()
         }
         pool.shutdown(cancel_futures=True)
 
@@ -33,7 +33,7 @@ def jobs() -> Iterator[Jobs]:
 @pytest.mark.parametrize("file", INSTANCES)
 def test_instances(jobs: Jobs, file: str, arch: int):
     found = jobs[file, arch].result()
-    assert set(found) == set(INSTANCES[file])
+    assert set(found) == set(on(arch)[file])
     assert not {name: u for name, u in found.items() if u.spills or u.stack}, "local memory instead of registers"
     wide = {name: u for name, u in found.items() if u.registers * -(-u.threads // 32) * 32 > REGISTERS}
     assert not wide, "more registers than a block of __launch_bounds__ threads can have"

@@ -97,7 +97,7 @@ def operations(
         ms = chain_ms(ops, chain, None if kind in IN_CACHE else reader)
         us = max(ms - launch, 0) * 1e3 / len(chain) or 1e-3  # what is too fast to be seen
         rate = expected[kind] / us / 1e3
-        kernels = sum((call.launched for call in chain), Counter())
+        kernels = dict(sum((call.launched for call in chain), Counter()))  # a Counter would not become JSON
         row = Operation(ops.name, load.batch, kind, len(chain), us, expected[kind], rate, 100 * rate / ceiling, kernels)
         found.append(row)
     return found

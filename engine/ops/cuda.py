@@ -172,7 +172,8 @@ class CudaOps(DeviceOps):
 
     def _normalises(self, weight: PackedWeight, rows: int) -> bool:
         """Whether a decode kernel takes float32 rows and normalises them itself: pays while they are few and short."""
-        longest = 256 * self._shape(weight).warps if rows == 1 else 768  # PRECOND of linear_decode.cu
+        warps = self._shape(weight).warps
+        longest = 256 * warps if rows == 1 else 640 if warps <= 12 else 0  # PRECOND of linear_decode.cu
         return weight.k <= longest and self._shared("NORM", weight, rows) <= shared_limit(self.device.arch)
 
     def _shape(self, weight: PackedWeight) -> DecodeShape:

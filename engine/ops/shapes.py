@@ -77,7 +77,9 @@ THREADS = 1024  # resident on a multiprocessor, of one kernel: more have too few
 
 Key = tuple[int, int, int]  # of a matrix: N, K, bytes of T
 
-# Measured choices on an H200, in the order of their keys; `ostinato tune` prints lines for here.
+# Measured choices on an H200, in the order of their keys; `ostinato tune` prints lines for here. Their warps are those
+# of the rule, so that GPUs that go by the rule get the same bits.
+MEASURED = 90  # arch of the H200
 DECODE: dict[Key, DecodeShape] = {
     (576, 576, 2): DecodeShape(12, Launch(2, 3, 2, False), Launch(2, 3, 2, False)),
     (576, 1536, 2): DecodeShape(16, Launch(2, 6, 1, False), Launch(1, 3, 2, False)),
@@ -98,17 +100,19 @@ DECODE: dict[Key, DecodeShape] = {
 
 
 @lru_cache(maxsize=1024)
-def decode_shape(n: int, k: int, itemsize: int) -> DecodeShape:
-    """The shape for a matrix [n, k]: from the table, else by the rule."""
-    return DECODE.get((n, k, itemsize)) or rule(n, k, itemsize)
+def decode_shape(n: int, k: int, itemsize: int, arch: int = MEASURED) -> DecodeShape:
+    """The shape for a matrix [n, k]: on the GPUs it was measured on from the table, else by the rule."""
+    found = DECODE.get((n, k, itemsize)) if arch == MEASURED else None
+    return found or rule(n, k, itemsize)
 
 
 def rule(n: int, k: int, itemsize: int) -> DecodeShape:
     """A shape by the number of k tiles and rows, for matrices that nobody has measured."""
-    warps, depth = (16, 4) if k >= 1024 else (12, 3) if k >= 384 else (4, 2)
+    warps, depth = (16, 3) if k >= 1024 else (12, 3) if k >= 384 else (4, 2)
     if itemsize == 4:
         return DecodeShape(warps, Launch(1, 2, 1, False), Launch(1, 2, 1, True))
-    wide = Launch(2, depth, 1, True) if n >= 8192 and warps >= 8 else Launch(1, depth, 2, True)
+    blocks = 1 if warps == 16 else 2  # two would leave a thread of 16 warps too few registers for 16 columns
+    wide = Launch(2, depth, 1, True) if n >= 8192 and warps >= 8 else Launch(1, depth, blocks, True)
     return DecodeShape(warps, Launch(1, depth, 2, False), wide)
 
 
@@ -118,10 +122,11 @@ class Shapes:
 
     tuned: Mapping[Key, DecodeShape]
     source: str  # what doctor says of them
+    arch: int = MEASURED
 
     def decode(self, n: int, k: int, itemsize: int) -> DecodeShape:
         """The shape for a matrix [n, k]."""
-        return self.tuned.get((n, k, itemsize)) or decode_shape(n, k, itemsize)
+        return self.tuned.get((n, k, itemsize)) or decode_shape(n, k, itemsize, self.arch)
 
 
 def row_stride(k: int) -> int:

@@ -39,7 +39,7 @@ def shapes(device: Device) -> Shapes:
     """The shapes to use on a device; reads its file, if there is one."""
     file = path(device)
     tuned = load(file, device)
-    return Shapes(tuned, f"tuned ({file})" if tuned else "built in")
+    return Shapes(tuned, f"tuned ({file})" if tuned else "built in", device.arch)
 
 
 def load(file: Path, device: Device) -> dict[Key, DecodeShape]:

@@ -62,6 +62,7 @@ def test_what_is_built_in_can_be_launched() -> None:
     chosen = {**{(*key, size): rule(*key, size) for key in MATRICES for size in (2, 4)}, **DECODE}
     assert {key: reason for key, s in chosen.items() if (reason := s.refusal(shared_limit(89)))} == {}
     assert list(DECODE) == sorted(DECODE)
+    assert {key for key, s in DECODE.items() if s.warps != rule(*key).warps} == set(), "other bits than by the rule"
 
 
 @pytest.mark.parametrize("arch", [80, 86, 89, 90, 100, 120, 999])
