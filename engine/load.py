@@ -63,9 +63,9 @@ def weights(
 
     embed, norm, head, head_bias, layers[i].attn_norm ...; what the model has not is None. CheckpointError if a tensor
     is missing, left over or has the wrong shape."""
+    entries = names.check(ck, c)  # first: a config may claim any number of layers
     w = SimpleNamespace(embed=None, norm=None, head=None, head_bias=None, rope=None)
     w.layers = [SimpleNamespace(**dict.fromkeys(_LAYER)) for _ in range(c.layers)]
-    entries = names.check(ck, c)
     for done, entry in enumerate(entries, 1):
         parts = [ck.tensor(name) for name in entry.tensors]
         value = ops.weight(parts, entry.layout, c.head_dim) if entry.kind == "weight" else ops.vector(parts)
