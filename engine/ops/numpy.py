@@ -2,9 +2,9 @@
 kernels are compared with.
 
 Called through Ops like any backend; touches only the arrays it is given. A row's numbers depend on that row and its
-sequence alone: products of a decode step (R <= 16) are matrix-vector products, one a row, over blocks of the weight
-that stay in the processor's cache while the rows go over them; larger steps are one matrix product, whose sums BLAS
-takes in the same order for every multiple of 64 rows.
+sequence alone: products of a decode step (R <= 16) are matrix-vector products, one a row, over blocks of the weight that
+are the same whatever R; larger steps are one matrix product, whose sums BLAS takes in the same order for every multiple
+of 64 rows. BLAS brings the threads (OPENBLAS_NUM_THREADS); on cores that other work shares, one is faster than two.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ import numpy as np
 from ..sampling import sample
 from .base import PAGE, Ops
 from .device import HostDevice
-from .threads import helpers, one_blas_thread
 
-_BLOCK = 1 << 19  # bytes of a block of a weight: it stays in the cache of a core, and BLAS multiplies it on one thread
+_BLOCK = 1 << 22  # bytes of a weight that all rows go over before the next; BLAS leaves smaller ones to one thread
 _ROUND = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16), "float32": None}
 
 
@@ -62,17 +61,13 @@ class NumpyOps(Ops):
     def linear(self, x, weight, out, bias=None, residual=None):
         y = np.empty(out.shape, np.float32) if residual is not None else out
         rows, width = x.shape
-        step = max(64, _BLOCK // (4 * width) // 64 * 64)
-
-        def decode(first: int) -> None:
-            for r in range(rows):
-                np.dot(weight[first : first + step], x[r], out=y[r, first : first + step])
-
-        def prefill(first: int) -> None:
-            np.matmul(x, weight[first : first + step].T, out=y[:, first : first + step])
-
-        with one_blas_thread():
-            helpers().each(decode if rows <= 16 else prefill, range(0, len(weight), step))
+        if rows > 16:
+            np.matmul(x, weight.T, out=y)
+        else:
+            step = max(64, _BLOCK // (4 * width) // 64 * 64)
+            for first in range(0, len(weight), step):
+                for r in range(rows):
+                    np.dot(weight[first : first + step], x[r], out=y[r, first : first + step])
         if bias is not None:
             y += bias
         if residual is not None:
