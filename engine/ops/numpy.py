@@ -2,9 +2,9 @@
 kernels are compared with.
 
 Called through Ops like any backend; touches only the arrays it is given. A row's numbers depend on that row and its
-sequence alone: products of a decode step (R <= 16) are matrix-vector products, one a row, over blocks of the weight that
-are the same whatever R; larger steps are one matrix product, whose sums BLAS takes in the same order for every multiple
-of 64 rows. BLAS brings the threads (OPENBLAS_NUM_THREADS); on cores that other work shares, one is faster than two.
+sequence alone: products of a decode step (R <= 16) are matrix-vector products, one a row, over the same blocks of the
+weight whatever R; larger steps are one matrix product, whose sums BLAS takes in the same order for every multiple of 64
+rows. BLAS brings the threads (OPENBLAS_NUM_THREADS); on cores that other work shares, one is faster than two.
 """
 
 from __future__ import annotations
