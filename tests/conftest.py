@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 
 import pytest
@@ -39,6 +40,12 @@ def device(request: pytest.FixtureRequest) -> Device:
 def shuffled(compiler: str) -> EmulatedDevice:
     """The emulated GPU, every launch run under three schedules that must agree bit for bit."""
     return EmulatedDevice(schedules=3)
+
+
+def pytest_configure() -> None:
+    """A shell's background jobs ignore Ctrl-C, and so would the programs that tests start and interrupt."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

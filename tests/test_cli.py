@@ -168,12 +168,7 @@ def test_chat_survives_what_does_not_fit(run: Run, asked: list[list[str]], monke
 def start(*args: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "ostinato.cli", *args, *NUMPY]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, preexec_fn=_interruptible)
-
-
-def _interruptible() -> None:
-    """A shell's background jobs ignore Ctrl-C, and so would what they start."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe)
 
 
 def test_ctrl_c_is_130() -> None:

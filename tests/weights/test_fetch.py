@@ -198,12 +198,7 @@ def test_interrupted_it_leaves_neither_file_nor_process(
         fetch.ALIASES["tiny"] = {alias()!r}
         fetch.resolve("tiny")
     """)
-    process = subprocess.Popen(
-        [sys.executable, "-c", program],
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
-    )
+    process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 20
     while not pid.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
