@@ -149,9 +149,10 @@ class Runner:
         return Ticket(self._current, self._rows, copy, self.device.read)
 
     def logits(self, ids: list[int], decode_from: int | None = None) -> np.ndarray:
-        """[T, V] float32: row t is what follows ids[:t + 1], before any ban. Needs the cache to itself.
+        """[T, V] float32: row t is what follows ids[:t + 1]. Needs the cache to itself.
 
-        All rows by prefill, or with decode_from = n only the first n, and each later token by a decode step."""
+        All rows by prefill, or with decode_from = n only the first n, and each later token by a decode step, with its
+        head_bias."""
         known = len(ids) if decode_from is None else decode_from
         if not 1 <= known <= len(ids) <= self.max_len:
             raise RequestError(f"ids: expected 1 <= decode_from <= length <= {self.max_len}, "
