@@ -163,8 +163,8 @@ class LLM:
     def logits(self, ids: Sequence[int], decode_from: int | None = None) -> np.ndarray:
         """[T, V] float32: row t is what the model says follows ids[:t + 1].
 
-        By prefill, or with decode_from=n the first n tokens so and each later one by a decode step, whose rows are -1e30
-        where the tokenizer has no token; nothing else is banned."""
+        By prefill, or with decode_from=n the first n tokens so and each later one by a decode step, whose rows are
+        -1e30 where the tokenizer has no token; nothing else is banned."""
         with self._alone():
             return self.runner.logits(requests.token_ids(ids, self.config.vocab), decode_from)
 
