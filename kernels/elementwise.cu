@@ -1,4 +1,4 @@
-// What works on single elements: the gate of the feed-forward part, a bias, the step to the next token.
+// What works on single elements: the gate of the feed-forward part, the step to the next token.
 #include "ptx.cuh"
 #include "types.cuh"
 
@@ -28,19 +28,6 @@ __global__ void __launch_bounds__(THREADS) silu_mul(const T* gate_up, T* out, in
         float gate = to_float(from[0]);
         to[0] = from_float<T>(gate / (1.f + __expf(-gate)) * to_float(from[width]));
     }
-}
-
-// out[r, c] += bias[c].   out [rows, width], bias [width]
-//
-// LAUNCH: grid (ceil(width / 256), rows), block 256, dependent.
-template <class T>
-__global__ void __launch_bounds__(THREADS) add_bias(T* out, const float* bias, int width) {
-    grid_launch();
-    grid_wait();
-    const int c = blockIdx.x * THREADS + threadIdx.x;
-    if (c >= width) return;
-    T* at = out + size_t(blockIdx.y) * width + c;
-    *at = from_float<T>(to_float(*at) + bias[c]);
 }
 
 // The sampled tokens become the next step's input; rows of the spare sequence stay as they are. A token of -1 (logits

@@ -50,7 +50,7 @@ INSTANCES: dict[str, list[str]] = {
         *each("attend_decode", TYPES, [d for d in HEAD_SIZES if d <= 128], (2,)),
     ],
     "attend_prefill.cu": each("attend_prefill", TYPES, HEAD_SIZES),
-    "elementwise.cu": [*each("silu_mul", TYPES, (1, 8)), *each("add_bias", TYPES), "advance"],
+    "elementwise.cu": [*each("silu_mul", TYPES, (1, 8)), "advance"],
     "finish.cu": each("finish", TYPES),
     "linear_decode.cu": [
         name

@@ -137,14 +137,6 @@ class DeviceOps(Ops):
             "elementwise.cu", f"silu_mul<{c_type(self.dtype)}, {vec}>", grid, 256, gate_up, out, np.int32(width)
         )
 
-    def add_bias(self, out: Array, bias: Array) -> None:
-        """out[r] += bias.  out [R, N] T or float32, bias [N] float32"""
-        rows, width = out.shape
-        expect("add_bias", "out", out, F32 if out.dtype == F32 else self.dtype, (rows, width))
-        expect("add_bias", "bias", bias, F32, (width,))
-        grid = (-(-width // 256), rows)
-        self._launch("elementwise.cu", f"add_bias<{c_type(out.dtype)}>", grid, 256, out, bias, np.int32(width))
-
     def advance(self, s, tokens):
         rows = len(tokens)
         self._expect_step("advance", s, rows)
