@@ -104,7 +104,7 @@ def program(device: Device, ops: Ops, make: Make, scope: str, label: str, report
 
     if scope == "off":
         return Program(eager)
-    gpu, started = hasattr(device, "stream"), time.perf_counter()
+    gpu, started = device.stream is not None, time.perf_counter()
     if gpu:
         eager()
         device.synchronize()
@@ -124,7 +124,7 @@ def program(device: Device, ops: Ops, make: Make, scope: str, label: str, report
 
 def _capture(device: Device, ops: Ops, recording: Recording, parts: list[Part], label: str) -> Graph:
     """Record parts in order, on a GPU by stream capture."""
-    stream, name = getattr(device, "stream", None), ""
+    stream, name = device.stream, ""
 
     def run() -> None:
         nonlocal name
@@ -186,7 +186,7 @@ class TokenCopy:
     """A place on the host for the tokens of one step, filled without waiting where the device has a stream."""
 
     def __init__(self, device: Device, size: int) -> None:
-        self._device, self._stream = device, getattr(device, "stream", None)
+        self._device, self._stream = device, device.stream
         self._event: Any = None
         self._host = np.empty(size, np.int32)
         if self._stream is not None:

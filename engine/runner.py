@@ -19,11 +19,10 @@ from .config import EngineConfig, ModelConfig
 from .errors import DeviceError, RequestError
 from .graph import CaptureReport, Part, Program, TokenCopy, program
 from .models import decoder
-from .ops.base import PAGE, Array, Buffers, Cache, Ops, Step
+from .ops.base import DECODE_ROWS, PAGE, Array, Buffers, Cache, Ops, Step
 from .scheduler import PROMPTS, Chunk, Sequence
 from .slots import Slots
 
-GROUP = 16  # rows of one decode step of the kernels; a larger batch runs as several groups inside one step
 _SHARE = {True: 0.85, False: 0.5}  # of the free memory that the cache may take: on a GPU, on the host
 
 
@@ -86,7 +85,7 @@ class Runner:
         self._slots = Slots(self.device, e.max_batch, c.vocab)
         self._copies = [TokenCopy(self.device, e.max_batch) for _ in range(2)]
         sizes = [n for n in (1, 2, 4, 8, 16) if n < e.max_batch] + [e.max_batch]
-        work = [ops.buffers(c, min(n, GROUP), min(n, GROUP)) for n in sizes]
+        work = [ops.buffers(c, min(n, DECODE_ROWS), min(n, DECODE_ROWS)) for n in sizes]
         self.table = PageTable(e.max_batch, self.max_len, 1 + self._cache_pages(e))
         shape = (self.table.pages, c.kv_heads, PAGE, c.head_dim)
         new = partial(self.device.empty, shape, ops.dtype)
@@ -99,7 +98,7 @@ class Runner:
             self._buckets[rows] = self._bucket(rows, buffers, e.graph)
         progress(len(sizes), len(sizes))
         self._current, self._rows = self._buckets[sizes[0]], 0
-        if hasattr(self.device, "stream"):
+        if self.device.stream is not None:
             self._warm_prefill()
 
     @property
@@ -218,15 +217,15 @@ class Runner:
         return b
 
     def _bucket(self, rows: int, b: Buffers, scope: str) -> Bucket:
-        """Prepare decode steps of `rows` rows: groups of at most GROUP that share the activations b."""
+        """Prepare decode steps of `rows` rows: groups of at most DECODE_ROWS that share the activations b."""
         device, i32 = self.device, np.dtype(np.int32)
         state = device.upload(self._spare_rows(rows))
-        grouped = rows > GROUP
+        grouped = rows > DECODE_ROWS
         tokens = device.empty((rows,), i32) if grouped else b.tokens
         logits = device.empty((rows, self.c.vocab), np.dtype(np.float32)) if grouped else b.logits
         groups = []
-        for a in range(0, rows, GROUP):
-            z = min(a + GROUP, rows)
+        for a in range(0, rows, DECODE_ROWS):
+            z = min(a + DECODE_ROWS, rows)
             last = device.upload(np.arange(z - a, dtype=np.int32))
             s = Step(*(state[i, a:z] for i in range(4)), table=self._table, last=last)
             views = {name: getattr(b, name)[: z - a] for name in ("x", "h", "qkv", "attn", "gate_up", "ffn")}
@@ -258,7 +257,7 @@ class Runner:
         c, wish = self.c, self.slots * pages_of(self.max_len)
         page = 2 * c.layers * c.kv_heads * PAGE * c.head_dim * self.ops.dtype.itemsize
         free = self.device.free_memory()
-        share = _SHARE[hasattr(self.device, "stream")] if e.cache_tokens is None else 1
+        share = _SHARE[self.device.stream is not None] if e.cache_tokens is None else 1
         room = int(free * share) // page - 1  # one more page is the spare sequence's
         pages = min(wish, max(room, 1)) if e.cache_tokens is None else pages_of(e.cache_tokens)
         if pages > room:

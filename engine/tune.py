@@ -20,7 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from .bench.command import numbers
+from .bench.command import chosen_model, numbers
 from .descent import Axis, Table, axes, descend, plausible
 from .errors import DeviceError, RequestError
 from .ops.shapes import DecodeShape, Key, Shapes, decode_shape, rule
@@ -48,14 +48,11 @@ def run(args: argparse.Namespace) -> int:
     """Tune, keep the result in the user's cache, print it; the exit status."""
     from .bench.decode import Settings
     from .bench.report import check_outputs
-    from .bench.synthetic import shape
 
-    if (args.model is None) == (args.shape is None):
-        raise RequestError(f"expected MODEL or --shape, found {'neither' if args.model is None else 'both'}")
+    name, config = chosen_model(args)
     if not 0 <= args.seconds < inf:
         raise RequestError(f"seconds: expected 0 or more, found {args.seconds}")
-    config = shape(args.shape) if args.shape else None
-    settings = Settings(args.shape or args.model, config, args.batch, ("cuda",), ("step",), dtype=args.dtype)
+    settings = Settings(name, config, args.batch, ("cuda",), ("step",), dtype=args.dtype)
     check_outputs(args.json, None)
     found = tune(settings, args.seconds)
     print_choice(found)
@@ -161,7 +158,7 @@ class Steps:
         """Compile in parallel what plans launch, as far as time allows; how many kernels that are."""
         device = self._ops.device
         names = list(dict.fromkeys(kernel for plan in plans for kernel, *_ in plan))
-        with ThreadPoolExecutor(os.cpu_count() if hasattr(device, "stream") else 1) as pool:
+        with ThreadPoolExecutor(os.cpu_count() if device.stream is not None else 1) as pool:
             list(pool.map(lambda name: over() or device.kernel(*name), names))
         return len(names)
 

@@ -7,7 +7,6 @@
 #include "ptx.cuh"
 #include "types.cuh"
 
-constexpr int PAGE = 64;  // tokens in a cache page
 
 // Minus infinity: the score of a token that a row does not see.
 __device__ __forceinline__ float nothing() { return __uint_as_float(0xff800000u); }

@@ -70,8 +70,6 @@ struct Gate {
     }
 };
 
-constexpr int PAGE = 64;  // tokens in a page of the cache; PAGE of ops/base.py
-
 // Bias, then RoPE on query and key heads; queries to qkv, keys and values to their place in the paged cache.
 // Element i of a head is paired with i + d / 2 by span = d / 16; value heads are paired likewise but not rotated.
 template <class T>

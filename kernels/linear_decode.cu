@@ -14,8 +14,8 @@
 // LAUNCH: grid at most the number of groups, ceil(tiles / TILES), block 32 * WARPS, dependent;
 //         dynamic shared memory: reduction, 2 * WARPS * TILES * COLS * 512 bytes; unless DIRECT also R * row_stride(K)
 //         elements of T; with NORM also 5 K bytes.
-// PRECOND: K % 16 == 0; x 16-byte aligned; 1 <= R <= 8 * COLS; with NORM K <= 256 * WARPS if R = 1,
-// else K <= 640 and WARPS <= 12.
+// PRECOND: K % 16 == 0; x 16-byte aligned; 1 <= R <= 8 * COLS; 2 * TILES * COLS <= WARPS; with NORM K <= 256 * WARPS
+// if R = 1, else K <= 640 and WARPS <= 12.
 #include "columns.cuh"
 #include "epilogue.cuh"
 

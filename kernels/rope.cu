@@ -2,7 +2,6 @@
 #include "ptx.cuh"
 #include "types.cuh"
 
-constexpr int PAGE = 64;  // tokens in a cache page
 constexpr int THREADS = 256;
 
 // Query heads in place, key heads into the cache: with p = positions[r], c = rope[p, i], s = rope[p, size / 2 + i],

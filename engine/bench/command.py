@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import RequestError
+
+if TYPE_CHECKING:
+    from ..config import ModelConfig
 
 
 def add_command(commands: Any) -> None:
@@ -37,17 +40,24 @@ def numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
-def run(args: argparse.Namespace) -> int:
-    """Measure decode steps, print the tables, write the files; the exit status."""
-    from . import report
-    from .decode import Settings, decode
+def chosen_model(args: argparse.Namespace) -> tuple[str, ModelConfig | None]:
+    """(name, configuration of random weights or None) of MODEL or --shape; RequestError unless it is one of them."""
     from .synthetic import shape
 
     if (args.model is None) == (args.shape is None):
         raise RequestError(f"expected MODEL or --shape, found {'neither' if args.model is None else 'both'}")
+    return args.model or args.shape, shape(args.shape) if args.shape else None
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure decode steps, print the tables, write the files; the exit status."""
+    from . import report
+    from .decode import Settings, decode
+
+    name, config = chosen_model(args)
     settings = Settings(
-        model=args.shape or args.model,
-        config=shape(args.shape) if args.shape else None,
+        model=name,
+        config=config,
         batches=args.batch,
         backends=tuple(args.backend.split(",")),
         graphs=tuple(args.graph.split(",")),

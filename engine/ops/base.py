@@ -23,6 +23,7 @@ Array = Any  # numpy.ndarray or cupy.ndarray, by backend
 Weight = Any  # whatever Ops.weight returned: plain, packed for a kernel, quantised blocks
 
 PAGE = 64  # tokens in a cache page: the tile every attention kernel works in
+DECODE_ROWS = 16  # rows of a decode step at most; more rows are a prefill, in tiles of PAGE
 
 
 @dataclass
@@ -39,8 +40,8 @@ class Step:
 
     Rows beyond the batch in a bucket belong to the spare sequence S, whose pages are all page 0, which nobody reads;
     they have position 0 and visible 1. In a prefill every sequence starts at a multiple of 64 rows and spare rows
-    fill the gap, so a tile of 64 rows never holds two real sequences. R <= 16 is a decode step for the kernels,
-    R a multiple of 64 a prefill.
+    fill the gap, so a tile of 64 rows never holds two real sequences. For the kernels up to DECODE_ROWS rows are a
+    decode step, and a multiple of 64 a prefill.
     """
 
     ids: Array  # [R] int32

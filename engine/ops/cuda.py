@@ -16,12 +16,10 @@ import numpy as np
 
 from ..errors import DeviceError, UnsupportedModel
 from . import tuned
-from .base import Buffers
+from .base import DECODE_ROWS, Buffers
 from .products import c_type, check_linear, expect
 from .rows import DeviceOps
 from .shapes import DecodeShape, Shapes, prefill_shape, row_stride, shared_limit
-
-DECODE_ROWS = 16  # the most columns a decode kernel takes
 
 
 @dataclass(frozen=True)

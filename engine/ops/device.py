@@ -45,6 +45,7 @@ class Device:
     name: str  # what doctor and the logs call it
     arch: int  # compute capability times ten: 80, 90, 120
     multiprocessors: int  # 0: no kernels
+    stream: Any = None  # where a GPU's work is issued and captured; None: there is nothing to capture
     cache_bytes: int = 0  # of the last cache before the memory; 0 = not known
 
     @cached_property

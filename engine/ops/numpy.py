@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from ..sampling import sample
-from .base import PAGE, Ops
+from .base import DECODE_ROWS, PAGE, Ops
 from .device import HostDevice
 
 _BLOCK = 1 << 22  # bytes of a weight that all rows go over before the next; BLAS leaves smaller ones to one thread
@@ -61,7 +61,7 @@ class NumpyOps(Ops):
     def linear(self, x, weight, out, bias=None, residual=None):
         y = np.empty(out.shape, np.float32) if residual is not None else out
         rows, width = x.shape
-        if rows > 16:
+        if rows > DECODE_ROWS:
             np.matmul(x, weight.T, out=y)
         else:
             step = max(64, _BLOCK // (4 * width) // 64 * 64)

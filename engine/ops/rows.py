@@ -15,12 +15,11 @@ import numpy as np
 
 from ..config import ModelConfig
 from ..errors import DeviceError, UnsupportedModel
-from .base import PAGE, STOP_IDS, Array, Buffers, Cache, Ops, Sampling, Step
+from .base import DECODE_ROWS, PAGE, STOP_IDS, Array, Buffers, Cache, Ops, Sampling, Step
 from .device import Device
 from .products import c_type, expect
 
 HEAD_SIZES = (16, 32, 48, 64, 80, 96, 112, 128, 192, 256)
-DECODE_ROWS = 16  # more rows are a prefill, in tiles of PAGE
 SPLITS = 64  # most parts decode attention cuts a row into; as in attend_decode.cuh
 SAMPLED = 4096  # logits a block of sample looks at
 
