@@ -15,7 +15,7 @@ Table = dict[Key, DecodeShape]
 Axis = Callable[[Key, DecodeShape], Iterable[DecodeShape]]  # shapes that differ from the one given in one respect
 
 GAIN = 0.003  # a shape is taken if a step is faster by more than this
-OVERHEAD = 36  # registers of a thread beside fragments and sums; what spills all the same is skipped once compiled
+OVERHEAD = 24  # registers of a thread beside fragments and sums; what spills all the same is skipped once compiled
 
 
 def descend(
@@ -47,7 +47,7 @@ def descend(
 
 
 def axes(part: str) -> tuple[Axis, ...]:
-    """What may change: tiles with depth, then warps (for `narrow` alone: they decide the bits) with blocks and grid, staged."""
+    """What may change: tiles with depth, then warps (for `narrow` alone: they decide the bits) with blocks, staged."""
 
     def tiling(key: Key, shape: DecodeShape) -> list[DecodeShape]:
         return [_changed(shape, part, tiles=t, depth=d) for t in TILES for d in DEPTHS]
@@ -55,8 +55,7 @@ def axes(part: str) -> tuple[Axis, ...]:
     def spread(key: Key, shape: DecodeShape) -> list[DecodeShape]:
         allowed = [n for n in WARPS if n <= key[1] // 16] if part == "narrow" else []
         warps = dict.fromkeys((shape.warps, *allowed))
-        pairs = [(b, g) for b in BLOCKS for g in BLOCKS if g <= b]
-        return [replace(_changed(shape, part, blocks=b, grid=g), warps=n) for n in warps for b, g in pairs]
+        return [replace(_changed(shape, part, blocks=b), warps=n) for n in warps for b in BLOCKS]
 
     def staging(key: Key, shape: DecodeShape) -> list[DecodeShape]:
         return [_changed(shape, part, staged=not getattr(shape, part).staged)]

@@ -208,7 +208,7 @@ class Runner:
     def _run_prefill(self, s: Step, last: int) -> Buffers:
         """The forward pass over the first len(s.ids) rows of the prefill buffers; without the head if last is 0."""
         rows, whole = len(s.ids), self._prefill
-        names = ("x", "mid", "h", "qkv", "attn", "gate_up", "ffn")
+        names = ("x", "h", "qkv", "attn", "gate_up", "ffn")
         views = {name: getattr(whole, name)[:rows] for name in names}
         b = replace(whole, **views, logits=whole.logits[:last], tokens=whole.tokens[:last])
         parts = list(decoder.parts(self.ops, self.c, self.w, b, s, self.caches))
@@ -220,8 +220,7 @@ class Runner:
         """Prepare decode steps of `rows` rows: groups of at most DECODE_ROWS that share the activations b."""
         device, i32 = self.device, np.dtype(np.int32)
         state = device.upload(self._spare_rows(rows))
-        grouped, rest = rows > DECODE_ROWS, rows % DECODE_ROWS
-        smaller = self.ops.buffers(self.c, rest, rest) if grouped and rest else b
+        grouped = rows > DECODE_ROWS
         tokens = device.empty((rows,), i32) if grouped else b.tokens
         logits = device.empty((rows, self.c.vocab), np.dtype(np.float32)) if grouped else b.logits
         groups = []
@@ -229,7 +228,8 @@ class Runner:
             z = min(a + DECODE_ROWS, rows)
             last = device.upload(np.arange(z - a, dtype=np.int32))
             s = Step(*(state[i, a:z] for i in range(4)), table=self._table, last=last)
-            groups.append((_results(b if z - a == len(b.x) else smaller, logits[a:z], tokens[a:z]), s))
+            views = {name: getattr(b, name)[: z - a] for name in ("x", "h", "qkv", "attn", "gate_up", "ffn")}
+            groups.append((replace(b, **views, logits=logits[a:z], tokens=tokens[a:z]), s))
         make = partial(self._parts, groups)
         step = program(device, self.ops, make, scope, f"graph {scope}, bucket {rows}", self.captured)
         return Bucket(rows, state, tokens, logits, step)
@@ -264,11 +264,6 @@ class Runner:
             raise DeviceError(f"key/value cache: expected {(pages + 1) * page >> 20} MiB free on {self.device.name}, "
                               f"found {free >> 20} MiB")  # fmt: skip
         return pages
-
-
-def _results(b: Buffers, logits: Array, tokens: Array) -> Buffers:
-    """b with other places for logits [B, V] and tokens [B]."""
-    return replace(b, logits=logits, tokens=tokens, layers=[replace(x, logits=logits, tokens=tokens) for x in b.layers])
 
 
 def _head(ops: Ops, head: Callable[[], None], b: Buffers, s: Step, sampling) -> None:

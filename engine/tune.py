@@ -237,7 +237,7 @@ def print_choice(found: Choice) -> None:
 
 def _code(shape: DecodeShape) -> str:
     """A shape as shapes.py has it, short enough for a line."""
-    launches = (f"Launch({v.tiles}, {v.depth}, {v.blocks}, {v.grid}, {v.staged})" for v in (shape.narrow, shape.wide))
+    launches = (f"Launch({v.tiles}, {v.depth}, {v.blocks}, {v.staged})" for v in (shape.narrow, shape.wide))
     return f"DecodeShape({shape.warps}, {', '.join(launches)})"
 
 

@@ -8,7 +8,6 @@
 // else the next power of two), every sum has a fixed order, and so a row's bits depend on nothing but its own sequence:
 // not on the grid, not on the batch. All query heads of a k/v head ride in one mma, so k and v are read once.
 #include "attend_decode.cuh"
-#include "relay.cuh"
 
 // Shared memory while the warps' parts of a split are put together. Lines of 33 floats: neighbouring pairs of dims lie
 // in neighbouring lines and are read at once.
@@ -22,31 +21,18 @@ struct Merge {
     }
 };
 
-// Where a row's result goes: elements from `first` on of row `row`, T in any layout.
+// Writes out or partials for dims 2 p, 2 p + 1 of head h.
 template <class T>
-struct Result {
-    T* out;
-    Layout layout;
-    int row, first;
-
-    // Elements n and n + 1, n even.
-    __device__ __forceinline__ void write(int n, float lo, float hi, float sum, bool live) const {
-        float scale = sum > 0.f ? 1.f / sum : 0.f;
-        T* to = out + layout.at(row, first + n);
-        if constexpr (sizeof(T) == 2) {
-            store_relaxed(reinterpret_cast<unsigned*>(to), live ? pack2<T>(lo * scale, hi * scale) : ABSENT);
-        } else {
-            hand_on(to, lo * scale, live);
-            hand_on(to + 1, hi * scale, live);
-        }
-    }
-};
+__device__ __forceinline__ void write_result(T* out, float lo, float hi, float sum) {
+    float scale = sum > 0.f ? 1.f / sum : 0.f;
+    *reinterpret_cast<Pair<T>*>(out) = make_pair2<T>(lo * scale, hi * scale);
+}
 
 // The block's warps' parts of one split, added in the order of the warps. One split: straight into out. More: sums to
 // `partial` [count, D], largest score and sum of weights to `stats` [count].
 template <class T, int D, int NT>
-__device__ __forceinline__ void merge_warps(Part<T, D, NT>& part, float* shared, int count, bool only,
-                                            const Result<T>& out, float* partial, float2* stats, bool live) {
+__device__ __forceinline__ void merge_warps(Part<T, D, NT>& part, float* shared, int count, bool only, T* out,
+                                            float* partial, float2* stats) {
     using M = Merge<D, NT>;
     __shared__ float2 seen[WARPS][8 * NT];  // largest, sum
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -76,8 +62,8 @@ __device__ __forceinline__ void merge_warps(Part<T, D, NT>& part, float* shared,
             sum += scale * seen[w][h].y, lo += scale * a[0], hi += scale * a[2 * NT * (D / 16) * M::LINE];
         }
         if (only) {
-            out.write(h * D + 2 * p, lo, hi, sum, live);
-        } else if (live) {  // an earlier layer's may still be read
+            write_result<T>(out + h * D + 2 * p, lo, hi, sum);
+        } else {
             *reinterpret_cast<float2*>(partial + h * D + 2 * p) = make_float2(lo, hi);
             if (p == 0) stats[h] = make_float2(top, sum);
         }
@@ -88,7 +74,7 @@ __device__ __forceinline__ void merge_warps(Part<T, D, NT>& part, float* shared,
 // the next, stats [splits, HEADS].
 template <class T, int D, int HEADS>
 __device__ __forceinline__ void merge_splits(float2* shared, int count, int splits, const float* partial, int stride,
-                                             const float2* stats, const Result<T>& out) {
+                                             const float2* stats, T* out) {
     for (int i = threadIdx.x; i < splits * HEADS; i += THREADS)
         if (i % HEADS < count) shared[i] = __ldcg(stats + i);
     __syncthreads();
@@ -105,7 +91,7 @@ __device__ __forceinline__ void merge_splits(float2* shared, int count, int spli
             float scale = exp2_approx(seen.x - base);
             sum += scale * seen.y, lo += scale * a.x, hi += scale * a.y;
         }
-        out.write(h * D + 2 * p, lo, hi, sum, true);
+        write_result<T>(out + h * D + 2 * p, lo, hi, sum);
     }
 }
 
@@ -123,30 +109,10 @@ __device__ __forceinline__ bool comes_last(int* ticket, int blocks) {
     return last;
 }
 
-// Elements of shared memory for what the step has made: queries, and the row's own key and value.
-template <class T, int D, int NT>
-constexpr int FRESH = Part<T, D, NT>::AHEAD ? (8 * NT + 2) * D : 1;
-
-// The first `count` heads at `query`, then the row's key and value if they are `wanted`, from qkv to `fresh`.
-template <class T, int D>
-__device__ __forceinline__ void take_fresh(const T* query, const T* key, const T* value, int count, bool wanted,
-                                           T* fresh, bool live) {
-    constexpr int EACH = 16 / sizeof(T), LINE = D / EACH;
-    for (int i = threadIdx.x; i < (count + 2 * wanted) * LINE; i += THREADS) {
-        int line = i / LINE, e = i % LINE * EACH;
-        const T* from = (line < count ? query + line * D : line == count ? key : value) + e;
-        const uint4* at = reinterpret_cast<const uint4*>(from);
-        reinterpret_cast<uint4*>(fresh)[i] = settle<T>(load_relaxed(at), at, live);
-    }
-    __syncthreads();
-}
-
-// qkv [rows, (heads + 2 kv_heads) D]. keys, values [P, kv_heads, PAGE, D]. table [*, pages].
-// out [rows, heads D] in {out_row, out_run}.
+// qkv [rows, (heads + 2 kv_heads) D], of which q is read. keys, values [P, kv_heads, PAGE, D]. table [*, pages].
 // partial [rows, blocks y, slots, share, D] and stats [rows, blocks y, slots, 8 NT]: for rows of more than one split,
 // slots >= the splits of any row, share = min(8 NT, heads / kv_heads). tickets [rows, blocks y], all 0.
-// scale = log2(e) / sqrt(D). ended: the kernel before must end before qkv is read, and its keys and values are in the
-// cache alone.
+// scale = log2(e) / sqrt(D).
 //
 // LAUNCH: grid (any; blocks share out a row's splits, kv_heads ceil(heads / kv_heads / 8 NT), rows), block 256, dynamic
 //   shared memory 4 Merge<D, NT>::FLOATS, dependent.
@@ -155,27 +121,24 @@ __device__ __forceinline__ void take_fresh(const T* query, const T* key, const T
 template <class T, int D, int NT>
 __global__ void __launch_bounds__(THREADS, 1)
     attend_decode(const T* qkv, const int* seqs, const int* positions, const int* visible, const int* table,
-                  const T* keys, const T* values, T* out, int out_row, int out_run, float* partial, float2* stats,
-                  int* tickets, int rows, int heads, int kv_heads, int pages, int window, int slots, float scale,
-                  int ended) {
+                  const T* keys, const T* values, T* out, float* partial, float2* stats, int* tickets, int rows,
+                  int heads, int kv_heads, int pages, int window, int slots, float scale) {
     using P = Part<T, D, NT>;
     constexpr int HEADS = 8 * NT;
     extern __shared__ float shared[];
-    __shared__ __align__(16) T fresh[FRESH<T, D, NT>];
     grid_launch();
     const int row = blockIdx.z, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int group = heads / kv_heads, share = min(HEADS, group), chunks = (group + HEADS - 1) / HEADS;
     const int kv = blockIdx.y / chunks, chunk = blockIdx.y % chunks;
     const int head = kv * group + chunk * HEADS, count = min(HEADS, group - chunk * HEADS);
-    const int seq = __ldcg(seqs + row), own = __ldcg(positions + row);
+    const int seq = __ldcg(seqs + row);
     const Cut cut = cut_row<P::TILE>(__ldcg(visible + row), window);
-    if (blockIdx.x >= cut.splits) return;  // split 0 has a block, which waits for the kernel before
+    if (blockIdx.x >= cut.splits) return grid_wait();
 
-    // Tokens from `made` on are made in this step: the row's own one, and maybe others that only the cache will have.
-    const bool mate = lane < rows && __ldcg(seqs + lane) == seq;
-    const int position = mate ? __ldcg(positions + lane) : cut.high;
-    const int made = __reduce_min_sync(0xffffffffu, min(position, cut.high));
-    const bool alone = P::AHEAD && !ended && __all_sync(0xffffffffu, !mate || position == own);
+    // Tokens from `fresh` on may be written by the kernel before this one.
+    int fresh = cut.high;
+    if (lane < rows && __ldcg(seqs + lane) == seq) fresh = min(fresh, __ldcg(positions + lane));
+    fresh = __reduce_min_sync(0xffffffffu, fresh);
 
     P part;
     auto seek = [&](int tile) {  // to the warp's tokens of a tile
@@ -183,56 +146,51 @@ __global__ void __launch_bounds__(THREADS, 1)
         size_t page = part.start < cut.high ? __ldcg(table + size_t(seq) * pages + part.start / PAGE) : 0;
         part.rows = ((page * kv_heads + kv) * PAGE + part.start % PAGE) * D;
     };
-    const size_t line = size_t(row) * (heads + 2 * kv_heads);
-    const T* query = qkv + (line + head) * D;
     int split = blockIdx.x, tile = cut.first + split * cut.per;
     seek(tile);
-    // In the cache is what earlier steps left, and if the kernel before has ended, all of it.
-    if (!alone) grid_wait();
-    const int high = alone ? made : cut.high;
-    if constexpr (P::AHEAD) part.load_keys(keys, cut.low, high, lane), part.load_values(values, cut.low, high, lane);
-    const Result<T> result{out, {out_row, out_run}, row, head * D};
+    const bool settled = part.start + P::TOKENS <= fresh;
+    if constexpr (P::AHEAD) {
+        if (settled) part.load_keys(keys, cut, lane), part.load_values(values, cut, lane);
+    }
+    part.clear();
+    grid_wait();
+    const T* query = qkv + (size_t(row) * (heads + 2 * kv_heads) + head) * D;
+    if constexpr (P::AHEAD) {
+        if (!settled) part.load_keys(keys, cut, lane), part.load_values(values, cut, lane);
+    }
     const size_t place = size_t(row) * gridDim.y + blockIdx.y;
-#pragma unroll 1
-    for (int live = !(alone && rehearses(query)); live < 2; live++) {
-        part.clear();
-        if constexpr (P::AHEAD)
-            take_fresh<T, D>(query, qkv + (line + heads + kv) * D, qkv + (line + heads + kv_heads + kv) * D, count,
-                             alone, fresh, live);
-        while (true) {
-            float score[P::TOKENS / 8][4];
-            Pair<T> p[NT][P::TOKENS / 8];
-            if (alone) part.insert(fresh + count * D, made, lane);
-            part.scores(score, P::AHEAD ? fresh : query, count, keys, cut, scale, lane);
-            // The next tile of this block: of the same split, or of its next one.
-            bool ends = !live || ++tile == min(cut.first + (split + 1) * cut.per, cut.end);
-            int next = ends ? split + gridDim.x : split;
-            bool more = live && next < cut.splits;
-            if (live && ends) tile = cut.first + next * cut.per;
-            part.weigh(score, p, lane);
-            if constexpr (P::AHEAD) {
-                if (more) seek(tile), part.load_keys(keys, cut.low, high, lane);
-            }
-            part.accumulate(values, p, cut, lane);
-            if (more) {
-                if constexpr (P::AHEAD)
-                    part.load_values(values, cut.low, high, lane);
-                else
-                    seek(tile);
-            }
-            if (ends) {
-                size_t slot = place * slots + split;
-                merge_warps<T, D, NT>(part, shared, count, cut.splits == 1, result, partial + slot * share * D,
-                                      stats + slot * HEADS, live);
-                if (!more) break;
-                part.clear();
-                __syncthreads();  // the shared sums are read before the next ones are written
-            }
-            split = next;
+    while (true) {
+        float score[P::TOKENS / 8][4];
+        Pair<T> p[NT][P::TOKENS / 8];
+        part.scores(score, query, count, keys, cut, scale, lane);
+        // The next tile of this block: of the same split, or of its next one.
+        bool ends = ++tile == min(cut.first + (split + 1) * cut.per, cut.end);
+        int next = ends ? split + gridDim.x : split;
+        bool more = next < cut.splits;
+        if (ends) tile = cut.first + next * cut.per;
+        part.weigh(score, p, lane);
+        if constexpr (P::AHEAD) {
+            if (more) seek(tile), part.load_keys(keys, cut, lane);
         }
+        part.accumulate(values, p, cut, lane);
+        if (more) {
+            if constexpr (P::AHEAD)
+                part.load_values(values, cut, lane);
+            else
+                seek(tile);
+        }
+        if (ends) {
+            size_t slot = place * slots + split;
+            merge_warps<T, D, NT>(part, shared, count, cut.splits == 1, out + (size_t(row) * heads + head) * D,
+                                  partial + slot * share * D, stats + slot * HEADS);
+            if (!more) break;
+            part.clear();
+            __syncthreads();  // the shared sums are read before the next ones are written
+        }
+        split = next;
     }
     if (cut.splits > 1 && comes_last(tickets + place, min(int(gridDim.x), cut.splits)))
         merge_splits<T, D, HEADS>(reinterpret_cast<float2*>(shared), count, cut.splits,
-                                  partial + place * slots * share * D, share * D, stats + place * slots * HEADS, result);
-    if (alone) grid_wait();
+                                  partial + place * slots * share * D, share * D, stats + place * slots * HEADS,
+                                  out + (size_t(row) * heads + head) * D);
 }

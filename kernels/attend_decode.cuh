@@ -65,50 +65,36 @@ struct Part {
         }
     }
 
-    // The four values that belong together; zeros for tokens outside [low, high). Zeros matter: a weight of 0 does not
-    // make up for a NaN nobody wrote.
-    __device__ __forceinline__ void load_value(Pair<T> (&v)[4][D / 16], const T* values, int i, int low, int high,
+    // The four values that belong together. Zeros matter: a weight of 0 does not make up for a NaN nobody wrote.
+    __device__ __forceinline__ void load_value(Pair<T> (&v)[4][D / 16], const T* values, int i, const Cut& c,
                                                int lane) {
 #pragma unroll
         for (int e = 0; e < 4; e++) {
             int t = 16 * i + 2 * (lane % 4) + (e & 1) + 8 * (e >> 1);
 #pragma unroll
             for (int p = 0; p < D / 16; p++) v[e][p] = {};
-            if (start + t >= low && start + t < high) load_eighth<D>(values + rows + t * D, lane / 4, Load(), v[e]);
+            if (start + t >= c.low && start + t < c.high) load_eighth<D>(values + rows + t * D, lane / 4, Load(), v[e]);
         }
     }
 
-    // Likewise.
-    __device__ __forceinline__ void load_keys(const T* keys, int low, int high, int lane) {
+    // Zeros for what the row does not see.
+    __device__ __forceinline__ void load_keys(const T* keys, const Cut& c, int lane) {
 #pragma unroll
         for (int j = 0; j < TOKENS / 8; j++) {
             int t = 8 * j + lane / 4;
 #pragma unroll
             for (int i = 0; i < D / 8; i++) k[j][i] = {};
-            if (start + t >= low && start + t < high) load_quarter<D>(keys + rows + t * D, lane % 4, Load(), k[j]);
+            if (start + t >= c.low && start + t < c.high) load_quarter<D>(keys + rows + t * D, lane % 4, Load(), k[j]);
         }
     }
 
-    __device__ __forceinline__ void load_values(const T* values, int low, int high, int lane) {
+    __device__ __forceinline__ void load_values(const T* values, const Cut& c, int lane) {
 #pragma unroll
-        for (int i = 0; i < HELD; i++) load_value(v[i], values, i, low, high, lane);
+        for (int i = 0; i < HELD; i++) load_value(v[i], values, i, c, lane);
     }
 
-    // The key of token `own`, and the value that lies behind it, if the token is one of the warp's.
-    __device__ __forceinline__ void insert(const T* key, int own, int lane) {
-        if (own < start || own >= start + TOKENS) return;
-#pragma unroll
-        for (int j = 0; j < TOKENS / 8; j++)
-            if (start + 8 * j + lane / 4 == own) load_quarter<D>(key, lane % 4, Plainly(), k[j]);
-#pragma unroll
-        for (int i = 0; i < HELD; i++)
-#pragma unroll
-            for (int e = 0; e < 4; e++)
-                if (start + 16 * i + 2 * (lane % 4) + (e & 1) + 8 * (e >> 1) == own)
-                    load_eighth<D>(key + D, lane / 4, Plainly(), v[i][e]);
-    }
-
-    // score[j]: heads g and g + 8 of the `count` at `query` with tokens 8 j + 2 q and the next, in units of log2.
+    // score[j]: heads g and g + 8 of the `count` at `query` with tokens 8 j + 2 q and the next, in units of log2; then
+    // k is free.
     __device__ __forceinline__ void scores(float (&score)[TOKENS / 8][4], const T* query, int count, const T* keys,
                                            const Cut& c, float scale, int lane) {
 #pragma unroll
@@ -169,19 +155,20 @@ struct Part {
         }
     }
 
-    // acc += weights times values.
+    // acc += weights times values; then v is free.
     __device__ __forceinline__ void accumulate(const T* values, Pair<T> (&p)[NT][TOKENS / 8], const Cut& c, int lane) {
 #pragma unroll
         for (int i = 0; i < TOKENS / 16; i++) {
             Pair<T>(&value)[4][D / 16] = v[AHEAD ? i : 0];
-            if constexpr (!AHEAD) load_value(value, values, i, c.low, c.high, lane);
+            if constexpr (!AHEAD) load_value(value, values, i, c, lane);
 #pragma unroll
             for (int d = 0; d < D / 16; d++) {
-                Pair<T> a = value[0][d], b = value[1][d], x = value[2][d], y = value[3][d];
-                transpose(a, b);
-                transpose(x, y);
+                transpose(value[0][d], value[1][d]);
+                transpose(value[2][d], value[3][d]);
 #pragma unroll
-                for (int n = 0; n < NT; n++) mma_pairs<T>(acc[n][d], a, b, x, y, p[n][2 * i], p[n][2 * i + 1]);
+                for (int n = 0; n < NT; n++)
+                    mma_pairs<T>(acc[n][d], value[0][d], value[1][d], value[2][d], value[3][d], p[n][2 * i],
+                                 p[n][2 * i + 1]);
             }
         }
     }

@@ -1,80 +1,102 @@
-// Where the decode product takes x from: straight from global memory, or a copy in shared memory; and rows' scales.
+// Where the decode product takes x from: straight from global memory, a copy in shared memory, or normalised there.
 //
-// In the relay, and in the copy, x is [K / 16, R, 16]: the eight columns of a fragment are neighbours, and fall into
-// different banks. Rows beyond R read row R - 1: columns do not influence one another.
+// In shared memory a row takes row_stride(K) elements: a multiple of 16 and not of 32, so that the eight columns of a
+// fragment fall into different banks. Rows beyond R read row R - 1: columns do not influence one another.
 #pragma once
 #include "packed.cuh"
-#include "reduce.cuh"
-#include "relay.cuh"
+#include "norm.cuh"
 
-enum Source { DIRECT, STAGED };  // STAGED only of x in the relay's order
+enum Source { DIRECT, STAGED, NORM };  // x as it is in global memory; copied; T(x / rms(x) * weight) of float32 x
 
-// A lane's part of 16 k of eight columns, on its way from where another kernel may still write it.
+template <class T, int SOURCE>
+struct Input {
+    using type = T;
+};
 template <class T>
-__device__ __forceinline__ FragmentB<T> load_column(const T* p) {
-    return {load_relaxed(reinterpret_cast<const uint2*>(p))};
-}
-template <>
-__device__ __forceinline__ FragmentB<float> load_column<float>(const float* p) {
-    uint4 v = load_relaxed(reinterpret_cast<const uint4*>(p));
-    return {make_float4(__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w))};
+struct Input<T, NORM> {
+    using type = float;
+};
+
+__device__ __forceinline__ int row_stride(int k) {
+    return k / 16 % 2 ? k : k + 16;
 }
 
-// The same once it is there. p is where it came from.
-template <class T>
-__device__ __forceinline__ FragmentB<T> settle_column(FragmentB<T> b, const T* p, bool live) {
-    return {settle<T>(b.v, reinterpret_cast<const uint2*>(p), live)};
-}
-template <>
-__device__ __forceinline__ FragmentB<float> settle_column<float>(FragmentB<float> b, const float* p, bool live) {
-    uint4 v = make_uint4(__float_as_uint(b.v.x), __float_as_uint(b.v.y), __float_as_uint(b.v.z), __float_as_uint(b.v.w));
-    v = settle<float>(v, reinterpret_cast<const uint4*>(p), live);
-    return {make_float4(__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w))};
-}
-
-// staged = x, in a rehearsal whatever is there. Needs a barrier behind it.   x [count] T, in the relay's order
+// staged[r] = x[r] for r < rows. Ends with a barrier.   x [R, K] T
 template <class T, int THREADS>
-__device__ __forceinline__ void stage(const T* x, int count, T* staged, bool live) {
-    constexpr int EACH = 16 / sizeof(T), AHEAD = 2;  // elements of a load, loads in flight
-    const uint4* from = reinterpret_cast<const uint4*>(x);
-    for (int first = threadIdx.x; first < count / EACH; first += THREADS * AHEAD) {
-        const int here = (count / EACH - first + THREADS - 1) / THREADS;
-        uint4 v[AHEAD];
-#pragma unroll
-        for (int j = 0; j < AHEAD; j++)
-            if (j < here) v[j] = load_relaxed(from + first + j * THREADS);
-        settle<T>(v, from + first, THREADS, here, live);
-#pragma unroll
-        for (int j = 0; j < AHEAD; j++)
-            if (j < here) reinterpret_cast<uint4*>(staged)[first + j * THREADS] = v[j];
-    }
+__device__ __forceinline__ void stage(const T* x, int rows, int k, T* staged) {
+    constexpr int EACH = 16 / sizeof(T);
+    for (int r = 0; r < rows; r++)
+        for (int i = threadIdx.x * EACH; i < k; i += THREADS * EACH)
+            cp_async16(staged + r * row_stride(k) + i, x + static_cast<size_t>(r) * k + i);
+    cp_async_commit();
+    cp_async_wait<0>();
+    __syncthreads();
 }
 
-// scales[r] = 1 / (SHRINK sqrt(mean of row r's squares + eps)), or 1 without `squares`. Needs a barrier behind it. Always
-// summed up in the same order; the last warp begins, as the first ones have more of x to fetch.
-//   squares [R, K / 16] float32: of 16 neighbours of the row each
+constexpr int EACH = 2;       // quads a thread holds of a single row: K <= 4 EACH THREADS
+constexpr int ROW_QUADS = 5;  // quads a lane holds of one of several rows: K <= 128 ROW_QUADS
+
+// Whether a block of WARPS warps normalises several rows: more warps leave a thread too few registers.
+template <int WARPS>
+constexpr bool SEVERAL = WARPS <= 12;
+
+// What normalise needs in shared memory: quad_squares [K / 4], then weight [K].
+__device__ __forceinline__ int norm_floats(int k) {
+    return k / 4 + k;
+}
+
+// Brings the norm's weight to shared memory; may run before grid_wait(), and ends with a barrier.   weight, copy [K]
+template <int THREADS>
+__device__ __forceinline__ void stage_norm(const float* weight, int k, float* copy) {
+    for (int i = threadIdx.x * 4; i < k; i += THREADS * 4) cp_async16(copy + i, weight + i);
+    cp_async_commit();
+    cp_async_wait<0>();
+    __syncthreads();
+}
+
+// staged[r] = T(x[i] / sqrt(mean(x[i]^2) + eps) * weight) with i = index[r], or r without an index. Ends with a barrier.
+// One row is shared out over the block, so that it is read in one go; of several, each belongs to a warp. The bits are
+// the same (norm.cuh).   x [*, K] float32; weight [K] and quad_squares [K / 4] shared
 template <class T, int WARPS>
-__device__ __forceinline__ void row_scales(const float* squares, float eps, int rows, int k, float* scales, bool live) {
-    const int lane = threadIdx.x % 32, runs = k / 16;
-    if (!squares) {
-        if (threadIdx.x < rows) scales[threadIdx.x] = 1.f;
-        return;
-    }
-    for (int r = WARPS - 1 - threadIdx.x / 32; r < rows; r += WARPS) {
-        const unsigned* row = reinterpret_cast<const unsigned*>(squares) + r * runs;
-        float sum = 0.f;
-        for (int first = lane; first < runs; first += 128) {
-            const int here = (runs - first + 31) / 32;
-            unsigned v[4];
+__device__ __forceinline__ void normalise(const float* x, const int* index, const float* weight, float eps, int rows,
+                                          int k, T* staged, float* quad_squares) {
+    constexpr int THREADS = WARPS * 32;
+    const float4* w4 = reinterpret_cast<const float4*>(weight);
+    int quads = k / 4, lane = threadIdx.x % 32;
+    if (!SEVERAL<WARPS> || rows == 1) {
+        const float4* row = reinterpret_cast<const float4*>(x) + (index ? index[0] : 0) * quads;
+        float4 v[EACH];
 #pragma unroll
-            for (int j = 0; j < 4; j++)
-                if (j < here) v[j] = load_relaxed(row + first + 32 * j);
-            settle<float>(v, row + first, 32, here, live);
+        for (int j = 0; j < EACH; j++)
+            if (threadIdx.x + j * THREADS < quads) v[j] = row[threadIdx.x + j * THREADS];
 #pragma unroll
-            for (int j = 0; j < 4; j++)
-                if (j < here) sum += __uint_as_float(v[j]);
+        for (int j = 0; j < EACH; j++)
+            if (threadIdx.x + j * THREADS < quads) quad_squares[threadIdx.x + j * THREADS] = squares(v[j]);
+        __syncthreads();
+        float scale = rms_scale(quad_squares, k, eps);
+#pragma unroll
+        for (int j = 0; j < EACH; j++) {
+            int i = threadIdx.x + j * THREADS;
+            if (i < quads) store4(staged + i * 4, scaled(v[j], scale, w4[i]));
         }
-        sum = warp_sum(sum);
-        if (lane == 0) scales[r] = rsqrtf(fmaf(sum, 1.f / k, eps)) * (1.f / SHRINK<T>);
+    } else {
+        for (int r = threadIdx.x / 32; r < rows; r += WARPS) {
+            const float4* row = reinterpret_cast<const float4*>(x) + (index ? index[r] : r) * quads;
+            float4 v[ROW_QUADS];
+#pragma unroll
+            for (int j = 0; j < ROW_QUADS; j++)
+                if (lane + j * 32 < quads) v[j] = row[lane + j * 32];
+            float sum = 0.f;
+#pragma unroll
+            for (int j = 0; j < ROW_QUADS; j++)
+                if (lane + j * 32 < quads) sum += squares(v[j]);
+            float scale = rms_scale(sum, k, eps);
+#pragma unroll
+            for (int j = 0; j < ROW_QUADS; j++) {
+                int i = lane + j * 32;
+                if (i < quads) store4(staged + r * row_stride(k) + i * 4, scaled(v[j], scale, w4[i]));
+            }
+        }
     }
+    __syncthreads();
 }

@@ -2,12 +2,10 @@
 //
 // The thread that holds the sums of rows g and g + 8 of a tile (packed.cuh) for one column takes three steps, so that
 // what it needs from memory is there when the sums are: fetch() starts the loads whose addresses are known, follow()
-// those whose addresses fetch() brought, store() does the rest, if the column is one of x (`real`); a rehearsal (relay.cuh) is not `live`. Fused multiply-adds are
-// written out: left to the compiler, two instances of a kernel could round differently, and the bits of a column would
-// depend on its batch. What the next kernel of a decode step reads is handed on (relay.cuh).
+// those whose addresses fetch() brought, store() does the rest. Fused multiply-adds are written out: left to the
+// compiler, two instances of a kernel could round differently, and the bits of a column would depend on its batch.
 #pragma once
 #include "packed.cuh"
-#include "relay.cuh"
 
 // All three steps at once, where nothing is gained by spreading them.
 template <class Epilogue>
@@ -15,14 +13,12 @@ __device__ __forceinline__ void finish(const Epilogue& epilogue, int tile, int g
     typename Epilogue::Ahead ahead;
     epilogue.fetch(ahead, tile, g, column);
     epilogue.follow(ahead, tile, g, column);
-    epilogue.store(ahead, tile, g, column, a, b, true, true);
+    epilogue.store(ahead, tile, g, column, a, b);
 }
 
-// out[column, row] = sum + bias[row] + residual[column, row].   out [R, N] T or float32; bias, residual may be null.
-// out is not in the relay: it may be written once the kernels before have ended.
+// out[column, row] = sum + bias[row] + residual[column, row].   out [R, N] T or float32; bias, residual may be null
 template <class Out>
 struct Store {
-    static constexpr bool PLAIN = true;  // writes outside of the relay
     int n, span;
     const float* bias;      // [N]
     const float* residual;  // [R, N], may be out
@@ -44,12 +40,11 @@ struct Store {
 
     __device__ __forceinline__ void follow(Ahead&, int, int, int) const {}
 
-    __device__ __forceinline__ void store(const Ahead& ahead, int tile, int g, int column, float a, float b,
-                                          bool real, bool live) const {
+    __device__ __forceinline__ void store(const Ahead& ahead, int tile, int g, int column, float a, float b) const {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             int row = first_row(tile, span, g) + half * 8 * span;
-            if (row >= n || !real || !live) continue;
+            if (row >= n) continue;
             float sum = half ? b : a;
             if (bias) sum += ahead.bias[half];
             if (residual) sum += ahead.residual[half];
@@ -58,88 +53,34 @@ struct Store {
     }
 };
 
-// The residual stream and what the norm that reads it next needs, all of it handed on: with y = sum + residual,
-//   x[column, row] = y,  h[column, row] = T(y * norm[row] * SHRINK),  squares[column, tile] = sum of the tile's y^2
-// Lanes of a warp hold all g of their columns, and call store together.   N a multiple of 16, span 1
-template <class T>
-struct Add {
-    static constexpr bool PLAIN = false;
-    int n, rows;
-    const float* residual;  // [R, N], handed on
-    const float* norm;      // [N]
-    float* x;               // [R, N]
-    T* h;                   // [N / 16, R, 16]
-    float* squares;         // [R, N / 16]
-
-    struct Ahead {
-        float residual[2], norm[2];
-    };
-
-    __device__ __forceinline__ void fetch(Ahead& ahead, int tile, int g, int column) const {
-        int row = tile * 16 + g;
-        const unsigned* from = reinterpret_cast<const unsigned*>(residual) + static_cast<size_t>(column) * n + row;
-        unsigned v[2] = {load_relaxed(from), load_relaxed(from + 8)};
-        ahead.norm[0] = norm[row];
-        ahead.norm[1] = norm[row + 8];
-        settle<float>(v, from, 8, 2);
-        ahead.residual[0] = __uint_as_float(v[0]);
-        ahead.residual[1] = __uint_as_float(v[1]);
-    }
-
-    __device__ __forceinline__ void follow(Ahead&, int, int, int) const {}
-
-    __device__ __forceinline__ void store(const Ahead& ahead, int tile, int g, int column, float a, float b,
-                                          bool real, bool live) const {
-        a += ahead.residual[0];
-        b += ahead.residual[1];
-        if (real) {
-            T* to = h + (static_cast<size_t>(tile) * rows + column) * 16 + g;
-            hand_on(to, from_float<T>(a * ahead.norm[0] * SHRINK<T>), live);
-            hand_on(to + 8, from_float<T>(b * ahead.norm[1] * SHRINK<T>), live);
-        }
-        float sum = fmaf(a, a, b * b);
-#pragma unroll
-        for (int lanes = 4; lanes < 32; lanes *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lanes);
-        if (real) {
-            if (g == 0) hand_on(squares + static_cast<size_t>(column) * (n / 16) + tile, sum, live);
-            float* to = x + static_cast<size_t>(column) * n + tile * 16 + g;
-            hand_on(to, a, live);
-            hand_on(to + 8, b, live);
-        }
-    }
-};
-
 // out[column, j] = silu(gate[j]) * up[j], gate and up rows paired by span = N / 16.   out [R, N / 2] T
 template <class T>
 struct Gate {
-    static constexpr bool PLAIN = false;
-    Layout layout;  // of out
-    T* out;         // [R, F]
+    int ffn;  // N / 2
+    T* out;   // [R, F]
 
     struct Ahead {};
 
     __device__ __forceinline__ void fetch(Ahead&, int, int, int) const {}
     __device__ __forceinline__ void follow(Ahead&, int, int, int) const {}
 
-    __device__ __forceinline__ void store(const Ahead&, int tile, int g, int column, float gate, float up,
-                                          bool real, bool live) const {
+    __device__ __forceinline__ void store(const Ahead&, int tile, int g, int column, float gate, float up) const {
         float silu = gate / __fadd_rn(1.f, expf(-gate));
-        if (real) hand_on(out + layout.at(column, tile * 8 + g), from_float<T>(silu * up), live);
+        out[static_cast<size_t>(column) * ffn + tile * 8 + g] = from_float<T>(silu * up);
     }
 };
 
-// Bias, then RoPE on query and key heads; all to qkv, keys and values also to their place in the paged cache.
+// Bias, then RoPE on query and key heads; queries to qkv, keys and values to their place in the paged cache.
 // Element i of a head is paired with i + d / 2 by span = d / 16; value heads are paired likewise but not rotated.
 template <class T>
 struct Rotate {
-    static constexpr bool PLAIN = false;
     int heads, kv_heads, head_dim, pages;  // pages: columns of table
     const float* bias;                     // [(H + 2 G) d] or null
     const float* rope;                     // [positions, d]: d / 2 cosines, then d / 2 sines
     const int* seqs;                       // [R]
     const int* positions;                  // [R]
     const int* table;                      // [S + 1, pages]
-    T* qkv;                                // [R, (H + 2 G) d]
+    T* qkv;                                // [R, (H + 2 G) d]; only the first H d columns are written
     T* k;                                  // [P, G, PAGE, d]
     T* v;                                  // [P, G, PAGE, d]
 
@@ -168,9 +109,7 @@ struct Rotate {
         if (head >= heads) ahead.page = table[static_cast<size_t>(ahead.seq) * pages + ahead.position / PAGE];
     }
 
-    __device__ __forceinline__ void store(const Ahead& ahead, int tile, int g, int column, float a, float b,
-                                          bool real, bool live) const {
-        if (!real) return;
+    __device__ __forceinline__ void store(const Ahead& ahead, int tile, int g, int column, float a, float b) const {
         int span = head_dim / 16, head = tile / span, i = tile % span * 8 + g;
         if (bias) {
             a += ahead.bias[0];
@@ -181,16 +120,16 @@ struct Rotate {
             a = fmaf(x, ahead.cosine, -(b * ahead.sine));
             b = fmaf(b, ahead.cosine, x * ahead.sine);
         }
-        const T low = from_float<T>(a), high = from_float<T>(b);
-        T* to = qkv + (static_cast<size_t>(column) * (heads + 2 * kv_heads) + head) * head_dim + i;
-        hand_on(to, low, live);
-        hand_on(to + head_dim / 2, high, live);
-        if (head < heads || !live) return;
-        bool is_key = head < heads + kv_heads;
-        int kv_head = head - heads - (is_key ? 0 : kv_heads);
-        size_t line = (static_cast<size_t>(ahead.page) * kv_heads + kv_head) * PAGE + ahead.position % PAGE;
-        to = (is_key ? k : v) + line * head_dim + i;
-        to[0] = low;
-        to[head_dim / 2] = high;
+        T* to;
+        if (head < heads) {
+            to = qkv + (static_cast<size_t>(column) * (heads + 2 * kv_heads) + head) * head_dim;
+        } else {
+            bool is_key = head < heads + kv_heads;
+            int kv_head = head - heads - (is_key ? 0 : kv_heads);
+            size_t line = (static_cast<size_t>(ahead.page) * kv_heads + kv_head) * PAGE + ahead.position % PAGE;
+            to = (is_key ? k : v) + line * head_dim;
+        }
+        to[i] = from_float<T>(a);
+        to[i + head_dim / 2] = from_float<T>(b);
     }
 };

@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(ROW_WARPS * COL_WARPS * 32, 1)
 template <class T, PREFILL_SHAPE>
 __global__ void __launch_bounds__(ROW_WARPS * COL_WARPS * 32, 1)
     prefill_gate(const T* weight, const T* x, int rows, int k, int ffn, T* out) {
-    product<T, ROW_WARPS, COL_WARPS, TILES, COLS, STAGES>(weight, x, rows, k, ffn / 8, Gate<T>{{ffn, 16}, out});
+    product<T, ROW_WARPS, COL_WARPS, TILES, COLS, STAGES>(weight, x, rows, k, ffn / 8, Gate<T>{ffn, out});
 }
 
 // Queries, keys and values of the rows of x, rotated and stored: see Rotate.   x [R, K] T

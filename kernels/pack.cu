@@ -1,7 +1,5 @@
 // Packing weights once at load, and reading rows back out of a packed table.
 #include "packed.cuh"
-#include "reduce.cuh"
-#include "relay.cuh"
 
 // Rows first .. first + count of a matrix [N, K] into their places of its packed form; rows from N on become zeros.
 //   source [N - first at most, K] T, row-major: the row block that starts at row `first`
@@ -42,41 +40,7 @@ __global__ void __launch_bounds__(128) embed_packed(const int* ids, const T* tab
     }
 }
 
-// A step's beginning: the embedding as the residual stream, with what the first norm needs (Add of epilogue.cuh), and a
-// relay in which nothing is there yet.
-//   ids [R], table [V, K] packed, norm [K]; x [R, K] float32, h [K / 16, R, 16] T, squares [R, K / 16] float32;
-//   relay [words, 4] uint32
-// LAUNCH: grid R and more, block 128, dependent: the blocks behind the first R fill the relay.
-// PRECOND: 0 <= ids[r] < V, K % 16 == 0; the kernel behind waits for this one to end before it lets another one start.
-template <class T>
-__global__ void __launch_bounds__(128)
-    embed_stream(const int* ids, const T* table, const float* norm, float* x, T* h, float* squares, int rows, int k,
-                 unsigned* relay, int words) {
-    grid_wait();  // ids may be what the step before has sampled; and it has read the relay
-    grid_launch();
-    if (blockIdx.x >= rows) {
-        const int threads = (gridDim.x - rows) * 128;
-        for (int i = (blockIdx.x - rows) * 128 + threadIdx.x; i < words; i += threads)
-            reinterpret_cast<uint4*>(relay)[i] = make_uint4(ABSENT, ABSENT, ABSENT, ABSENT);
-        return;
-    }
-    const int row = blockIdx.x, id = ids[row], tiles_k = k / 16;
-    const T* tile = table + static_cast<size_t>(id / 16) * tiles_k * 256 + id % 8 * 32 + id % 16 / 8 * 2;
-    for (int first = 0; first < k / 4; first += 128) {  // four k a thread, a run of 16 four lanes
-        const int i = min(first + int(threadIdx.x), k / 4 - 1);
-        const T* p = tile + (i / 4) * 256 + i % 4 * 8;
-        const float4 v = make_float4(to_float(p[0]), to_float(p[1]), to_float(p[4]), to_float(p[5]));
-        const float4 w = reinterpret_cast<const float4*>(norm)[i];
-        const float sum = warp_sum<4>(fmaf(v.w, v.w, fmaf(v.z, v.z, fmaf(v.y, v.y, v.x * v.x))));
-        if (first + int(threadIdx.x) >= k / 4) continue;
-        reinterpret_cast<float4*>(x + static_cast<size_t>(row) * k)[i] = v;
-        store4(h + (static_cast<size_t>(i / 4) * rows + row) * 16 + i % 4 * 4,
-               make_float4(v.x * w.x * SHRINK<T>, v.y * w.y * SHRINK<T>, v.z * w.z * SHRINK<T>, v.w * w.w * SHRINK<T>));
-        if (i % 4 == 0) squares[static_cast<size_t>(row) * tiles_k + i / 4] = sum;
-    }
-}
-
-// embed_packed from a plain table [V, K], for products by cuBLAS. LAUNCH and PRECOND as there.
+// The same from a plain table [V, K], for products by cuBLAS. LAUNCH and PRECOND as above.
 template <class T>
 __global__ void __launch_bounds__(128) embed_plain(const int* ids, const T* table, float* out, int k) {
     grid_wait();

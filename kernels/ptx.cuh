@@ -134,51 +134,15 @@ PTX void grid_launch() {
 #endif
 }
 
-// -- words that a kernel may write while another one reads them ---------------------------------------------------------
-// Relaxed accesses of the whole GPU: they meet in L2, whole words at a time, in no order among each other.
+// -- loads and arithmetic
+// -----------------------------------------------------------------------------------------------
 
-constexpr int LOOKS = 1 << 9;  // at a word before its reader waits for the kernels before to end: some 0.3 ms
-
-PTX uint4 load_relaxed(const uint4* p) {
-    uint4 v;
-    asm volatile("ld.relaxed.gpu.global.v4.b32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(p)
-                 : "memory");
-    return v;
-}
-
-PTX uint2 load_relaxed(const uint2* p) {
-    uint2 v;
-    asm volatile("ld.relaxed.gpu.global.v2.b32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p) : "memory");
-    return v;
-}
-
-PTX unsigned load_relaxed(const unsigned* p) {
-    unsigned v;
-    asm volatile("ld.relaxed.gpu.global.b32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
-    return v;
-}
-
-PTX void store_relaxed(unsigned* p, unsigned v) {
-    asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
-}
-
-PTX void store_relaxed(unsigned short* p, unsigned short v) {
-    asm volatile("st.relaxed.gpu.global.b16 [%0], %1;" ::"l"(p), "h"(v) : "memory");
-}
-
-// -- loads and arithmetic ---------------------------------------------------------------------------------------------
-
-// 16 bytes that are read once in a step: weights. They leave L2 before anything else does, so that instructions, keys and
-// the relay stay there. The memory must not change while the kernel runs.
+// 16 bytes that are read once in this kernel: weights. The memory must not change while the kernel runs.
 PTX uint4 load_stream(const uint4* p) {
-    unsigned long long once;
-    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(once));
     uint4 v;
-    asm("ld.global.nc.L1::no_allocate.L2::cache_hint.v4.u32 {%0,%1,%2,%3}, [%4], %5;"
+    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
         : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-        : "l"(p), "l"(once));
+        : "l"(p));
     return v;
 }
 
@@ -201,7 +165,8 @@ PTX float exp2_approx(float x) {
 #undef PTX
 #endif  // OSTINATO_EMULATOR
 
-// -- D += A B for any storage type: mma<bf16>(d, a, b) ----------------------------------------------------------------
+// -- D += A B for any storage type: mma<bf16>(d, a, b)
+// ------------------------------------------------------------------
 
 template <class T>
 __device__ __forceinline__ void mma(float (&d)[4], uint4 a, uint2 b);

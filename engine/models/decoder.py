@@ -4,22 +4,20 @@ c ModelConfig · w weights as weights/names.py lays them out · b Buffers · s S
 """
 
 
-def layer(ops, c, w, b, s, cache, rope, out, norm):
-    """One decoder layer: the residual stream from b.x to out [R, D]; norm is the weight of the norm behind it."""
+def layer(ops, c, w, b, s, cache, rope):
+    """One decoder layer: reads and writes the residual stream b.x [R, D]."""
     ops.norm_qkv(c, w, b, s, cache, rope)
     ops.attend(b.qkv, s, cache, c.heads, c.window, b.attn, b.scratch)
-    ops.linear(b.attn, w.o, b.mid, residual=b.x, norm=w.mlp_norm)
-    ops.all_reduce(b.mid)
+    ops.linear(b.attn, w.o, b.x, residual=b.x)
+    ops.all_reduce(b.x)
     ops.norm_gate_up(c, w, b)
-    ops.linear(b.ffn, w.down, out, residual=b.mid, norm=norm)
-    ops.all_reduce(out)
+    ops.linear(b.ffn, w.down, b.x, residual=b.x)
+    ops.all_reduce(b.x)
 
 
 def parts(ops, c, w, b, s, caches):
     """The forward pass as callables, to be run, or captured one by one or together; the result is b.logits."""
-    each = b.layers or [b] * (c.layers + 1)
-    norms = [lw.attn_norm for lw in w.layers] + [w.norm]
-    yield lambda: ops.embed(s.ids, w.embed, each[0].x, norm=norms[0])
-    for i, (lw, cache) in enumerate(zip(w.layers, caches, strict=True)):
-        yield lambda i=i, lw=lw, cache=cache: layer(ops, c, lw, each[i], s, cache, w.rope, each[i + 1].x, norms[i + 1])
-    yield lambda: ops.norm_head(c, w, each[-1], s)
+    yield lambda: ops.embed(s.ids, w.embed, b.x)
+    for lw, cache in zip(w.layers, caches, strict=True):
+        yield lambda lw=lw, cache=cache: layer(ops, c, lw, b, s, cache, w.rope)
+    yield lambda: ops.norm_head(c, w, b, s)

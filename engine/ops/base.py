@@ -12,7 +12,7 @@ is executed eagerly, captured into a graph, recorded on the CPU, or tested, all 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -76,8 +76,7 @@ STOP_IDS = 8  # stop tokens a request may name, the model's own included
 class Buffers:
     """Where activations live between operations; made once by Ops.buffers for R rows and B wanted rows."""
 
-    x: Array  # [R, D] float32, the residual stream where a layer begins
-    mid: Array  # [R, D] float32, the same behind a decoder layer's attention; may be x
+    x: Array  # [R, D] float32, the residual stream
     h: Array  # [R, D] T, normalised x
     qkv: Array  # [R, (H + 2 G) d] T; attend reads the first H d columns
     attn: Array  # [R, H d] T
@@ -86,7 +85,6 @@ class Buffers:
     logits: Array  # [B, V] float32
     tokens: Array  # [B] int32, what was sampled
     scratch: Any = None  # a backend's own
-    layers: list[Buffers] = field(default_factory=list)  # one a layer and one for the head, if a backend wants several
 
 
 class Ops:
@@ -114,35 +112,25 @@ class Ops:
     def buffers(self, c: ModelConfig, rows: int, last: int) -> Buffers:
         """Activation arrays for steps of `rows` rows of which `last` want logits, and the backend's scratch."""
         new, t, f = self.device.empty, self.dtype, np.dtype(np.float32)
-        x = new((rows, c.hidden), f)
         return Buffers(
-            x=x, mid=x, h=new((rows, c.hidden), t), qkv=new((rows, c.qkv), t),
+            x=new((rows, c.hidden), f), h=new((rows, c.hidden), t), qkv=new((rows, c.qkv), t),
             attn=new((rows, c.heads * c.head_dim), t), gate_up=new((rows, 2 * c.ffn), t), ffn=new((rows, c.ffn), t),
             logits=new((last, c.vocab), f), tokens=new((last,), np.dtype(np.int32)),
         )  # fmt: skip
 
     # -- primitives -----------------------------------------------------------------------------------------------
 
-    def embed(self, ids: Array, table: Weight, out: Array, norm: Array | None = None) -> None:
-        """out[r] = table[ids[r]].  ids [R], table [V, D], out [R, D] float32; norm as in linear"""
+    def embed(self, ids: Array, table: Weight, out: Array) -> None:
+        """out[r] = table[ids[r]].  ids [R], table [V, D], out [R, D] float32"""
         raise NotImplementedError
 
     def rms_norm(self, x: Array, weight: Array, eps: float, out: Array, rows: Array | None = None) -> None:
         """out[i] = x[r] / sqrt(mean(x[r]^2) + eps) * weight with r = rows[i], or i.  x [R, D] float32, out [*, D] T"""
         raise NotImplementedError
 
-    def linear(
-        self,
-        x: Array,
-        weight: Weight,
-        out: Array,
-        bias: Array | None = None,
-        residual: Array | None = None,
-        norm: Array | None = None,
-    ) -> None:
+    def linear(self, x: Array, weight: Weight, out: Array, bias: Array | None = None, residual: Array | None = None):
         """out = x @ weight.T + bias + residual.  x [R, K] T, weight [N, K], bias [N] float32, out [R, N] T or float32;
-        residual [R, N] float32 may be out. norm [N] float32: the weight of the RMS norm that reads out next, for
-        backends that prepare it; the result is the same"""
+        residual [R, N] float32 may be out"""
         raise NotImplementedError
 
     def head_norm(self, qkv: Array, q_weight: Array, k_weight: Array, eps: float, heads: int, kv_heads: int) -> None:
@@ -187,8 +175,8 @@ class Ops:
         self.rope_append(b.qkv, rope, s, cache, c.heads)
 
     def norm_gate_up(self, c: ModelConfig, w: Any, b: Buffers) -> None:
-        """b.ffn = silu(gate) * up of the normalised residual stream b.mid."""
-        self.rms_norm(b.mid, w.mlp_norm, c.eps, b.h)
+        """b.ffn = silu(gate) * up of the normalised residual stream b.x."""
+        self.rms_norm(b.x, w.mlp_norm, c.eps, b.h)
         self.linear(b.h, w.gate_up, b.gate_up)
         self.silu_mul(b.gate_up, b.ffn)
 

@@ -50,14 +50,14 @@ class CublasOps(DeviceOps):
             first += len(part)
         return out
 
-    def embed(self, ids, table, out, norm=None):
+    def embed(self, ids, table, out):
         k = table.shape[1]
         expect("embed", "ids", ids, np.int32, (len(out),))
         expect("embed", "out", out, np.float32, (len(out), k))
         kernel = self.device.kernel("pack.cu", f"embed_plain<{c_type(self.dtype)}>")
         self.device.launch(kernel, (len(ids),), (128,), [ids, table, out, np.int32(k)], dependent=True)
 
-    def linear(self, x, weight, out, bias=None, residual=None, norm=None):
+    def linear(self, x, weight, out, bias=None, residual=None):
         n, k = weight.shape
         expect("linear", "x", x, self.dtype, (len(x), k))
         check_linear("linear", (len(x), n), self.dtype, out, bias, residual)

@@ -16,13 +16,10 @@ import numpy as np
 
 from ..errors import DeviceError, UnsupportedModel
 from . import tuned
-from .base import DECODE_ROWS
-from .products import c_type, check_linear, expect, laid_out
-from .relay import COMES, ENDED, STARTS, Handed, Stream, relay
+from .base import DECODE_ROWS, Buffers
+from .products import c_type, check_linear, expect
 from .rows import DeviceOps
-from .shapes import DecodeShape, Shapes, prefill_shape, shared_limit
-
-SCALES = 1024  # bytes of shared memory that decode kernels declare themselves, at most
+from .shapes import DecodeShape, Shapes, prefill_shape, row_stride, shared_limit
 
 
 @dataclass(frozen=True)
@@ -90,97 +87,67 @@ class CudaOps(DeviceOps):
 
     # -- primitives -----------------------------------------------------------------------------------------------
 
-    def buffers(self, c, rows, last):
-        """Those of a decode step hand values on from kernel to kernel: see relay.py."""
-        b = super().buffers(c, rows, last)
-        if rows <= DECODE_ROWS:
-            b.layers = relay(self.device, c, b, self.dtype)
-        return b
-
-    def embed(self, ids, table, out, norm=None):
-        rows, k = len(out), table.k
-        expect("embed", "ids", ids, np.int32, (rows,))
-        if isinstance(out, Stream):
-            self._check_stream("embed", out, k, norm)
-            kernel = self.device.kernel("pack.cu", f"embed_stream<{self._t}>")
-            places = out.places
-            args = [ids, table.data, norm, out.x, out.h.data, out.squares, np.int32(rows), np.int32(k)]
-            blocks = rows + min(2 * self.device.multiprocessors, -(-len(places) // 128))
-            self.device.launch(kernel, (blocks,), (128,), [*args, places, np.int32(len(places))], dependent=True)
-            return
-        expect("embed", "out", out, np.float32, (rows, k))
+    def embed(self, ids, table, out):
+        expect("embed", "ids", ids, np.int32, (len(out),))
+        expect("embed", "out", out, np.float32, (len(out), table.k))
         kernel = self.device.kernel("pack.cu", f"embed_packed<{self._t}>")
-        self.device.launch(kernel, (rows,), (128,), [ids, table.data, out, np.int32(k)], dependent=True)
+        self.device.launch(kernel, (len(ids),), (128,), [ids, table.data, out, np.int32(table.k)], dependent=True)
 
-    def linear(self, x, weight, out, bias=None, residual=None, norm=None):
+    def linear(self, x, weight, out, bias=None, residual=None):
         rows = len(x)
-        if isinstance(out, Stream):
-            self._add(x, weight, out, residual, norm)
-            return
+        expect("linear", "x", x, self.dtype, (rows, weight.k))
         check_linear("linear", (rows, weight.n), self.dtype, out, bias, residual)
         kind = c_type(out.dtype)
         store = [np.int32(weight.n), np.int32(weight.span), bias, residual, out]
         if rows > DECODE_ROWS:
-            expect("linear", "x", x, self.dtype, (rows, weight.k))
             self._prefill(f"prefill_store<{self._t}, {kind}", weight, x, store)
             return
-        self._decode("linear", f"decode_store<{self._t}, {kind}", weight, x, store)
-
-    def _add(self, x: Any, weight: PackedWeight, out: Stream, residual: Stream, norm: Any) -> None:
-        """The residual stream of a decode step: out = x @ weight.T + residual, ready for the norm that reads it."""
-        self._check_stream("linear", out, weight.n, norm)
-        expect("linear", "residual", residual.x, np.float32, (len(x), weight.n))
-        args = [np.int32(weight.n), residual.x, norm, out.x, out.h.data, out.squares]
-        self._decode("linear", f"decode_add<{self._t}", weight, x, args)
+        self._decode_plain(f"decode_store<{self._t}, {kind}", weight, x, [None], store)
 
     # -- composites -----------------------------------------------------------------------------------------------
 
     def norm_qkv(self, c, w, b, s, cache, rope):
-        weight, rows = w.qkv, len(b.x)
-        if c.qk_norm and isinstance(b.x, Stream):  # a head norm needs whole heads, which no thread here holds
-            store = [np.int32(weight.n), np.int32(weight.span), w.qkv_bias, None, b.qkv]
-            self._decode("norm_qkv", f"decode_store<{self._t}, {self._t}", weight, b.x, store, c.eps)
-            self.head_norm(b.qkv, w.q_norm, w.k_norm, c.eps, c.heads, c.kv_heads)
-            self.rope_append(b.qkv, rope, s, cache, c.heads)
-            return
+        rows, weight = len(b.x), w.qkv
         if c.qk_norm or weight.layout != "qkv":
-            super().norm_qkv(c, w, b, s, cache, rope)
+            super().norm_qkv(c, w, b, s, cache, rope)  # a head norm needs whole heads, which no thread here holds
             return
+        self._expect_norm("norm_qkv", b.x, w.attn_norm, weight)
         self._expect_attention("norm_qkv", b.qkv, s, cache, c.heads)
-        qkv, *_ = laid_out("norm_qkv", "qkv", b.qkv, self.dtype, (rows, weight.n))
+        expect("norm_qkv", "qkv", b.qkv, self.dtype, (rows, weight.n))
         expect("norm_qkv", "rope", rope, np.float32, (len(rope), c.head_dim))
         if w.qkv_bias is not None:
             expect("norm_qkv", "bias", w.qkv_bias, np.float32, (weight.n,))
-        tail = [w.qkv_bias, rope, s.seqs, s.positions, s.table, np.int32(s.table.shape[1]), qkv, cache.k, cache.v,
+        tail = [w.qkv_bias, rope, s.seqs, s.positions, s.table, np.int32(s.table.shape[1]), b.qkv, cache.k, cache.v,
                 np.int32(c.heads), np.int32(c.kv_heads), np.int32(c.head_dim)]  # fmt: skip
-        self._normed("norm_qkv", "qkv", c, weight, b.x, w.attn_norm, b.h, tail, tail)
+        self._normed("qkv", c, weight, w.attn_norm, b, tail)
 
     def norm_gate_up(self, c, w, b):
-        rows, weight = len(b.mid), w.gate_up
+        rows, weight = len(b.x), w.gate_up
         if weight.layout != "gate_up":
             super().norm_gate_up(c, w, b)
             return
-        ffn, row, run = laid_out("norm_gate_up", "ffn", b.ffn, self.dtype, (rows, weight.n // 2))
-        width = np.int32(weight.n // 2)
-        self._normed("norm_gate_up", "gate", c, weight, b.mid, w.mlp_norm, b.h, [width, row, run, ffn], [width, ffn])
+        self._expect_norm("norm_gate_up", b.x, w.mlp_norm, weight)
+        expect("norm_gate_up", "ffn", b.ffn, self.dtype, (rows, weight.n // 2))
+        tail = [np.int32(weight.n // 2), b.ffn]
+        self._normed("gate", c, weight, w.mlp_norm, b, tail)
 
     def norm_head(self, c, w, b, s):
-        """Always the decode kernel, up to 16 rows at a time: a row's logits have the same bits in every company.
-
-        A decode step wants the logits of all its rows, in order."""
+        """Always the decode kernel, up to 16 rows at a time: a row's logits have the same bits in every company."""
         weight, count = w.head, len(s.last)
+        self._expect_norm("norm_head", b.x, w.norm, weight)
         expect("norm_head", "last", s.last, np.int32, (count,))
         check_linear("norm_head", (count, weight.n), np.dtype(np.float32), b.logits, w.head_bias, None)
         kernel = f"decode_store<{self._t}, float"
         for i in range(0, count, DECODE_ROWS):
-            logits = b.logits[i : i + DECODE_ROWS]
-            store = [np.int32(weight.n), np.int32(weight.span), w.head_bias, None, logits]
-            x = b.x
-            if not isinstance(x, Stream):
-                self._expect_norm("norm_head", x, w.norm, weight)
-                x = b.h[: len(logits)]
-                self.rms_norm(b.x, w.norm, c.eps, x, rows=s.last[i : i + DECODE_ROWS])
-            self._decode("norm_head", kernel, weight, x, store, c.eps)
+            last, logits = s.last[i : i + DECODE_ROWS], b.logits[i : i + DECODE_ROWS]
+            rows = len(last)
+            tail = [np.int32(weight.n), np.int32(weight.span), w.head_bias, None, logits]
+            if self._normalises(weight, rows):
+                head = [weight.data, b.x, w.norm, np.float32(c.eps), last, np.int32(rows), np.int32(weight.k)]
+                self._decode(kernel, "NORM", weight, rows, [*head, *tail])
+            else:
+                self.rms_norm(b.x, w.norm, c.eps, b.h[:rows], rows=last)
+                self._decode_plain(kernel, weight, b.h[:rows], [None], tail)
 
     # -- checks and launches ------------------------------------------------------------------------------------
 
@@ -188,51 +155,48 @@ class CudaOps(DeviceOps):
         expect(op, "x", x, np.float32, (len(x), weight.k))
         expect(op, "norm weight", norm, np.float32, (weight.k,))
 
-    def _check_stream(self, op: str, out: Stream, width: int, norm: Any) -> None:
-        expect(op, "out", out.x, np.float32, (len(out), width))
-        expect(op, "norm weight", norm, np.float32, (width,))
-
-    def _normed(
-        self, op: str, kind: str, c: Any, weight: PackedWeight, x: Any, norm: Any, h: Any, tail: list, prompt: list
-    ) -> None:
-        """A fused product of normalised rows: of the stream as its writer left it, or of x, by a kernel of its own.
-
-        tail, prompt: the last arguments of the decode kernel, and of the prefill kernel."""
-        if not isinstance(x, Stream):
-            self._expect_norm(op, x, norm, weight)
-            self.rms_norm(x, norm, c.eps, h)
-            x = h
-        if len(x) > DECODE_ROWS:
-            self._prefill(f"prefill_{kind}<{self._t}", weight, x, prompt)
+    def _normed(self, kind: str, c: Any, weight: PackedWeight, norm: Any, b: Buffers, tail: list) -> None:
+        """A fused product of the normalised rows of b.x. However they are normalised, they have the same bits."""
+        rows = len(b.x)
+        if rows <= DECODE_ROWS and self._normalises(weight, rows):
+            head = [weight.data, b.x, norm, np.float32(c.eps), np.int32(rows), np.int32(weight.k)]
+            self._decode(f"decode_{kind}<{self._t}", "NORM", weight, rows, [*head, *tail])
+            return
+        self.rms_norm(b.x, norm, c.eps, b.h)
+        if rows > DECODE_ROWS:
+            self._prefill(f"prefill_{kind}<{self._t}", weight, b.h, tail)
         else:
-            self._decode(op, f"decode_{kind}<{self._t}", weight, x, tail, c.eps)
+            self._decode_plain(f"decode_{kind}<{self._t}", weight, b.h, [], tail)
+
+    def _normalises(self, weight: PackedWeight, rows: int) -> bool:
+        """Whether a decode kernel takes float32 rows and normalises them itself: pays while they are few and short."""
+        warps = self._shape(weight).warps
+        longest = 256 * warps if rows == 1 else 640 if warps <= 12 else 0  # PRECOND of linear_decode.cu
+        return weight.k <= longest and self._shared("NORM", weight, rows) <= shared_limit(self.device.arch)
 
     def _shape(self, weight: PackedWeight) -> DecodeShape:
         return self.shapes.decode(weight.n, weight.k, self.dtype.itemsize)
 
-    def _shared(self, staged: bool, weight: PackedWeight, rows: int) -> int:
-        """Bytes of dynamic shared memory of a decode kernel."""
-        return self._shape(weight).reduction(rows) + staged * rows * weight.k * self.dtype.itemsize
+    def _shared(self, source: str, weight: PackedWeight, rows: int) -> int:
+        """Bytes of shared memory of a decode kernel."""
+        columns = 0 if source == "DIRECT" else rows * row_stride(weight.k) * self.dtype.itemsize
+        return self._shape(weight).reduction(rows) + columns + (5 * weight.k if source == "NORM" else 0)
 
-    def _decode(self, op: str, kernel: str, weight: PackedWeight, x: Any, tail: list, eps: float = 0.0) -> None:
-        """A decode kernel of x: rows [R, K] T, an array or handed on, or the residual stream for a product of its norm.
+    def _decode_plain(self, kernel: str, weight: PackedWeight, x: Any, index: list, tail: list) -> None:
+        """A decode kernel of rows x [R, K] T; index: [None] for kernels that could gather rows."""
+        rows = len(x)
+        staged = self._shape(weight).launch(rows).staged
+        fits = self._shared("STAGED", weight, rows) <= shared_limit(self.device.arch)
+        args = [weight.data, x, None, np.float32(0), *index, np.int32(rows), np.int32(weight.k), *tail]
+        self._decode(kernel, "STAGED" if staged and fits else "DIRECT", weight, rows, args)
 
-        kernel: name and template arguments up to the source. tail: its arguments behind those of x."""
-        rows, when = len(x), COMES if isinstance(x, Handed) else ENDED
-        squares = None
-        if isinstance(x, Stream):
-            x, squares, when = x.h, x.squares, STARTS if x.first else COMES
-        data, row, run = laid_out(op, "x", x, self.dtype, (rows, weight.k))
+    def _decode(self, kernel: str, source: str, weight: PackedWeight, rows: int, args: list) -> None:
+        """kernel: name and template arguments up to the source."""
         shape = self._shape(weight)
-        launch, limit = shape.launch(rows), shared_limit(self.device.arch) - SCALES
-        staged = launch.staged and isinstance(x, Handed) and self._shared(True, weight, rows) <= limit
-        shared = self._shared(staged, weight, rows)
-        resident = max(1, min(launch.grid, limit // shared))
+        launch, shared = shape.launch(rows), self._shared(source, weight, rows)
+        resident = max(1, min(launch.blocks, shared_limit(self.device.arch) // shared))
         grid = min(-(-weight.tiles // launch.tiles), self.device.multiprocessors * resident)
-        source = "STAGED" if staged else "DIRECT"
         function = self.device.kernel("linear_decode.cu", f"{kernel}, {source}, {shape.template(rows)}>")
-        columns = [data, row, run, squares, np.float32(eps), np.int32(rows), np.int32(weight.k), np.int32(when)]
-        args = [weight.data, *columns, *tail]
         self.device.launch(function, (grid,), (shape.warps * 32,), args, shared, dependent=True)
 
     def _prefill(self, kernel: str, weight: PackedWeight, x: Any, tail: list) -> None:

@@ -46,7 +46,7 @@ class NumpyOps(Ops):
 
     # -- primitives -----------------------------------------------------------------------------------------------
 
-    def embed(self, ids, table, out, norm=None):
+    def embed(self, ids, table, out):
         np.take(table, ids, axis=0, out=out)
 
     def rms_norm(self, x, weight, eps, out, rows=None):
@@ -58,7 +58,7 @@ class NumpyOps(Ops):
         np.divide(x, scale, out=out)
         out *= weight
 
-    def linear(self, x, weight, out, bias=None, residual=None, norm=None):
+    def linear(self, x, weight, out, bias=None, residual=None):
         y = np.empty(out.shape, np.float32) if residual is not None else out
         rows, width = x.shape
         if rows > DECODE_ROWS:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from ..errors import DeviceError
-from .relay import Handed
 
 _TYPES = {"bfloat16": "bf16", "float16": "half", "float32": "float"}
 
@@ -27,18 +26,6 @@ def expect(op: str, what: str, array: Any, dtype: Any, shape: tuple[int, ...]) -
     if array.dtype != dtype or tuple(array.shape) != tuple(shape) or not array.flags.c_contiguous:
         found = f"{array.dtype} {list(array.shape)}" + ("" if array.flags.c_contiguous else ", not contiguous")
         raise DeviceError(f"{op}: expected {what} to be {np.dtype(dtype)} {list(shape)}, found {found}")
-
-
-def laid_out(op: str, what: str, x: Any, dtype: Any, shape: tuple[int, int]) -> tuple[Any, np.int32, np.int32]:
-    """(array, row, run) of rows [R, N], an array or Handed, as kernels take them; DeviceError like expect."""
-    if not isinstance(x, Handed):
-        expect(op, what, x, dtype, shape)
-        return x, np.int32(shape[1]), np.int32(16)
-    if x.data.dtype != dtype or (x.rows, x.width) != tuple(shape):
-        found = f"{x.data.dtype} {[x.rows, x.width]}"
-        raise DeviceError(f"{op}: expected {what} to be {np.dtype(dtype)} {list(shape)}, found {found}")
-    row, run = x.layout
-    return x.data, np.int32(row), np.int32(run)
 
 
 def check_linear(op: str, shape: tuple[int, int], dtype: np.dtype, out: Any, bias: Any, residual: Any) -> None:

@@ -17,8 +17,7 @@ from ..config import ModelConfig
 from ..errors import DeviceError, UnsupportedModel
 from .base import DECODE_ROWS, PAGE, STOP_IDS, Array, Buffers, Cache, Ops, Sampling, Step
 from .device import Device
-from .products import c_type, expect, laid_out
-from .relay import COMES, ENDED, Handed
+from .products import c_type, expect
 
 HEAD_SIZES = (16, 32, 48, 64, 80, 96, 112, 128, 192, 256)
 SPLITS = 64  # most parts decode attention cuts a row into; as in attend_decode.cuh
@@ -158,7 +157,7 @@ class DeviceOps(Ops):
 
     def attend(self, qkv, s, cache, heads, window, out, scratch):
         rows, kv_heads, d = self._expect_attention("attend", qkv, s, cache, heads)
-        out, *to = laid_out("attend", "out", out, self.dtype, (rows, heads * d))
+        expect("attend", "out", out, self.dtype, (rows, heads * d))
         if window < 0:
             raise DeviceError(f"attend: expected a window of 0 (off) or more tokens, found {window}")
         scale = np.float32(math.log2(math.e) / math.sqrt(d))
@@ -178,11 +177,10 @@ class DeviceOps(Ops):
             raise DeviceError(f"attend: expected scratch for {rows} rows in {splits} splits, found it for {found}")
         # Two blocks a multiprocessor are enough to read at full speed; more would only have to be started and ended.
         x = max(1, min(splits, -(-2 * self.device.multiprocessors // (y * rows))))
-        handed = isinstance(qkv, Handed)
-        arrays = (qkv.data if handed else qkv, s.seqs, s.positions, s.visible, s.table, cache.k, cache.v, out, *to)
+        arrays = (qkv, s.seqs, s.positions, s.visible, s.table, cache.k, cache.v, out)
         name = f"attend_decode<{c_type(self.dtype)}, {d}, {tile.tiles}>"
         state = (scratch.partial, scratch.stats, scratch.arrived)
-        sizes = (np.int32(rows), *sizes, np.int32(scratch.slots), scale, np.int32(COMES if handed else ENDED))
+        sizes = (np.int32(rows), *sizes, np.int32(scratch.slots), scale)
         self._launch("attend_decode.cu", name, (x, y, rows), 256, *arrays, *state, *sizes, shared=tile.shared)
 
     # -- sampling ---------------------------------------------------------------------------------------------------
@@ -220,7 +218,7 @@ class DeviceOps(Ops):
         pages, kv_heads, _, d = cache.k.shape
         expect(op, "cache.k", cache.k, self.dtype, (pages, kv_heads, PAGE, d))
         expect(op, "cache.v", cache.v, self.dtype, (pages, kv_heads, PAGE, d))
-        laid_out(op, "qkv", qkv, self.dtype, (len(qkv), (heads + 2 * kv_heads) * d))
+        expect(op, "qkv", qkv, self.dtype, (len(qkv), (heads + 2 * kv_heads) * d))
         self._expect_step(op, s, len(qkv))
         if d not in HEAD_SIZES or heads % kv_heads:
             found = f"{heads} heads of {d} on {kv_heads} key/value heads"

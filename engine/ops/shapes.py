@@ -25,10 +25,8 @@ class Launch:
 
     tiles: int  # 16-row tiles of weights a block works on at once
     depth: int  # k tiles a warp has in flight
-    blocks: int  # that a multiprocessor has registers for, of this kernel and the one that starts meanwhile
-    grid: int  # blocks a multiprocessor at most
+    blocks: int  # on a multiprocessor at once: bounds registers and the grid
     staged: bool  # copy x to shared memory before the products, where it fits
-    rehearse: bool = False  # run once through the code before x is there: pays where kernels are short
 
 
 @dataclass(frozen=True)
@@ -43,10 +41,9 @@ class DecodeShape:
         return self.narrow if rows <= 8 else self.wide
 
     def template(self, rows: int) -> str:
-        """Template arguments of the kernel: WARPS, TILES, COLS, DEPTH, BLOCKS, REHEARSES."""
+        """Template arguments of the kernel: WARPS, TILES, COLS, DEPTH, BLOCKS."""
         launch = self.launch(rows)
-        sizes = (self.warps, launch.tiles, 1 if rows <= 8 else 2, launch.depth, launch.blocks)
-        return f"{', '.join(map(str, sizes))}, {str(launch.rehearse).lower()}"
+        return f"{self.warps}, {launch.tiles}, {1 if rows <= 8 else 2}, {launch.depth}, {launch.blocks}"
 
     def reduction(self, rows: int) -> int:
         """Bytes of shared memory in which the warps' sums meet."""
@@ -58,7 +55,7 @@ class DecodeShape:
             return f"warps: expected one of {WARPS}, found {self.warps}"
         for name, rows in (("narrow", 8), ("wide", 16)):
             launch, cols = self.launch(rows), rows // 8
-            for field, allowed in (("tiles", TILES), ("depth", DEPTHS), ("blocks", BLOCKS), ("grid", BLOCKS)):
+            for field, allowed in (("tiles", TILES), ("depth", DEPTHS), ("blocks", BLOCKS)):
                 if getattr(launch, field) not in allowed:
                     return f"{name}.{field}: expected one of {allowed}, found {getattr(launch, field)}"
             if launch.tiles * cols * 64 > self.warps * 32:
@@ -84,21 +81,21 @@ Key = tuple[int, int, int]  # of a matrix: N, K, bytes of T
 # of the rule, so that GPUs that go by the rule get the same bits.
 MEASURED = 90  # arch of the H200
 DECODE: dict[Key, DecodeShape] = {
-    (576, 576, 2): DecodeShape(12, Launch(1, 3, 2, 2, True, True), Launch(1, 3, 2, 2, True, True)),
-    (576, 1536, 2): DecodeShape(16, Launch(2, 6, 1, 1, True, True), Launch(1, 6, 1, 1, True, True)),
-    (960, 576, 2): DecodeShape(12, Launch(2, 3, 1, 1, True, True), Launch(1, 3, 2, 2, True, True)),
-    (2048, 2048, 2): DecodeShape(16, Launch(1, 4, 2, 1, True), Launch(1, 3, 2, 1, False)),
-    (2048, 8192, 2): DecodeShape(16, Launch(1, 4, 2, 1, True), Launch(1, 3, 2, 1, False)),
-    (3072, 576, 2): DecodeShape(12, Launch(4, 3, 1, 1, True, True), Launch(2, 3, 1, 1, True, True)),
-    (3072, 2048, 2): DecodeShape(16, Launch(1, 4, 2, 2, True), Launch(1, 3, 2, 2, False)),
-    (4096, 4096, 2): DecodeShape(16, Launch(1, 4, 2, 2, True), Launch(1, 3, 2, 2, False)),
-    (4096, 14336, 2): DecodeShape(16, Launch(1, 4, 2, 2, True), Launch(1, 3, 2, 2, False)),
-    (6144, 4096, 2): DecodeShape(16, Launch(1, 4, 2, 2, True), Launch(1, 3, 2, 2, False)),
-    (16384, 2048, 2): DecodeShape(16, Launch(1, 4, 2, 2, True), Launch(2, 4, 1, 1, True)),
-    (28672, 4096, 2): DecodeShape(16, Launch(1, 4, 2, 2, True), Launch(2, 4, 1, 1, True)),
-    (49152, 576, 2): DecodeShape(12, Launch(2, 3, 2, 2, True), Launch(2, 3, 1, 1, True)),
-    (128256, 2048, 2): DecodeShape(16, Launch(1, 4, 2, 2, True), Launch(2, 4, 1, 1, True)),
-    (128256, 4096, 2): DecodeShape(16, Launch(1, 4, 2, 2, True), Launch(2, 4, 1, 1, True)),
+    (576, 576, 2): DecodeShape(12, Launch(2, 3, 2, False), Launch(2, 3, 2, False)),
+    (576, 1536, 2): DecodeShape(16, Launch(2, 6, 1, False), Launch(1, 3, 2, False)),
+    (960, 576, 2): DecodeShape(12, Launch(1, 6, 1, False), Launch(1, 3, 2, True)),
+    (2048, 2048, 2): DecodeShape(16, Launch(2, 8, 1, False), Launch(1, 4, 2, False)),
+    (2048, 8192, 2): DecodeShape(16, Launch(1, 4, 1, False), Launch(1, 4, 2, True)),
+    (3072, 576, 2): DecodeShape(12, Launch(1, 3, 2, False), Launch(2, 3, 2, True)),
+    (3072, 2048, 2): DecodeShape(16, Launch(1, 5, 2, False), Launch(2, 2, 2, False)),
+    (4096, 4096, 2): DecodeShape(16, Launch(1, 4, 2, False), Launch(2, 2, 2, False)),
+    (4096, 14336, 2): DecodeShape(16, Launch(1, 4, 2, False), Launch(2, 2, 2, True)),
+    (6144, 4096, 2): DecodeShape(16, Launch(1, 4, 2, False), Launch(1, 4, 2, True)),
+    (16384, 2048, 2): DecodeShape(16, Launch(2, 3, 2, False), Launch(2, 4, 1, False)),
+    (28672, 4096, 2): DecodeShape(16, Launch(1, 4, 2, False), Launch(1, 6, 1, True)),
+    (49152, 576, 2): DecodeShape(12, Launch(2, 3, 2, False), Launch(2, 3, 1, True)),
+    (128256, 2048, 2): DecodeShape(16, Launch(1, 4, 2, False), Launch(2, 4, 1, True)),
+    (128256, 4096, 2): DecodeShape(16, Launch(1, 4, 2, False), Launch(2, 4, 1, True)),
 }
 
 
@@ -113,10 +110,10 @@ def rule(n: int, k: int, itemsize: int) -> DecodeShape:
     """A shape by the number of k tiles and rows, for matrices that nobody has measured."""
     warps, depth = (16, 3) if k >= 1024 else (12, 3) if k >= 384 else (4, 2)
     if itemsize == 4:
-        return DecodeShape(warps, Launch(1, 2, 1, 1, True), Launch(1, 2, 1, 1, True))
+        return DecodeShape(warps, Launch(1, 2, 1, False), Launch(1, 2, 1, True))
     blocks = 1 if warps == 16 else 2  # two would leave a thread of 16 warps too few registers for 16 columns
-    wide = Launch(2, depth, 1, 1, True) if n >= 8192 and warps >= 8 else Launch(1, depth, blocks, blocks, True)
-    return DecodeShape(warps, Launch(1, depth, 2, 2, True), wide)
+    wide = Launch(2, depth, 1, True) if n >= 8192 and warps >= 8 else Launch(1, depth, blocks, True)
+    return DecodeShape(warps, Launch(1, depth, 2, False), wide)
 
 
 @dataclass(frozen=True)
@@ -130,6 +127,11 @@ class Shapes:
     def decode(self, n: int, k: int, itemsize: int) -> DecodeShape:
         """The shape for a matrix [n, k]."""
         return self.tuned.get((n, k, itemsize)) or decode_shape(n, k, itemsize, self.arch)
+
+
+def row_stride(k: int) -> int:
+    """Elements a row of x takes in shared memory; row_stride of kernels/columns.cuh."""
+    return k if k // 16 % 2 else k + 16
 
 
 @dataclass(frozen=True)

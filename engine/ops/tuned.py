@@ -22,7 +22,7 @@ from .device import Device, headers_hash, kernel_source
 from .shapes import DecodeShape, Key, Launch, Shapes, shared_limit
 
 _FIELDS = {"n": int, "k": int, "itemsize": int, "warps": int, "narrow": dict, "wide": dict}
-_LAUNCH = {"tiles": int, "depth": int, "blocks": int, "grid": int, "staged": bool, "rehearse": bool}
+_LAUNCH = {"tiles": int, "depth": int, "blocks": int, "staged": bool}
 
 
 def kernels_hash() -> str:

@@ -54,7 +54,7 @@ CASES = [
     case("matrix_misaligned", r"ldmatrix_x4: address .* is not a multiple of 16"),
     case("reads_early", r"depends on what is read before grid_wait: argument 1 \(out\)", 2, after_first=True),
     case("writes_early", r"thread \(0, 0, 0\): writes argument 1 \(out\).* before grid_wait", after_first=True),
-    case("never_waits", r"launched as dependent, and no thread of any block calls grid_wait", after_first=True),
+    case("never_waits", r"launched as dependent, and no thread of the block calls grid_wait", after_first=True),
     case("grid_barrier", r"grid sync .* others have ended", grid=5, out=np.zeros(10, np.float32)),
 ]
 

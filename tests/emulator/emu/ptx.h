@@ -148,21 +148,6 @@ inline void grid_launch() {
     emu::grid_launch();
 }
 
-constexpr int LOOKS = 2;  // nobody else runs meanwhile
-
-template <class V>
-inline V load_relaxed(const V* p) {
-    return *p;
-}
-
-// What a kernel writes while those before it run is for those behind it, and lies beside what they still use: the guard,
-// which knows whole arrays only, must not mind.
-template <class V>
-inline void store_relaxed(V* p, V v) {
-    emu::grid_wait();
-    *p = v;
-}
-
 inline uint4 load_stream(const uint4* p) {
     return *p;
 }

@@ -10,7 +10,6 @@ extern sigjmp_buf give_up;  // where fail() and faults go
 // scheduler.cpp
 extern void (*kernel)(void** arguments);
 extern unsigned threads_per_block;
-extern bool some_block_waited;  // of those that have ended
 void start_block(Block& b, unsigned linear);  // all its threads ready
 void run_block(Block& b);                     // until they have ended, or all wait for other blocks
 void release(State state);                    // all threads of the current block in it are ready

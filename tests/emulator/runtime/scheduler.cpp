@@ -12,7 +12,6 @@ Thread* self;
 dim3 grid_size, block_size;
 void (*kernel)(void**);
 unsigned threads_per_block;
-bool some_block_waited;
 
 namespace {
 
@@ -183,7 +182,7 @@ void run_block(Block& b) {
     }
     if (b.alive) return;
     check_shared();
-    some_block_waited |= b.waited;
+    if (launch->dependent && !b.waited) fail("launched as dependent, and no thread of the block calls grid_wait");
 }
 
 unsigned live_lanes() {
