@@ -1,4 +1,4 @@
-"""A process that answers one line of JSON on its stdin by one on its stdout, within a time. Used for what may hang or die.
+"""A process that answers one line of JSON on its stdin by one on its stdout, within a time: for what may hang or die.
 
 Started by sandbox.py (chat templates) and limits/runner.py (probes of a GPU).
 """

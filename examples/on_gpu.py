@@ -1,4 +1,4 @@
-"""How the examples start that drive CuPy by themselves: with CuPy and a GPU, or with one line that says what is missing."""
+"""How the examples start that drive CuPy by themselves: on a GPU, or with one line that says what is missing."""
 
 import sys
 from collections.abc import Callable
