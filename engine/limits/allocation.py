@@ -39,9 +39,7 @@ def _with_temporary(lab: Lab, data, out) -> Graph:
         lab.run("add_one", temporary)
         lab.run("copy", temporary, out)
 
-    lab.run("copy", data, out)
-    with lab.stream:
-        lab.cupy.empty(N, np.float32)  # so that the pool has a block of that size
+    lab.cupy.empty(N, np.float32)  # so that the pool has a block of that size
     return lab.capture(record)
 
 

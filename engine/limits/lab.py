@@ -61,6 +61,7 @@ class Lab:
 
         self.cupy, self.driver, self.runtime = cupy, driver, runtime
         self.stream = self.device.stream
+        self.stream.use()  # kernels of a RawModule go to CuPy's current stream, captured or not
         self.arch = self.device.arch
 
     # -- arrays and kernels ---------------------------------------------------------------------------------------
@@ -143,6 +144,7 @@ class Lab:
 
         Refused with whatever a call of record() was answered, and with what became of the capture by that."""
         stream = stream or self.stream
+        self.plain.get_function("add_one")  # loaded before: that is no question of this package
         self.synchronize()
         wanted = getattr(self.driver.CUstreamCaptureMode, f"CU_STREAM_CAPTURE_MODE_{mode}")
         self.ask(self.driver.cuStreamBeginCapture, stream.ptr, wanted)
@@ -155,10 +157,12 @@ class Lab:
             raise
         return Graph(self, self.ask(self.driver.cuStreamEndCapture, stream.ptr), flags)
 
-    def needs(self, arch: int) -> None:
-        """CannotRun on a GPU older than this compute capability times ten."""
+    def needs(self, arch: int = 0, device_runtime: bool = False) -> None:
+        """CannotRun on a GPU older than this compute capability times ten, or without DEVICE_RUNTIME's kernels."""
         if self.arch < arch:
             raise CannotRun(f"needs compute capability {arch / 10:.1f}, this GPU has {self.arch / 10:.1f}")
+        if device_runtime:
+            self.linked.get_function("add_one")
 
     def healthy(self) -> None:
         """Raises if the GPU no longer works for this process: by a graph of one kernel, and its numbers."""

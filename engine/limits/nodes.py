@@ -13,6 +13,7 @@ from .probe import CannotRun, Wrong, probe
 @probe("dynamic parallelism", "a captured kernel that launches a kernel")
 def dynamic_parallelism(lab: Lab) -> str:
     """Linked with the CUDA device runtime."""
+    lab.needs(device_runtime=True)
     data, status = lab.array(), lab.array([0], np.int32)
     lab.single("launch_kernel", data, np.int32(N), status)
     lab.synchronize()
@@ -33,6 +34,7 @@ def _conditional(lab: Lab, kind: str, size: int, before, bodies) -> Graph:
     driver, ask = lab.driver, lab.ask
     if not hasattr(driver, "cuGraphConditionalHandleCreate"):
         raise CannotRun("cuda-bindings has no conditional nodes: they came with CUDA 12.4")
+    lab.needs(device_runtime=True)
     graph = ask(driver.cuGraphCreate, 0)
     context = ask(driver.cuCtxGetCurrent)
     handle = ask(driver.cuGraphConditionalHandleCreate, graph, context, 1, 1)  # true at the start of each replay
@@ -109,6 +111,7 @@ def switch_node(lab: Lab) -> str:
 @probe("device-side launch", "a kernel of a graph that launches another graph")
 def device_side_launch(lab: Lab) -> str:
     """cudaGraphInstantiateFlagDeviceLaunch, uploaded, launched by cudaGraphLaunch in a kernel."""
+    lab.needs(device_runtime=True)
     data, status = lab.array(), lab.array([-1], np.int32)
     flag = int(lab.driver.CUgraphInstantiate_flags.CUDA_GRAPH_INSTANTIATE_FLAG_DEVICE_LAUNCH)
     inner = lab.capture(lambda: lab.run("add_one", data), flags=flag)
@@ -124,6 +127,7 @@ def device_side_launch(lab: Lab) -> str:
 @probe("device-side launch", "the same by a kernel that is in no graph")
 def device_side_launch_outside(lab: Lab) -> str:
     """An ordinary launch of the kernel that launches the graph."""
+    lab.needs(device_runtime=True)
     data, status = lab.array(), lab.array([-1], np.int32)
     flag = int(lab.driver.CUgraphInstantiate_flags.CUDA_GRAPH_INSTANTIATE_FLAG_DEVICE_LAUNCH)
     inner = lab.capture(lambda: lab.run("add_one", data), flags=flag)

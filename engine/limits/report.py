@@ -39,7 +39,7 @@ def records(report: Report) -> list[dict[str, Any]]:
             "article": PROBES[o.probe].says or None,
             "article_words": ARTICLE[PROBES[o.probe].feature].words or None,
             "agrees": agrees[o.probe],
-            **report.machine,
+            "machine": report.machine,
             "date": date.today().isoformat(),
         }
         for o in report.outcomes

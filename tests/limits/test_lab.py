@@ -49,6 +49,7 @@ class Status(int):
 @pytest.mark.parametrize(("end", "became"), [(0, "the capture goes on"), (901, "the capture is lost")])
 def test_a_refused_call_tells_what_became_of_the_capture(end: int, became: str) -> None:
     bare, entered = object.__new__(lab.Lab), []
+    bare.plain = SimpleNamespace(get_function=lambda name: None)
     bare.driver = SimpleNamespace(
         CUstreamCaptureMode=SimpleNamespace(CU_STREAM_CAPTURE_MODE_RELAXED=2),
         cuStreamSynchronize=lambda stream: (Status(0),),
