@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import subprocess
 import time
 import weakref
@@ -23,7 +24,8 @@ class Ended(Exception):
     """The process ended instead of answering; status as of subprocess: negative for a signal."""
 
     def __init__(self, status: int) -> None:
-        super().__init__(f"status {status}")
+        how = f"ended with status {status}" if status >= 0 else f"was ended by {signal.Signals(-status).name}"
+        super().__init__(f"the process {how}")
         self.status = status
 
 
@@ -55,7 +57,7 @@ class Child:
         found, deadline = bytearray(), time.monotonic() + seconds
         while not found.endswith(b"\n"):
             if not select.select([self._process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                raise Silent
+                raise Silent(f"no answer within {seconds:g} s")
             part = os.read(self._process.stdout.fileno(), 2**20)
             if not part:
                 raise Ended(self._process.wait())

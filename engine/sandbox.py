@@ -58,8 +58,8 @@ class Sandbox:
         child.tell(question)
         try:
             return child.answer(PATIENCE)
-        except Silent:
-            raise self._error(f"no answer within {PATIENCE:g} s") from None
+        except Silent as e:
+            raise self._error(str(e)) from None
         except Ended as e:
             raise self._ended(e.status) from None
 

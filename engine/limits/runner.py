@@ -6,11 +6,10 @@ may end the process: whatever it does, the next one gets a process that works.
 
 from __future__ import annotations
 
-import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..child import Child, Ended, Silent
@@ -40,13 +39,12 @@ class Worker:
 
     def __init__(self, start: list[str]) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
+        self._child: Child | None = None
         try:
             self._child = Child(start, self._errors)
             answer = self._child.answer(START_SECONDS)
         except (OSError, Silent, Ended) as e:
-            why = self._ending(e)
-            self.close()
-            raise DeviceError(f"--graph-limits: the process for the probes does not start: {why}") from e
+            answer = {"failed": f"the process for the probes does not start: {self._told(e)}"}
         if "failed" in answer:
             self.close()
             raise DeviceError(f"--graph-limits: {answer['failed']}")
@@ -54,35 +52,29 @@ class Worker:
 
     def ask(self, name: str, seconds: float) -> tuple[Outcome, bool]:
         """The outcome of a probe, and whether this process can run another one."""
+        assert self._child is not None
         self._child.tell(name)
         try:
             answer: dict[str, Any] = self._child.answer(seconds)
         except (Silent, Ended) as e:
-            why = f"no answer within {seconds:g} s" if isinstance(e, Silent) else self._ending(e)
-            return Outcome(name, "broken", detail=why), False
-        outcome = Outcome(**answer["outcome"])
-        if answer["spoiled"]:
-            left = f"leaves the process unusable ({answer['spoiled']})"
-            outcome = Outcome(**{**answer["outcome"], "detail": "; ".join(filter(None, (outcome.detail, left)))})
-        return outcome, not answer["spoiled"]
+            return Outcome(name, "broken", detail=self._told(e)), False
+        outcome, spoiled = Outcome(**answer["outcome"]), answer["spoiled"]
+        if spoiled:
+            left = f"leaves the process unusable ({spoiled})"
+            outcome = replace(outcome, detail="; ".join(filter(None, (outcome.detail, left))))
+        return outcome, not spoiled
 
     def close(self) -> None:
         """End the process."""
-        if hasattr(self, "_child"):
+        if self._child is not None:
             self._child.close()
         self._errors.close()
 
-    def _ending(self, e: Exception) -> str:
-        """What a process died of, with the last line it wrote."""
+    def _told(self, e: Exception) -> str:
+        """What happened, and the last line that the process wrote."""
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-        if isinstance(e, Silent):
-            e = Silent(f"no answer within {START_SECONDS:g} s")
-        elif isinstance(e, Ended) and e.status < 0:
-            e = Exception(f"the process was ended by {signal.Signals(-e.status).name}")
-        elif isinstance(e, Ended):
-            e = Exception(f"the process ended with status {e.status}")
         return ": ".join(filter(None, (str(e), last[:200])))
 
 
@@ -95,13 +87,21 @@ def run(
     """Run the probes of these names in order. DeviceError without a GPU.
 
     progress: told each name before it runs. start: the command of a worker, for tests."""
-    report, worker = Report(), None
+    report, worker, gone = Report(), None, ""
     try:
         for name in names:
-            if worker is None:
-                worker = Worker(start or command())
-                report.machine = worker.machine
             progress(name)
+            if worker is None and not gone:
+                try:
+                    worker = Worker(start or command())
+                except DeviceError as e:
+                    if not report.outcomes:
+                        raise
+                    gone = f"after the probe before: {e}"
+            if worker is None:
+                report.outcomes.append(Outcome(name, "not run", detail=gone))
+                continue
+            report.machine = worker.machine
             outcome, usable = worker.ask(name, seconds)
             report.outcomes.append(outcome)
             if not usable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,8 @@ from ptxas import missing
 from ostinato.errors import DeviceError
 from ostinato.limits import lab, linking, sources
 from ostinato.limits.probe import CannotRun, Refused, Wrong
+
+PROBE_SOURCE = "\n".join(p.read_text(encoding="utf-8") for p in sorted(Path(lab.__file__).parent.glob("*.py")))
 
 
 @pytest.mark.parametrize(
@@ -82,3 +85,18 @@ def test_the_cuda_code_compiles(source: str, arch: int) -> None:
     assert linking.relocatable(getattr(sources, source), arch).startswith(b"\x7fELF")
     with pytest.raises(CannotRun, match=r'NVRTC does not compile it: .*identifier "nonsense" is undefined'):
         linking.relocatable("__global__ void f() { nonsense; }", arch)
+
+
+def test_every_kernel_is_launched_by_a_probe() -> None:
+    declared = re.findall(r"__global__ void (?:__cluster_dims__\(2\) )?(\w+)\(", sources.PLAIN + sources.DEVICE_RUNTIME)
+    assert len(declared) > 10
+    assert [name for name in declared if f'"{name}"' not in PROBE_SOURCE] == []
+
+
+def test_the_bindings_have_what_probes_call() -> None:
+    """In the version that is installed here: a probe that asks whether it is there may go without."""
+    for name in ("driver", "runtime"):
+        bindings = pytest.importorskip(f"cuda.bindings.{name}")
+        used = set(re.findall(rf"\b(?:lab|self)\.{name}\.(cu\w+)", PROBE_SOURCE, re.I))
+        assert len(used) > 5
+        assert [function for function in sorted(used) if not hasattr(bindings, function)] == []

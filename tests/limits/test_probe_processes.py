@@ -134,3 +134,12 @@ def test_no_worker(tmp_path: Path, begin: str, message: str, monkeypatch: pytest
 def test_a_program_that_is_not_there() -> None:
     with pytest.raises(DeviceError, match=r"does not start: .*no-such-python"):
         runner.run(["a"], start=["no-such-python"])
+
+
+def test_a_gpu_that_is_gone_after_a_probe_is_told_and_not_waited_for(tmp_path: Path) -> None:
+    begin = f"open({str(tmp_path / 'log')!r}).read().count('start') == 2 and sys.exit('fell off the bus')"
+    first, dies, *others = runner.run(["first", "dies", "a", "b"], start=start(tmp_path, begin)).outcomes
+    assert (first.verdict, dies.verdict) == ("supported", "broken")
+    assert [(o.probe, o.verdict) for o in others] == [("a", "not run"), ("b", "not run")]
+    assert all("does not start: the process ended with status 1: fell off the bus" in o.detail for o in others)
+    assert (tmp_path / "log").read_text().split() == ["start"] * 2
