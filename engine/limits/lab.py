@@ -146,8 +146,20 @@ class Lab:
         stream = stream or self.stream
         self.plain.get_function("add_one")  # loaded before: that is no question of this package
         self.synchronize()
-        wanted = getattr(self.driver.CUstreamCaptureMode, f"CU_STREAM_CAPTURE_MODE_{mode}")
-        self.ask(self.driver.cuStreamBeginCapture, stream.ptr, wanted)
+        self.ask(self.driver.cuStreamBeginCapture, stream.ptr, self._mode(mode))
+        return Graph(self, self._recorded(record, stream), flags)
+
+    def capture_into(self, graph: Any, after: list[Any], record: Callable[[], Any]) -> None:
+        """Add what record() issues to an existing CUgraph, behind the nodes `after`. Refused as by capture()."""
+        begin = self.driver.cuStreamBeginCaptureToGraph
+        self.ask(begin, self.stream.ptr, graph, after, None, len(after), self._mode("RELAXED"))
+        self._recorded(record, self.stream)
+
+    def _mode(self, name: str) -> Any:
+        return getattr(self.driver.CUstreamCaptureMode, f"CU_STREAM_CAPTURE_MODE_{name}")
+
+    def _recorded(self, record: Callable[[], Any], stream: Any) -> Any:
+        """The CUgraph of a capture that has begun."""
         try:
             self.attempt(record, stream)
         except Exception as e:
@@ -155,7 +167,7 @@ class Lab:
             if isinstance(e, Refused):
                 e.detail = "the capture is lost" if int(status) else "the capture goes on"
             raise
-        return Graph(self, self.ask(self.driver.cuStreamEndCapture, stream.ptr), flags)
+        return self.ask(self.driver.cuStreamEndCapture, stream.ptr)
 
     def needs(self, arch: int = 0, device_runtime: bool = False) -> None:
         """CannotRun on a GPU older than this compute capability times ten, or without DEVICE_RUNTIME's kernels."""

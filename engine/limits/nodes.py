@@ -38,7 +38,7 @@ def _conditional(lab: Lab, kind: str, size: int, before, bodies) -> Graph:
     graph = ask(driver.cuGraphCreate, 0)
     context = ask(driver.cuCtxGetCurrent)
     handle = ask(driver.cuGraphConditionalHandleCreate, graph, context, 1, 1)  # true at the start of each replay
-    _into(lab, graph, [], lambda: before(np.uint64(int(handle))))
+    lab.capture_into(graph, [], lambda: before(np.uint64(int(handle))))
     leaves = Graph(lab, graph, flags=None).nodes()
     params = driver.CUgraphNodeParams()
     params.type = driver.CUgraphNodeType.CU_GRAPH_NODE_TYPE_CONDITIONAL
@@ -48,16 +48,8 @@ def _conditional(lab: Lab, kind: str, size: int, before, bodies) -> Graph:
     add = getattr(driver, "cuGraphAddNode_v2", driver.cuGraphAddNode)  # of CUDA 12, and what it is called in 13
     ask(add, graph, leaves, None, len(leaves), params)
     for body, issue in zip(params.conditional.phGraph_out, bodies, strict=True):
-        _into(lab, body, [], issue)
+        lab.capture_into(body, [], issue)
     return Graph(lab, graph)
-
-
-def _into(lab: Lab, graph, after: list, issue) -> None:
-    """Capture what issue() launches into an existing graph."""
-    driver, mode = lab.driver, lab.driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
-    lab.ask(driver.cuStreamBeginCaptureToGraph, lab.stream.ptr, graph, after, None, len(after), mode)
-    lab.attempt(issue)
-    lab.ask(driver.cuStreamEndCapture, lab.stream.ptr)
 
 
 @probe("conditional nodes", "WHILE: a body repeated until a kernel says stop")
@@ -147,7 +139,7 @@ def child_graph(lab: Lab) -> str:
     parent, last = lab.ask(lab.driver.cuGraphCreate, 0), []
     for _ in range(2):
         last = [lab.ask(lab.driver.cuGraphAddChildGraphNode, parent, last, len(last), child.graph)]
-    _into(lab, parent, last, lambda: lab.run("add_one", data))
+    lab.capture_into(parent, last, lambda: lab.run("add_one", data))
     graph = Graph(lab, parent)
     graph.launch()
     lab.expect("data", data, 4 * np.arange(N) + 7)

@@ -40,6 +40,7 @@ class Worker:
     def __init__(self, start: list[str]) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
         self._child: Child | None = None
+        answer: dict[str, Any]
         try:
             self._child = Child(start, self._errors)
             answer = self._child.answer(START_SECONDS)
