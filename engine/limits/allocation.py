@@ -24,6 +24,7 @@ def pool_temporary_is_kept(lab: Lab) -> str:
     graph = _with_temporary(lab, data, out)
     later = [lab.array(np.full(N, -1)) for _ in range(4)]
     graph.launch()
+    lab.expect("out", out, np.arange(N) + 1)
     hurt = sum(bool((lab.device.read(array) != -1).any()) for array in later)
     if hurt:
         raise Wrong(

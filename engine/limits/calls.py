@@ -76,6 +76,7 @@ def copy_that_waits(lab: Lab) -> str:
     kind = lab.runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
     args = other.data.ptr, host.ctypes.data, host.nbytes, kind
     found = _between(lab, lambda: lab.ask(lab.runtime.cudaMemcpy, *args), "GLOBAL")
+    lab.settle()
     lab.expect("the array copied to", other, 1)
     return found
 

@@ -52,7 +52,7 @@ class Graph:
 
 
 class Lab:
-    """A fresh stream on the GPU, and what probes do with it. DeviceError without a GPU."""
+    """A fresh stream on the GPU, and what probes do with it, inside a `with`. DeviceError without a GPU."""
 
     def __init__(self) -> None:
         self.device = CupyDevice()
@@ -61,8 +61,15 @@ class Lab:
 
         self.cupy, self.driver, self.runtime = cupy, driver, runtime
         self.stream = self.device.stream
-        self.stream.use()  # kernels of a RawModule go to CuPy's current stream, captured or not
         self.arch = self.device.arch
+
+    def __enter__(self) -> Lab:
+        """Our stream is CuPy's current one, where RawModule's kernels go; Stream.use() would not outlast a `with`."""
+        self.stream.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stream.__exit__(*error)
 
     # -- arrays and kernels ---------------------------------------------------------------------------------------
 
@@ -136,6 +143,10 @@ class Lab:
     def synchronize(self) -> None:
         """Wait for the stream; Refused if what ran on it failed."""
         self.ask(self.driver.cuStreamSynchronize, self.stream.ptr)
+
+    def settle(self) -> None:
+        """Wait for the whole GPU: a copy that is not on our stream may still be under way."""
+        self.ask(self.driver.cuCtxSynchronize)
 
     def capture(
         self, record: Callable[[], Any], mode: str = "RELAXED", flags: int | None = 0, stream: Any = None

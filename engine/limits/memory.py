@@ -52,6 +52,7 @@ def constant_memory(lab: Lab) -> str:
     def put(value: float) -> None:
         host = np.array([value], np.float32)
         factor.copy_from_host(ctypes.c_void_p(host.ctypes.data), 4)
+        lab.settle()
 
     put(3)
     graph = lab.capture(lambda: lab.run("times_constant", data))
@@ -69,6 +70,7 @@ def texture_memory(lab: Lab) -> str:
     kind = from_cupy.texture.ChannelFormatDescriptor(32, 0, 0, 0, lab.runtime.cudaChannelFormatKind(2).value)
     texels = from_cupy.texture.CUDAarray(kind, n)
     texels.copy_from(np.arange(0, 2 * n, 2, dtype=np.float32))
+    lab.settle()
     resource = from_cupy.texture.ResourceDescriptor(from_cupy.runtime.cudaResourceTypeArray, cuArr=texels)
     how = from_cupy.texture.TextureDescriptor(
         (from_cupy.runtime.cudaAddressModeClamp,), from_cupy.runtime.cudaFilterModeLinear
@@ -80,6 +82,7 @@ def texture_memory(lab: Lab) -> str:
     right = np.minimum(2 * np.arange(n) + 1, 2 * n - 2)
     lab.expect("out", out, right)
     texels.copy_from(np.arange(0, 4 * n, 4, dtype=np.float32))
+    lab.settle()
     graph.launch()
     lab.expect("out after the texture was written between replays", out, 2 * right)
     return ""
@@ -134,5 +137,5 @@ def _managed(lab: Lab, n: int, dtype: type = np.float32) -> tuple:
     """n elements of managed memory, as an array of the device and as one of the host."""
     memory = lab.cupy.cuda.malloc_managed(n * 4)
     data = lab.cupy.ndarray((n,), dtype, memory)
-    lab.cupy.cuda.Device().synchronize()
+    lab.settle()
     return data, np.ctypeslib.as_array((ctypes.c_uint32 * n).from_address(memory.ptr)).view(dtype)

@@ -34,17 +34,17 @@ def outcome(probe: Probe, lab: Any) -> Outcome:
 def serve(names: Iterable[str], probes: Mapping[str, Probe], make_lab: Callable[[], Any]) -> Iterator[dict[str, Any]]:
     """First what machine this is, or {"failed": ...}; then an answer to each name."""
     try:
-        lab = make_lab()
-        yield {"machine": lab.device.about()}
+        yield {"machine": make_lab().device.about()}
     except DeviceError as e:
         yield {"failed": str(e)}
         return
     for name in names:
-        answer = asdict(outcome(probes[name], lab))
+        spoiled = ""
+        with make_lab() as lab:
+            answer = asdict(outcome(probes[name], lab))
         try:
-            lab = make_lab()
-            lab.healthy()
-            spoiled = ""
+            with make_lab() as lab:
+                lab.healthy()
         except Exception as e:
             spoiled = f"{type(e).__name__}: {e}"
         yield {"outcome": answer, "spoiled": spoiled}

@@ -43,9 +43,17 @@ class FakeLab:
 
     def __init__(self) -> None:
         type(self).made += 1
-        self.device = SimpleNamespace(about=lambda: MACHINE)
+        self.device, self.entered = SimpleNamespace(about=lambda: MACHINE), False
+
+    def __enter__(self) -> FakeLab:
+        self.entered = True
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.entered = False
 
     def healthy(self) -> None:
+        assert self.entered
         if self.made in self.sick:
             raise Refused("CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access")
 
@@ -57,16 +65,16 @@ def fake_lab() -> type[FakeLab]:
 
 def test_a_worker_answers_each_name_with_a_lab_of_its_own(fake_lab: type[FakeLab]) -> None:
     seen: list[Any] = []
-    probes = {n: fake(n, run=lambda lab: seen.append(lab) or "fine") for n in "ab"}
+    probes = {n: fake(n, run=lambda lab: seen.append((lab, lab.entered)) or "fine") for n in "ab"}
     first, *answers = worker.serve("ab", probes, fake_lab)
     assert first == {"machine": MACHINE}
     assert [(a["outcome"]["probe"], a["outcome"]["verdict"], a["spoiled"]) for a in answers] == [
         ("a", "supported", ""), ("b", "supported", "")]  # fmt: skip
-    assert seen[0] is not seen[1]
+    assert [entered for _, entered in seen] == [True, True] and seen[0][0] is not seen[1][0]
 
 
 def test_a_worker_stops_when_the_gpu_no_longer_works_for_it(fake_lab: type[FakeLab]) -> None:
-    fake_lab.sick = (2,)
+    fake_lab.sick = (3,)  # of the machine, of the probe, of the look after it
     _, answer, *others = worker.serve("ab", {n: fake(n) for n in "ab"}, fake_lab)
     assert "CUDA_ERROR_ILLEGAL_ADDRESS" in answer["spoiled"] and others == []
 
