@@ -39,15 +39,15 @@ def serve(names: Iterable[str], probes: Mapping[str, Probe], make_lab: Callable[
         yield {"failed": str(e)}
         return
     for name in names:
-        spoiled = ""
-        with make_lab() as lab:
-            answer = asdict(outcome(probes[name], lab))
+        answer, spoiled = Outcome(name, "not run", detail="the process has no GPU that works"), ""
         try:
+            with make_lab() as lab:
+                answer = outcome(probes[name], lab)
             with make_lab() as lab:
                 lab.healthy()
         except Exception as e:
             spoiled = f"{type(e).__name__}: {e}"
-        yield {"outcome": answer, "spoiled": spoiled}
+        yield {"outcome": asdict(answer), "spoiled": spoiled}
         if spoiled:
             return
 

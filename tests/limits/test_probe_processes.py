@@ -79,6 +79,14 @@ def test_a_worker_stops_when_the_gpu_no_longer_works_for_it(fake_lab: type[FakeL
     assert "CUDA_ERROR_ILLEGAL_ADDRESS" in answer["spoiled"] and others == []
 
 
+@pytest.mark.parametrize(("where", "verdict"), [("__enter__", "not run"), ("__exit__", "refused")])
+def test_an_answer_outlives_a_lab_that_fails(fake_lab: type[FakeLab], where: str, verdict: str) -> None:
+    setattr(fake_lab, where, raiser(RuntimeError("cudaErrorLaunchFailure")))
+    _, answer, *others = worker.serve("ab", {n: fake(n, run=raiser(LOST)) for n in "ab"}, fake_lab)
+    assert (answer["outcome"]["verdict"], answer["spoiled"]) == (verdict, "RuntimeError: cudaErrorLaunchFailure")
+    assert others == []
+
+
 def test_a_worker_without_a_gpu_says_so() -> None:
     assert list(worker.serve("a", {}, raiser(DeviceError("no GPU")))) == [{"failed": "no GPU"}]
 
