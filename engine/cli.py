@@ -79,6 +79,7 @@ def parser() -> Parser:
     doctor.add_argument(
         "--extra", action="store_true", help="print only which extra to install: cuda12, cuda13 or nothing"
     )
+    doctor.add_argument("--graph-limits", action="store_true", help="ask this GPU what a CUDA graph can hold")
     doctor.set_defaults(run=run_doctor)
     return main
 
@@ -240,7 +241,7 @@ def run_doctor(args: argparse.Namespace) -> int:
     """Print the report of doctor.py."""
     from . import doctor
 
-    return doctor.main(as_json=args.json, only_extra=args.extra)
+    return doctor.main(as_json=args.json, only_extra=args.extra, graph_limits=args.graph_limits)
 
 
 def _one_line(e: BaseException) -> str:

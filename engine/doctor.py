@@ -213,11 +213,15 @@ def _version() -> str:
         return "ostinato not installed as a package"
 
 
-def main(as_json: bool = False, only_extra: bool = False) -> int:
-    """Print the report; 0 when nothing is to be mended, 1 otherwise."""
+def main(as_json: bool = False, only_extra: bool = False, graph_limits: bool = False) -> int:
+    """Print the report; 0 when nothing is to be mended, 1 otherwise. DeviceError if graph_limits and no GPU."""
     if only_extra:
         print(extra(driver()))
         return 0
+    if graph_limits:
+        from .limits import report
+
+        return report.main(as_json)
     findings = examine()
     if as_json:
         print(json.dumps([asdict(f) for f in findings], indent=1))

@@ -6,19 +6,14 @@ replaced when a rendering has ended it.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import select
 import signal
-import subprocess
 import sys
 import threading
-import time
-import weakref
 from pathlib import Path
 from typing import Any
 
+from .child import Child, Ended, Silent
 from .errors import RequestError, TokenizerError
 
 PATIENCE = 30.0  # seconds on the clock for an answer, start of the process included; processor time is bounded in it
@@ -31,8 +26,7 @@ class Sandbox:
     def __init__(self, template: str, source: str):
         self._template, self._source = template, source
         self._lock = threading.Lock()
-        self._child: subprocess.Popen[bytes] | None = None
-        self._end: Any = None  # ends the child; at the latest when this object or the interpreter goes
+        self._child: Child | None = None
 
     def render(self, renderings: list[dict[str, Any]]) -> list[str]:
         """One text for each dict of variables.
@@ -52,41 +46,32 @@ class Sandbox:
 
     def close(self) -> None:
         """End the child process; the next rendering starts another."""
-        if self._end is not None:
-            self._end()
-        self._child = self._end = None
+        if self._child is not None:
+            self._child.close()
+        self._child = None
 
     def _error(self, what: str) -> TokenizerError:
         return TokenizerError(f"{self._source}: chat template: {' '.join(what.split())}")
 
     def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        child = self._child or self._start()
-        assert child.stdin is not None and child.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended, and reading will tell why
-            child.stdin.write(json.dumps(question).encode() + b"\n")
-            child.stdin.flush()
-        answer, deadline = bytearray(), time.monotonic() + PATIENCE
-        while not answer.endswith(b"\n"):
-            if not select.select([child.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                raise self._error(f"no answer within {PATIENCE:g} s")
-            part = os.read(child.stdout.fileno(), 2**20)
-            if not part:
-                raise self._ended(child.wait())
-            answer += part
-        return json.loads(answer)
+        child = self._child = self._child or self._start()
+        child.tell(question)
+        try:
+            return child.answer(PATIENCE)
+        except Silent as e:
+            raise self._error(str(e)) from None
+        except Ended as e:
+            raise self._ended(e.status) from None
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> Child:
         worker = str(Path(__file__).with_name("template_worker.py"))
         # -I: nothing in the working directory or the environment is imported; packages come from where ours do
         command = [sys.executable, "-I", "-c", _START, json.dumps(sys.path), worker]
         try:
-            child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            child = Child(command)
         except OSError as e:
             raise self._error(f"cannot start a process to render it: {e}") from e
-        self._child, self._end = child, weakref.finalize(self, _finish, child)
-        assert child.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            child.stdin.write(json.dumps({"template": self._template}).encode() + b"\n")
+        child.tell({"template": self._template})
         return child
 
     def _ended(self, status: int) -> TokenizerError:
@@ -95,13 +80,3 @@ class Sandbox:
         if status < 0:
             return self._error(f"rendering ended by {signal.Signals(-status).name}")
         return self._error(f"the process to render it ended with status {status} (it needs jinja2 and Linux)")
-
-
-def _finish(child: subprocess.Popen[bytes]) -> None:
-    """Kill the child and close the pipes."""
-    child.kill()
-    for pipe in (child.stdin, child.stdout):
-        if pipe is not None:
-            with contextlib.suppress(OSError):  # closing writes what is left to write
-                pipe.close()
-    child.wait()

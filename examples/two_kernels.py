@@ -13,6 +13,7 @@ runs while it is recorded: the first launch starts from the data as it was befor
 import sys
 
 import numpy as np
+from on_gpu import on_gpu
 
 N, THREADS, LAUNCHES = 1000, 128, 3  # N is no multiple of THREADS: the last block has idle threads
 
@@ -65,17 +66,8 @@ def run(cupy, launches: int) -> tuple[np.ndarray, np.ndarray]:
         return host.copy(), cupy.asnumpy(data)
 
 
-def main() -> int:
-    try:
-        import cupy
-    except ImportError:
-        print("two_kernels: CuPy is not installed; `ostinato doctor` says how to get it", file=sys.stderr)
-        return 2
-    if not cupy.cuda.is_available():
-        print(
-            "two_kernels: needs an NVIDIA GPU and its driver; `ostinato doctor` says what is missing", file=sys.stderr
-        )
-        return 2
+def example(cupy) -> int:
+    """Launch the graph and compare."""
     host, device = run(cupy, LAUNCHES)
     right_host, right_device = expected(np.arange(N, dtype=np.float32), LAUNCHES)
     if not (np.array_equal(host, right_host) and np.array_equal(device, right_device)):
@@ -86,4 +78,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(on_gpu(example))

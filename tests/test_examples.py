@@ -1,4 +1,4 @@
-"""The examples run on NumPy; two_kernels on the emulator with a stand-in for CuPy, and on a GPU if there is one."""
+"""The examples run on NumPy; those of CuPy on the emulator with a stand-in for it, and on a GPU if there is one."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from ostinato import doctor
 ROOT = Path(__file__).resolve().parents[1]
 LLAMA = str(ROOT / "tests" / "fixtures" / "llama")
 GPUS = doctor.driver().gpus
+sys.path.insert(0, str(ROOT / "examples"))  # where Python looks when it runs one of them
 
 
 def load(name: str) -> ModuleType:
@@ -47,12 +48,15 @@ def test_compare_cublas_prints_its_table(capsys: pytest.CaptureFixture[str]) -> 
 
 
 class Stream:
-    """A CUDA stream's rules for capture: what is issued while capturing waits for the launch of the graph."""
+    """A CUDA stream's rules for capture: what is issued while capturing waits for the launch of the graph; another
+    stream is captured as well from where it waits for an event of the first, which must wait for it before the end."""
 
     ptr = 0
+    current: list[Stream]  # `with stream:` nests
 
     def __init__(self) -> None:
         self.captured: list[Callable[[], Any]] | None = None
+        self.out: set[Stream] = set()  # taken into this capture and not joined since
 
     def issue(self, work: Callable[[], Any]) -> None:
         if self.captured is None:
@@ -61,65 +65,91 @@ class Stream:
             self.captured.append(work)
 
     def __enter__(self) -> Stream:
+        self.current.append(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        pass
+        self.current.pop()
 
     def synchronize(self) -> None:
         assert self.captured is None, "a stream that is being captured cannot be waited for"
+
+    def record(self, event: SimpleNamespace) -> None:
+        event.stream = self
+
+    def wait_event(self, event: SimpleNamespace) -> None:
+        if self.captured is None and event.stream.captured is not None:
+            self.captured = event.stream.captured
+            event.stream.out.add(self)
+        self.out.discard(event.stream)
 
     def begin_capture(self) -> None:
         self.captured = []
 
     def end_capture(self) -> SimpleNamespace:
+        assert not self.out, "cudaErrorStreamCaptureUnjoined"
         work, self.captured = self.captured or [], None
-        return SimpleNamespace(launch=lambda stream: [w() for w in work])
+        return SimpleNamespace(launch=lambda stream: [w() for w in work], kernels=len(work))
 
 
 class StandIn:
-    """So much of CuPy as two_kernels uses: its kernels run on the emulator, in the order that a GPU would run them."""
+    """So much of CuPy as the examples use: their kernels run on the emulator, in the order that a GPU may run them."""
 
     float32 = np.float32
 
-    def __init__(self, device: Any, file: str) -> None:
-        self.device, self.file, self.stream = device, file, Stream()
+    def __init__(self, directory: Path, source: str) -> None:
+        if not build.compiler():
+            pytest.skip("no C++ compiler: install g++ (Debian: apt install g++) or clang++ to run kernels on the CPU")
+        (directory / "example.cu").write_text(source)
+        self.device, self.streams = EmulatedDevice(directory=directory), [Stream()]
+        Stream.current = [self.streams[0]]
         runtime = SimpleNamespace(memcpyAsync=self.copy, memcpyDeviceToHost=2)
         self.cuda = SimpleNamespace(
-            Stream=lambda non_blocking: self.stream, alloc_pinned_memory=bytearray, runtime=runtime
+            Stream=self.stream,
+            Event=lambda disable_timing: SimpleNamespace(),
+            alloc_pinned_memory=bytearray,
+            runtime=runtime,
         )
+
+    def stream(self, non_blocking: bool) -> Stream:
+        assert non_blocking
+        self.streams.append(Stream())
+        return self.streams[-1]
 
     def RawModule(self, code: str) -> SimpleNamespace:
         def get_function(name: str) -> Callable[..., None]:
-            kernel = self.device.kernel(self.file, name)
+            kernel = self.device.kernel("example.cu", name)
 
             def call(grid, block, args):
                 plain = [a.array if isinstance(a, SimpleNamespace) else a for a in args]
-                self.stream.issue(lambda: self.device.launch(kernel, grid, block, plain))
+                Stream.current[-1].issue(lambda: self.device.launch(kernel, grid, block, plain))
 
             return call
 
         return SimpleNamespace(get_function=get_function)
 
-    def arange(self, n: int, dtype: Any) -> SimpleNamespace:
-        array = self.device.upload(np.arange(n, dtype=dtype))
+    def asarray(self, host: np.ndarray) -> SimpleNamespace:
+        array = self.device.upload(host)
         return SimpleNamespace(array=array, data=SimpleNamespace(ptr=array.ctypes.data))
+
+    def arange(self, n: int, dtype: Any) -> SimpleNamespace:
+        return self.asarray(np.arange(n, dtype=dtype))
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> SimpleNamespace:
+        return self.asarray(np.zeros(shape, dtype))
 
     def asnumpy(self, a: SimpleNamespace) -> np.ndarray:
         return self.device.read(a.array)
 
     def copy(self, target: int, source: int, size: int, kind: int, stream: int) -> None:
         assert (kind, stream) == (2, 0)
-        self.stream.issue(lambda: ctypes.memmove(target, source, size))
+        Stream.current[-1].issue(lambda: ctypes.memmove(target, source, size))
 
 
 @pytest.mark.parametrize("launches", [0, 1, 3])
 def test_two_kernels_on_the_emulator(tmp_path: Path, launches: int) -> None:
     example = load("two_kernels")
-    (tmp_path / "two_kernels.cu").write_text(example.SOURCE)
-    if not build.compiler():
-        pytest.skip("no C++ compiler: install g++ (Debian: apt install g++) or clang++ to run kernels on the CPU")
-    host, device = example.run(StandIn(EmulatedDevice(directory=tmp_path), "two_kernels.cu"), launches)
+    host, device = example.run(StandIn(tmp_path, example.SOURCE), launches)
     right_host, right_device = example.expected(np.arange(example.N, dtype=np.float32), launches)
     np.testing.assert_array_equal(host, right_host)
     np.testing.assert_array_equal(device, right_device)
@@ -130,18 +160,66 @@ def test_two_kernels_expects_the_copy_between_them() -> None:
     assert (host.tolist(), device.tolist()) == ([3, 13], [6, 26])
 
 
+@pytest.mark.parametrize("captured", [False, True])
+@pytest.mark.parametrize(("inputs", "hidden", "layers", "steps"), [(24, 32, 2, 6), (40, 8, 1, 3), (8, 16, 3, 1)])
+def test_rnn_on_the_emulator(tmp_path: Path, inputs: int, hidden: int, layers: int, steps: int, captured: bool) -> None:
+    """Every step by the same graph, or one kernel after the other."""
+    example = load("rnn")
+    weights = example.network(inputs, hidden, layers)
+    x = np.random.default_rng(2).standard_normal((steps, inputs)).astype(np.float32)
+    y, _ = example.run(StandIn(tmp_path, example.SOURCE), weights, x, captured)
+    assert y.shape == (steps, hidden)
+    np.testing.assert_allclose(y, example.expected(weights, x), atol=1e-6)
+
+
+def test_rnn_expects_an_lstm() -> None:
+    """One unit by hand: i = f = o = sigmoid(1), g = tanh(1), twice."""
+    weight, bias = np.zeros((4, 2), np.float32), np.ones(4, np.float32)
+    s = 1 / (1 + np.exp(-1))
+    c = [s * np.tanh(1), s * s * np.tanh(1) + s * np.tanh(1)]
+    y = load("rnn").expected([(weight, bias)], np.zeros((2, 1), np.float32))
+    np.testing.assert_allclose(y[:, 0], s * np.tanh(c))
+
+
+@pytest.mark.parametrize("forked", [False, True])
+def test_streams_on_the_emulator(tmp_path: Path, forked: bool) -> None:
+    example = load("streams")
+    a, cupy = np.linspace(1, 4, 200, dtype=np.float32), StandIn(tmp_path, example.SOURCE)
+    out, _ = example.run(cupy, a, forked, 2, 1)
+    np.testing.assert_allclose(out, a.astype(np.float64) ** (5 / 6), rtol=1e-6)
+    used = sum(stream.captured is not None for stream in cupy.streams)
+    assert used == forked  # the other stream is left in the capture, the first one has ended it
+
+
+def test_the_stand_in_refuses_a_fork_without_a_join() -> None:
+    stream, other, event = Stream(), Stream(), SimpleNamespace()
+    stream.begin_capture()
+    stream.record(event)
+    other.wait_event(event)
+    with pytest.raises(AssertionError, match="Unjoined"):
+        stream.end_capture()
+
+
+ON_GPU = ("two_kernels", "rnn", "streams")
+
+
 @pytest.mark.skipif(bool(GPUS), reason="there is a GPU here")
-def test_two_kernels_without_a_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    example = load("two_kernels")
-    assert example.main() == 2
+@pytest.mark.parametrize("name", ON_GPU)
+def test_example_without_a_gpu(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    example = load(name)
+    assert example.on_gpu(example.example) == 2
     monkeypatch.setitem(sys.modules, "cupy", None)  # as if it were not installed
-    assert example.main() == 2
+    assert example.on_gpu(example.example) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.splitlines()[-1].startswith("two_kernels: CuPy is not installed")
+    assert out == "" and err.splitlines()[-1].startswith(f"{name}: CuPy is not installed")
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not GPUS, reason="needs an NVIDIA GPU")
-def test_two_kernels_on_the_gpu(capsys: pytest.CaptureFixture[str]) -> None:
-    assert load("two_kernels").main() == 0
-    assert "as expected" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("name", "says"), [("two_kernels", "as expected"), ("rnn", "as NumPy"), ("streams", "as NumPy")]
+)
+def test_example_on_the_gpu(name: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    example = load(name)
+    assert example.on_gpu(example.example) == 0
+    assert says in capsys.readouterr().out

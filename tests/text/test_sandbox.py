@@ -88,9 +88,11 @@ def test_process_ends_with_its_template(tokenizer: Tokenizer) -> None:
     t = make(CHATML, tokenizer)
     t.render(user("x"))
     child = t._sandbox._child
-    del t
+    assert child is not None
+    process = child._process
+    del t, child
     gc.collect()
-    assert child is not None and child.returncode is not None
+    assert process.returncode is not None
 
 
 def test_working_directory_is_not_imported(
