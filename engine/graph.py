@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,30 +33,56 @@ class CaptureReport:
     bytes: int = 0  # device memory the graphs hold
 
 
+@dataclass
+class Call:
+    """One operation of a step, as it was recorded."""
+
+    part: str  # that called it: "layer 3"
+    name: str  # of the method of Ops
+    args: tuple
+    kwargs: dict[str, Any]
+    nodes: int = 0  # of the CUDA graph that it added, which has its nodes in the order of the calls
+
+
 class Recording:
     """Stands before an Ops and keeps every operation with its arguments. It runs them too if `run`: under a stream
-    capture, which then records what they launch. Else it only notes them, as a capture does."""
+    capture, which then records what they launch. Else it only notes them, as a capture does.
 
-    def __init__(self, ops: Ops, run: bool) -> None:
-        self._ops, self._run = ops, run
-        self.calls: list[tuple[str, tuple, dict]] = []
+    part: whose operations come now. nodes(): how many the capture has so far, an error if it is no longer valid; asked
+    around every operation, so that one that broke the capture without an error of its own is found."""
+
+    def __init__(self, ops: Ops, run: bool, nodes: Callable[[], int] = lambda: 0) -> None:
+        self._ops, self._run, self._nodes, self._busy = ops, run, nodes, False
+        self.part, self.calls = "", list[Call]()
 
     def __getattr__(self, name: str) -> Any:
         operation = getattr(self._ops, name)
         if not callable(operation):
             return operation
 
-        def call(*args, **kwargs):
-            self.calls.append((name, args, kwargs))
+        def call(*args: Any, **kwargs: Any) -> None:
+            noted = Call(self.part, name, args, kwargs)
+            self.calls.append(noted)
             if self._run:
+                self._busy = True
+                before = self._nodes()
                 operation(*args, **kwargs)
+                noted.nodes = self._nodes() - before
+                self._busy = False
 
         return call
 
-    def take(self) -> list[tuple[str, tuple, dict]]:
+    def take(self) -> list[Call]:
         """The operations since the last take."""
         calls, self.calls = self.calls, []
         return calls
+
+    def place(self) -> str:
+        """Where the recording is, for messages: "layer 3, operation attend"."""
+        names = [c.name for c in self.calls if c.part == self.part]
+        if not names:
+            return f"{self.part}, before its first operation"
+        return f"{self.part}, {'operation' if self._busy else 'after operation'} {names[-1]}"
 
 
 @dataclass
@@ -63,7 +90,7 @@ class Graph:
     """One or more parts, recorded. `calls` keeps every array alive that the CUDA graph points to."""
 
     ops: Ops
-    calls: list[tuple[str, tuple, dict]]
+    calls: list[Call]
     executable: Any = None  # cupy.cuda.Graph, or None where the recording itself is replayed
     stream: Any = None
 
@@ -72,8 +99,8 @@ class Graph:
         if self.executable is not None:
             self.executable.launch(self.stream)
             return
-        for name, args, kwargs in self.calls:
-            getattr(self.ops, name)(*args, **kwargs)
+        for call in self.calls:
+            getattr(self.ops, call.name)(*call.args, **call.kwargs)
 
 
 @dataclass
@@ -110,7 +137,7 @@ def program(device: Device, ops: Ops, make: Make, scope: str, label: str, report
         device.synchronize()
         gc.collect()
     before = device.free_memory()
-    recording = Recording(ops, run=gpu)
+    recording = Recording(ops, True, partial(_nodes, device.stream)) if gpu else Recording(ops, run=False)
     parts = list(make(recording))
     groups = [parts] if scope == "step" else [[part] for part in parts]
     graphs = [_capture(device, ops, recording, group, label) for group in groups]
@@ -124,11 +151,10 @@ def program(device: Device, ops: Ops, make: Make, scope: str, label: str, report
 
 def _capture(device: Device, ops: Ops, recording: Recording, parts: list[Part], label: str) -> Graph:
     """Record parts in order, on a GPU by stream capture."""
-    stream, name = device.stream, ""
+    stream = device.stream
 
     def run() -> None:
-        nonlocal name
-        for name, part in parts:  # noqa: B007 - the name is for the message below
+        for recording.part, part in parts:
             part()
 
     try:
@@ -136,9 +162,18 @@ def _capture(device: Device, ops: Ops, recording: Recording, parts: list[Part], 
         if stream is None:
             run()
     except Exception as e:
-        operation = recording.calls[-1][0] if recording.calls else "none"
-        raise CaptureError(f"{label}, {name}, operation {operation}: cannot be captured: {e}") from e
+        raise CaptureError(f"{label}, {recording.place()}: cannot be captured: {e}") from e
     return Graph(ops, recording.take(), executable, stream)
+
+
+def _nodes(stream: Any) -> int:
+    """How many nodes the graph has that the stream is captured into. CaptureError if that capture is spoilt."""
+    from cuda.bindings import driver
+
+    status, state, _, graph, *_ = driver.cuStreamGetCaptureInfo(stream.ptr)
+    if status or state != driver.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_ACTIVE:
+        raise CaptureError("it does what a capture forbids, such as waiting for the device")
+    return driver.cuGraphGetNodes(graph)[2]
 
 
 def _stream_capture(stream: Any, run: Callable[[], None]) -> Any:
