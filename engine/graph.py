@@ -178,7 +178,7 @@ def _nodes(stream: Any) -> int:
 
 def _stream_capture(stream: Any, run: Callable[[], None]) -> Any:
     """The cupy.cuda.Graph of what run() launches on the stream, instantiated and uploaded."""
-    with _no_collection(), stream, _allocation_guard()():
+    with no_collection(), stream, _allocation_guard()():
         stream.begin_capture()
         try:
             run()
@@ -192,7 +192,7 @@ def _stream_capture(stream: Any, run: Callable[[], None]) -> Any:
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """No garbage collection inside: it could free device memory or unload a module, which invalidates a capture."""
     enabled = gc.isenabled()
     gc.disable()

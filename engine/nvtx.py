@@ -43,9 +43,7 @@ class Ranges:
         """The same parts of a step, each in a range of its name."""
         return [(name, partial(self._run, name, run)) for name, run in parts]
 
-    def program(
-        self, device: Device, ops: Ops, make: Make, scope: str, label: str, report: CaptureReport
-    ) -> Program:
+    def program(self, device: Device, ops: Ops, make: Make, scope: str, label: str, report: CaptureReport) -> Program:
         """graph.program, its parts in ranges when run eagerly, and its graphs when replayed."""
         step = program(device, ops, lambda over: self.parts(make(over)), scope, label, report)
         if step.graphs is not None:

@@ -30,14 +30,13 @@ def draw(step: Step, file: str) -> None:
 
 def _layer(axes: Any, step: Step, group: Any) -> None:
     """The nodes of a part as boxes, with the mean time of the parts that are the same; edges that lie inside it."""
-    from matplotlib.patches import FancyBboxPatch
+    from matplotlib.pyplot import Rectangle
 
     place = {id(node): i for i, node in enumerate(step.nodes)}
     where = {place[id(node)]: -i * (HEIGHT + GAP) for i, node in enumerate(group.first)}
     for node, mean in zip(group.first, group.mean(), strict=True):
         y = where[place[id(node)]]
-        style = "round,pad=0.02,rounding_size=0.06"
-        axes.add_patch(FancyBboxPatch((0, y), WIDTH, HEIGHT, boxstyle=style, facecolor="#eef3fb", edgecolor="#31538f"))
+        axes.add_patch(Rectangle((0, y), WIDTH, HEIGHT, facecolor="#eef3fb", edgecolor="#31538f"))
         axes.text(WIDTH / 2, y + HEIGHT / 2, "\n".join(label(mean)), ha="center", va="center", fontsize=8)
     for edge in step.edges:
         if edge.source in where and edge.target in where:
@@ -56,7 +55,7 @@ def _layer(axes: Any, step: Step, group: Any) -> None:
 
 def _bars(axes: Any, step: Step) -> None:
     """us of a step by operation, the largest on top."""
-    found = {name: nodes for name, nodes in by_operation(step.nodes).items()}
+    found = by_operation(step.nodes)
     totals = {name: sum(node.us for node in nodes) for name, nodes in found.items()}
     names = sorted(totals, key=totals.__getitem__)
     bars = axes.barh(names, [totals[name] for name in names], color="#7a9bd1")

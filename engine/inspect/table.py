@@ -45,7 +45,8 @@ def _nodes(step: Step) -> Any:
     table = Table(title=f"{about['model']} on {about['device']}, {about['backend']}, batch {about['batch']}, "
                         f"graph {about['graph']}")  # fmt: skip
     captured = bool(about.get("captured"))
-    heads = ["part", "operation", "node", *(["grid", "block", "shared B", "regs", "starts"] if captured else ["arrays"])]
+    shape = ["grid", "block", "shared B", "regs", "starts"] if captured else ["arrays"]
+    heads = ["part", "operation", "node", *shape]
     for i, head in enumerate([*heads, "us", "%"]):
         left = i < 3 or head in ("arrays", "starts")
         table.add_column(head, justify="left" if left else "right", no_wrap=head not in ("node", "arrays"))

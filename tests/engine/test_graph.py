@@ -163,7 +163,9 @@ def _allocates() -> None:
 @pytest.mark.parametrize(
     ("broken", "says"),
     [
-        pytest.param({"attend": _allocates}, "layer 1, operation attend: cannot be captured: it allocates", id="raises"),
+        pytest.param(
+            {"attend": _allocates}, "layer 1, operation attend: cannot be captured: it allocates", id="raises"
+        ),
         pytest.param({"attend": "spoils"}, "layer 1, operation attend: cannot be captured: spoilt", id="in-silence"),
         pytest.param({"between": _allocates}, "layer 1, after operation norm: cannot be .*allocates", id="between"),
         pytest.param({"first": _allocates}, "layer 1, before its first operation: .*allocates", id="before-the-first"),
