@@ -1,4 +1,4 @@
-"""What the CUDA driver tells of a captured graph, and what it can do with one: cut it short, run it, change it.
+"""What the CUDA driver tells of a captured graph, and what it can do with one: mark it, run it, change it.
 
 Used by inspect/ and bench/update.py; a step is captured and replayed without it (graph.py). The only file beside
 graph.py and ops/ that calls the driver, through cuda-bindings.
@@ -7,13 +7,16 @@ graph.py and ops/ that calls the driver, through cuda-bindings.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from .errors import CaptureError, DeviceError
 from .graph import Graph, no_collection
 from .ops.device import Device
+
+
+COPIES = 32  # of a graph, to see what one takes
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class CudaGraph:
         names = {int(f.handle): f.name for f in getattr(self.device, "functions", {}).values()}
         facts = [self._fact(node, names) for node in self.nodes]
         index = {int(node): i for i, node in enumerate(self.nodes)}
-        get = "cuGraphGetEdges_v2" if hasattr(self._driver, "cuGraphGetEdges_v2") else "cuGraphGetEdges"
+        get = self._versioned("cuGraphGetEdges")
         sources, targets, data, _ = self._call(get, self.handle, self._call(get, self.handle)[-1])
         edges = [Edge(index[int(a)], index[int(b)], int(d.type) == 1)  # CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC
                  for a, b, d in zip(sources, targets, data, strict=True)]  # fmt: skip
@@ -113,13 +116,33 @@ class CudaGraph:
                 raise
             return CudaGraph(self.device, int(self._call("cuStreamEndCapture", stream)))
 
-    def shrinking(self) -> Iterator[tuple[int, Executable]]:
-        """(n, the graph of its first n nodes) for n from all to 1; each is of use until the next is asked for."""
+    def marked(self, begin: bool, after: int | None) -> Executable:
+        """A copy that notes when it begins, and when node `after` has ended. The marks hang beside the chain of nodes,
+        whose edges are all as they were: a mark between two nodes would keep the second one from starting early."""
         copy = CudaGraph(self.device, int(self._call("cuGraphClone", self.handle)))
-        mine = [self._call("cuGraphNodeFindInClone", node, copy.handle) for node in self.nodes]
-        for n in range(len(mine), 0, -1):
-            yield n, copy.executable()
-            self._call("cuGraphDestroyNode", mine[n - 1])
+        made, first = [self._call("cuEventCreate", 0) for _ in range(2)], self.nodes[0]
+        if begin:
+            node = self._call("cuGraphAddEventRecordNode", copy.handle, None, 0, made[0])
+            add = self._versioned("cuGraphAddDependencies")
+            mine = self._call("cuGraphNodeFindInClone", first, copy.handle)
+            self._call(add, copy.handle, [node], [mine], None, 1)
+        if after is not None:
+            mine = self._call("cuGraphNodeFindInClone", self.nodes[after], copy.handle)
+            self._call("cuGraphAddEventRecordNode", copy.handle, [mine], 1, made[1])
+        executable = copy.executable()
+        executable.begin, executable.end = made
+        return executable
+
+    def device_bytes(self) -> int:
+        """Device memory that one executable graph takes: of many, as the driver takes memory in large pieces."""
+        before = self.device.free_memory()
+        held = [self.executable() for _ in range(COPIES)]
+        self.device.synchronize()
+        return max(0, before - self.device.free_memory()) // len(held)
+
+    def _versioned(self, name: str) -> str:
+        """The function that knows of edge data: CUDA 12 calls it _v2, in CUDA 13 it is the only one."""
+        return f"{name}_v2" if hasattr(self._driver, f"{name}_v2") else name
 
     def _call(self, name: str, *args: Any) -> Any:
         return call(self._driver, name, *args)
@@ -133,8 +156,18 @@ class Executable:
         self._stream = self._driver.CUstream(graph.device.stream.ptr)
         self._call("cuGraphUpload", handle, self._stream)
 
+        self.begin: Any = None  # events of `marked`
+        self.end: Any = None
+
     def __del__(self) -> None:
         self._driver.cuGraphExecDestroy(self.handle)
+        for event in (self.begin, self.end):
+            if event is not None:
+                self._driver.cuEventDestroy(event)
+
+    def us_until(self, last: Executable) -> float:
+        """us from this one's beginning to the mark of `last`, in their latest launches, which are done."""
+        return 1e3 * self._call("cuEventElapsedTime", self.begin, last.end)
 
     def launch(self) -> None:
         """Run it on the device's stream; does not wait."""

@@ -20,6 +20,7 @@ from .errors import CaptureError
 from .ops.base import Array, Ops
 from .ops.device import Device
 
+_THREAD_LOCAL = 1  # cudaStreamCaptureMode: what this thread does outside the stream, such as a copy, is refused too
 Part = tuple[str, Callable[[], None]]  # a name for messages, and what runs it
 Make = Callable[[Any], Iterable[Part]]  # the parts of a step over given operations
 
@@ -49,10 +50,10 @@ class Recording:
     capture, which then records what they launch. Else it only notes them, as a capture does.
 
     part: whose operations come now. nodes(): how many the capture has so far, an error if it is no longer valid; asked
-    around every operation, so that one that broke the capture without an error of its own is found."""
+    after every operation, so that one that broke the capture without an error of its own is found."""
 
     def __init__(self, ops: Ops, run: bool, nodes: Callable[[], int] = lambda: 0) -> None:
-        self._ops, self._run, self._nodes, self._busy = ops, run, nodes, False
+        self._ops, self._run, self._nodes, self._busy, self._seen = ops, run, nodes, False, 0
         self.part, self.calls = "", list[Call]()
 
     def __getattr__(self, name: str) -> Any:
@@ -65,16 +66,16 @@ class Recording:
             self.calls.append(noted)
             if self._run:
                 self._busy = True
-                before = self._nodes()
                 operation(*args, **kwargs)
-                noted.nodes = self._nodes() - before
+                before, self._seen = self._seen, self._nodes()
+                noted.nodes = self._seen - before
                 self._busy = False
 
         return call
 
     def take(self) -> list[Call]:
-        """The operations since the last take."""
-        calls, self.calls = self.calls, []
+        """The operations since the last take, which are those of one graph."""
+        calls, self.calls, self._seen = self.calls, [], 0
         return calls
 
     def place(self) -> str:
@@ -167,19 +168,26 @@ def _capture(device: Device, ops: Ops, recording: Recording, parts: list[Part], 
 
 
 def _nodes(stream: Any) -> int:
-    """How many nodes the graph has that the stream is captured into. CaptureError if that capture is spoilt."""
+    """How many nodes the graph has that the stream is captured into. CaptureError if that capture is spoilt, or forked
+    to another stream that has not been joined."""
     from cuda.bindings import driver
 
-    status, state, _, graph, *_ = driver.cuStreamGetCaptureInfo(stream.ptr)
+    info = getattr(driver, "cuStreamGetCaptureInfo_v3", driver.cuStreamGetCaptureInfo)  # CUDA 13 has the short name
+    status, state, _, graph, last, *_ = info(stream.ptr)
     if status or state != driver.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_ACTIVE:
-        raise CaptureError("it does what a capture forbids, such as waiting for the device")
-    return driver.cuGraphGetNodes(graph)[2]
+        raise CaptureError("it did what a capture forbids, such as waiting for the device")
+    count = driver.cuGraphGetNodes(graph)[2]
+    if count:
+        (newest,) = driver.cuGraphGetNodes(graph, count)[1][-1:]
+        if int(newest) not in map(int, last):
+            raise CaptureError("it left work on another stream that this one does not wait for")
+    return count
 
 
 def _stream_capture(stream: Any, run: Callable[[], None]) -> Any:
     """The cupy.cuda.Graph of what run() launches on the stream, instantiated and uploaded."""
     with no_collection(), stream, _allocation_guard()():
-        stream.begin_capture()
+        stream.begin_capture(_THREAD_LOCAL)
         try:
             run()
         except BaseException:

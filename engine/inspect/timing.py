@@ -1,9 +1,10 @@
 """How long every node of a decode step takes inside the step. Called by command.py.
 
 Kernels that start before their predecessor has ended overlap, so a node's time is what it adds: from the end of the
-node before it to its own end. Events between the nodes would stop that overlap. Instead the graph is cut: the graph of
-the first n nodes is replayed for every n, and node n takes what n nodes take longer than n - 1. Nothing stands between
-the nodes, and the edges are those of the step. Where no graph is captured the calls are timed by the clock, one by one.
+node before it to its own end. The ends are seen by events inside the graph, one node at a time: a copy of the graph has
+one event before its first node, and one that hangs beside the node, so that no edge of the step is changed. That makes
+a copy for every node, and the sum of all times the end of the last, which is then held against the time of a replay.
+Where no graph is captured the calls are timed by the clock, one by one.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from ..bench.session import Session
-from ..cuda_graph import CudaGraph
+from ..cuda_graph import CudaGraph, Executable
 from ..graph import Graph
 from ..ops.device import Device
 from .step import Step, matrices, opened, recorded
@@ -32,20 +33,26 @@ def look(session: Session) -> Step:
     """Open the middle step of a session whose prompts are filled in, time it, and time its nodes."""
     bucket, device = session.runner.current, session.device
     graphs = bucket.program.graphs or []
-    names = matrices(session.runner.w)
+    names, middle = matrices(session.runner.w), session.load.max_tokens // 2
+    session.restart()
+    for _ in range(middle):  # their keys and values are what the step looks at
+        session.runner.decode()
 
     def begin() -> None:
-        session.restart(session.load.max_tokens // 2)
+        session.restart(middle)
 
     if device.stream is None:
         nodes, edges = recorded(graphs, names)
-        ends = _call_ends(device, graphs, begin)
+        ends, replay = _by_the_clock(device, bucket.program.run, graphs, begin)
+        held = 0
     else:
         recipes = [CudaGraph.of(device, graph) for graph in graphs]
         nodes, edges = opened(graphs, [recipe.read() for recipe in recipes], names)
-        ends = _node_ends(device, graphs, recipes, begin)
+        held = sum(recipe.device_bytes() for recipe in recipes)
+        replay = period_us(device, bucket.program.run, begin)
+        ends = _node_ends(device, recipes, begin)
     timed = [replace(node, us=b - a) for node, (a, b) in zip(nodes, pairwise([0.0, *ends]), strict=True)]
-    return Step(timed, edges, len(graphs), session.runner.captured.bytes, period_us(device, bucket.program.run, begin))
+    return Step(timed, edges, len(graphs), held, replay)
 
 
 def period_us(device: Device, run: Callable[[], None], begin: Callable[[], None]) -> float:
@@ -61,36 +68,49 @@ def period_us(device: Device, run: Callable[[], None], begin: Callable[[], None]
     return 1e3 * statistics.median(device.elapsed(a, b) for a, b in marks) / TOGETHER
 
 
-def _node_ends(device: Device, graphs: list[Graph], recipes: list[CudaGraph], begin: Callable[[], None]) -> list[float]:
-    """us from the start of the step to the end of every node."""
-    ends: list[float] = []
+def _node_ends(device: Device, recipes: list[CudaGraph], begin: Callable[[], None]) -> list[float]:
+    """us from the beginning of the step to the end of every node."""
+    whole, opening = [recipe.executable() for recipe in recipes], recipes[0].marked(True, None)
+    ends = []
     for i, recipe in enumerate(recipes):
-        found = []
-        for _, cut in recipe.shrinking():
-
-            def run(whole: list[Graph] = graphs[:i], last: Callable[[], None] = cut.launch) -> None:
-                for graph in whole:
-                    graph.launch()
-                last()
-
-            found.append(period_us(device, run, begin))
-        ends += reversed(found)
+        for n in range(len(recipe.nodes)):
+            last = recipe.marked(not i, n)
+            first = opening if i else last
+            step = [first, *whole[1:i], last] if i else [last]
+            ends.append(_median_end(device, [*step, *whole[i + 1 :]], first, last, begin))
     return ends
 
 
-def _call_ends(device: Device, graphs: list[Graph], begin: Callable[[], None]) -> list[float]:
-    """us from the start of the step to the end of every recorded call, each replayed by itself in its order."""
-    calls = [(graph, call) for graph in graphs for call in graph.calls]
-    spans = []
+def _median_end(
+    device: Device, step: list[Executable], first: Executable, last: Executable, begin: Callable[[], None]
+) -> float:
+    """us from the beginning of `first` to the mark of `last`, in a step that follows another one."""
+    found = []
     for _ in range(REPEATS):
+        begin()
+        for executable in [*step, *step]:
+            executable.launch()
+        device.synchronize()
+        found.append(first.us_until(last))
+    return statistics.median(found)
+
+
+def _by_the_clock(
+    device: Device, run: Callable[[], None], graphs: list[Graph], begin: Callable[[], None]
+) -> tuple[list[float], float]:
+    """us to the end of every recorded call, each replayed by itself in its order; us of a replay, measured in turn."""
+    calls = [(graph, call) for graph in graphs for call in graph.calls]
+    spans, whole = [], []
+    for _ in range(REPEATS):
+        begin()
+        marks = [device.mark()]
+        run()
+        whole.append(1e3 * device.elapsed(marks[0], device.mark()))
         begin()
         marks = [device.mark()]
         for graph, call in calls:
             getattr(graph.ops, call.name)(*call.args, **call.kwargs)
             marks.append(device.mark())
-        spans.append([device.elapsed(a, b) for a, b in pairwise(marks)])
-    ends, end = [], 0.0
-    for call in zip(*spans, strict=True):
-        end += 1e3 * statistics.median(call)
-        ends.append(end)
-    return ends
+        spans.append([1e3 * device.elapsed(a, b) for a, b in pairwise(marks)])
+    ends = accumulate(statistics.median(call) for call in zip(*spans, strict=True))
+    return list(ends), statistics.median(whole)

@@ -112,7 +112,7 @@ class FakeStream:
     def __exit__(self, *error: object) -> None:
         self.log.append("left")
 
-    def begin_capture(self) -> None:
+    def begin_capture(self, mode: int) -> None:
         assert not gc.isenabled()
         self.log.append("begin")
 
