@@ -15,7 +15,6 @@ from .errors import CaptureError, DeviceError
 from .graph import Graph, no_collection
 from .ops.device import Device
 
-
 COPIES = 32  # of a graph, to see what one takes
 
 
@@ -88,10 +87,11 @@ class CudaGraph:
         if kind != "kernel":
             return Fact(kind, kind)
         p = self._call("cuGraphKernelNodeGetParams", node)
+        function = p.func if int(p.func) else self._call("cuKernelGetFunction", p.kern)  # a library's may be the latter
         registers = self._driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_NUM_REGS
-        name = names.get(int(p.func)) or readable(self._call("cuFuncGetName", p.func).decode())
+        name = names.get(int(function)) or readable(self._call("cuFuncGetName", function).decode())
         return Fact(kind, name, (p.gridDimX, p.gridDimY, p.gridDimZ), (p.blockDimX, p.blockDimY, p.blockDimZ),
-                    p.sharedMemBytes, self._call("cuFuncGetAttribute", registers, p.func))  # fmt: skip
+                    p.sharedMemBytes, self._call("cuFuncGetAttribute", registers, function))  # fmt: skip
 
     def parameters(self) -> list[tuple[Any, Any]]:
         """(node, its kernel, grid, block and arguments) of every kernel, as Executable.set takes them."""

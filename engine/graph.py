@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,6 @@ from .errors import CaptureError
 from .ops.base import Array, Ops
 from .ops.device import Device
 
-_THREAD_LOCAL = 1  # cudaStreamCaptureMode: what this thread does outside the stream, such as a copy, is refused too
 Part = tuple[str, Callable[[], None]]  # a name for messages, and what runs it
 Make = Callable[[Any], Iterable[Part]]  # the parts of a step over given operations
 
@@ -49,12 +47,13 @@ class Recording:
     """Stands before an Ops and keeps every operation with its arguments. It runs them too if `run`: under a stream
     capture, which then records what they launch. Else it only notes them, as a capture does.
 
-    part: whose operations come now. nodes(): how many the capture has so far, an error if it is no longer valid; asked
-    after every operation, so that one that broke the capture without an error of its own is found."""
+    part: whose operations come now; "" once all are done. count(): how many nodes the capture has so far, an error if it
+    is no longer valid; asked after every operation, so that one that broke it without an error of its own is found."""
 
-    def __init__(self, ops: Ops, run: bool, nodes: Callable[[], int] = lambda: 0) -> None:
-        self._ops, self._run, self._nodes, self._busy, self._seen = ops, run, nodes, False, 0
+    def __init__(self, ops: Ops, run: bool) -> None:
+        self._ops, self._run, self._busy, self._seen = ops, run, False, 0
         self.part, self.calls = "", list[Call]()
+        self.count: Callable[[], int] = lambda: 0
 
     def __getattr__(self, name: str) -> Any:
         operation = getattr(self._ops, name)
@@ -67,7 +66,7 @@ class Recording:
             if self._run:
                 self._busy = True
                 operation(*args, **kwargs)
-                before, self._seen = self._seen, self._nodes()
+                before, self._seen = self._seen, self.count()
                 noted.nodes = self._seen - before
                 self._busy = False
 
@@ -80,6 +79,8 @@ class Recording:
 
     def place(self) -> str:
         """Where the recording is, for messages: "layer 3, operation attend"."""
+        if not self.part:
+            return "at the end of the capture"
         names = [c.name for c in self.calls if c.part == self.part]
         if not names:
             return f"{self.part}, before its first operation"
@@ -138,7 +139,7 @@ def program(device: Device, ops: Ops, make: Make, scope: str, label: str, report
         device.synchronize()
         gc.collect()
     before = device.free_memory()
-    recording = Recording(ops, True, partial(_nodes, device.stream)) if gpu else Recording(ops, run=False)
+    recording = Recording(ops, run=gpu)
     parts = list(make(recording))
     groups = [parts] if scope == "step" else [[part] for part in parts]
     graphs = [_capture(device, ops, recording, group, label) for group in groups]
@@ -155,8 +156,11 @@ def _capture(device: Device, ops: Ops, recording: Recording, parts: list[Part], 
     stream = device.stream
 
     def run() -> None:
+        if stream is not None:
+            recording.count = _counter(stream)
         for recording.part, part in parts:
             part()
+        recording.part = ""
 
     try:
         executable = None if stream is None else _stream_capture(stream, run)
@@ -167,27 +171,26 @@ def _capture(device: Device, ops: Ops, recording: Recording, parts: list[Part], 
     return Graph(ops, recording.take(), executable, stream)
 
 
-def _nodes(stream: Any) -> int:
-    """How many nodes the graph has that the stream is captured into. CaptureError if that capture is spoilt, or forked
-    to another stream that has not been joined."""
+def _counter(stream: Any) -> Callable[[], int]:
+    """Tells how many nodes a capture of this stream, which has just begun, has so far; CaptureError once it is spoilt."""
     from cuda.bindings import driver
 
-    info = getattr(driver, "cuStreamGetCaptureInfo_v3", driver.cuStreamGetCaptureInfo)  # CUDA 13 has the short name
-    status, state, _, graph, last, *_ = info(stream.ptr)
-    if status or state != driver.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_ACTIVE:
-        raise CaptureError("it did what a capture forbids, such as waiting for the device")
-    count = driver.cuGraphGetNodes(graph)[2]
-    if count:
-        (newest,) = driver.cuGraphGetNodes(graph, count)[1][-1:]
-        if int(newest) not in map(int, last):
-            raise CaptureError("it left work on another stream that this one does not wait for")
+    handle = driver.CUstream(stream.ptr)
+    graph = driver.cuStreamGetCaptureInfo(handle)[3]
+    sound = driver.CUresult.CUDA_SUCCESS, driver.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_ACTIVE
+
+    def count() -> int:
+        if tuple(driver.cuStreamIsCapturing(handle)) != sound:
+            raise CaptureError("it did what a capture forbids, such as waiting for the device")
+        return driver.cuGraphGetNodes(graph)[2]
+
     return count
 
 
 def _stream_capture(stream: Any, run: Callable[[], None]) -> Any:
     """The cupy.cuda.Graph of what run() launches on the stream, instantiated and uploaded."""
     with no_collection(), stream, _allocation_guard()():
-        stream.begin_capture(_THREAD_LOCAL)
+        stream.begin_capture()
         try:
             run()
         except BaseException:

@@ -99,7 +99,7 @@ class FakeStream:
 
     def __init__(self) -> None:
         self.log: list[str] = []
-        self.added, self.spoilt = 0, False
+        self.added, self.spoilt, self.forked = 0, False, False
 
     def nodes(self) -> int:
         if self.spoilt:
@@ -112,12 +112,15 @@ class FakeStream:
     def __exit__(self, *error: object) -> None:
         self.log.append("left")
 
-    def begin_capture(self, mode: int) -> None:
+    def begin_capture(self) -> None:
         assert not gc.isenabled()
+        self.added = 0
         self.log.append("begin")
 
     def end_capture(self) -> Any:
         self.log.append("end")
+        if self.forked:
+            raise RuntimeError("capturing stream has unjoined work")
         return SimpleNamespace(upload=lambda s: self.log.append("upload"), launch=lambda s: self.log.append("launch"))
 
 
@@ -130,7 +133,7 @@ class FakeGpu(HostDevice):
 def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
     gpu = FakeGpu()
     monkeypatch.setattr(graph, "_allocation_guard", lambda: nullcontext)
-    monkeypatch.setattr(graph, "_nodes", lambda stream: gpu.stream.nodes())
+    monkeypatch.setattr(graph, "_counter", lambda stream: stream.nodes)
     return gpu
 
 
@@ -154,6 +157,13 @@ def test_a_call_knows_its_part_and_its_nodes(gpu: FakeGpu) -> None:
     (one,) = program(gpu, ops, parts, "step", "test", CaptureReport()).graphs or ()  # pyright: ignore
     layer = [("norm", 1), ("nothing", 0), ("product", 2)]
     assert [(c.part, c.name, c.nodes) for c in one.calls] == [(f"layer {i}", *c) for i in range(2) for c in layer]
+
+
+def test_what_fails_when_the_capture_ends_is_nobodys_operation(gpu: FakeGpu) -> None:
+    gpu.stream.forked = True
+    ops = SimpleNamespace(norm=lambda: None)
+    with pytest.raises(CaptureError, match=r"test, at the end of the capture: cannot be captured: .*unjoined work"):
+        program(gpu, ops, lambda to: [("layer 0", to.norm)], "step", "test", CaptureReport())  # pyright: ignore
 
 
 def _allocates() -> None:
