@@ -47,8 +47,8 @@ class Recording:
     """Stands before an Ops and keeps every operation with its arguments. It runs them too if `run`: under a stream
     capture, which then records what they launch. Else it only notes them, as a capture does.
 
-    part: whose operations come now; "" once all are done. count(): how many nodes the capture has so far, an error if it
-    is no longer valid; asked after every operation, so that one that broke it without an error of its own is found."""
+    part: whose operations come now; "" once all are done. count(): how many nodes the capture has so far, an error if
+    it is no longer valid; asked after every operation, so that one that broke it in silence is found."""
 
     def __init__(self, ops: Ops, run: bool) -> None:
         self._ops, self._run, self._busy, self._seen = ops, run, False, 0
@@ -172,7 +172,7 @@ def _capture(device: Device, ops: Ops, recording: Recording, parts: list[Part], 
 
 
 def _counter(stream: Any) -> Callable[[], int]:
-    """Tells how many nodes a capture of this stream, which has just begun, has so far; CaptureError once it is spoilt."""
+    """Tells how many nodes a capture of a stream, which has just begun, has so far. CaptureError once it is spoilt."""
     from cuda.bindings import driver
 
     handle = driver.CUstream(stream.ptr)

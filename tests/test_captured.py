@@ -103,7 +103,7 @@ def test_a_failed_capture_names_layer_operation_and_cause(gpu: Any, fault: str, 
 def test_work_that_is_not_joined_fails_when_the_capture_ends(gpu: Any) -> None:
     gpu.spare, gpu.other = gpu.upload(np.ones(64, np.float32)), gpu._cupy.cuda.Stream(non_blocking=True)
     ops: Any = SimpleNamespace(fork=lambda: _forked(gpu) if gpu.stream.is_capturing() else _launch(gpu))
-    with pytest.raises(CaptureError, match="here, at the end of the capture: cannot be captured: .*unjoined"):
+    with pytest.raises(CaptureError, match=r"here, at the end of the capture: cannot be captured: .*unjoined"):
         program(gpu, ops, lambda to: [("layer 0", to.fork)], "step", "here", CaptureReport())
     gpu.synchronize()
 

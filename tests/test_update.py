@@ -117,9 +117,15 @@ def test_table(capsys: pytest.CaptureFixture[str]) -> None:
         pytest.param(["--batch", "17"], "batch: expected an integer in [1, 16], found 17", id="batch"),
         pytest.param(["--backend", "numpy"], "--backend", id="no-graphs"),
         pytest.param(["--json", "no/such/file.json"], "json: expected a file in a directory", id="json"),
-        pytest.param([LLAMA], "fewer than 128" if doctor.driver().gpus else "backend cuda needs", id="no-gpu"),
+        pytest.param([LLAMA], "prompt_len + max_tokens: expected fewer than 128", id="too-long"),
     ],
 )
 def test_command_refuses(capsys: pytest.CaptureFixture[str], args: list[str], says: str) -> None:
     assert cli.main(["bench", "update", *args]) == 2
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.skipif(bool(doctor.driver().gpus), reason="there is a GPU")
+def test_command_needs_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "update", LLAMA, "--prompt-len", "5", "--max-tokens", "4"]) == 2
+    assert "backend cuda needs" in capsys.readouterr().err

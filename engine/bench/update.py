@@ -200,6 +200,7 @@ def _tokens(device: Device, way: Way, steps: int) -> np.ndarray:
     for k in range(steps):
         side = way.sides[k % 2]
         way.change(side, way.capture(side))
+        device.write(side.bucket.tokens, np.full(side.start.shape[1], -1, np.int32))  # what a step of the other leaves
         way.launch(side)
         tokens.append(device.read(side.bucket.tokens))
     return np.array(tokens)

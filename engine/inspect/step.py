@@ -103,7 +103,7 @@ def matrices(w: Any) -> dict[int, str]:
 def arrays(call: Call) -> str:
     """The arrays a call was given, with their shapes: "x [1, 576], weight [960, 576]"."""
     method = getattr(Ops, call.name, None)
-    given = inspect.signature(method).bind(None, *call.args, **call.kwargs).arguments if method else call.kwargs
+    given = inspect.signature(method).bind_partial(None, *call.args, **call.kwargs).arguments if method else call.kwargs
     return ", ".join(_shapes(given.items()))
 
 

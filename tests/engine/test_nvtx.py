@@ -74,5 +74,5 @@ def test_unless_asked_for_nothing_is_in_the_way(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_device_that_no_profiler_looks_at_is_refused() -> None:
-    with pytest.raises(RequestError, match="nvtx: expected a backend on a GPU, .* found CPU"):
+    with pytest.raises(RequestError, match=r"nvtx: expected a backend on a GPU, .* found CPU"):
         runner(nvtx=True)
