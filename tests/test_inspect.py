@@ -68,6 +68,8 @@ def test_products_are_told_apart_by_their_matrix() -> None:
         and operation(replace(product, name="norm_head"), names) == "norm_head"
     )
     assert arrays(product) == "x [2, 16], weight [8, 16], out [2, 8], residual [2, 8]"
+    packed = replace(product, args=(product.args[0], SimpleNamespace(n=8, k=16)), kwargs={"bias": None})
+    assert arrays(packed) == "x [2, 16], weight [8, 16]"
 
 
 @pytest.mark.parametrize(

@@ -31,10 +31,10 @@ def balanced(step: Step) -> bool:
 
 def look(session: Session) -> Step:
     """Open the middle step of a session whose prompts are filled in, time it, and time its nodes."""
+    session.restart()
     bucket, device = session.runner.current, session.device
     graphs = bucket.program.graphs or []
     names, middle = matrices(session.runner.w), session.load.max_tokens // 2
-    session.restart()
     for _ in range(middle):  # their keys and values are what the step looks at
         session.runner.decode()
 
