@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from .errors import CaptureError, DeviceError
@@ -56,9 +57,12 @@ class CudaGraph:
 
         self.device, self._driver, self._owner = device, driver, owner
         self.handle = driver.CUgraph(handle)
-        self.nodes: list[Any] = self._call(
-            "cuGraphGetNodes", self.handle, self._call("cuGraphGetNodes", self.handle)[1]
-        )[0]
+
+    @cached_property
+    def nodes(self) -> list[Any]:
+        """The driver's handles of its nodes, in the order of their capture."""
+        _, count = self._call("cuGraphGetNodes", self.handle)
+        return self._call("cuGraphGetNodes", self.handle, count)[0]
 
     @staticmethod
     def of(device: Device, graph: Graph) -> CudaGraph:
