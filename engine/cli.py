@@ -1,4 +1,4 @@
-"""The `ostinato` command: generate, chat, compare, bench, tune, doctor.
+"""The `ostinato` command: generate, chat, compare, bench, inspect, tune, doctor.
 
 Entry point of setup.cfg. Text goes to stdout, everything else to stderr; with --json stdout is one object. An error of
 the engine is one line on stderr and exit status 2, Ctrl-C is 130, a closed pipe 141. Modules that cost time to import
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from . import tune
 from .bench import command as bench
 from .errors import EngineError, RequestError
+from .inspect import command as inspect
 
 if TYPE_CHECKING:
     from . import LLM, RequestOutput, SamplingParams, StreamChunk
@@ -70,6 +71,7 @@ def parser() -> Parser:
     compare.set_defaults(run=run_compare)
 
     bench.add_command(commands)
+    inspect.add_command(commands)
     tune.add_command(commands)
 
     doctor = commands.add_parser(
@@ -90,6 +92,7 @@ def _model_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--graph", choices=("step", "layer", "off"), default="step", help="what one graph covers (step)")
     p.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto", help="default: auto")
     p.add_argument("--max-len", type=int, help="tokens of a prompt and its completion (default: what the model allows)")
+    p.add_argument("--nvtx", action="store_true", help="named ranges for CUDA profilers, such as nsys")
 
 
 def _sampling_options(p: argparse.ArgumentParser) -> None:
@@ -119,7 +122,8 @@ def _compare_options(p: argparse.ArgumentParser) -> None:
 def _load(args: argparse.Namespace) -> LLM:
     from . import LLM
 
-    return LLM(args.model, backend=args.backend, graph=args.graph, dtype=args.dtype, max_batch=1, max_len=args.max_len)
+    return LLM(args.model, backend=args.backend, graph=args.graph, dtype=args.dtype, max_batch=1, max_len=args.max_len,
+               nvtx=args.nvtx)  # fmt: skip
 
 
 def _params(args: argparse.Namespace) -> SamplingParams:

@@ -76,6 +76,7 @@ class EngineConfig:
     cache_tokens: int | None = None  # tokens the whole cache holds; None = max_batch * max_len, less if memory is short
     prefill_rows: int = 2048  # rows of one pass over prompts, a multiple of 64
     seed: int | None = None  # where requests without a seed of their own draw it from; None = fresh
+    nvtx: bool = False  # named ranges for CUDA profilers: parts and operations run eagerly, graphs replayed
 
     def __post_init__(self) -> None:
         choice("backend", self.backend, ("auto", "cuda", "cublas", "numpy"))
@@ -91,6 +92,7 @@ class EngineConfig:
             refuse("prefill_rows", "a multiple of 64", self.prefill_rows)
         if self.seed is not None:
             _set(self, "seed", integer("seed", self.seed, 0, 2**64 - 1))
+        flag("nvtx", self.nvtx)
 
 
 @dataclass(frozen=True)

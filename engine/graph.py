@@ -32,30 +32,59 @@ class CaptureReport:
     bytes: int = 0  # device memory the graphs hold
 
 
+@dataclass
+class Call:
+    """One operation of a step, as it was recorded."""
+
+    part: str  # that called it: "layer 3"
+    name: str  # of the method of Ops
+    args: tuple
+    kwargs: dict[str, Any]
+    nodes: int = 0  # of the CUDA graph that it added, which has its nodes in the order of the calls
+
+
 class Recording:
     """Stands before an Ops and keeps every operation with its arguments. It runs them too if `run`: under a stream
-    capture, which then records what they launch. Else it only notes them, as a capture does."""
+    capture, which then records what they launch. Else it only notes them, as a capture does.
+
+    part: whose operations come now; "" once all are done. count(): how many nodes the capture has so far, an error if
+    it is no longer valid; asked after every operation, so that one that broke it in silence is found."""
 
     def __init__(self, ops: Ops, run: bool) -> None:
-        self._ops, self._run = ops, run
-        self.calls: list[tuple[str, tuple, dict]] = []
+        self._ops, self._run, self._busy, self._seen = ops, run, False, 0
+        self.part, self.calls = "", list[Call]()
+        self.count: Callable[[], int] = lambda: 0
 
     def __getattr__(self, name: str) -> Any:
         operation = getattr(self._ops, name)
         if not callable(operation):
             return operation
 
-        def call(*args, **kwargs):
-            self.calls.append((name, args, kwargs))
+        def call(*args: Any, **kwargs: Any) -> None:
+            noted = Call(self.part, name, args, kwargs)
+            self.calls.append(noted)
             if self._run:
+                self._busy = True
                 operation(*args, **kwargs)
+                before, self._seen = self._seen, self.count()
+                noted.nodes = self._seen - before
+                self._busy = False
 
         return call
 
-    def take(self) -> list[tuple[str, tuple, dict]]:
-        """The operations since the last take."""
-        calls, self.calls = self.calls, []
+    def take(self) -> list[Call]:
+        """The operations since the last take, which are those of one graph."""
+        calls, self.calls, self._seen = self.calls, [], 0
         return calls
+
+    def place(self) -> str:
+        """Where the recording is, for messages: "layer 3, operation attend"."""
+        if not self.part:
+            return "at the end of the capture"
+        names = [c.name for c in self.calls if c.part == self.part]
+        if not names:
+            return f"{self.part}, before its first operation"
+        return f"{self.part}, {'operation' if self._busy else 'after operation'} {names[-1]}"
 
 
 @dataclass
@@ -63,7 +92,7 @@ class Graph:
     """One or more parts, recorded. `calls` keeps every array alive that the CUDA graph points to."""
 
     ops: Ops
-    calls: list[tuple[str, tuple, dict]]
+    calls: list[Call]
     executable: Any = None  # cupy.cuda.Graph, or None where the recording itself is replayed
     stream: Any = None
 
@@ -72,8 +101,8 @@ class Graph:
         if self.executable is not None:
             self.executable.launch(self.stream)
             return
-        for name, args, kwargs in self.calls:
-            getattr(self.ops, name)(*args, **kwargs)
+        for call in self.calls:
+            getattr(self.ops, call.name)(*call.args, **call.kwargs)
 
 
 @dataclass
@@ -124,26 +153,43 @@ def program(device: Device, ops: Ops, make: Make, scope: str, label: str, report
 
 def _capture(device: Device, ops: Ops, recording: Recording, parts: list[Part], label: str) -> Graph:
     """Record parts in order, on a GPU by stream capture."""
-    stream, name = device.stream, ""
+    stream = device.stream
 
     def run() -> None:
-        nonlocal name
-        for name, part in parts:  # noqa: B007 - the name is for the message below
+        if stream is not None:
+            recording.count = _counter(stream)
+        for recording.part, part in parts:
             part()
+        recording.part = ""
 
     try:
         executable = None if stream is None else _stream_capture(stream, run)
         if stream is None:
             run()
     except Exception as e:
-        operation = recording.calls[-1][0] if recording.calls else "none"
-        raise CaptureError(f"{label}, {name}, operation {operation}: cannot be captured: {e}") from e
+        raise CaptureError(f"{label}, {recording.place()}: cannot be captured: {e}") from e
     return Graph(ops, recording.take(), executable, stream)
+
+
+def _counter(stream: Any) -> Callable[[], int]:
+    """Tells how many nodes a capture of a stream, which has just begun, has so far. CaptureError once it is spoilt."""
+    from cuda.bindings import driver
+
+    handle = driver.CUstream(stream.ptr)
+    graph = driver.cuStreamGetCaptureInfo(handle)[3]
+    sound = driver.CUresult.CUDA_SUCCESS, driver.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_ACTIVE
+
+    def count() -> int:
+        if tuple(driver.cuStreamIsCapturing(handle)) != sound:
+            raise CaptureError("it did what a capture forbids, such as waiting for the device")
+        return driver.cuGraphGetNodes(graph)[2]
+
+    return count
 
 
 def _stream_capture(stream: Any, run: Callable[[], None]) -> Any:
     """The cupy.cuda.Graph of what run() launches on the stream, instantiated and uploaded."""
-    with _no_collection(), stream, _allocation_guard()():
+    with no_collection(), stream, _allocation_guard()():
         stream.begin_capture()
         try:
             run()
@@ -157,7 +203,7 @@ def _stream_capture(stream: Any, run: Callable[[], None]) -> Any:
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """No garbage collection inside: it could free device memory or unload a module, which invalidates a capture."""
     enabled = gc.isenabled()
     gc.disable()

@@ -57,10 +57,11 @@ class LLM:
         cache_tokens: int | None = None,
         prefill_rows: int = 2048,
         seed: int | None = None,
+        nvtx: bool = False,
         quiet: bool = False,
         ops: Ops | None = None,
     ) -> None:
-        self.engine = EngineConfig(backend, graph, dtype, max_batch, max_len, cache_tokens, prefill_rows, seed)
+        self.engine = EngineConfig(backend, graph, dtype, max_batch, max_len, cache_tokens, prefill_rows, seed, nvtx)
         report, began = Reporter(quiet), time.perf_counter()
         self._lock, self._random = threading.Lock(), random.Random(self.engine.seed)
         with open_checkpoint(resolve(str(model), progress=not quiet)) as ck:

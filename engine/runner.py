@@ -6,7 +6,7 @@ nothing of text, of who waits, or of when a sequence ends.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
@@ -19,6 +19,7 @@ from .config import EngineConfig, ModelConfig
 from .errors import DeviceError, RequestError
 from .graph import CaptureReport, Part, Program, TokenCopy, program
 from .models import decoder
+from .nvtx import Ranges
 from .ops.base import DECODE_ROWS, PAGE, Array, Buffers, Cache, Ops, Step
 from .scheduler import PROMPTS, Chunk, Sequence
 from .slots import Slots
@@ -77,7 +78,9 @@ class Runner:
         e: EngineConfig,
         progress: Callable[[int, int], None] = lambda done, all: None,
     ) -> None:
-        self.ops, self.c, self.device, self.slots = ops, c, ops.device, e.max_batch
+        ranges = self._ranges = Ranges(ops.device) if e.nvtx else None
+        self.ops, self._program = (ranges.ops(ops), ranges.program) if ranges else (ops, program)
+        self.c, self.device, self.slots = c, ops.device, e.max_batch
         self.max_len = _max_len(c, e)
         self.w = SimpleNamespace(**{**vars(w), "rope": self.device.upload(rope.table(c, self.max_len))})
         self.prefill_rows = min(e.prefill_rows, pages_of(self.max_len) * PAGE * e.max_batch)
@@ -95,7 +98,7 @@ class Runner:
         self._buckets: dict[int, Bucket] = {}
         for done, (rows, buffers) in enumerate(zip(sizes, work, strict=True)):
             progress(done, len(sizes))
-            self._buckets[rows] = self._bucket(rows, buffers, e.graph)
+            self._buckets[rows] = self.bucket(rows, buffers, e.graph)
         progress(len(sizes), len(sizes))
         self._current, self._rows = self._buckets[sizes[0]], 0
         if self.device.stream is not None:
@@ -105,6 +108,11 @@ class Runner:
     def buckets(self) -> tuple[int, ...]:
         """Batch sizes that a decode step was prepared for, ascending; the last is max_batch."""
         return tuple(self._buckets)
+
+    @property
+    def current(self) -> Bucket:
+        """What decode() launches for the rows of start()."""
+        return self._current
 
     def synchronize(self) -> None:
         """Wait for the device; DeviceError if something failed on it."""
@@ -211,13 +219,17 @@ class Runner:
         names = ("x", "h", "qkv", "attn", "gate_up", "ffn")
         views = {name: getattr(whole, name)[:rows] for name in names}
         b = replace(whole, **views, logits=whole.logits[:last], tokens=whole.tokens[:last])
-        parts = list(decoder.parts(self.ops, self.c, self.w, b, s, self.caches))
-        for part in parts if last else parts[:-1]:
+        parts = _named(decoder.parts(self.ops, self.c, self.w, b, s, self.caches))
+        if self._ranges:
+            parts = self._ranges.parts(parts)
+        for _, part in parts if last else parts[:-1]:
             part()
         return b
 
-    def _bucket(self, rows: int, b: Buffers, scope: str) -> Bucket:
-        """Prepare decode steps of `rows` rows: groups of at most DECODE_ROWS that share the activations b."""
+    def bucket(self, rows: int, b: Buffers, scope: str) -> Bucket:
+        """Prepare decode steps of `rows` rows: groups of at most DECODE_ROWS that share the activations b.
+
+        The runner has one for each size; a further one, with a state of its own, is for whoever measures."""
         device, i32 = self.device, np.dtype(np.int32)
         state = device.upload(self._spare_rows(rows))
         grouped = rows > DECODE_ROWS
@@ -231,17 +243,15 @@ class Runner:
             views = {name: getattr(b, name)[: z - a] for name in ("x", "h", "qkv", "attn", "gate_up", "ffn")}
             groups.append((replace(b, **views, logits=logits[a:z], tokens=tokens[a:z]), s))
         make = partial(self._parts, groups)
-        step = program(device, self.ops, make, scope, f"graph {scope}, bucket {rows}", self.captured)
+        step = self._program(device, self.ops, make, scope, f"graph {scope}, bucket {rows}", self.captured)
         return Bucket(rows, state, tokens, logits, step)
 
     def _parts(self, groups: list[tuple[Buffers, Step]], ops: Ops) -> Iterator[Part]:
         """A decode step from embedding to next token over ops, in named parts."""
         for b, s in groups:
-            embed, *layers, head = decoder.parts(ops, self.c, self.w, b, s, self.caches)
-            yield "embed", embed
-            for i, layer in enumerate(layers):
-                yield f"layer {i}", layer
-            yield "head", partial(_head, ops, head, b, s, self._slots.sampling)
+            *body, (name, head) = _named(decoder.parts(ops, self.c, self.w, b, s, self.caches))
+            yield from body
+            yield name, partial(_head, ops, head, b, s, self._slots.sampling)
 
     def _spare_rows(self, rows: int) -> np.ndarray:
         """[4, rows] int32: token 0 of the spare sequence at position 0, seeing itself."""
@@ -264,6 +274,12 @@ class Runner:
             raise DeviceError(f"key/value cache: expected {(pages + 1) * page >> 20} MiB free on {self.device.name}, "
                               f"found {free >> 20} MiB")  # fmt: skip
         return pages
+
+
+def _named(parts: Iterable[Callable[[], None]]) -> list[Part]:
+    """The parts of a forward pass with the names that messages and profilers show."""
+    embed, *layers, head = parts
+    return [("embed", embed), *((f"layer {i}", layer) for i, layer in enumerate(layers)), ("head", head)]
 
 
 def _head(ops: Ops, head: Callable[[], None], b: Buffers, s: Step, sampling) -> None:

@@ -4,6 +4,7 @@
     session.py     a batch of sequences on a runner, and the clocks
     operations.py  where the time of a step goes, and the bytes each operation must read
     ceiling.py     how fast the device reads memory at all
+    update.py      what changing a graph for every token costs
     synthetic.py   models of random weights
     report.py      the table, the JSON file, the plot
 

@@ -22,13 +22,24 @@ from .operations import FORMULA, Operation
 WIDTH = 160  # of a table that does not go to a terminal
 
 
-def check_outputs(json_file: str | None, plot_file: str | None) -> None:
-    """RequestError if a file could not be written, before anything is measured."""
-    for option, file in (("json", json_file), ("plot", plot_file)):
+def check_outputs(json_file: str | None, plot_file: str | None, **others: str | None) -> None:
+    """RequestError if a file could not be written, before anything is measured. others: files, by option."""
+    for option, file in {"json": json_file, "plot": plot_file, **others}.items():
         if file is not None and not Path(file).absolute().parent.is_dir():
             raise RequestError(f"{option}: expected a file in a directory that exists, found {file}")
     if plot_file is not None and find_spec("matplotlib") is None:
         raise RequestError(f"plot: matplotlib is not installed; install the extra plot: {install_command('plot')}")
+
+
+def stamp(machine: dict[str, str]) -> dict[str, Any]:
+    """What every record begins with: when, by which command and version, and on what."""
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": shlex.join(["ostinato", *sys.argv[1:]]),
+        "version": metadata.version("ostinato"),
+        "python": platform.python_version(),
+        "machine": machine,
+    }
 
 
 def record(report: Report) -> dict[str, Any]:
@@ -36,11 +47,7 @@ def record(report: Report) -> dict[str, Any]:
     s = report.settings
     settings = {k: v for k, v in asdict(s).items() if k != "config"}
     return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["ostinato", *sys.argv[1:]]),
-        "version": metadata.version("ostinato"),
-        "python": platform.python_version(),
-        "machine": report.machine,
+        **stamp(report.machine),
         "model": s.model,
         "weights": "checkpoint" if s.config is None else "random",
         "config": asdict(report.config) if report.config else None,

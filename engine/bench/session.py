@@ -43,7 +43,7 @@ class Session:
         self.runner = Runner(ops, c, w, e)
         rng = np.random.default_rng(load.seed)
         self._prompts = rng.integers(0, c.vocab, (load.batch, load.prompt_len)).tolist()
-        self._rows: list[Row] = []
+        self.rows: list[Row] = []  # of the first step; after `prefill`
 
     def serve(self) -> tuple[float, float]:
         """(ms to the first token of all sequences, ms a step after it) by the clock on the wall, as LLM decodes."""
@@ -66,11 +66,11 @@ class Session:
             scheduler.filled(chunks)
             ended = [chunk.seq for chunk in chunks if chunk.ends]
             for seq, token in zip(ended, tokens.tolist(), strict=True):
-                self._rows.append(Row(seq.slot, token, len(seq.prompt)))
+                self.rows.append(Row(seq.slot, token, len(seq.prompt)))
 
     def restart(self, ahead: int = 0) -> None:
         """The next step is the first one again, or the one `ahead` of it. After `prefill`."""
-        self.runner.start([replace(row, position=row.position + ahead) for row in self._rows])
+        self.runner.start([replace(row, position=row.position + ahead) for row in self.rows])
 
     def step_times(self) -> list[float]:
         """ms of every single step from the first on, by marks between them, all steps being launched at once."""

@@ -162,7 +162,7 @@ class CupyDevice(Device):
         self.name = about["name"].decode()
         self.arch = about["major"] * 10 + about["minor"]
         self.multiprocessors, self.cache_bytes = about["multiProcessorCount"], about["l2CacheSize"]
-        self._functions: dict[tuple[str, str], _Function] = {}
+        self.functions: dict[tuple[str, str], _Function] = {}
         self._configs: dict[tuple, Any] = {}
         attribute = driver.CUlaunchAttribute()
         attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
@@ -201,14 +201,14 @@ class CupyDevice(Device):
         self._cupy.get_default_memory_pool().free_all_blocks()
 
     def kernel(self, file, name):
-        if (file, name) not in self._functions:
+        if (file, name) not in self.functions:
             options = ("-std=c++17", f"-I{KERNELS}", f"-DHEADERS_{headers_hash()}")
             module = self._cupy.RawModule(code=kernel_source(file), options=options, name_expressions=[name])
             kernel = module.get_function(name)
-            self._functions[file, name] = _Function(
+            self.functions[file, name] = _Function(
                 name, kernel, self._driver.CUfunction(kernel.kernel.ptr), kernel.max_dynamic_shared_size_bytes
             )
-        return self._functions[file, name]
+        return self.functions[file, name]
 
     def local_bytes(self, kernel):
         return kernel.raw.local_size_bytes

@@ -13,7 +13,7 @@ from small import MODELS, complete, prompts, runner, sequence
 
 from ostinato import graph
 from ostinato.errors import CaptureError
-from ostinato.graph import CaptureReport, Recording, TokenCopy, program
+from ostinato.graph import Call, CaptureReport, Recording, TokenCopy, program
 from ostinato.models import decoder
 from ostinato.ops.device import HostDevice
 from ostinato.ops.numpy import NumpyOps
@@ -88,16 +88,23 @@ def test_recording_notes_and_runs_only_under_a_capture() -> None:
     ops = SimpleNamespace(name="x", work=done.append)
     for run, expected in ((False, []), (True, [1])):
         recording = Recording(ops, run)  # pyright: ignore[reportArgumentType]
+        recording.part = "layer 0"
         recording.work(1)
         assert done == expected and recording.name == "x"
-        assert recording.take() == [("work", (1,), {})] and recording.calls == []
+        assert recording.take() == [Call("layer 0", "work", (1,), {})] and recording.calls == []
 
 
 class FakeStream:
-    """Counts what a capture does with a stream."""
+    """Counts what a capture does with a stream, and the nodes that operations say they added."""
 
     def __init__(self) -> None:
         self.log: list[str] = []
+        self.added, self.spoilt, self.forked = 0, False, False
+
+    def nodes(self) -> int:
+        if self.spoilt:
+            raise CaptureError("spoilt")
+        return self.added
 
     def __enter__(self) -> FakeStream:
         return self
@@ -107,10 +114,13 @@ class FakeStream:
 
     def begin_capture(self) -> None:
         assert not gc.isenabled()
+        self.added = 0
         self.log.append("begin")
 
     def end_capture(self) -> Any:
         self.log.append("end")
+        if self.forked:
+            raise RuntimeError("capturing stream has unjoined work")
         return SimpleNamespace(upload=lambda s: self.log.append("upload"), launch=lambda s: self.log.append("launch"))
 
 
@@ -121,8 +131,10 @@ class FakeGpu(HostDevice):
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
+    gpu = FakeGpu()
     monkeypatch.setattr(graph, "_allocation_guard", lambda: nullcontext)
-    return FakeGpu()
+    monkeypatch.setattr(graph, "_counter", lambda stream: stream.nodes)
+    return gpu
 
 
 def test_a_stream_is_warmed_captured_and_uploaded(gpu: FakeGpu) -> None:
@@ -136,18 +148,62 @@ def test_a_stream_is_warmed_captured_and_uploaded(gpu: FakeGpu) -> None:
     assert gpu.stream.log[-2:] == ["launch"] * 2 and len(ran) == 4
 
 
-def test_what_fails_while_capturing_is_named_and_the_stream_left_in_order(gpu: FakeGpu) -> None:
-    calls: list[int] = []
+def test_a_call_knows_its_part_and_its_nodes(gpu: FakeGpu) -> None:
+    def add(nodes: int) -> None:
+        gpu.stream.added += nodes
 
-    def attend() -> None:
-        calls.append(1)
-        if len(calls) == 4:  # the second layer, after a warm run of both
-            raise MemoryError("it allocates 512 bytes of device memory")
+    ops = SimpleNamespace(norm=lambda: add(1), product=lambda: add(2), nothing=lambda: None)
+    parts = lambda to: [(f"layer {i}", lambda: (to.norm(), to.nothing(), to.product())) for i in range(2)]  # noqa: E731
+    (one,) = program(gpu, ops, parts, "step", "test", CaptureReport()).graphs or ()  # pyright: ignore
+    layer = [("norm", 1), ("nothing", 0), ("product", 2)]
+    assert [(c.part, c.name, c.nodes) for c in one.calls] == [(f"layer {i}", *c) for i in range(2) for c in layer]
 
-    ops = SimpleNamespace(norm=lambda: None, attend=attend)
-    parts = lambda to: [(f"layer {i}", lambda: (to.norm(), to.attend(), to.norm())) for i in range(2)]  # noqa: E731
-    message = "bucket 4, layer 1, operation attend: cannot be captured: it allocates 512 bytes"
-    with pytest.raises(CaptureError, match=message):
+
+def test_what_fails_when_the_capture_ends_is_nobodys_operation(gpu: FakeGpu) -> None:
+    gpu.stream.forked = True
+    ops = SimpleNamespace(norm=lambda: None)
+    with pytest.raises(CaptureError, match=r"test, at the end of the capture: cannot be captured: .*unjoined work"):
+        program(gpu, ops, lambda to: [("layer 0", to.norm)], "step", "test", CaptureReport())  # pyright: ignore
+
+
+def _allocates() -> None:
+    raise MemoryError("it allocates 512 bytes of device memory")
+
+
+@pytest.mark.parametrize(
+    ("broken", "says"),
+    [
+        pytest.param(
+            {"attend": _allocates}, "layer 1, operation attend: cannot be captured: it allocates", id="raises"
+        ),
+        pytest.param({"attend": "spoils"}, "layer 1, operation attend: cannot be captured: spoilt", id="in-silence"),
+        pytest.param({"between": _allocates}, "layer 1, after operation norm: cannot be .*allocates", id="between"),
+        pytest.param({"first": _allocates}, "layer 1, before its first operation: .*allocates", id="before-the-first"),
+    ],
+)
+def test_what_fails_while_capturing_is_named_and_the_stream_left_in_order(
+    gpu: FakeGpu, broken: dict[str, Any], says: str
+) -> None:
+    calls: list[str] = []
+
+    def run(name: str) -> None:
+        calls.append(name)
+        fails = broken.get(name) if calls.count(name) == 4 else None  # the second layer, after a warm run of both
+        if fails == "spoils":
+            gpu.stream.spoilt = True
+        elif fails:
+            fails()
+
+    ops = SimpleNamespace(norm=lambda: run("norm"), attend=lambda: run("attend"))
+
+    def layer(to: Any) -> None:
+        run("first")
+        to.norm()
+        run("between")
+        to.attend()
+
+    with pytest.raises(CaptureError, match=f"bucket 4, {says}"):
+        parts = lambda to: [(f"layer {i}", lambda: layer(to)) for i in range(2)]  # noqa: E731
         program(gpu, ops, parts, "step", "bucket 4", CaptureReport())  # pyright: ignore
     assert gpu.stream.log == ["begin", "end", "left"] and gc.isenabled()
 

@@ -1,0 +1,34 @@
+"""An opened step as text that graphviz draws: a cluster for every part, programmatic edges dashed."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+from .step import Node, Step
+from .table import by
+
+
+def dot(step: Step) -> str:
+    """The whole step, top down."""
+    lines = ["digraph step {", "  node [shape=box, fontname=monospace];", "  edge [arrowsize=0.6];"]
+    numbered = list(enumerate(step.nodes))
+    for i, (part, members) in enumerate(groupby(numbered, lambda item: item[1].part)):
+        lines += [f"  subgraph cluster_{i} {{", f"    label={_quoted(part)};"]
+        lines += [f"    n{index} [label={_quoted(*label(node))}];" for index, node in members]
+        lines.append("  }")
+    style = {True: ' [style=dashed, label="early"]', False: ""}
+    lines += [f"  n{e.source} -> n{e.target}{style[e.programmatic]};" for e in step.edges]
+    return "\n".join([*lines, "}"]) + "\n"
+
+
+def label(node: Node) -> list[str]:
+    """What stands in a node's box: operation, kernel, grid and block, time."""
+    rows = [node.operation, node.name.split("<")[0]] if node.kind != "call" else [node.operation]
+    if node.grid:
+        rows.append(f"{by(node.grid)} blocks of {by(node.block)}")
+    return [*rows, f"{node.us:.2f} us"]
+
+
+def _quoted(*rows: str) -> str:
+    """A string of the language dot, of several lines."""
+    return '"' + "\\n".join(row.replace("\\", "\\\\").replace('"', '\\"') for row in rows) + '"'
