@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RequestError
+from . import graphs_command
 
 if TYPE_CHECKING:
     from ..config import ModelConfig
@@ -14,11 +15,13 @@ if TYPE_CHECKING:
 def add_command(commands: Any) -> None:
     """Add `bench` to the subparsers of `ostinato`."""
     bench = commands.add_parser("bench", help="speed against the limits of the device", description="Measure speed.")
-    decode = bench.add_subparsers(dest="what", required=True, metavar="WHAT").add_parser(
+    what = bench.add_subparsers(dest="what", required=True, metavar="WHAT")
+    decode = what.add_parser(
         "decode", help="a decode step", description="A decode step by batch size, backend and graph mode."
     )
     _options(decode)
     decode.set_defaults(run=run)
+    graphs_command.add_command(what, numbers)
 
 
 def _options(p: argparse.ArgumentParser) -> None:
@@ -70,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     found = decode(settings)
     report.print_tables(found)
     if args.json:
-        report.write_json(found, args.json)
+        report.write_json(report.record(found), args.json)
     if args.plot:
         report.draw(found, args.plot)
     return 0

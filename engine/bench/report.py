@@ -31,16 +31,23 @@ def check_outputs(json_file: str | None, plot_file: str | None) -> None:
         raise RequestError(f"plot: matplotlib is not installed; install the extra plot: {install_command('plot')}")
 
 
-def record(report: Report) -> dict[str, Any]:
-    """Everything, for JSON: what was measured when, where, by which command and version."""
-    s = report.settings
-    settings = {k: v for k, v in asdict(s).items() if k != "config"}
+def origin(machine: dict[str, str]) -> dict[str, Any]:
+    """When, where, by which command and version something was measured: how every JSON file begins."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(["ostinato", *sys.argv[1:]]),
         "version": metadata.version("ostinato"),
         "python": platform.python_version(),
-        "machine": report.machine,
+        "machine": machine,
+    }
+
+
+def record(report: Report) -> dict[str, Any]:
+    """Everything, for JSON."""
+    s = report.settings
+    settings = {k: v for k, v in asdict(s).items() if k != "config"}
+    return {
+        **origin(report.machine),
         "model": s.model,
         "weights": "checkpoint" if s.config is None else "random",
         "config": asdict(report.config) if report.config else None,
@@ -54,16 +61,21 @@ def record(report: Report) -> dict[str, Any]:
     }
 
 
-def write_json(report: Report, file: str) -> None:
-    """`record` as a file."""
-    Path(file).write_text(json.dumps(record(report), indent=1) + "\n", encoding="utf-8")
+def write_json(found: dict[str, Any], file: str) -> None:
+    """What `record` gave, as a file."""
+    Path(file).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def stdout() -> Any:
+    """Where tables are printed: stdout, as wide as it is, or WIDTH."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else WIDTH)
 
 
 def print_tables(report: Report) -> None:
     """The rows, the operations and the kernels, on stdout."""
-    from rich.console import Console
-
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console = stdout()
     console.print(_rows(report))
     console.print(f"[not bold]{FORMULA}\nms/step: single steps on the device; wall: the loop that LLM runs, which "
                   "tokens/s is from; graph MB: of all batch sizes prepared, 1 to this one.")  # fmt: skip
