@@ -18,7 +18,7 @@ from .cache import PageTable, pages_of
 from .config import EngineConfig, ModelConfig
 from .errors import DeviceError, RequestError
 from .graph import CaptureReport, Part, Program, TokenCopy, program
-from .models import decoder
+from .models import MODELS
 from .ops.base import DECODE_ROWS, PAGE, Array, Buffers, Cache, Ops, Step
 from .scheduler import PROMPTS, Chunk, Sequence
 from .slots import Slots
@@ -79,7 +79,9 @@ class Runner:
     ) -> None:
         self.ops, self.c, self.device, self.slots = ops, c, ops.device, e.max_batch
         self.max_len = _max_len(c, e)
-        self.w = SimpleNamespace(**{**vars(w), "rope": self.device.upload(rope.table(c, self.max_len))})
+        self.model = MODELS[c.arch]
+        angles = self.device.upload(rope.table(c, self.max_len)) if c.rope_theta else None
+        self.w = SimpleNamespace(**{**vars(w), "rope": angles})
         self.prefill_rows = min(e.prefill_rows, pages_of(self.max_len) * PAGE * e.max_batch)
         self._prefill = ops.buffers(c, self.prefill_rows, min(PROMPTS, self.prefill_rows // PAGE))
         self._slots = Slots(self.device, e.max_batch, c.vocab)
@@ -180,7 +182,7 @@ class Runner:
             b = self._run_prefill(s, 0)
             for row in range(0, len(s.ids), PAGE):
                 wanted = self.device.upload(np.arange(row, row + PAGE, dtype=np.int32))
-                self.ops.norm_head(self.c, plain, replace(b, logits=out), replace(s, last=wanted))
+                self.model.head(self.ops, self.c, plain, replace(b, logits=out), replace(s, last=wanted))
                 yield self.device.read(out)[: len(piece) - row]
 
     def _warm_prefill(self) -> None:
@@ -211,7 +213,7 @@ class Runner:
         names = ("x", "h", "qkv", "attn", "gate_up", "ffn")
         views = {name: getattr(whole, name)[:rows] for name in names}
         b = replace(whole, **views, logits=whole.logits[:last], tokens=whole.tokens[:last])
-        parts = list(decoder.parts(self.ops, self.c, self.w, b, s, self.caches))
+        parts = list(self.model.parts(self.ops, self.c, self.w, b, s, self.caches))
         for part in parts if last else parts[:-1]:
             part()
         return b
@@ -237,7 +239,7 @@ class Runner:
     def _parts(self, groups: list[tuple[Buffers, Step]], ops: Ops) -> Iterator[Part]:
         """A decode step from embedding to next token over ops, in named parts."""
         for b, s in groups:
-            embed, *layers, head = decoder.parts(ops, self.c, self.w, b, s, self.caches)
+            embed, *layers, head = self.model.parts(ops, self.c, self.w, b, s, self.caches)
             yield "embed", embed
             for i, layer in enumerate(layers):
                 yield f"layer {i}", layer

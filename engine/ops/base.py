@@ -124,8 +124,22 @@ class Ops:
         """out[r] = table[ids[r]].  ids [R], table [V, D], out [R, D] float32"""
         raise NotImplementedError
 
+    def embed_at(self, ids: Array, table: Weight, at: Array, places: Array, out: Array) -> None:
+        """out[r] = table[ids[r]] + places[at[r]].  ids, at [R], table [V, D], places [T, D] and out [R, D] float32"""
+        raise NotImplementedError
+
     def rms_norm(self, x: Array, weight: Array, eps: float, out: Array, rows: Array | None = None) -> None:
         """out[i] = x[r] / sqrt(mean(x[r]^2) + eps) * weight with r = rows[i], or i.  x [R, D] float32, out [*, D] T"""
+        raise NotImplementedError
+
+    def layer_norm(
+        self, x: Array, weight: Array, bias: Array, eps: float, out: Array, rows: Array | None = None,
+        keep: Array | None = None,
+    ) -> None:  # fmt: skip
+        """out[i] = (x[r] - mean(x[r])) / sqrt(variance(x[r]) + eps) * weight + bias with r = rows[i], or i.
+
+        x [R, D] float32, out [*, D] T. keep [*, D] float32, may be x: the same not rounded to T. A post-norm layer goes
+        on with both: its residual stream is what was normalised."""
         raise NotImplementedError
 
     def linear(self, x: Array, weight: Weight, out: Array, bias: Array | None = None, residual: Array | None = None):
@@ -144,6 +158,10 @@ class Ops:
         of a head is paired with element i + d/2. The k and v columns of qkv are unspecified afterwards."""
         raise NotImplementedError
 
+    def append(self, qkv: Array, s: Step, cache: Cache, heads: int) -> None:
+        """Store k and v as they are at (seqs[r], positions[r]) of the cache.  qkv [R, (H + 2 G) d] T"""
+        raise NotImplementedError
+
     def attend(self, qkv: Array, s: Step, cache: Cache, heads: int, window: int, out: Array, scratch: Any) -> None:
         """out[r] = softmax(q[r] k^T / sqrt(d)) v over tokens t of sequence seqs[r] with t < visible[r] and, if window,
         t >= visible[r] - window.  qkv [R, (H + 2 G) d] T, out [R, H d] T; query head h uses k/v head h // (H / G)"""
@@ -151,6 +169,11 @@ class Ops:
 
     def silu_mul(self, gate_up: Array, out: Array) -> None:
         """out = gate / (1 + exp(-gate)) * up.  gate_up [R, 2 F] T (gate first), out [R, F] T"""
+        raise NotImplementedError
+
+    def gelu(self, x: Array, tanh: bool, out: Array) -> None:
+        """out = x P(N < x), N standard normal; with tanh 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))).
+        x, out [R, F] T; out may be x"""
         raise NotImplementedError
 
     def sample(self, logits: Array, s: Step, sampling: Sampling, out: Array, scratch: Any) -> None:
@@ -165,6 +188,16 @@ class Ops:
         raise NotImplementedError
 
     # -- composites: a decoder layer is norm_qkv, attend, linear, norm_gate_up, linear -----------------------------
+
+    def linear_append(self, c: ModelConfig, w: Any, b: Buffers, s: Step, cache: Cache) -> None:
+        """From the normalised b.h to queries in b.qkv and new keys and values in the cache, nothing rotated."""
+        self.linear(b.h, w.qkv, b.qkv, bias=w.qkv_bias)
+        self.append(b.qkv, s, cache, c.heads)
+
+    def linear_gelu(self, c: ModelConfig, w: Any, b: Buffers) -> None:
+        """b.ffn = gelu of the normalised b.h through w.up."""
+        self.linear(b.h, w.up, b.ffn, bias=w.up_bias)
+        self.gelu(b.ffn, c.activation == "gelu_tanh", b.ffn)
 
     def norm_qkv(self, c: ModelConfig, w: Any, b: Buffers, s: Step, cache: Cache, rope: Array) -> None:
         """From the residual stream b.x to rotated queries in b.qkv and the new keys and values in the cache."""
@@ -184,7 +217,11 @@ class Ops:
         """b.logits = head of the final norm of rows s.last of b.x; w.head_bias [V] float32 (or None) bans tokens."""
         last = b.h[: len(s.last)]
         self.rms_norm(b.x, w.norm, c.eps, last, rows=s.last)
-        self.linear(last, w.head, b.logits, bias=w.head_bias)
+        self.head(last, w.head, b.logits, w.head_bias)
+
+    def head(self, x: Array, weight: Weight, out: Array, bias: Array | None) -> None:
+        """out = x @ weight.T + bias: logits of the rows x [B, D] T, out [B, V] float32."""
+        self.linear(x, weight, out, bias=bias)
 
     def all_reduce(self, x: Array) -> None:
         """Sum x over the ranks, in place. One rank: nothing to do."""

@@ -32,7 +32,7 @@ class Tensors:
 
     def __init__(self, c: ModelConfig, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
-        shapes = {n: s for entry in names.decoder(c) for n, s in zip(entry.tensors, entry.shapes, strict=True)}
+        shapes = {n: s for entry in names.plan(c) for n, s in zip(entry.tensors, entry.shapes, strict=True)}
         self._arrays = {n: rng.standard_normal(s, np.float32) * (0.2 if len(s) == 2 else 1) for n, s in shapes.items()}
         self.source = "random"
 

@@ -20,6 +20,7 @@ from ostinato.weights.checkpoint import open_checkpoint
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 BASE = {
     "arch": "decoder", "layers": 2, "hidden": 8, "heads": 4, "kv_heads": 2, "head_dim": 3, "ffn": 10, "vocab": 20,
+    "max_len": 30, "segments": 2,
     "tied": True, "qkv_bias": False, "qk_norm": False,
 }  # fmt: skip
 LAYER = ["attn_norm", "qkv", "o", "mlp_norm", "gate_up", "down"]
@@ -53,7 +54,7 @@ def check(folder: Path, c: Any, tensors: dict[str, np.ndarray]) -> list[names.En
     ],
 )
 def test_plan_has_every_weight_once(change: dict, top: list[str], layer: list[str]) -> None:
-    entries = list(names.decoder(model(**change)))
+    entries = list(names.plan(model(**change)))
     paths = [*top, *(f"layers.{i}.{n}" for i in (0, 1) for n in layer)]
     assert Counter(e.path for e in entries) == Counter(paths)
     assert max(Counter(t for e in entries for t in e.tensors).values()) == 1
