@@ -20,6 +20,7 @@ from .errors import DeviceError, RequestError
 from .graph import CaptureReport, Part, Program, TokenCopy, program
 from .models import MODELS
 from .ops.base import DECODE_ROWS, PAGE, Array, Buffers, Cache, Ops, Step
+from .passes import Piece, fill, longest, spare_rows
 from .scheduler import PROMPTS, Chunk, Sequence
 from .slots import Slots
 
@@ -78,7 +79,7 @@ class Runner:
         progress: Callable[[int, int], None] = lambda done, all: None,
     ) -> None:
         self.ops, self.c, self.device, self.slots = ops, c, ops.device, e.max_batch
-        self.max_len = _max_len(c, e)
+        self.max_len = longest(c, e)
         self.model = MODELS[c.arch]
         angles = self.device.upload(rope.table(c, self.max_len)) if c.rope_theta else None
         self.w = SimpleNamespace(**{**vars(w), "rope": angles})
@@ -123,7 +124,7 @@ class Runner:
         """Run prompt chunks in one pass. (tokens, logits) of those that end their prompt, in order; waits for them.
 
         tokens [n] int32; logits [n, V] float32 or None when none of those sequences wants logprobs."""
-        pieces = [(k.seq.slot, k.seq.prompt[k.first : k.last], k.first) for k in chunks]
+        pieces = [Piece(k.seq.slot, k.seq.prompt[k.first : k.last], k.first) for k in chunks]
         s = self._prompt_step(pieces, [i for i, k in enumerate(chunks) if k.ends])
         b = self._run_prefill(s, len(s.last))
         if not len(s.last):
@@ -136,7 +137,7 @@ class Runner:
         """Set the rows of the decode steps to come. Their sequences are admitted, all earlier tokens in the cache."""
         self._current = next(b for n, b in self._buckets.items() if n >= len(rows))
         self._rows = len(rows)
-        state = self._spare_rows(self._current.rows)
+        state = spare_rows(self._current.rows, self.slots)
         for i, row in enumerate(rows):
             state[:, i] = row.token, row.slot, row.position, row.position + 1
         self.device.write(self._current.state, state)
@@ -178,7 +179,7 @@ class Runner:
         plain = SimpleNamespace(**{**vars(self.w), "head_bias": None})
         for first in range(0, len(ids), self.prefill_rows):
             piece = ids[first : first + self.prefill_rows]
-            s = self._prompt_step([(0, piece, first)], [])
+            s = self._prompt_step([Piece(0, piece, first)], [])
             b = self._run_prefill(s, 0)
             for row in range(0, len(s.ids), PAGE):
                 wanted = self.device.upload(np.arange(row, row + PAGE, dtype=np.int32))
@@ -187,24 +188,16 @@ class Runner:
 
     def _warm_prefill(self) -> None:
         """Compile the kernels of a prefill, which would else count as the first request's time: one spare tile."""
-        s = self._prompt_step([(self.slots, [0], 0)], [0])
+        s = self._prompt_step([Piece(self.slots, [0])], [0])
         b = self._run_prefill(s, 1)
         self.ops.sample(b.logits, s, self._slots.sampling, b.tokens, b.scratch)
         self.device.synchronize()
 
-    def _prompt_step(self, pieces: list[tuple[int, list[int], int]], ends: list[int]) -> Step:
-        """The Step of (slot, tokens, position of the first) pieces, each filled up to whole tiles with spare rows."""
-        sizes = [pages_of(len(ids)) * PAGE for _, ids, _ in pieces]
-        state, last, row = self._spare_rows(sum(sizes)), [], 0
-        for (slot, ids, first), size in zip(pieces, sizes, strict=True):
-            position = np.arange(first, first + len(ids))
-            state[0, row : row + len(ids)] = ids
-            state[1, row : row + len(ids)] = slot
-            state[2, row : row + len(ids)] = position
-            state[3, row : row + len(ids)] = position + 1
-            last.append(row + len(ids) - 1)
-            row += size
-        wanted = np.array([last[i] for i in ends], np.int32)
+    def _prompt_step(self, pieces: list[Piece], ends: list[int]) -> Step:
+        """The Step of pieces, each filled up to whole tiles with spare rows; ends: which of them want logits."""
+        state = spare_rows(sum(piece.rows for piece in pieces), self.slots)
+        starts = fill(state, pieces, causal=True)
+        wanted = np.array([starts[i] + len(pieces[i].ids) - 1 for i in ends], np.int32)
         return Step(*self.device.upload(state), table=self._table, last=self.device.upload(wanted))
 
     def _run_prefill(self, s: Step, last: int) -> Buffers:
@@ -221,7 +214,7 @@ class Runner:
     def _bucket(self, rows: int, b: Buffers, scope: str) -> Bucket:
         """Prepare decode steps of `rows` rows: groups of at most DECODE_ROWS that share the activations b."""
         device, i32 = self.device, np.dtype(np.int32)
-        state = device.upload(self._spare_rows(rows))
+        state = device.upload(spare_rows(rows, self.slots))
         grouped = rows > DECODE_ROWS
         tokens = device.empty((rows,), i32) if grouped else b.tokens
         logits = device.empty((rows, self.c.vocab), np.dtype(np.float32)) if grouped else b.logits
@@ -244,10 +237,6 @@ class Runner:
             for i, layer in enumerate(layers):
                 yield f"layer {i}", layer
             yield "head", partial(_head, ops, head, b, s, self._slots.sampling)
-
-    def _spare_rows(self, rows: int) -> np.ndarray:
-        """[4, rows] int32: token 0 of the spare sequence at position 0, seeing itself."""
-        return np.repeat(np.array([[0], [self.slots], [0], [1]], np.int32), rows, axis=1)
 
     def _write_table(self) -> None:
         if self.table.changed:
@@ -273,10 +262,3 @@ def _head(ops: Ops, head: Callable[[], None], b: Buffers, s: Step, sampling) -> 
     head()
     ops.sample(b.logits, s, sampling, b.tokens, b.scratch)
     ops.advance(s, b.tokens)
-
-
-def _max_len(c: ModelConfig, e: EngineConfig) -> int:
-    """Tokens of the longest sequence. RequestError if more is asked for than the model was made for."""
-    if e.max_len is not None and e.max_len > c.max_len:
-        raise RequestError(f"max_len: expected at most {c.max_len}, what the model was made for, found {e.max_len}")
-    return e.max_len or c.max_len

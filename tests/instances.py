@@ -77,6 +77,7 @@ INSTANCES: dict[str, list[str]] = {
     ],
     "norm.cu": [*each("rms_norm", TYPES, ("true", "false")), *each("head_norm", TYPES)],
     "pack.cu": [*each("pack", TYPES), *each("embed_packed", TYPES), *each("embed_plain", TYPES)],
+    "pool.cu": ["pool"],
     "read_ceiling.cu": ["read_ceiling"],
     "rope.cu": each("rope_append", TYPES),
     "sample.cu": ["sample"],

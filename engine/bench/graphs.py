@@ -127,7 +127,7 @@ class Subject:
     @property
     def kind(self) -> str:
         """Which of the two definitions of a sample holds."""
-        return "decoder" if getattr(self.c, "causal", True) else "encoder"
+        return "decoder" if self.c.causal else "encoder"
 
     def work(self, graph: str, batch: int) -> Work:
         """Prepared for one batch size and graph mode."""

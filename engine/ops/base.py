@@ -176,6 +176,12 @@ class Ops:
         x, out [R, F] T; out may be x"""
         raise NotImplementedError
 
+    def pool(self, x: Array, first: Array, count: Array, out: Array) -> None:
+        """out[i] = mean of x[first[i] + j], 0 <= j < count[i]; 0 where count[i] is 0.
+
+        x [R, D] float32, first, count [N] int32, out [N, D] float32"""
+        raise NotImplementedError
+
     def sample(self, logits: Array, s: Step, sampling: Sampling, out: Array, scratch: Any) -> None:
         """out[i] = next token of row last[i], by the rules of its sequence; see engine/sampling.py for the definition.
 

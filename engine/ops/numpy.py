@@ -3,8 +3,9 @@ kernels are compared with.
 
 Called through Ops like any backend; touches only the arrays it is given. A row's numbers depend on that row and its
 sequence alone: products of a decode step (R <= 16) are matrix-vector products, one a row, over the same blocks of the
-weight whatever R; larger steps are one matrix product, whose sums BLAS takes in the same order for every multiple of 64
-rows. BLAS brings the threads (OPENBLAS_NUM_THREADS); on cores that other work shares, one is faster than two.
+weight whatever R; larger steps are a matrix product for each tile of 64 rows, as BLAS sums up in an order that depends on
+how many rows there are. BLAS brings the threads (OPENBLAS_NUM_THREADS); on cores that other work shares, one is faster
+than two.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ class NumpyOps(Ops):
         y = np.empty(out.shape, np.float32) if residual is not None else out
         rows, width = x.shape
         if rows > DECODE_ROWS:
-            np.matmul(x, weight.T, out=y)
+            for first in range(0, rows, PAGE):
+                np.matmul(x[first : first + PAGE], weight.T, out=y[first : first + PAGE])
         else:
             step = max(64, _BLOCK // (4 * width) // 64 * 64)
             for first in range(0, len(weight), step):
@@ -138,6 +140,10 @@ class NumpyOps(Ops):
     def gelu(self, x, tanh, out):
         with np.errstate(over="ignore"):  # powers that are infinite are right: the factor is 0 or 1
             np.multiply(x, _tanh_factor(x) if tanh else _below(x), out=out)
+
+    def pool(self, x, first, count, out):
+        for i, (start, rows) in enumerate(zip(first.tolist(), count.tolist(), strict=True)):
+            np.divide(np.add.reduce(x[start : start + rows], 0), np.float32(max(rows, 1)), out=out[i])
 
     def sample(self, logits, s, sampling, out, scratch):
         sample(logits, s, sampling, out)

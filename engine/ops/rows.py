@@ -145,6 +145,15 @@ class DeviceOps(Ops):
         state = (s.seqs, s.ids, s.positions, s.visible)
         self._launch("elementwise.cu", "advance", (1,), 256, tokens, *state, np.int32(rows), np.int32(len(s.table) - 1))
 
+    def pool(self, x, first, count, out):
+        texts, width = out.shape
+        expect("pool", "x", x, F32, (len(x), width))
+        expect("pool", "first", first, I32, (texts,))
+        expect("pool", "count", count, I32, (texts,))
+        expect("pool", "out", out, F32, (texts, width))
+        grid = (-(-width // 32), texts)
+        self._launch("pool.cu", "pool", grid, 256, x, first, count, out, np.int32(width))
+
     # -- positions and attention --------------------------------------------------------------------------------------
 
     def rope_append(self, qkv, rope, s, cache, heads):

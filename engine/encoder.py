@@ -1,0 +1,169 @@
+"""Weights, buffers and graphs of one encoder on one device: embed(texts), or a pass at a time start, launch, vectors.
+
+Called by LLM and by bench. Beside runner.py, which does the same for decoders; an encoder has no tokens to wait for and
+no cache to keep: keys and values live for one layer of one pass. Holds all device memory; knows nothing of text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+
+from .cache import pages_of
+from .config import EngineConfig, ModelConfig
+from .graph import CaptureReport, Part, Program, program
+from .models import MODELS
+from .ops.base import PAGE, Array, Buffers, Cache, Ops, Step
+from .passes import Piece, fill, longest, spare_rows
+
+Ids = Sequence[int]  # the tokens of one text
+
+
+@dataclass
+class Bucket:
+    """Everything a pass over `rows` rows works on, and the pass itself."""
+
+    rows: int
+    state: Array  # [n] int32: all that changes from pass to pass, one copy; see Encoder._layout
+    out: Array  # [rows / PAGE, D] float32: a pooled vector for each text
+    program: Program
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Views of a bucket's state, on the host or on the device."""
+
+    rows: Array  # [4, R] ids, seqs, positions, visible, as Step has them
+    table: Array  # [N + 1, pages of the longest text]: text i has the pages after those of its predecessors
+    first: Array  # [N] first row to pool of each text
+    count: Array  # [N] how many; 0 where there is no text
+
+
+class Encoder:
+    """See the module. DeviceError if the device is too small, CaptureError if a pass cannot be captured.
+
+    w: what load.weights returned. Of e it takes graph, max_len and prefill_rows, the rows of the largest pass (as many
+    as the longest text needs, at least). progress(done, all) is called while buckets are prepared."""
+
+    def __init__(
+        self,
+        ops: Ops,
+        c: ModelConfig,
+        w: SimpleNamespace,
+        e: EngineConfig,
+        progress: Callable[[int, int], None] = lambda done, all: None,
+    ) -> None:
+        self.ops, self.c, self.w, self.device = ops, c, w, ops.device
+        self.max_len = longest(c, e)
+        self._pages = pages_of(self.max_len)
+        most = max(e.prefill_rows, self._pages * PAGE)
+        sizes = [n for n in (PAGE << i for i in range(16)) if n < most] + [most]
+        self._buffers = ops.buffers(c, most, 0)
+        shape = (1 + most // PAGE, c.kv_heads, PAGE, c.head_dim)  # page 0 is the spare rows'
+        self._cache = Cache(self.device.empty(shape, ops.dtype), self.device.empty(shape, ops.dtype))
+        self.captured = CaptureReport()
+        self._buckets: dict[int, Bucket] = {}
+        for done, rows in enumerate(sizes):
+            progress(done, len(sizes))
+            self._buckets[rows] = self._bucket(rows, e.graph)
+        progress(len(sizes), len(sizes))
+        self._current, self._texts = self._buckets[sizes[0]], 0
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """Rows that a pass was prepared for, ascending."""
+        return tuple(self._buckets)
+
+    def embed(self, texts: Sequence[Ids], cls: bool = False) -> np.ndarray:
+        """[N, D] float32: of each text the mean of its tokens' last hidden states, or with cls that of its first one.
+
+        As many texts in a pass as its rows hold; a text has the same bits in every company. Texts have 1 to max_len
+        tokens."""
+        out = np.empty((len(texts), self.c.hidden), np.float32)
+        first = 0
+        while first < len(texts):
+            last = self._fits(texts, first)
+            self.start(texts[first:last], cls)
+            self.launch()
+            out[first:last] = self.vectors()
+            first = last
+        return out
+
+    def start(self, texts: Sequence[Ids], cls: bool = False) -> None:
+        """Set the texts of the passes to come, which together fit into the largest bucket."""
+        pieces = [Piece(i, ids) for i, ids in enumerate(texts)]
+        rows = sum(piece.rows for piece in pieces)
+        self._current = next(b for n, b in self._buckets.items() if n >= rows)
+        self._texts = len(texts)
+        state = self._spare_state(self._current.rows)
+        view = self._layout(state, self._current.rows)
+        starts = fill(view.rows, pieces, causal=False)
+        for i, (start, piece) in enumerate(zip(starts, pieces, strict=True)):
+            pages = piece.rows // PAGE
+            view.table[i, :pages] = np.arange(1 + start // PAGE, 1 + start // PAGE + pages)
+        view.first[: len(texts)] = starts
+        view.count[: len(texts)] = [1 if cls else len(ids) for ids in texts]
+        self.device.write(self._current.state, state)
+
+    def launch(self) -> None:
+        """Launch a pass over the texts of start(); does not wait."""
+        self._current.program.run()
+
+    def vectors(self) -> np.ndarray:
+        """[N, D] float32 of the texts of start(), once the pass launched last is done."""
+        return self.device.read(self._current.out[: self._texts])
+
+    def synchronize(self) -> None:
+        """Wait for the device; DeviceError if something failed on it."""
+        self.device.synchronize()
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _fits(self, texts: Sequence[Ids], first: int) -> int:
+        """The text after the last of those that, from `first` on, fit into one pass."""
+        room, last = self.buckets[-1], first
+        while last < len(texts) and (room := room - Piece(0, texts[last]).rows) >= 0:
+            last += 1
+        return last
+
+    def _layout(self, state: Array, rows: int) -> _Layout:
+        """Where the parts of a bucket's state stand."""
+        texts = rows // PAGE
+        ends = np.cumsum([4 * rows, (texts + 1) * self._pages, texts, texts]).tolist()
+        a, b, c, d = (state[first:last] for first, last in zip([0, *ends], ends, strict=False))
+        return _Layout(a.reshape(4, rows), b.reshape(texts + 1, self._pages), c, d)
+
+    def _spare_state(self, rows: int) -> np.ndarray:
+        """State without a text."""
+        texts = rows // PAGE
+        state = np.zeros(4 * rows + (texts + 1) * self._pages + 2 * texts, np.int32)
+        self._layout(state, rows).rows[...] = spare_rows(rows, texts)
+        return state
+
+    def _bucket(self, rows: int, scope: str) -> Bucket:
+        """Prepare passes of `rows` rows."""
+        device = self.device
+        state = device.upload(self._spare_state(rows))
+        view = self._layout(state, rows)
+        out = device.empty((rows // PAGE, self.c.hidden), np.dtype(np.float32))
+        s = Step(*view.rows, table=view.table, last=view.first)
+        names = ("x", "h", "qkv", "attn", "gate_up", "ffn")
+        b = replace(self._buffers, **{name: getattr(self._buffers, name)[:rows] for name in names})
+        make = partial(self._parts, b, s, view, out)
+        step = program(device, self.ops, make, scope, f"graph {scope}, bucket {rows}", self.captured)
+        if scope == "off" and device.stream is not None:
+            step.run()  # compiles the kernels, which would else count as the first text's time
+            device.synchronize()
+        return Bucket(rows, state, out, step)
+
+    def _parts(self, b: Buffers, s: Step, view: _Layout, out: Array, ops: Ops) -> Iterator[Part]:
+        """A pass from token ids to pooled vectors over ops, in named parts."""
+        embed, *layers = MODELS[self.c.arch].parts(ops, self.c, self.w, b, s, [self._cache])
+        yield "embed", embed
+        for i, layer in enumerate(layers):
+            yield f"layer {i}", layer
+        yield "pool", lambda: ops.pool(b.x, view.first, view.count, out)

@@ -1,0 +1,58 @@
+"""What prompts of a decoder and texts of an encoder have in common: passes of whole tiles of 64 rows.
+
+Used by runner.py and encoder.py; NumPy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from .cache import pages_of
+from .config import EngineConfig, ModelConfig
+from .errors import RequestError
+from .ops.base import PAGE
+
+
+class Piece(NamedTuple):
+    """Tokens of one sequence, the first of which stands at position `first`."""
+
+    slot: int
+    ids: Sequence[int]
+    first: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows it takes: whole tiles, so that no tile holds two sequences."""
+        return pages_of(len(self.ids)) * PAGE
+
+
+def spare_rows(rows: int, spare: int) -> np.ndarray:
+    """[4, rows] int32, Step's ids, seqs, positions, visible: token 0 of the spare sequence at 0, seeing itself."""
+    return np.repeat(np.array([[0], [spare], [0], [1]], np.int32), rows, axis=1)
+
+
+def fill(state: np.ndarray, pieces: Sequence[Piece], causal: bool) -> list[int]:
+    """Put pieces one after the other into spare rows [4, R]; the row of each one's first token.
+
+    causal: a token sees those before it and itself; else all of its piece."""
+    starts, row = [], 0
+    for piece in pieces:
+        n = len(piece.ids)
+        at = slice(row, row + n)
+        state[0, at] = piece.ids
+        state[1, at] = piece.slot
+        state[2, at] = np.arange(piece.first, piece.first + n)
+        state[3, at] = state[2, at] + 1 if causal else n
+        starts.append(row)
+        row += piece.rows
+    return starts
+
+
+def longest(c: ModelConfig, e: EngineConfig) -> int:
+    """Tokens of the longest sequence. RequestError if more is asked for than the model was made for."""
+    if e.max_len is not None and e.max_len > c.max_len:
+        raise RequestError(f"max_len: expected at most {c.max_len}, what the model was made for, found {e.max_len}")
+    return e.max_len or c.max_len
