@@ -107,8 +107,8 @@ class LLM:
     def runner(self) -> Runner:
         """Weights, cache and graphs on the device. RequestError for an encoder, and once the LLM is closed."""
         if not isinstance(found := self._open_model, Runner):
-            raise RequestError(f"model: expected a decoder, which generates text, found an encoder ({self.config.arch}), "
-                               "which embeds it")  # fmt: skip
+            raise RequestError("model: expected a decoder, which generates text, found an encoder "
+                               f"({self.config.arch}), which embeds it")  # fmt: skip
         return found
 
     @property
@@ -226,7 +226,7 @@ class LLM:
     def _alone(self) -> Iterator[None]:
         """Nobody else runs on this LLM inside; RequestError if somebody does."""
         if not self._lock.acquire(blocking=False):
-            raise RequestError("LLM: expected one call at a time, found another generate, stream, logits or embed not ended")
+            raise RequestError("LLM: expected one call at a time, found another not ended")
         try:
             yield
         finally:

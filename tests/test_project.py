@@ -166,7 +166,8 @@ def test_wheel_holds_kernels_and_nothing_else(tmp_path: Path) -> None:
     names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
     expected = {f"ostinato/kernels/{p.name}" for p in sources("kernels", suffixes=(".cu", ".cuh"))}
     expected |= {f"ostinato/weights/{p.relative_to(ROOT / 'weights').as_posix()}" for p in sources("weights")}
-    expected |= {f"ostinato/{p.relative_to(ROOT / 'engine').as_posix()}" for p in sources("engine", suffixes=(".py", ".txt"))}
+    engine = sources("engine", suffixes=(".py", ".txt"))
+    expected |= {f"ostinato/{p.relative_to(ROOT / 'engine').as_posix()}" for p in engine}
     assert names == expected | {"ostinato/py.typed"}
     licences = [n for n in zipfile.ZipFile(wheel).namelist() if n.endswith("/LICENSE")]
     assert len(licences) == 1

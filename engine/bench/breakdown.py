@@ -45,9 +45,9 @@ class Breakdown:
     problem: str  # what is wrong with the account; "" if it holds
 
 
-def account(wall: float, host: float, span: float, kernel: float) -> Breakdown:
-    """The Breakdown of one step's times in us, and whether it holds."""
-    problem = ""
+def account(wall: float, host: float, span: float, kernel: float | None) -> Breakdown:
+    """The Breakdown of one step's times in us, and whether it holds. kernel None: the device has nothing to wait for."""
+    problem, kernel = "", span if kernel is None else kernel
     if abs(span / wall - 1) > TOLERANCE:
         problem = f"kernel + idle is {span:.1f} us, which is not the wall clock's {wall:.1f} within {TOLERANCE:.0%}"
     elif kernel > span + TOLERANCE * wall:
@@ -76,11 +76,14 @@ def live(device: Device, begin: Callable[[], None], step: Callable[[], object], 
     return sorted(runs)[REPEATS // 2]
 
 
-def kernel_us(device: Device, begin: Callable[[], None], step: Callable[[], object], reader: Reader) -> float:
+def kernel_us(device: Device, begin: Callable[[], None], step: Callable[[], object], reader: Reader) -> float | None:
     """Device time of one step that is one graph, while the device never waits for the host.
 
     The device first reads `reader`'s buffer, meanwhile everything is queued: one step to bring the caches into their
-    usual state, one that is measured. DeviceError if the host never was fast enough."""
+    usual state, one that is measured. None on a device without a stream, which works while it is launched and never
+    idles. DeviceError if the host never was fast enough."""
+    if device.stream is None:
+        return None
     found = []
     for attempt in range(2 * TRIES):
         begin()
@@ -95,8 +98,7 @@ def kernel_us(device: Device, begin: Callable[[], None], step: Callable[[], obje
         step()
         last = device.mark()
         queued = (time.perf_counter() - began) * 1e3
-        # a device without a stream does everything at once: its steps never wait
-        if device.stream is None or device.elapsed(start, released) > queued:
+        if device.elapsed(start, released) > queued:
             found.append(device.elapsed(first, last) * 1e3)
         if len(found) == TRIES:
             break

@@ -19,12 +19,14 @@ from types import SimpleNamespace
 from typing import Protocol
 
 from .. import load as loading
+from ..cache import pages_of
 from ..checks import choice, integer
-from ..config import ModelConfig
+from ..config import EngineConfig, ModelConfig
+from ..encoder import Encoder
 from ..errors import RequestError
 from ..graph import CaptureReport
 from ..loop import Loop
-from ..ops.base import Ops
+from ..ops.base import PAGE, Ops
 from ..tokenizer import Tokenizer
 from . import breakdown, samples
 from .ceiling import Reader
@@ -131,7 +133,7 @@ class Subject:
 
     def work(self, graph: str, batch: int) -> Work:
         """Prepared for one batch size and graph mode."""
-        return Decoding(self, graph, batch)
+        return (Decoding if self.c.causal else Embedding)(self, graph, batch)
 
 
 class Decoding:
@@ -151,6 +153,33 @@ class Decoding:
             pass
 
 
+class Embedding:
+    """Sentences as texts."""
+
+    steps = 32
+
+    def __init__(self, subject: Subject, graph: str, batch: int) -> None:
+        ids = subject.ids
+        self._calls = [ids[i : i + batch] for i in range(0, len(ids), batch)]
+        rows = max(sum(pages_of(len(text)) * PAGE for text in call) for call in self._calls)
+        e = EngineConfig(subject.ops.name, graph, prefill_rows=rows, max_len=max(map(len, ids)))
+        self._encoder = Encoder(subject.ops, subject.c, subject.w, e)
+        self.captured, self.programs = self._encoder.captured, len(self._encoder.buckets)
+        self.step = self._encoder.launch
+
+    def run(self, first: int | None = None) -> None:
+        """What LLM.embed runs, a batch a call."""
+        for call in self._calls[: None if first is None else 1]:
+            self._encoder.embed(call)
+
+    def prepare(self) -> None:
+        """Nothing."""
+
+    def begin(self, ahead: int = 0) -> None:
+        """Set the texts of the first call."""
+        self._encoder.start(self._calls[0])
+
+
 def graphs(s: Settings, choose: Choose = loading.choose) -> Report:
     """Measure every combination; says on stderr what it is at. CaptureError or DeviceError if a path was not built."""
     report = Report(s)
@@ -160,7 +189,7 @@ def graphs(s: Settings, choose: Choose = loading.choose) -> Report:
             name, config, lambda c: choose(s.backend, s.dtype, c.dtype)[0],
             also=lambda ck: list(map(Tokenizer.from_checkpoint(ck).encode, texts)),
         )  # fmt: skip
-        subject = Subject(name, ops, c, w, ids or samples.made_up_ids(texts, c.vocab), s)
+        subject = Subject(name, ops, c, w, ids or samples.made_up_ids(texts, c.vocab, around=0 if c.causal else 2), s)
         device, report.machine = ops.device, ops.device.about()
         report.weights[name] = f"{ops.dtype.name}, {'checkpoint' if config is None else 'random'}"
         report.tokens[name] = [len(i) for i in subject.ids]
@@ -186,8 +215,8 @@ def _rows(subject: Subject) -> Iterator[Row]:
             yield _measure(subject, graph, batch, kernel)
 
 
-def _measure(subject: Subject, graph: str, batch: int, kernel: float) -> Row:
-    """One row. kernel: us a step."""
+def _measure(subject: Subject, graph: str, batch: int, kernel: float | None) -> Row:
+    """One row. kernel: us a step, as kernel_us gives it."""
     ops, s, count = subject.ops, subject.s, len(subject.ids)
     launches = ops.device.launches
     before = Counter(launches)
