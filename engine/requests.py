@@ -140,7 +140,7 @@ def texts(given: Any) -> list[str]:
 
 
 def text_ids(index: int, text: str, t: Tokenizer, max_len: int) -> list[int]:
-    """Token ids of texts[index], with what the tokenizer puts at its ends. RequestError if they are too many or none."""
+    """Token ids of texts[index], with what the tokenizer puts at its ends. RequestError if too many or none."""
     try:
         ids = t.encode(text)
     except RequestError as e:

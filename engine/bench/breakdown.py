@@ -46,7 +46,7 @@ class Breakdown:
 
 
 def account(wall: float, host: float, span: float, kernel: float | None) -> Breakdown:
-    """The Breakdown of one step's times in us, and whether it holds. kernel None: the device has nothing to wait for."""
+    """The Breakdown of one step's times in us, and whether it holds. kernel None: the device never waits."""
     problem, kernel = "", span if kernel is None else kernel
     if abs(span / wall - 1) > TOLERANCE:
         problem = f"kernel + idle is {span:.1f} us, which is not the wall clock's {wall:.1f} within {TOLERANCE:.0%}"

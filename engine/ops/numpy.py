@@ -3,8 +3,8 @@ kernels are compared with.
 
 Called through Ops like any backend; touches only the arrays it is given. A row's numbers depend on that row and its
 sequence alone: products of a decode step (R <= 16) are matrix-vector products, one a row, over the same blocks of the
-weight whatever R; larger steps are a matrix product for each tile of 64 rows, as the order in which BLAS sums up depends
-on how many rows there are. BLAS brings the threads (OPENBLAS_NUM_THREADS); on cores that other work shares, one is
+weight whatever R; larger steps are a matrix product for each tile of 64 rows, as BLAS sums up in an order that depends
+on their number. BLAS brings the threads (OPENBLAS_NUM_THREADS); on cores that other work shares, one is
 faster than two.
 """
 
