@@ -24,6 +24,7 @@ MODELS = {
     "mistral": replace(LLAMA, window=9, tied=False),
     "qwen2": replace(LLAMA, qkv_bias=True, heads=3, kv_heads=3),
     "qwen3": replace(LLAMA, qk_norm=True, head_dim=32, heads=4, kv_heads=1),
+    "gpt2": replace(LLAMA, arch="gpt2", rope_theta=0, heads=3, kv_heads=3, qkv_bias=True, activation="gelu_tanh"),
 }
 
 
