@@ -18,9 +18,10 @@ from .config import EngineConfig, ModelConfig
 from .graph import CaptureReport, Part, Program, program
 from .models import MODELS
 from .ops.base import PAGE, Array, Buffers, Cache, Ops, Step
-from .passes import Piece, fill, longest, spare_rows
+from .passes import Piece, fill, longest, rows_of, spare_rows
 
 Ids = Sequence[int]  # the tokens of one text
+TEXT_ROWS = 8  # a pass has place for a text in so many of its rows; more of them only if texts are shorter still
 
 
 @dataclass
@@ -29,7 +30,7 @@ class Bucket:
 
     rows: int
     state: Array  # [n] int32: all that changes from pass to pass, one copy; see Encoder._layout
-    out: Array  # [rows / PAGE, D] float32: a pooled vector for each text
+    out: Array  # [N, D] float32: a pooled vector for each text
     program: Program
 
 
@@ -38,7 +39,7 @@ class _Layout:
     """Views of a bucket's state, on the host or on the device."""
 
     rows: Array  # [4, R] ids, seqs, positions, visible, as Step has them
-    table: Array  # [N + 1, pages of the longest text]: text i has the pages after those of its predecessors
+    table: Array  # [N + 1, pages of the longest text]: the pages of text i come after those of text i - 1
     first: Array  # [N] first row to pool of each text
     count: Array  # [N] how many; 0 where there is no text
 
@@ -63,7 +64,8 @@ class Encoder:
         most = max(e.prefill_rows, self._pages * PAGE)
         sizes = [n for n in (PAGE << i for i in range(16)) if n < most] + [most]
         self._buffers = ops.buffers(c, most, 0)
-        shape = (1 + most // PAGE, c.kv_heads, PAGE, c.head_dim)  # page 0 is the spare rows'
+        pages = 1 + most // PAGE + most // TEXT_ROWS  # page 0 is the spare rows', no text shares one
+        shape = (pages, c.kv_heads, PAGE, c.head_dim)
         self._cache = Cache(self.device.empty(shape, ops.dtype), self.device.empty(shape, ops.dtype))
         self.captured = CaptureReport()
         self._buckets: dict[int, Bucket] = {}
@@ -96,16 +98,17 @@ class Encoder:
     def start(self, texts: Sequence[Ids], cls: bool = False) -> None:
         """Set the texts of the passes to come, which together fit into the largest bucket."""
         pieces = [Piece(i, ids) for i, ids in enumerate(texts)]
-        rows = sum(piece.rows for piece in pieces)
+        rows = max(rows_of(pieces, self.ops.align), len(texts) * TEXT_ROWS)
         self._current = next(b for n, b in self._buckets.items() if n >= rows)
         self._texts = len(texts)
         state = self._spare_state(self._current.rows)
         view = self._layout(state, self._current.rows)
-        starts = fill(view.rows, pieces, causal=False)
-        for i, (start, piece) in enumerate(zip(starts, pieces, strict=True)):
-            pages = piece.rows // PAGE
-            view.table[i, :pages] = np.arange(1 + start // PAGE, 1 + start // PAGE + pages)
-        view.first[: len(texts)] = starts
+        view.first[: len(texts)] = fill(view.rows, pieces, causal=False, align=self.ops.align)
+        page = 1
+        for i, ids in enumerate(texts):
+            after = page + pages_of(len(ids))
+            view.table[i, : after - page] = range(page, after)
+            page = after
         view.count[: len(texts)] = [1 if cls else len(ids) for ids in texts]
         self.device.write(self._current.state, state)
 
@@ -126,20 +129,23 @@ class Encoder:
     def _fits(self, texts: Sequence[Ids], first: int) -> int:
         """The text after the last of those that, from `first` on, fit into one pass."""
         room, last = self.buckets[-1], first
-        while last < len(texts) and (room := room - Piece(0, texts[last]).rows) >= 0:
+        while last < len(texts):
+            room -= max(rows_of([Piece(0, texts[last])], self.ops.align), TEXT_ROWS)
+            if room < 0:
+                break
             last += 1
         return last
 
     def _layout(self, state: Array, rows: int) -> _Layout:
         """Where the parts of a bucket's state stand."""
-        texts = rows // PAGE
+        texts = rows // TEXT_ROWS
         ends = np.cumsum([4 * rows, (texts + 1) * self._pages, texts, texts]).tolist()
         a, b, c, d = (state[first:last] for first, last in zip([0, *ends], ends, strict=False))
         return _Layout(a.reshape(4, rows), b.reshape(texts + 1, self._pages), c, d)
 
     def _spare_state(self, rows: int) -> np.ndarray:
         """State without a text."""
-        texts = rows // PAGE
+        texts = rows // TEXT_ROWS
         state = np.zeros(4 * rows + (texts + 1) * self._pages + 2 * texts, np.int32)
         self._layout(state, rows).rows[...] = spare_rows(rows, texts)
         return state
@@ -149,7 +155,7 @@ class Encoder:
         device = self.device
         state = device.upload(self._spare_state(rows))
         view = self._layout(state, rows)
-        out = device.empty((rows // PAGE, self.c.hidden), np.dtype(np.float32))
+        out = device.empty((rows // TEXT_ROWS, self.c.hidden), np.dtype(np.float32))
         s = Step(*view.rows, table=view.table, last=view.first)
         names = ("x", "h", "qkv", "attn", "gate_up", "ffn")
         b = replace(self._buffers, **{name: getattr(self._buffers, name)[:rows] for name in names})

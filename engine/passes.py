@@ -1,4 +1,4 @@
-"""What prompts of a decoder and texts of an encoder have in common: passes of whole tiles of 64 rows.
+"""What prompts of a decoder and texts of an encoder have in common: how their rows are laid out in a pass.
 
 Used by runner.py and encoder.py; NumPy only.
 """
@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .cache import pages_of
 from .config import EngineConfig, ModelConfig
 from .errors import RequestError
 from .ops.base import PAGE
@@ -23,10 +22,10 @@ class Piece(NamedTuple):
     ids: Sequence[int]
     first: int = 0
 
-    @property
-    def rows(self) -> int:
-        """Rows it takes: whole tiles, so that no tile holds two sequences."""
-        return pages_of(len(self.ids)) * PAGE
+
+def rows_of(pieces: Sequence[Piece], align: int = PAGE) -> int:
+    """Rows that pieces take when each of them begins at a multiple of `align`. At PAGE no tile holds two sequences."""
+    return sum(-(-len(piece.ids) // align) * align for piece in pieces)
 
 
 def spare_rows(rows: int, spare: int) -> np.ndarray:
@@ -34,10 +33,10 @@ def spare_rows(rows: int, spare: int) -> np.ndarray:
     return np.repeat(np.array([[0], [spare], [0], [1]], np.int32), rows, axis=1)
 
 
-def fill(state: np.ndarray, pieces: Sequence[Piece], causal: bool) -> list[int]:
+def fill(state: np.ndarray, pieces: Sequence[Piece], causal: bool, align: int = PAGE) -> list[int]:
     """Put pieces one after the other into spare rows [4, R]; the row of each one's first token.
 
-    causal: a token sees those before it and itself; else all of its piece."""
+    causal: a token sees those before it and itself; else all of its piece. align: as in rows_of."""
     starts, row = [], 0
     for piece in pieces:
         n = len(piece.ids)
@@ -47,7 +46,7 @@ def fill(state: np.ndarray, pieces: Sequence[Piece], causal: bool) -> list[int]:
         state[2, at] = np.arange(piece.first, piece.first + n)
         state[3, at] = state[2, at] + 1 if causal else n
         starts.append(row)
-        row += piece.rows
+        row += rows_of([piece], align)
     return starts
 
 

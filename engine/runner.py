@@ -20,7 +20,7 @@ from .errors import DeviceError, RequestError
 from .graph import CaptureReport, Part, Program, TokenCopy, program
 from .models import MODELS
 from .ops.base import DECODE_ROWS, PAGE, Array, Buffers, Cache, Ops, Step
-from .passes import Piece, fill, longest, spare_rows
+from .passes import Piece, fill, longest, rows_of, spare_rows
 from .scheduler import PROMPTS, Chunk, Sequence
 from .slots import Slots
 
@@ -195,7 +195,7 @@ class Runner:
 
     def _prompt_step(self, pieces: list[Piece], ends: list[int]) -> Step:
         """The Step of pieces, each filled up to whole tiles with spare rows; ends: which of them want logits."""
-        state = spare_rows(sum(piece.rows for piece in pieces), self.slots)
+        state = spare_rows(rows_of(pieces), self.slots)
         starts = fill(state, pieces, causal=True)
         wanted = np.array([starts[i] + len(pieces[i].ids) - 1 for i in ends], np.int32)
         return Step(*self.device.upload(state), table=self._table, last=self.device.upload(wanted))

@@ -161,8 +161,9 @@ class Embedding:
     def __init__(self, subject: Subject, graph: str, batch: int) -> None:
         ids = subject.ids
         self._calls = [ids[i : i + batch] for i in range(0, len(ids), batch)]
-        rows = max(sum(pages_of(len(text)) * PAGE for text in call) for call in self._calls)
-        e = EngineConfig(subject.ops.name, graph, prefill_rows=rows, max_len=max(map(len, ids)))
+        longest = max(map(len, ids))
+        rows = batch * pages_of(longest) * PAGE
+        e = EngineConfig(subject.ops.name, graph, prefill_rows=rows, max_len=longest)
         self._encoder = Encoder(subject.ops, subject.c, subject.w, e)
         self.captured, self.programs = self._encoder.captured, len(self._encoder.buckets)
         self.step = self._encoder.launch

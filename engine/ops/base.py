@@ -39,8 +39,9 @@ class Step:
     """One call of the model: which tokens of which sequences. Row r is token ids[r] of sequence seqs[r].
 
     Rows beyond the batch in a bucket belong to the spare sequence S, whose pages are all page 0, which nobody reads;
-    they have position 0 and visible 1. In a prefill every sequence starts at a multiple of 64 rows and spare rows
-    fill the gap, so a tile of 64 rows never holds two real sequences. For the kernels up to DECODE_ROWS rows are a
+    they have position 0 and visible 1. In the prefill of a decoder every sequence starts at a multiple of 64 rows and
+    spare rows fill the gap, so a tile of 64 rows never holds two real sequences; in an encoder's pass, where a row sees
+    its whole sequence, they follow one another at multiples of Ops.align. For the kernels up to DECODE_ROWS rows are a
     decode step, and a multiple of 64 a prefill.
     """
 
@@ -93,6 +94,7 @@ class Ops:
     name: str  # "numpy", "cuda", "cublas"
     dtype: np.dtype  # T
     device: Any  # Device: allocates, copies, launches
+    align: int = 1  # texts of an encoder begin at multiples of so many rows, to have the same bits in any company
 
     # -- memory ---------------------------------------------------------------------------------------------------
 

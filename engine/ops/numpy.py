@@ -28,6 +28,7 @@ class NumpyOps(Ops):
 
     name = "numpy"
     dtype = np.dtype(np.float32)
+    align = PAGE  # BLAS sums up the rows of a product in orders that depend on where they stand
 
     def __init__(self, device: HostDevice | None = None, dtype: str = "float32") -> None:
         self.device = device or HostDevice()
