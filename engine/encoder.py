@@ -18,7 +18,7 @@ from .config import EngineConfig, ModelConfig
 from .graph import CaptureReport, Part, Program, program
 from .models import MODELS
 from .ops.base import PAGE, Array, Buffers, Cache, Ops, Step
-from .passes import Piece, fill, longest, rows_of, spare_rows
+from .passes import Piece, expect_kind, fill, longest, rows_of, spare_rows
 
 Ids = Sequence[int]  # the tokens of one text
 TEXT_ROWS = 8  # a pass has place for a text in so many of its rows; more of them only if texts are shorter still
@@ -45,7 +45,8 @@ class _Layout:
 
 
 class Encoder:
-    """See the module. DeviceError if the device is too small, CaptureError if a pass cannot be captured.
+    """See the module. DeviceError if the device is too small, CaptureError if a pass cannot be captured, RequestError
+    for a decoder.
 
     w: what load.weights returned. Of e it takes graph, max_len and prefill_rows, the rows of the largest pass (as many
     as the longest text needs, at least). progress(done, all) is called while buckets are prepared."""
@@ -58,6 +59,7 @@ class Encoder:
         e: EngineConfig,
         progress: Callable[[int, int], None] = lambda done, all: None,
     ) -> None:
+        expect_kind(c, causal=False)
         self.ops, self.c, self.w, self.device = ops, c, w, ops.device
         self.max_len = longest(c, e)
         self._pages = pages_of(self.max_len)

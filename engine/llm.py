@@ -26,6 +26,7 @@ from .graph import CaptureReport
 from .loop import Loop
 from .ops.base import PAGE, Ops
 from .outputs import RequestOutput, StreamChunk
+from .passes import expect_kind
 from .report import Reporter
 from .requests import Completion, Request
 from .runner import Runner
@@ -106,17 +107,17 @@ class LLM:
     @property
     def runner(self) -> Runner:
         """Weights, cache and graphs on the device. RequestError for an encoder, and once the LLM is closed."""
-        if not isinstance(found := self._open_model, Runner):
-            raise RequestError("model: expected a decoder, which generates text, found an encoder "
-                               f"({self.config.arch}), which embeds it")  # fmt: skip
+        found = self._open_model
+        expect_kind(self.config, causal=True)
+        assert isinstance(found, Runner)
         return found
 
     @property
     def encoder(self) -> Encoder:
         """The same of an encoder. RequestError for a decoder, and once the LLM is closed."""
-        if not isinstance(found := self._open_model, Encoder):
-            raise RequestError("model: expected an encoder, which embeds text, found a decoder "
-                               f"({self.config.arch}), which has no pooling of its own")  # fmt: skip
+        found = self._open_model
+        expect_kind(self.config, causal=False)
+        assert isinstance(found, Encoder)
         return found
 
     @property

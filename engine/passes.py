@@ -50,6 +50,16 @@ def fill(state: np.ndarray, pieces: Sequence[Piece], causal: bool, align: int = 
     return starts
 
 
+def expect_kind(c: ModelConfig, causal: bool) -> None:
+    """RequestError unless the model is a decoder (causal), or an encoder."""
+    if causal and not c.causal:
+        raise RequestError(f"model: expected a decoder, which generates text, found an encoder ({c.arch}), "
+                           "which embeds it")  # fmt: skip
+    if c.causal and not causal:
+        raise RequestError(f"model: expected an encoder, which embeds text, found a decoder ({c.arch}), "
+                           "which has no pooling of its own")  # fmt: skip
+
+
 def longest(c: ModelConfig, e: EngineConfig) -> int:
     """Tokens of the longest sequence. RequestError if more is asked for than the model was made for."""
     if e.max_len is not None and e.max_len > c.max_len:

@@ -20,7 +20,7 @@ from .errors import DeviceError, RequestError
 from .graph import CaptureReport, Part, Program, TokenCopy, program
 from .models import MODELS
 from .ops.base import DECODE_ROWS, PAGE, Array, Buffers, Cache, Ops, Step
-from .passes import Piece, fill, longest, rows_of, spare_rows
+from .passes import Piece, expect_kind, fill, longest, rows_of, spare_rows
 from .scheduler import PROMPTS, Chunk, Sequence
 from .slots import Slots
 
@@ -66,7 +66,8 @@ class Ticket:
 
 
 class Runner:
-    """See the module. DeviceError if the device is too small, CaptureError if a step cannot be captured.
+    """See the module. DeviceError if the device is too small, CaptureError if a step cannot be captured, RequestError
+    for an encoder.
 
     w: what load.weights returned. progress(done, all) is called while buckets are prepared."""
 
@@ -78,6 +79,7 @@ class Runner:
         e: EngineConfig,
         progress: Callable[[int, int], None] = lambda done, all: None,
     ) -> None:
+        expect_kind(c, causal=True)
         self.ops, self.c, self.device, self.slots = ops, c, ops.device, e.max_batch
         self.max_len = longest(c, e)
         self.model = MODELS[c.arch]

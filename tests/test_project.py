@@ -34,7 +34,7 @@ LAYERS = [
     ["loop", "outputs", "requests"],
     ["llm"],
     [""],  # engine/__init__.py, the public names
-    ["compare", "doctor", "bench"],
+    ["compare", "doctor", "bench", "embed"],
     ["tune", "descent"],
     ["cli"],
 ]

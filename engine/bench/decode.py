@@ -225,4 +225,5 @@ def prove(
 
 
 def say(what: str) -> None:
+    """What the bench is at, on stderr."""
     print(f"bench: {what}", file=sys.stderr, flush=True)
