@@ -1,17 +1,19 @@
 """Where the wall clock of a step goes: the host that launches it, the device that runs its kernels, and the device
-that has nothing to run because the next launch has not come yet.
+that runs none, as a rule because the next launch has not come yet.
 
 Three instruments, each in runs of its own:
 
-    wall    host clock over STEPS steps, launched as fast as the host can, until the device has done them all; the
+    wall    host clock over many steps, launched as fast as the host can, until the device has done them all; the
             device's clock (events before the first and after the last) over the very same steps gives the span
     host    host clock around the launches of each of these steps: the operations' Python, arguments and driver calls
-    kernel  device events around one step recorded as one graph and queued behind a device that is busy reading its
-            memory, so that it never waits for the host; the pauses of a graph between its own kernels are part of it
+    kernel  device events around one step that is a graph, or a graph a layer, whichever is faster, queued behind a
+            device that is busy reading its memory, so that it never waits for the host; the pauses between the kernels
+            of a graph are part of it
 
-idle = span - kernel. The host works while the device does, so host is no summand: where host is longer than kernel the
-host sets the pace and the device idles. The account holds if kernel + idle, by the device's clock, is the wall, by the
-host's, and if kernel, measured by itself, is not more than the span it has to fit into: both within TOLERANCE.
+idle = span - kernel: no kernel runs, or kernels that were started early hold up the one before. The host works while
+the device does, so host is no summand: where host is longer than kernel the host sets the pace and the device idles.
+The account holds if kernel + idle, by the device's clock, is the wall, by the host's, and if kernel, measured by
+itself, is not more than the span it has to fit into: both within TOLERANCE.
 """
 
 from __future__ import annotations
@@ -76,14 +78,11 @@ def live(device: Device, begin: Callable[[], None], step: Callable[[], object], 
     return sorted(runs)[REPEATS // 2]
 
 
-def kernel_us(device: Device, begin: Callable[[], None], step: Callable[[], object], reader: Reader) -> float | None:
-    """Device time of one step that is one graph, while the device never waits for the host.
+def kernel_us(device: Device, begin: Callable[[], None], step: Callable[[], object], reader: Reader) -> float:
+    """Device time in us of one step of few launches, while the device never waits for the host.
 
     The device first reads `reader`'s buffer, meanwhile everything is queued: one step to bring the caches into their
-    usual state, one that is measured. None on a device without a stream, which works while it is launched and never
-    idles. DeviceError if the host never was fast enough."""
-    if device.stream is None:
-        return None
+    usual state, one that is measured. DeviceError if the host never was fast enough."""
     found = []
     for attempt in range(2 * TRIES):
         begin()

@@ -207,17 +207,25 @@ def _rows(subject: Subject) -> Iterator[Row]:
     device, s = subject.ops.device, subject.s
     reader = Reader(device, s.read_bytes)
     for batch in s.batches:
-        work = subject.work("step", batch)
-        work.prepare()
-        kernel = breakdown.kernel_us(device, partial(work.begin, work.steps // 2), work.step, reader)
-        del work
+        kernel = None
+        if device.stream is not None:  # else it works while it is launched, and never waits
+            kernel = min(_kernel_us(subject, graph, batch, reader) for graph in ("step", "layer"))
         for graph in s.graphs:
             tidy(device)
             yield _measure(subject, graph, batch, kernel)
 
 
+def _kernel_us(subject: Subject, graph: str, batch: int, reader: Reader) -> float:
+    """Device time of the middle step."""
+    work = subject.work(graph, batch)
+    work.prepare()
+    found = breakdown.kernel_us(subject.ops.device, partial(work.begin, work.steps // 2), work.step, reader)
+    tidy(subject.ops.device)
+    return found
+
+
 def _measure(subject: Subject, graph: str, batch: int, kernel: float | None) -> Row:
-    """One row. kernel: us a step, as kernel_us gives it."""
+    """One row. kernel: us a step, None if the device never waits."""
     ops, s, count = subject.ops, subject.s, len(subject.ids)
     launches = ops.device.launches
     before = Counter(launches)
