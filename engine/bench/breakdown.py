@@ -54,11 +54,15 @@ def account(wall: float, host: float, span: float, kernel: float | None) -> Brea
         problem = f"kernel + idle is {span:.1f} us, which is not the wall clock's {wall:.1f} within {TOLERANCE:.0%}"
     elif kernel > span + TOLERANCE * wall:
         problem = f"kernels alone take {kernel:.1f} us, which is more than the {span:.1f} of the whole step"
-    shares = (100 * us / wall for us in (host, kernel, span - kernel, span))
-    return Breakdown(wall, host, kernel, span - kernel, *shares, problem)
+    idle, percent = span - kernel, 100 / wall
+    return Breakdown(
+        wall, host, kernel, idle, host * percent, kernel * percent, idle * percent, span * percent, problem
+    )  # fmt: skip
 
 
-def live(device: Device, begin: Callable[[], None], step: Callable[[], object], steps: int) -> tuple[float, ...]:
+def live(
+    device: Device, begin: Callable[[], None], step: Callable[[], object], steps: int
+) -> tuple[float, float, float]:
     """(wall, host, span) in us a step. begin() prepares for `steps` calls of step(), which must not wait."""
     runs = []
     for _ in range(REPEATS):
