@@ -39,10 +39,10 @@ class Step:
     """One call of the model: which tokens of which sequences. Row r is token ids[r] of sequence seqs[r].
 
     Rows beyond the batch in a bucket belong to the spare sequence S, whose pages are all page 0, which nobody reads;
-    they have position 0 and visible 1. In the prefill of a decoder every sequence starts at a multiple of 64 rows and
-    spare rows fill the gap, so a tile of 64 rows never holds two real sequences; in an encoder's pass, where a row sees
-    its whole sequence, they follow one another at multiples of Ops.align. For the kernels up to DECODE_ROWS rows are a
-    decode step, and a multiple of 64 a prefill.
+    they have position 0 and visible 1. For the kernels up to DECODE_ROWS rows are a decode step, in which every row is
+    a sequence of its own, and a multiple of 64 a prefill, in which the rows of a sequence stand together. A tile of 64
+    rows costs attention a pass for each sequence in it. In a decoder's prefill every sequence starts a tile, and spare
+    rows fill the gap; an encoder's sequences follow one another at multiples of Ops.align.
     """
 
     ids: Array  # [R] int32
