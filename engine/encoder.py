@@ -24,24 +24,39 @@ Ids = Sequence[int]  # the tokens of one text
 TEXT_ROWS = 8  # a pass has place for a text in so many of its rows; more of them only if texts are shorter still
 
 
+class State:
+    """All that changes from pass to pass, in one int32 array, so that it is one copy to the device; and its parts."""
+
+    def __init__(self, array: Array, rows: int, pages: int) -> None:
+        """array: of the host or of the device, as long as that of State.spare; pages: of the longest text."""
+        texts = rows // TEXT_ROWS
+        ends = np.cumsum([4 * rows, (texts + 1) * pages, texts, texts]).tolist()
+        step, table, first, count = (array[a:z] for a, z in zip([0, *ends], ends, strict=False))
+        self.array = array
+        self.step = step.reshape(4, rows)  # ids, seqs, positions, visible, as Step has them
+        self.table = table.reshape(texts + 1, pages)  # the pages of text i come after those of text i - 1
+        self.first = first  # [N] first row to pool of each text
+        self.count = count  # [N] how many; 0 where there is no text
+
+    @staticmethod
+    def spare(rows: int, pages: int) -> State:
+        """Without a text, on the host."""
+        texts = rows // TEXT_ROWS
+        state = State(np.zeros(4 * rows + (texts + 1) * pages + 2 * texts, np.int32), rows, pages)
+        state.step[...] = spare_rows(rows, texts)
+        return state
+
+
 @dataclass
 class Bucket:
     """Everything a pass over `rows` rows works on, and the pass itself."""
 
     rows: int
-    state: Array  # [n] int32: all that changes from pass to pass, one copy; see Encoder._layout
+    spare: np.ndarray  # State without a text
+    host: State  # the one to be copied to
+    state: Array  # on the device
     out: Array  # [N, D] float32: a pooled vector for each text
     program: Program
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """Views of a bucket's state, on the host or on the device."""
-
-    rows: Array  # [4, R] ids, seqs, positions, visible, as Step has them
-    table: Array  # [N + 1, pages of the longest text]: the pages of text i come after those of text i - 1
-    first: Array  # [N] first row to pool of each text
-    count: Array  # [N] how many; 0 where there is no text
 
 
 class Encoder:
@@ -101,18 +116,18 @@ class Encoder:
         """Set the texts of the passes to come, which together fit into the largest bucket."""
         pieces = [Piece(i, ids) for i, ids in enumerate(texts)]
         rows = max(rows_of(pieces, self.ops.align), len(texts) * TEXT_ROWS)
-        self._current = next(b for n, b in self._buckets.items() if n >= rows)
-        self._texts = len(texts)
-        state = self._spare_state(self._current.rows)
-        view = self._layout(state, self._current.rows)
-        view.first[: len(texts)] = fill(view.rows, pieces, causal=False, align=self.ops.align)
+        bucket = self._current = next(b for n, b in self._buckets.items() if n >= rows)
+        n, state = len(texts), bucket.host
+        self._texts = n
+        state.array[...] = bucket.spare
+        state.first[:n] = fill(state.step, pieces, causal=False, align=self.ops.align)
         page = 1
         for i, ids in enumerate(texts):
             after = page + pages_of(len(ids))
-            view.table[i, : after - page] = range(page, after)
+            state.table[i, : after - page] = range(page, after)
             page = after
-        view.count[: len(texts)] = [1 if cls else len(ids) for ids in texts]
-        self.device.write(self._current.state, state)
+        state.count[:n] = [1 if cls else len(ids) for ids in texts]
+        self.device.write(bucket.state, state.array)
 
     def launch(self) -> None:
         """Launch a pass over the texts of start(); does not wait."""
@@ -138,40 +153,25 @@ class Encoder:
             last += 1
         return last
 
-    def _layout(self, state: Array, rows: int) -> _Layout:
-        """Where the parts of a bucket's state stand."""
-        texts = rows // TEXT_ROWS
-        ends = np.cumsum([4 * rows, (texts + 1) * self._pages, texts, texts]).tolist()
-        a, b, c, d = (state[first:last] for first, last in zip([0, *ends], ends, strict=False))
-        return _Layout(a.reshape(4, rows), b.reshape(texts + 1, self._pages), c, d)
-
-    def _spare_state(self, rows: int) -> np.ndarray:
-        """State without a text."""
-        texts = rows // TEXT_ROWS
-        state = np.zeros(4 * rows + (texts + 1) * self._pages + 2 * texts, np.int32)
-        self._layout(state, rows).rows[...] = spare_rows(rows, texts)
-        return state
-
     def _bucket(self, rows: int, scope: str) -> Bucket:
         """Prepare passes of `rows` rows."""
-        device = self.device
-        state = device.upload(self._spare_state(rows))
-        view = self._layout(state, rows)
+        device, host = self.device, State.spare(rows, self._pages)
+        state = State(device.upload(host.array), rows, self._pages)
         out = device.empty((rows // TEXT_ROWS, self.c.hidden), np.dtype(np.float32))
-        s = Step(*view.rows, table=view.table, last=view.first)
+        s = Step(*state.step, table=state.table, last=state.first)
         names = ("x", "h", "qkv", "attn", "gate_up", "ffn")
         b = replace(self._buffers, **{name: getattr(self._buffers, name)[:rows] for name in names})
-        make = partial(self._parts, b, s, view, out)
+        make = partial(self._parts, b, s, state, out)
         step = program(device, self.ops, make, scope, f"graph {scope}, bucket {rows}", self.captured)
         if scope == "off" and device.stream is not None:
             step.run()  # compiles the kernels, which would else count as the first text's time
             device.synchronize()
-        return Bucket(rows, state, out, step)
+        return Bucket(rows, host.array.copy(), host, state.array, out, step)
 
-    def _parts(self, b: Buffers, s: Step, view: _Layout, out: Array, ops: Ops) -> Iterator[Part]:
+    def _parts(self, b: Buffers, s: Step, state: State, out: Array, ops: Ops) -> Iterator[Part]:
         """A pass from token ids to pooled vectors over ops, in named parts."""
         embed, *layers = MODELS[self.c.arch].parts(ops, self.c, self.w, b, s, [self._cache])
         yield "embed", embed
         for i, layer in enumerate(layers):
             yield f"layer {i}", layer
-        yield "pool", lambda: ops.pool(b.x, view.first, view.count, out)
+        yield "pool", lambda: ops.pool(b.x, state.first, state.count, out)

@@ -6,6 +6,7 @@ Used by runner.py and encoder.py; NumPy only.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -33,20 +34,19 @@ def spare_rows(rows: int, spare: int) -> np.ndarray:
     return np.repeat(np.array([[0], [spare], [0], [1]], np.int32), rows, axis=1)
 
 
-def fill(state: np.ndarray, pieces: Sequence[Piece], causal: bool, align: int = PAGE) -> list[int]:
-    """Put pieces one after the other into spare rows [4, R]; the row of each one's first token.
+def fill(state: np.ndarray, pieces: Sequence[Piece], causal: bool, align: int = PAGE) -> np.ndarray:
+    """Put pieces one after the other into spare rows [4, R]; [N] the row of each one's first token.
 
     causal: a token sees those before it and itself; else all of its piece. align: as in rows_of."""
-    starts, row = [], 0
-    for piece in pieces:
-        n = len(piece.ids)
-        at = slice(row, row + n)
-        state[0, at] = piece.ids
-        state[1, at] = piece.slot
-        state[2, at] = np.arange(piece.first, piece.first + n)
-        state[3, at] = state[2, at] + 1 if causal else n
-        starts.append(row)
-        row += rows_of([piece], align)
+    lengths = np.array([len(piece.ids) for piece in pieces])
+    taken = -(-lengths // align) * align
+    starts, before = np.cumsum(taken) - taken, np.cumsum(lengths) - lengths
+    place = np.arange(lengths.sum()) - np.repeat(before, lengths)  # of a token in its piece
+    row = np.repeat(starts, lengths) + place
+    state[0, row] = np.fromiter(chain.from_iterable(piece.ids for piece in pieces), np.int32, len(row))
+    state[1, row] = np.repeat([piece.slot for piece in pieces], lengths)
+    state[2, row] = position = np.repeat([piece.first for piece in pieces], lengths) + place
+    state[3, row] = position + 1 if causal else np.repeat(lengths, lengths)
     return starts
 
 
