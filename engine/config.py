@@ -77,7 +77,7 @@ class EngineConfig:
     max_batch: int = 16  # sequences decoded at once; above 16 in groups of 16, which is what a decode kernel takes
     max_len: int | None = None  # tokens of a prompt and its completion; None = what the model was made for
     cache_tokens: int | None = None  # tokens the whole cache holds; None = max_batch * max_len, less if memory is short
-    prefill_rows: int = 2048  # rows of one pass over prompts, a multiple of 64
+    prefill_rows: int = 2048  # rows of one pass over prompts or texts, a multiple of 64
     seed: int | None = None  # where requests without a seed of their own draw it from; None = fresh
 
     def __post_init__(self) -> None:
