@@ -54,5 +54,6 @@ def test_text_is_what_the_backend_decodes(text: str, cleanup: bool) -> None:
 def test_other_control_tokens_are_still_refused() -> None:
     backend = Backend(models.WordPiece({"[UNK]": 0, "[CLS]": 1}, unk_token="[UNK]"))
     backend.add_special_tokens(["[UNK]", "[CLS]"])
+    backend.decoder = decoders.WordPiece()
     with pytest.raises(RequestError, match=r"'\[CLS\]' cannot be encoded other than as control token 1"):
         Tokenizer(backend, "test").encode("[CLS]")
