@@ -7,7 +7,7 @@ no cache to keep: keys and values live for one layer of one pass. Holds all devi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 
@@ -60,8 +60,7 @@ class Bucket:
 
 
 class Encoder:
-    """See the module. DeviceError if the device is too small, CaptureError if a pass cannot be captured, RequestError
-    for a decoder.
+    """See the module. CaptureError if a pass cannot be captured, RequestError for a decoder.
 
     w: what load.weights returned. Of e it takes graph, max_len and prefill_rows, the rows of the largest pass (as many
     as the longest text needs, at least). progress(done, all) is called while buckets are prepared."""
@@ -81,7 +80,7 @@ class Encoder:
         most = max(e.prefill_rows, self._pages * PAGE)
         sizes = [n for n in (PAGE << i for i in range(16)) if n < most] + [most]
         self._buffers = ops.buffers(c, most, 0)
-        pages = 1 + most // PAGE + most // TEXT_ROWS  # page 0 is the spare rows', no text shares one
+        pages = 1 + most // PAGE + most // TEXT_ROWS  # page 0 is the spare rows'; no two texts share one
         shape = (pages, c.kv_heads, PAGE, c.head_dim)
         self._cache = Cache(self.device.empty(shape, ops.dtype), self.device.empty(shape, ops.dtype))
         self.captured = CaptureReport()
@@ -100,8 +99,8 @@ class Encoder:
     def embed(self, texts: Sequence[Ids], cls: bool = False) -> np.ndarray:
         """[N, D] float32: of each text the mean of its tokens' last hidden states, or with cls that of its first one.
 
-        As many texts in a pass as its rows hold; a text has the same bits in every company. Texts have 1 to max_len
-        tokens."""
+        As many texts in a pass as its rows hold; a text has the same bits in every company, but for the backend cublas,
+        which sums up as the number of rows suggests. Texts have 1 to max_len tokens."""
         out = np.empty((len(texts), self.c.hidden), np.float32)
         first = 0
         while first < len(texts):
@@ -159,9 +158,7 @@ class Encoder:
         state = State(device.upload(host.array), rows, self._pages)
         out = device.empty((rows // TEXT_ROWS, self.c.hidden), np.dtype(np.float32))
         s = Step(*state.step, table=state.table, last=state.first)
-        names = ("x", "h", "qkv", "attn", "gate_up", "ffn")
-        b = replace(self._buffers, **{name: getattr(self._buffers, name)[:rows] for name in names})
-        make = partial(self._parts, b, s, state, out)
+        make = partial(self._parts, self._buffers.first(rows), s, state, out)
         step = program(device, self.ops, make, scope, f"graph {scope}, bucket {rows}", self.captured)
         if scope == "off" and device.stream is not None:
             step.run()  # compiles the kernels, which would else count as the first text's time

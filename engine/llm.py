@@ -193,7 +193,7 @@ class LLM:
 
         pooling: "mean" of the last hidden states of all tokens, those that the tokenizer puts at the ends included, or
         "cls", that of the first token. normalize: to length 1, so that a product of two vectors is their cosine. A
-        text gives the same bits alone and in any batch. RequestError names what is wrong before anything runs."""
+        text gives the same bits alone and in any batch (not with cublas). RequestError names what is wrong."""
         encoder = self.encoder
         wanted = requests.texts(texts)
         choice("pooling", pooling, ("mean", "cls"))

@@ -204,10 +204,8 @@ class Runner:
 
     def _run_prefill(self, s: Step, last: int) -> Buffers:
         """The forward pass over the first len(s.ids) rows of the prefill buffers; without the head if last is 0."""
-        rows, whole = len(s.ids), self._prefill
-        names = ("x", "h", "qkv", "attn", "gate_up", "ffn")
-        views = {name: getattr(whole, name)[:rows] for name in names}
-        b = replace(whole, **views, logits=whole.logits[:last], tokens=whole.tokens[:last])
+        whole = self._prefill
+        b = whole.first(len(s.ids), logits=whole.logits[:last], tokens=whole.tokens[:last])
         parts = list(self.model.parts(self.ops, self.c, self.w, b, s, self.caches))
         for part in parts if last else parts[:-1]:
             part()
@@ -225,8 +223,7 @@ class Runner:
             z = min(a + DECODE_ROWS, rows)
             last = device.upload(np.arange(z - a, dtype=np.int32))
             s = Step(*(state[i, a:z] for i in range(4)), table=self._table, last=last)
-            views = {name: getattr(b, name)[: z - a] for name in ("x", "h", "qkv", "attn", "gate_up", "ffn")}
-            groups.append((replace(b, **views, logits=logits[a:z], tokens=tokens[a:z]), s))
+            groups.append((b.first(z - a, logits=logits[a:z], tokens=tokens[a:z]), s))
         make = partial(self._parts, groups)
         step = program(device, self.ops, make, scope, f"graph {scope}, bucket {rows}", self.captured)
         return Bucket(rows, state, tokens, logits, step)

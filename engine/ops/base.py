@@ -12,7 +12,7 @@ is executed eagerly, captured into a graph, recorded on the CPU, or tested, all 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -86,6 +86,11 @@ class Buffers:
     logits: Array  # [B, V] float32
     tokens: Array  # [B] int32, what was sampled
     scratch: Any = None  # a backend's own
+
+    def first(self, rows: int, **others: Any) -> Buffers:
+        """The same for steps of fewer rows, with other arrays in place of some."""
+        views = {name: getattr(self, name)[:rows] for name in ("x", "h", "qkv", "attn", "gate_up", "ffn")}
+        return replace(self, **{**views, **others})
 
 
 class Ops:
