@@ -18,8 +18,8 @@ METHOD = f"""\
 A step is what the host launches again and again: of a decoder a decode step, of an encoder a pass over a batch.
 wall    host clock over many steps, launched as fast as the host can, until all are done
 host    host clock around the launches of a step: Python, arguments and the driver; goes on while the device works
-kernel  events around a step of graphs, queued while the device was busy, so that it never waits for the host; one for \
-the whole step or one a layer, whichever was faster
+kernel  events around a step of graphs, queued while the device was busy, so that it never waits for the host;
+        one for the whole step or one a layer, whichever was faster
 idle    what the device's own clock says of the same steps as wall, less kernel: the device waits for launches, or for
         kernels that started early and are in the way
 sum     kernel + idle, which is by the device's clock, of wall, which is by the host's; more than \
