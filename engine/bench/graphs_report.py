@@ -7,7 +7,7 @@ from typing import Any
 
 from .breakdown import TOLERANCE
 from .graphs import Report, Row
-from .report import origin, stdout
+from .report import stamp, stdout
 
 ARTICLE = {1: (100, 150), 4: (350, 450), 8: (600, 700), 16: (1000, 1100)}  # samples/s without and with: its example
 SAMPLE = {
@@ -31,7 +31,7 @@ def record(report: Report) -> dict[str, Any]:
     s = report.settings
     models = [{"model": n, "weights": report.weights[n], "tokens": report.tokens[n]} for n, _ in s.models]
     return {
-        **origin(report.machine),
+        **stamp(report.machine),
         "models": models,
         "settings": {k: v for k, v in asdict(s).items() if k != "models"},
         "sample": {kind: text.format(s.new_tokens) for kind, text in SAMPLE.items()},

@@ -31,8 +31,8 @@ def check_outputs(json_file: str | None, plot_file: str | None) -> None:
         raise RequestError(f"plot: matplotlib is not installed; install the extra plot: {install_command('plot')}")
 
 
-def origin(machine: dict[str, str]) -> dict[str, Any]:
-    """When, where, by which command and version something was measured: how every JSON file begins."""
+def stamp(machine: dict[str, str]) -> dict[str, Any]:
+    """What every record begins with: when, by which command and version, and on what."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(["ostinato", *sys.argv[1:]]),
@@ -43,11 +43,11 @@ def origin(machine: dict[str, str]) -> dict[str, Any]:
 
 
 def record(report: Report) -> dict[str, Any]:
-    """Everything, for JSON."""
+    """Everything, for JSON: what was measured when, where, by which command and version."""
     s = report.settings
     settings = {k: v for k, v in asdict(s).items() if k != "config"}
     return {
-        **origin(report.machine),
+        **stamp(report.machine),
         "model": s.model,
         "weights": "checkpoint" if s.config is None else "random",
         "config": asdict(report.config) if report.config else None,
