@@ -1,4 +1,4 @@
-"""The `ostinato` command: generate, chat, compare, bench, inspect, tune, doctor.
+"""The `ostinato` command: generate, chat, embed, compare, bench, inspect, tune, doctor.
 
 Entry point of setup.cfg. Text goes to stdout, everything else to stderr; with --json stdout is one object. An error of
 the engine is one line on stderr and exit status 2, Ctrl-C is 130, a closed pipe 141. Modules that cost time to import
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import tune
+from . import embed, tune
 from .bench import command as bench
 from .errors import EngineError, RequestError
 from .inspect import command as inspect
@@ -70,6 +70,7 @@ def parser() -> Parser:
     _compare_options(compare)
     compare.set_defaults(run=run_compare)
 
+    embed.add_command(commands, _model_options)
     bench.add_command(commands)
     inspect.add_command(commands)
     tune.add_command(commands)
@@ -187,6 +188,7 @@ def run_chat(args: argparse.Namespace) -> int:
     begin = [{"role": "system", "content": args.system}] if args.system else []
     history = list(begin)
     with _load(args) as llm:
+        llm.runner  # noqa: B018  an encoder is refused before anybody has typed
         for line in _lines():
             if line == "/exit":
                 break

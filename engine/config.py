@@ -31,7 +31,7 @@ class RopeScaling:
 class ModelConfig:
     """Read once from config.json or GGUF metadata; never changed."""
 
-    arch: str  # module in engine/models: "decoder"
+    arch: str  # module in engine/models: "decoder", "gpt2" or "bert"
     layers: int  # L
     hidden: int  # D
     heads: int  # H   query heads
@@ -40,12 +40,15 @@ class ModelConfig:
     ffn: int  # F
     vocab: int  # V   rows of the embedding table
     max_len: int  # T   positions the model was made for
-    eps: float  # added to the mean square in the norms
-    rope_theta: float = 10000.0
+    eps: float  # added to the mean square, or to the variance, in the norms
+    rope_theta: float = 10000.0  # 0: no rotary positions, the model has learned ones
     rope_scaling: RopeScaling | None = None
     qkv_bias: bool = False  # Qwen2: q, k, v projections have a bias
     qk_norm: bool = False  # Qwen3: RMS-normalise each head of q and k before RoPE
+    activation: str = "silu"  # of the MLP: "silu", which gates; "gelu", by the error function; "gelu_tanh"
+    causal: bool = True  # a token sees those before it; False: an encoder, where it sees its whole sequence
     window: int = 0  # Mistral: a token sees this many tokens, itself included; 0 = all
+    segments: int = 0  # BERT: rows of the segment table, of which every token has row 0
     tied: bool = False  # the head is the embedding table
     dtype: str = "bfloat16"  # what the checkpoint stores: "bfloat16", "float16" or "float32"
     bos_id: int | None = None
@@ -74,7 +77,7 @@ class EngineConfig:
     max_batch: int = 16  # sequences decoded at once; above 16 in groups of 16, which is what a decode kernel takes
     max_len: int | None = None  # tokens of a prompt and its completion; None = what the model was made for
     cache_tokens: int | None = None  # tokens the whole cache holds; None = max_batch * max_len, less if memory is short
-    prefill_rows: int = 2048  # rows of one pass over prompts, a multiple of 64
+    prefill_rows: int = 2048  # rows of one pass over prompts or texts, a multiple of 64
     seed: int | None = None  # where requests without a seed of their own draw it from; None = fresh
     nvtx: bool = False  # named ranges for CUDA profilers: parts and operations run eagerly, graphs replayed
 

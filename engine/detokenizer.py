@@ -14,6 +14,7 @@ from typing import Any
 
 from .errors import TokenizerError
 
+_TIDIED = [".", "?", "!", ",", "n't", "'m", "'s", "'ve", "'re"]  # as the tokenizers package does, token by token
 _BYTE = re.compile("<0x([0-9A-Fa-f]{2})>", re.ASCII)
 
 
@@ -36,6 +37,8 @@ class Spelling:
         self.byte_level = False  # tokens are in the byte alphabet
         self.byte_fallback = False  # "<0x0A>" is that byte
         self.replaced: list[tuple[str, str]] = []  # e.g. ("▁", " ")
+        self.continues = ""  # "##": a token that begins so follows without a space, all others after one
+        self.tidied: list[str] = []  # what then loses its space: " ." becomes "."
         self.strip = 0  # spaces that the tokenizer puts before a text, and that decoding takes off again
         steps: list[Any] = [decoder]
         if isinstance(decoder, dict) and decoder.get("type") == "Sequence":
@@ -55,6 +58,9 @@ class Spelling:
             self.byte_fallback = True
         elif kind == "Replace" and "String" in step["pattern"]:
             self.replaced.append((step["pattern"]["String"], step["content"]))
+        elif kind == "WordPiece":
+            self.continues, self.strip = step["prefix"], 1
+            self.tidied = _TIDIED if step["cleanup"] else []
         elif kind == "Metaspace":
             self.replaced.append((step["replacement"], " "))
             self.strip = 0 if step.get("prepend_scheme") == "never" else 1
@@ -73,6 +79,11 @@ class Spelling:
                 return token.encode()
         if self.byte_fallback and (byte := _BYTE.fullmatch(token)):
             return bytes([int(byte[1], 16)])
+        if self.continues:
+            begins = not token.startswith(self.continues)
+            token = " " + token if begins else token[len(self.continues) :]
+            for mark in self.tidied:
+                token = token.replace(" " + mark, mark)
         for old, new in self.replaced:
             token = token.replace(old, new)
         return token.encode()

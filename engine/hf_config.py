@@ -6,30 +6,24 @@ generation_config.json's form (a GGUF reader makes the same dict from its metada
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from .config import ModelConfig
-from .hf_keys import Keys
+from .hf_keys import LIMITS, Keys
+from .hf_learned import bert, gpt2
 from .hf_rope import rope
 
-TYPES = {  # model_type: architecture; what from_hf knows
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
+TYPES = {  # model_type: architectures that are it
+    "llama": ("LlamaForCausalLM",),
+    "mistral": ("MistralForCausalLM",),
+    "qwen2": ("Qwen2ForCausalLM",),
+    "qwen3": ("Qwen3ForCausalLM",),
+    "gpt2": ("GPT2LMHeadModel",),
+    "bert": ("BertModel", "BertForMaskedLM", "BertForPreTraining"),
 }
-LIMITS = {  # sizes beyond these are damage, not models
-    "num_hidden_layers": 1024,
-    "hidden_size": 2**17,
-    "num_attention_heads": 2**12,
-    "num_key_value_heads": 2**12,
-    "head_dim": 2**10,
-    "intermediate_size": 2**20,
-    "vocab_size": 2**22,
-    "max_position_embeddings": 2**24,
-}
-DTYPES = ("bfloat16", "float16", "float32")
+ARCHITECTURES = {name: kind for kind, names in TYPES.items() for name in names}
 
 
 def model_config(config: dict[str, Any], generation: dict[str, Any], source: str | Path) -> ModelConfig:
@@ -44,6 +38,14 @@ def model_config(config: dict[str, Any], generation: dict[str, Any], source: str
     for key in ("quantization_config", "compression_config"):
         if keys.get(key) is not None:
             keys.unsupported(key, "none (F32, F16 and BF16 tensors; quantised models as GGUF)", keys.get(key))
+    kind = ARCHITECTURES[arch]
+    c = gpt2(keys) if kind == "gpt2" else bert(keys) if kind == "bert" else _decoder(keys, arch)
+    bos, eos = (more.token_ids(k, c.vocab) + keys.token_ids(k, c.vocab) for k in ("bos_token_id", "eos_token_id"))
+    return replace(c, bos_id=next(iter(bos), None), eos_ids=tuple(dict.fromkeys(eos)))
+
+
+def _decoder(keys: Keys, arch: str) -> ModelConfig:
+    """Llama, Mistral, Qwen2, Qwen3."""
     needed = _needed(keys, arch)
     sizes = {k: keys.integer(k, 1, high) for k, high in LIMITS.items() if k in needed or keys.get(k) is not None}
     heads = sizes["num_attention_heads"]
@@ -70,29 +72,24 @@ def model_config(config: dict[str, Any], generation: dict[str, Any], source: str
         qk_norm=arch == "Qwen3ForCausalLM",
         window=_window(keys, arch, sizes["num_hidden_layers"], max_len),
         tied=keys.flag("tie_word_embeddings", False),
-        dtype=_dtype(keys),
-        bos_id=next(iter(more.token_ids("bos_token_id", vocab) + keys.token_ids("bos_token_id", vocab)), None),
-        eos_ids=tuple(dict.fromkeys(more.token_ids("eos_token_id", vocab) + keys.token_ids("eos_token_id", vocab))),
+        dtype=keys.dtype(),
     )
 
 
 def _architecture(keys: Keys) -> str:
-    """One of TYPES' values, from architectures, from model_type, or from both when they agree."""
+    """One of ARCHITECTURES, from architectures, from model_type, or from both when they agree."""
     listed, kind = keys.get("architectures"), keys.get("model_type")
     if listed is None and kind is None:
-        keys.wrong("architectures", f"one of {', '.join(TYPES.values())}", None)
-    by_type = None
-    if kind is not None:
-        if not isinstance(kind, str) or kind not in TYPES:
-            keys.unsupported("model_type", f"one of {', '.join(TYPES)}", kind)
-        by_type = TYPES[kind]
+        keys.wrong("architectures", f"one of {', '.join(ARCHITECTURES)}", None)
+    if kind is not None and (not isinstance(kind, str) or kind not in TYPES):
+        keys.unsupported("model_type", f"one of {', '.join(TYPES)}", kind)
     if listed is None:
-        return str(by_type)
+        return TYPES[str(kind)][0]
     if not isinstance(listed, (list, tuple)) or len(listed) != 1 or not isinstance(listed[0], str):
         keys.wrong("architectures", "a list of one name", listed)
-    if listed[0] not in TYPES.values():
-        keys.unsupported("architectures", f"one of {', '.join(TYPES.values())}", listed[0])
-    if by_type is not None and by_type != listed[0]:
+    if listed[0] not in ARCHITECTURES:
+        keys.unsupported("architectures", f"one of {', '.join(ARCHITECTURES)}", listed[0])
+    if kind not in (None, ARCHITECTURES[listed[0]]):
         keys.wrong("model_type", f"the type of {listed[0]}", kind)
     return listed[0]
 
@@ -156,14 +153,3 @@ def _windowed_layers(keys: Keys, layers: int) -> int:
         if kind not in ("full_attention", "sliding_attention"):
             keys.unsupported("layer_types", "full_attention or sliding_attention", kind)
     return types.count("sliding_attention")
-
-
-def _dtype(keys: Keys) -> str:
-    """What the tensors are stored as: dtype, or torch_dtype as it was called before; float32 when neither is given."""
-    names = {key: str(keys.get(key)).removeprefix("torch.") for key in ("dtype", "torch_dtype") if keys.get(key)}
-    for key, name in names.items():
-        if name not in DTYPES:
-            keys.unsupported(key, f"one of {', '.join(DTYPES)}", keys.get(key))
-    if len(set(names.values())) > 1:
-        keys.wrong("dtype", f"the same as torch_dtype = {names['torch_dtype']}", names["dtype"])
-    return next(iter(names.values()), "float32")

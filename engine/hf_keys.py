@@ -11,6 +11,18 @@ from typing import Any, NoReturn
 from .checks import found
 from .errors import CheckpointError, UnsupportedModel
 
+LIMITS = {  # sizes beyond these are damage, not models
+    "num_hidden_layers": 1024,
+    "hidden_size": 2**17,
+    "num_attention_heads": 2**12,
+    "num_key_value_heads": 2**12,
+    "head_dim": 2**10,
+    "intermediate_size": 2**20,
+    "vocab_size": 2**22,
+    "max_position_embeddings": 2**24,
+}
+DTYPES = ("bfloat16", "float16", "float32")
+
 
 class Keys:
     """A JSON object and the name it goes by in messages."""
@@ -64,3 +76,13 @@ class Keys:
             if type(i) is not int or not 0 <= i < vocab:
                 self.wrong(key, f"token ids in [0, {vocab})", value)
         return tuple(ids)
+
+    def dtype(self) -> str:
+        """What the tensors are stored as: dtype, or torch_dtype as it was called before; float32 without either."""
+        names = {key: str(self.get(key)).removeprefix("torch.") for key in ("dtype", "torch_dtype") if self.get(key)}
+        for key, name in names.items():
+            if name not in DTYPES:
+                self.unsupported(key, f"one of {', '.join(DTYPES)}", self.get(key))
+        if len(set(names.values())) > 1:
+            self.wrong("dtype", f"the same as torch_dtype = {names['torch_dtype']}", names["dtype"])
+        return next(iter(names.values()), "float32")

@@ -1,4 +1,4 @@
-"""The library's front door: LLM loads a model and generates with it; generate does both in one call.
+"""The library's front door: LLM loads a model and generates or embeds with it; generate does both in one call.
 
 Puts together the checkpoint, the tokenizer, the runner and the loop. Used by the command line, the examples, and by
 whoever imports ostinato.
@@ -18,12 +18,15 @@ from typing import Any
 import numpy as np
 
 from . import load, requests
+from .checks import choice, flag
 from .config import EngineConfig, ModelConfig, SamplingParams
+from .encoder import Encoder
 from .errors import RequestError, TokenizerError
 from .graph import CaptureReport
 from .loop import Loop
 from .ops.base import PAGE, Ops
 from .outputs import RequestOutput, StreamChunk
+from .passes import expect_kind
 from .report import Reporter
 from .requests import Completion, Request
 from .runner import Runner
@@ -38,7 +41,8 @@ Chunks = Generator[StreamChunk, None, None]
 
 
 class LLM:
-    """A model, ready to generate. One call at a time: a second one meanwhile is a RequestError.
+    """A model, ready to generate or, if it is an encoder, to embed. One call at a time: a second one meanwhile is a
+    RequestError.
 
     model: a HF directory, a .gguf file, an alias or "org/name". The keyword arguments are the fields of EngineConfig,
     quiet (no lines and bars on stderr) and ops (operations to use in place of a backend's). Errors: CheckpointError,
@@ -91,16 +95,31 @@ class LLM:
             w = load.weights(ops, ck, c, bar)
         load.ban(ops, w, c, banned)
         with report.bar(f"graph {self.engine.graph}") as bar:
-            self._runner: Runner | None = Runner(ops, c, w, self.engine, bar)
+            self._prepared: Runner | Encoder | None = (Runner if c.causal else Encoder)(ops, c, w, self.engine, bar)
 
     # -- what was chosen ------------------------------------------------------------------------------------------
 
     @property
-    def runner(self) -> Runner:
-        """Weights, cache and graphs on the device. RequestError once the LLM is closed."""
-        if self._runner is None:
+    def _open_model(self) -> Runner | Encoder:
+        if self._prepared is None:
             raise RequestError("LLM: expected an open one, found it closed")
-        return self._runner
+        return self._prepared
+
+    @property
+    def runner(self) -> Runner:
+        """Weights, cache and graphs on the device. RequestError for an encoder, and once the LLM is closed."""
+        found = self._open_model
+        expect_kind(self.config, causal=True)
+        assert isinstance(found, Runner)
+        return found
+
+    @property
+    def encoder(self) -> Encoder:
+        """The same of an encoder. RequestError for a decoder, and once the LLM is closed."""
+        found = self._open_model
+        expect_kind(self.config, causal=False)
+        assert isinstance(found, Encoder)
+        return found
 
     @property
     def graph(self) -> str:
@@ -110,17 +129,17 @@ class LLM:
     @property
     def dtype(self) -> str:
         """Type of weights and activations."""
-        return self.runner.ops.dtype.name
+        return self._open_model.ops.dtype.name
 
     @property
     def max_len(self) -> int:
         """Tokens of the longest prompt and completion together."""
-        return self.runner.max_len
+        return self._open_model.max_len
 
     @property
     def captured(self) -> CaptureReport:
         """How many graphs, seconds, bytes."""
-        return self.runner.captured
+        return self._open_model.captured
 
     # -- generating -----------------------------------------------------------------------------------------------
 
@@ -157,6 +176,7 @@ class LLM:
 
     def chat_prompt(self, messages: Messages) -> list[int]:
         """Token ids of messages in the model's chat template. TokenizerError if it has none."""
+        self.runner  # noqa: B018  an encoder is told so, not that it has no template
         if isinstance(self._template, TokenizerError):
             raise self._template
         return self._template.encode(list(messages))
@@ -169,13 +189,28 @@ class LLM:
         with self._alone():
             return self.runner.logits(requests.token_ids(ids, self.config.vocab), decode_from)
 
+    def embed(self, texts: Any, pooling: str = "mean", normalize: bool = True) -> np.ndarray:
+        """[N, D] float32: vectors of texts, a list of strings or one string, in their order; encoders only.
+
+        pooling: "mean" of the last hidden states of all tokens, those that the tokenizer puts at the ends included, or
+        "cls", that of the first token. normalize: to length 1, so that a product of two vectors is their cosine. A
+        text gives the same bits alone and in any batch (not with cublas). RequestError names what is wrong."""
+        encoder = self.encoder
+        wanted = requests.texts(texts)
+        choice("pooling", pooling, ("mean", "cls"))
+        flag("normalize", normalize)
+        ids = [requests.text_ids(i, text, self.tokenizer, self.max_len) for i, text in enumerate(wanted)]
+        with self._alone():
+            vectors = encoder.embed(ids, cls=pooling == "cls")
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12) if normalize else vectors
+
     def close(self) -> None:
         """End the chat template's process and let go of the device's memory, once a stream still open has ended.
 
         Never raises; the LLM is of no use afterwards."""
         if isinstance(self._template, ChatTemplate):
             self._template.close()
-        self._runner = None
+        self._prepared = None
 
     def __enter__(self) -> LLM:
         return self
@@ -193,7 +228,7 @@ class LLM:
     def _alone(self) -> Iterator[None]:
         """Nobody else runs on this LLM inside; RequestError if somebody does."""
         if not self._lock.acquire(blocking=False):
-            raise RequestError("LLM: expected one call at a time, found another generate, stream or logits not ended")
+            raise RequestError("LLM: expected one call at a time, found another not ended")
         try:
             yield
         finally:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,11 @@ from .weights import names
 from .weights.checkpoint import Checkpoint
 
 BANNED = -1e30  # bias of a logit that must never be sampled: finite, so that sums and differences stay numbers
-_LAYER = ("attn_norm", "qkv", "qkv_bias", "q_norm", "k_norm", "o", "mlp_norm", "gate_up", "down")
+_TOP = ("embed", "positions", "norm", "norm_bias", "head", "head_bias", "rope")
+_LAYER = (
+    "attn_norm", "attn_norm_bias", "qkv", "qkv_bias", "q_norm", "k_norm", "o", "o_bias",
+    "mlp_norm", "mlp_norm_bias", "gate_up", "up", "up_bias", "down", "down_bias",
+)  # fmt: skip
 
 
 def choose(backend: str, dtype: str, stored: str) -> tuple[Ops, str]:
@@ -64,17 +69,28 @@ def weights(
     embed, norm, head, head_bias, layers[i].attn_norm ...; what the model has not is None. CheckpointError if a tensor
     is missing, left over or has the wrong shape."""
     entries = names.check(ck, c)  # first: a config may claim any number of layers
-    w = SimpleNamespace(embed=None, norm=None, head=None, head_bias=None, rope=None)
+    w = SimpleNamespace(**dict.fromkeys(_TOP))
     w.layers = [SimpleNamespace(**dict.fromkeys(_LAYER)) for _ in range(c.layers)]
     for done, entry in enumerate(entries, 1):
         parts = [ck.tensor(name) for name in entry.tensors]
-        value = ops.weight(parts, entry.layout, c.head_dim) if entry.kind == "weight" else ops.vector(parts)
+        value = _loaded(ops, entry, parts, c.head_dim)
         *where, attribute = entry.path.split(".")
         setattr(w.layers[int(where[1])] if where else w, attribute, value)
         progress(done, len(entries))
     if w.head is None:
         w.head = w.embed
     return w
+
+
+def _loaded(ops: Ops, entry: names.Entry, parts: list[np.ndarray], head_dim: int) -> Any:
+    """What ops keeps of an entry's tensors, by its kind: see names.Entry."""
+    if entry.kind == "weight":
+        return ops.weight(parts, entry.layout, head_dim)
+    if entry.kind == "transposed":
+        return ops.weight([part.T for part in parts], entry.layout, head_dim)
+    if entry.kind == "table":
+        return ops.vector([parts[0].astype(np.float32) + sum(part[0].astype(np.float32) for part in parts[1:])])
+    return ops.vector(parts)
 
 
 def ban(ops: Ops, w: SimpleNamespace, c: ModelConfig, ids: tuple[int, ...]) -> None:

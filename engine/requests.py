@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .checks import integer
+from .checks import integer, refuse
 from .config import ModelConfig, SamplingParams
 from .errors import RequestError
 from .loop import Event
@@ -126,3 +126,25 @@ def prompts(given: Any) -> list[Prompt]:
     if given and not any(isinstance(item, (str, list, tuple, np.ndarray)) for item in given):
         return [list(given)]
     return list(given)
+
+
+def texts(given: Any) -> list[str]:
+    """The texts in what embed was given: one string, or a list of strings that is not empty."""
+    wanted = [given] if isinstance(given, str) else given
+    if not isinstance(wanted, (list, tuple)) or not wanted:
+        refuse("texts", "a string or a list of strings that is not empty", given)
+    for i, text in enumerate(wanted):
+        if not isinstance(text, str):
+            refuse(f"texts[{i}]", "a string", text)
+    return list(wanted)
+
+
+def text_ids(index: int, text: str, t: Tokenizer, max_len: int) -> list[int]:
+    """Token ids of texts[index], with what the tokenizer puts at its ends. RequestError if too many or none."""
+    try:
+        ids = t.encode(text)
+    except RequestError as e:
+        raise RequestError(f"texts[{index}]: {str(e).removeprefix('prompt: ')}") from e
+    if not 1 <= len(ids) <= max_len:
+        raise RequestError(f"texts[{index}]: expected 1 to {max_len} tokens (max_len), found {len(ids)}")
+    return ids

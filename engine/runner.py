@@ -18,9 +18,10 @@ from .cache import PageTable, pages_of
 from .config import EngineConfig, ModelConfig
 from .errors import DeviceError, RequestError
 from .graph import CaptureReport, Part, Program, TokenCopy, program
-from .models import decoder
+from .models import MODELS
 from .nvtx import Ranges
 from .ops.base import DECODE_ROWS, PAGE, Array, Buffers, Cache, Ops, Step
+from .passes import Piece, expect_kind, fill, longest, rows_of, spare_rows
 from .scheduler import PROMPTS, Chunk, Sequence
 from .slots import Slots
 
@@ -66,7 +67,8 @@ class Ticket:
 
 
 class Runner:
-    """See the module. DeviceError if the device is too small, CaptureError if a step cannot be captured.
+    """See the module. DeviceError if the device is too small, CaptureError if a step cannot be captured, RequestError
+    for an encoder.
 
     w: what load.weights returned. progress(done, all) is called while buckets are prepared."""
 
@@ -78,11 +80,14 @@ class Runner:
         e: EngineConfig,
         progress: Callable[[int, int], None] = lambda done, all: None,
     ) -> None:
+        expect_kind(c, causal=True)
         ranges = self._ranges = Ranges(ops.device) if e.nvtx else None
         self.ops, self._program = (ranges.ops(ops), ranges.program) if ranges else (ops, program)
         self.c, self.device, self.slots = c, ops.device, e.max_batch
-        self.max_len = _max_len(c, e)
-        self.w = SimpleNamespace(**{**vars(w), "rope": self.device.upload(rope.table(c, self.max_len))})
+        self.max_len = longest(c, e)
+        self.model = MODELS[c.arch]
+        angles = self.device.upload(rope.table(c, self.max_len)) if c.rope_theta else None
+        self.w = SimpleNamespace(**{**vars(w), "rope": angles})
         self.prefill_rows = min(e.prefill_rows, pages_of(self.max_len) * PAGE * e.max_batch)
         self._prefill = ops.buffers(c, self.prefill_rows, min(PROMPTS, self.prefill_rows // PAGE))
         self._slots = Slots(self.device, e.max_batch, c.vocab)
@@ -129,7 +134,7 @@ class Runner:
         """Run prompt chunks in one pass. (tokens, logits) of those that end their prompt, in order; waits for them.
 
         tokens [n] int32; logits [n, V] float32 or None when none of those sequences wants logprobs."""
-        pieces = [(k.seq.slot, k.seq.prompt[k.first : k.last], k.first) for k in chunks]
+        pieces = [Piece(k.seq.slot, k.seq.prompt[k.first : k.last], k.first) for k in chunks]
         s = self._prompt_step(pieces, [i for i, k in enumerate(chunks) if k.ends])
         b = self._run_prefill(s, len(s.last))
         if not len(s.last):
@@ -142,7 +147,7 @@ class Runner:
         """Set the rows of the decode steps to come. Their sequences are admitted, all earlier tokens in the cache."""
         self._current = next(b for n, b in self._buckets.items() if n >= len(rows))
         self._rows = len(rows)
-        state = self._spare_rows(self._current.rows)
+        state = spare_rows(self._current.rows, self.slots)
         for i, row in enumerate(rows):
             state[:, i] = row.token, row.slot, row.position, row.position + 1
         self.device.write(self._current.state, state)
@@ -184,42 +189,32 @@ class Runner:
         plain = SimpleNamespace(**{**vars(self.w), "head_bias": None})
         for first in range(0, len(ids), self.prefill_rows):
             piece = ids[first : first + self.prefill_rows]
-            s = self._prompt_step([(0, piece, first)], [])
+            s = self._prompt_step([Piece(0, piece, first)], [])
             b = self._run_prefill(s, 0)
             for row in range(0, len(s.ids), PAGE):
                 wanted = self.device.upload(np.arange(row, row + PAGE, dtype=np.int32))
-                self.ops.norm_head(self.c, plain, replace(b, logits=out), replace(s, last=wanted))
+                self.model.head(self.ops, self.c, plain, replace(b, logits=out), replace(s, last=wanted))
                 yield self.device.read(out)[: len(piece) - row]
 
     def _warm_prefill(self) -> None:
         """Compile the kernels of a prefill, which would else count as the first request's time: one spare tile."""
-        s = self._prompt_step([(self.slots, [0], 0)], [0])
+        s = self._prompt_step([Piece(self.slots, [0])], [0])
         b = self._run_prefill(s, 1)
         self.ops.sample(b.logits, s, self._slots.sampling, b.tokens, b.scratch)
         self.device.synchronize()
 
-    def _prompt_step(self, pieces: list[tuple[int, list[int], int]], ends: list[int]) -> Step:
-        """The Step of (slot, tokens, position of the first) pieces, each filled up to whole tiles with spare rows."""
-        sizes = [pages_of(len(ids)) * PAGE for _, ids, _ in pieces]
-        state, last, row = self._spare_rows(sum(sizes)), [], 0
-        for (slot, ids, first), size in zip(pieces, sizes, strict=True):
-            position = np.arange(first, first + len(ids))
-            state[0, row : row + len(ids)] = ids
-            state[1, row : row + len(ids)] = slot
-            state[2, row : row + len(ids)] = position
-            state[3, row : row + len(ids)] = position + 1
-            last.append(row + len(ids) - 1)
-            row += size
-        wanted = np.array([last[i] for i in ends], np.int32)
+    def _prompt_step(self, pieces: list[Piece], ends: list[int]) -> Step:
+        """The Step of pieces, each filled up to whole tiles with spare rows; ends: which of them want logits."""
+        state = spare_rows(rows_of(pieces), self.slots)
+        starts = fill(state, pieces, causal=True)
+        wanted = np.array([starts[i] + len(pieces[i].ids) - 1 for i in ends], np.int32)
         return Step(*self.device.upload(state), table=self._table, last=self.device.upload(wanted))
 
     def _run_prefill(self, s: Step, last: int) -> Buffers:
         """The forward pass over the first len(s.ids) rows of the prefill buffers; without the head if last is 0."""
-        rows, whole = len(s.ids), self._prefill
-        names = ("x", "h", "qkv", "attn", "gate_up", "ffn")
-        views = {name: getattr(whole, name)[:rows] for name in names}
-        b = replace(whole, **views, logits=whole.logits[:last], tokens=whole.tokens[:last])
-        parts = _named(decoder.parts(self.ops, self.c, self.w, b, s, self.caches))
+        whole = self._prefill
+        b = whole.first(len(s.ids), logits=whole.logits[:last], tokens=whole.tokens[:last])
+        parts = _named(self.model.parts(self.ops, self.c, self.w, b, s, self.caches))
         if self._ranges:
             parts = self._ranges.parts(parts)
         for _, part in parts if last else parts[:-1]:
@@ -231,7 +226,7 @@ class Runner:
 
         The runner has one for each size; a further one, with a state of its own, is for whoever measures."""
         device, i32 = self.device, np.dtype(np.int32)
-        state = device.upload(self._spare_rows(rows))
+        state = device.upload(spare_rows(rows, self.slots))
         grouped = rows > DECODE_ROWS
         tokens = device.empty((rows,), i32) if grouped else b.tokens
         logits = device.empty((rows, self.c.vocab), np.dtype(np.float32)) if grouped else b.logits
@@ -240,8 +235,7 @@ class Runner:
             z = min(a + DECODE_ROWS, rows)
             last = device.upload(np.arange(z - a, dtype=np.int32))
             s = Step(*(state[i, a:z] for i in range(4)), table=self._table, last=last)
-            views = {name: getattr(b, name)[: z - a] for name in ("x", "h", "qkv", "attn", "gate_up", "ffn")}
-            groups.append((replace(b, **views, logits=logits[a:z], tokens=tokens[a:z]), s))
+            groups.append((b.first(z - a, logits=logits[a:z], tokens=tokens[a:z]), s))
         make = partial(self._parts, groups)
         step = self._program(device, self.ops, make, scope, f"graph {scope}, bucket {rows}", self.captured)
         return Bucket(rows, state, tokens, logits, step)
@@ -249,13 +243,9 @@ class Runner:
     def _parts(self, groups: list[tuple[Buffers, Step]], ops: Ops) -> Iterator[Part]:
         """A decode step from embedding to next token over ops, in named parts."""
         for b, s in groups:
-            *body, (name, head) = _named(decoder.parts(ops, self.c, self.w, b, s, self.caches))
+            *body, (name, head) = _named(self.model.parts(ops, self.c, self.w, b, s, self.caches))
             yield from body
             yield name, partial(_head, ops, head, b, s, self._slots.sampling)
-
-    def _spare_rows(self, rows: int) -> np.ndarray:
-        """[4, rows] int32: token 0 of the spare sequence at position 0, seeing itself."""
-        return np.repeat(np.array([[0], [self.slots], [0], [1]], np.int32), rows, axis=1)
 
     def _write_table(self) -> None:
         if self.table.changed:
@@ -287,10 +277,3 @@ def _head(ops: Ops, head: Callable[[], None], b: Buffers, s: Step, sampling) -> 
     head()
     ops.sample(b.logits, s, sampling, b.tokens, b.scratch)
     ops.advance(s, b.tokens)
-
-
-def _max_len(c: ModelConfig, e: EngineConfig) -> int:
-    """Tokens of the longest sequence. RequestError if more is asked for than the model was made for."""
-    if e.max_len is not None and e.max_len > c.max_len:
-        raise RequestError(f"max_len: expected at most {c.max_len}, what the model was made for, found {e.max_len}")
-    return e.max_len or c.max_len

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer as Backend
+from tokenizers.models import WordPiece
 
 from . import gguf_vocab
 from .checks import found, refuse
@@ -39,6 +40,9 @@ class Tokenizer:
         added = backend.get_added_tokens_decoder()
         self._added = {i: token.content.encode() for i, token in added.items()}
         self.control = {i: token.content for i, token in added.items() if token.special}  # control tokens by id
+        # WordPiece spells each word it does not know so; in other vocabularies bytes do
+        unknown = backend.model.unk_token if isinstance(backend.model, WordPiece) else None
+        self._meant = {i for i, content in self.control.items() if content != unknown}  # never come of a user's text
         vocab = backend.get_vocab(with_added_tokens=True)
         if not vocab:
             raise TokenizerError(f"{source}: expected a vocabulary, found no token")
@@ -116,10 +120,8 @@ class Tokenizer:
         with self._lock:
             self._backend.encode_special_tokens = not special
             encoding = _guarded(self.source, lambda: self._backend.encode(text, add_special_tokens=False))
-        if not special and not self.control.keys().isdisjoint(
-            encoding.ids
-        ):  # a vocabulary may spell one by other means
-            i = next(i for i in encoding.ids if i in self.control)
+        if not special and not self._meant.isdisjoint(encoding.ids):  # a vocabulary may spell one by other means
+            i = next(i for i in encoding.ids if i in self._meant)
             raise RequestError(f"prompt: {self.control[i]!r} cannot be encoded other than as control token {i}")
         return encoding
 

@@ -142,12 +142,14 @@ struct Rows {
 // qkv [rows, (heads + 2 kv_heads) D], of which q is read. keys, values [P, kv_heads, PAGE, D]. table [*, pages].
 // out [rows, heads D]. scale = log2(e) / sqrt(D).
 //
+// A tile takes one pass over the keys of every sequence that has rows in it; rows of the spare sequence become zeros.
+//
 // LAUNCH: grid (rows / 64, heads), block 128, dynamic shared memory Tile::STAGES Tile::SIZE sizeof(T), dependent.
-// PRECOND: rows a multiple of 64; rows 64 i .. 64 i + 63 are of the sequence of row 64 i, or of the spare one.
+// PRECOND: rows a multiple of 64; in a tile of 64 the rows of a sequence stand together; spare is none that is read.
 template <class T, int D>
 __global__ void __launch_bounds__(THREADS, 1)
     attend_prefill(const T* qkv, const int* seqs, const int* visible, const int* table, const T* keys, const T* values,
-                   T* out, int heads, int kv_heads, int pages, int window, float scale) {
+                   T* out, int heads, int kv_heads, int pages, int window, int spare, float scale) {
     using S = Tile<T, D>;
     extern __shared__ uint4 memory[];
     T* shared = reinterpret_cast<T*>(memory);
@@ -155,18 +157,7 @@ __global__ void __launch_bounds__(THREADS, 1)
     grid_wait();
     const int lane = threadIdx.x % 32, head = blockIdx.y, kv = head / (heads / kv_heads);
     const int first = (gridDim.x - 1 - blockIdx.x) * ROWS;  // the last tiles see most: they start first
-    const int seq = seqs[first], row = first + threadIdx.x / 32 * 16 + lane / 4;
-    table += size_t(seq) * pages;
-
-    // What any row of the tile sees. Spare rows in a real tile see nothing: they read none of its tokens.
-    int low = 0x7fffffff, high = 0;
-#pragma unroll
-    for (int r = lane; r < ROWS; r += 32)
-        if (seqs[first + r] == seq) {
-            int v = visible[first + r];
-            high = max(high, v), low = min(low, window > 0 ? max(0, v - window) : 0);
-        }
-    low = __reduce_min_sync(0xffffffffu, low), high = __reduce_max_sync(0xffffffffu, high);
+    const int row = first + threadIdx.x / 32 * 16 + lane / 4;
 
     Rows<T, D> rows;
     const size_t line = size_t(heads + 2 * kv_heads) * D;
@@ -174,8 +165,6 @@ __global__ void __launch_bounds__(THREADS, 1)
     Pair<T> held[2][Rows<T, D>::HELD ? D / 8 : 1];
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        rows.high[r] = seqs[row + 8 * r] == seq ? visible[row + 8 * r] : 0;
-        rows.low[r] = window > 0 ? max(0, rows.high[r] - window) : 0;
         rows.largest[r] = nothing(), rows.sum[r] = 0.f;
         if constexpr (Rows<T, D>::HELD) load_quarter<D>(queries + 8 * r * line, lane % 4, Plainly(), held[r]);
     }
@@ -184,24 +173,51 @@ __global__ void __launch_bounds__(THREADS, 1)
 #pragma unroll
         for (int e = 0; e < 4; e++) rows.acc[d][e] = 0.f;
 
-    int start = low / S::KEYS * S::KEYS, stage = 0;
-    if (S::STAGES == 2) fetch<T, D>(shared, keys, values, table, kv, kv_heads, start, low, high);
-    for (; start < high; start += S::KEYS) {
-        if (S::STAGES == 1) {
-            __syncthreads();  // the last step has been read
-            fetch<T, D>(shared, keys, values, table, kv, kv_heads, start, low, high);
+    for (int run = 0, next; run < ROWS; run = next) {
+        const int seq = seqs[first + run];
+        int low = 0x7fffffff, high = 0;  // what any row of this sequence sees
+        next = ROWS;
+#pragma unroll
+        for (int r = lane; r < ROWS; r += 32)
+            if (seqs[first + r] == seq) {
+                int v = visible[first + r];
+                high = max(high, v), low = min(low, window > 0 ? max(0, v - window) : 0);
+            } else if (r > run) {
+                next = min(next, r);
+            }
+        next = __reduce_min_sync(0xffffffffu, next);
+        if (seq == spare) continue;
+        low = __reduce_min_sync(0xffffffffu, low), high = __reduce_max_sync(0xffffffffu, high);
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            rows.high[r] = seqs[row + 8 * r] == seq ? visible[row + 8 * r] : 0;
+            rows.low[r] = window > 0 ? max(0, rows.high[r] - window) : 0;
         }
-        cp_async_wait<0>();
-        __syncthreads();  // this step is there for all, and the one before has been read
-        const T* here = shared + stage * S::SIZE;
-        stage = (stage + 1) % S::STAGES;
-        if (S::STAGES == 2 && start + S::KEYS < high)
-            fetch<T, D>(shared + stage * S::SIZE, keys, values, table, kv, kv_heads, start + S::KEYS, low, high);
-        float score[S::KEYS / 8][4];
-        Pair<T> p[S::KEYS / 8][2];
-        rows.scores(score, queries, 8 * line, held, here, start, scale, lane);
-        rows.weigh(score, p);
-        rows.accumulate(p, here + S::KEYS * S::KEY_LINE, lane);
+        const bool concerned = __any_sync(0xffffffffu, max(rows.high[0], rows.high[1]) > 0);
+        const int* own = table + size_t(seq) * pages;
+        int start = low / S::KEYS * S::KEYS, stage = 0;
+        if (S::STAGES == 2) {
+            if (run > 0) __syncthreads();  // the last run has been read
+            fetch<T, D>(shared, keys, values, own, kv, kv_heads, start, low, high);
+        }
+        for (; start < high; start += S::KEYS) {
+            if (S::STAGES == 1) {
+                __syncthreads();  // the last step has been read
+                fetch<T, D>(shared, keys, values, own, kv, kv_heads, start, low, high);
+            }
+            cp_async_wait<0>();
+            __syncthreads();  // this step is there for all, and the one before has been read
+            const T* here = shared + stage * S::SIZE;
+            stage = (stage + 1) % S::STAGES;
+            if (S::STAGES == 2 && start + S::KEYS < high)
+                fetch<T, D>(shared + stage * S::SIZE, keys, values, own, kv, kv_heads, start + S::KEYS, low, high);
+            if (!concerned) continue;  // a step of which no row sees anything would change nothing
+            float score[S::KEYS / 8][4];
+            Pair<T> p[S::KEYS / 8][2];
+            rows.scores(score, queries, 8 * line, held, here, start, scale, lane);
+            rows.weigh(score, p);
+            rows.accumulate(p, here + S::KEYS * S::KEY_LINE, lane);
+        }
     }
 #pragma unroll
     for (int r = 0; r < 2; r++) {

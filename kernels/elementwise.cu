@@ -1,4 +1,5 @@
-// What works on single elements: the gate of the feed-forward part, the step to the next token.
+// What works on single elements: what stands between the products of the feed-forward part, the step to the next token.
+#include "gelu.cuh"
 #include "ptx.cuh"
 #include "types.cuh"
 
@@ -27,6 +28,27 @@ __global__ void __launch_bounds__(THREADS) silu_mul(const T* gate_up, T* out, in
     } else {
         float gate = to_float(from[0]);
         to[0] = from_float<T>(gate / (1.f + __expf(-gate)) * to_float(from[width]));
+    }
+}
+
+// out[i] = gelu(x[i]).   x, out [count], out may be x
+//
+// LAUNCH: grid (ceil(count / VEC / 256)), block 256, dependent.
+// PRECOND: VEC 1, or VEC 8 and count a multiple of 8.
+template <class T, int VEC>
+__global__ void __launch_bounds__(THREADS) gelu(const T* x, T* out, int count, int tanh) {
+    grid_launch();
+    grid_wait();
+    const int i = (blockIdx.x * THREADS + threadIdx.x) * VEC;
+    if (i >= count) return;
+    if constexpr (VEC == 8) {
+        float v[8];
+        load8(x + i, v);
+#pragma unroll
+        for (int e = 0; e < 8; e++) v[e] = gelu(v[e], tanh);
+        store8(out + i, v);
+    } else {
+        out[i] = from_float<T>(gelu(to_float(x[i]), tanh));
     }
 }
 

@@ -5,6 +5,7 @@
 // those whose addresses fetch() brought, store() does the rest. Fused multiply-adds are written out: left to the
 // compiler, two instances of a kernel could round differently, and the bits of a column would depend on its batch.
 #pragma once
+#include "gelu.cuh"
 #include "packed.cuh"
 
 // All three steps at once, where nothing is gained by spreading them.
@@ -53,6 +54,38 @@ struct Store {
     }
 };
 
+// out[column, row] = gelu(sum + bias[row]).   out [R, N] T
+template <class T>
+struct Gelu {
+    int n;
+    const float* bias;  // [N]
+    int tanh;           // which of the two forms
+    T* out;             // [R, N]
+
+    struct Ahead {
+        float bias[2];
+    };
+
+    __device__ __forceinline__ void fetch(Ahead& ahead, int tile, int g, int) const {
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            int row = first_row(tile, 1, g) + half * 8;
+            if (row < n) ahead.bias[half] = bias[row];
+        }
+    }
+
+    __device__ __forceinline__ void follow(Ahead&, int, int, int) const {}
+
+    __device__ __forceinline__ void store(const Ahead& ahead, int tile, int g, int column, float a, float b) const {
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            int row = first_row(tile, 1, g) + half * 8;
+            if (row < n)
+                out[static_cast<size_t>(column) * n + row] = from_float<T>(gelu((half ? b : a) + ahead.bias[half], tanh));
+        }
+    }
+};
+
 // out[column, j] = silu(gate[j]) * up[j], gate and up rows paired by span = N / 16.   out [R, N / 2] T
 template <class T>
 struct Gate {
@@ -76,7 +109,7 @@ template <class T>
 struct Rotate {
     int heads, kv_heads, head_dim, pages;  // pages: columns of table
     const float* bias;                     // [(H + 2 G) d] or null
-    const float* rope;                     // [positions, d]: d / 2 cosines, then d / 2 sines
+    const float* rope;                     // [positions, d]: d / 2 cosines, then d / 2 sines; null: nothing is rotated
     const int* seqs;                       // [R]
     const int* positions;                  // [R]
     const int* table;                      // [S + 1, pages]
@@ -101,7 +134,7 @@ struct Rotate {
 
     __device__ __forceinline__ void follow(Ahead& ahead, int tile, int g, int column) const {
         int span = head_dim / 16, head = tile / span, i = tile % span * 8 + g;
-        if (head < heads + kv_heads) {
+        if (rope && head < heads + kv_heads) {
             const float* angle = rope + static_cast<size_t>(ahead.position) * head_dim + i;
             ahead.cosine = angle[0];
             ahead.sine = angle[head_dim / 2];
@@ -115,7 +148,7 @@ struct Rotate {
             a += ahead.bias[0];
             b += ahead.bias[1];
         }
-        if (head < heads + kv_heads) {
+        if (rope && head < heads + kv_heads) {
             float x = a;
             a = fmaf(x, ahead.cosine, -(b * ahead.sine));
             b = fmaf(b, ahead.cosine, x * ahead.sine);

@@ -148,6 +148,15 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
     product<T, SOURCE, WARPS, TILES, COLS, DEPTH>(weight, x, norm, eps, nullptr, rows, k, ffn / 8, Gate<T>{ffn, out});
 }
 
+// out = gelu(x W^T + bias).   weight [N, K] packed with span 1, x [R, K] T; norm and eps are not used; out [R, N] T
+template <class T, int SOURCE, DECODE_SHAPE>
+__global__ void __launch_bounds__(WARPS * 32, BLOCKS)
+    decode_gelu(const T* weight, const typename Input<T, SOURCE>::type* x, const float* norm, float eps, int rows, int k,
+                int n, const float* bias, int tanh, T* out) {
+    product<T, SOURCE, WARPS, TILES, COLS, DEPTH>(weight, x, norm, eps, nullptr, rows, k, (n + 15) / 16,
+                                                  Gelu<T>{n, bias, tanh, out});
+}
+
 // Queries, keys and values of x, rotated and stored: see Rotate.   x [R, K] T, or with NORM float32
 template <class T, int SOURCE, DECODE_SHAPE>
 __global__ void __launch_bounds__(WARPS * 32, BLOCKS)

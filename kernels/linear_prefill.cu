@@ -143,6 +143,13 @@ __global__ void __launch_bounds__(ROW_WARPS * COL_WARPS * 32, 1)
     product<T, ROW_WARPS, COL_WARPS, TILES, COLS, STAGES>(weight, x, rows, k, ffn / 8, Gate<T>{ffn, out});
 }
 
+// out = gelu(x W^T + bias).   weight [N, K] packed with span 1, x [R, K] T, out [R, N] T
+template <class T, PREFILL_SHAPE>
+__global__ void __launch_bounds__(ROW_WARPS * COL_WARPS * 32, 1)
+    prefill_gelu(const T* weight, const T* x, int rows, int k, int n, const float* bias, int tanh, T* out) {
+    product<T, ROW_WARPS, COL_WARPS, TILES, COLS, STAGES>(weight, x, rows, k, (n + 15) / 16, Gelu<T>{n, bias, tanh, out});
+}
+
 // Queries, keys and values of the rows of x, rotated and stored: see Rotate.   x [R, K] T
 template <class T, PREFILL_SHAPE>
 __global__ void __launch_bounds__(ROW_WARPS * COL_WARPS * 32, 1)

@@ -1,4 +1,4 @@
-// Root mean square norms: of rows of the residual stream, and of every query and key head in place.
+// Norms: of rows of the residual stream, by root mean square or by mean and variance, and of every query and key head.
 #include "norm.cuh"
 #include "ptx.cuh"
 
@@ -32,6 +32,42 @@ __global__ void __launch_bounds__(THREADS)
         for (int c = threadIdx.x; c < width; c += THREADS) sum += from[c] * from[c];
         float scale = 1.f / sqrtf(block_sum<THREADS>(sum) / width + eps);
         for (int c = threadIdx.x; c < width; c += THREADS) to[c] = from_float<T>(from[c] * scale * weight[c]);
+    }
+}
+
+// y = (x[r, c] - mean_c(x[r, c])) / sqrt(variance_c(x[r, c]) + eps) * weight[c] + bias[c],  r = rows ? rows[i] : i
+// x [*, width]; weight, bias [width]; out [*, width] takes y as T, keep [*, width] as it is, unless it is null.
+//
+// LAUNCH: grid (rows of out), block 256, dependent; 4 width bytes of dynamic shared memory.
+// PRECOND: width a multiple of 4; keep may be x if rows is null.
+template <class T>
+__global__ void __launch_bounds__(THREADS)
+    layer_norm(const float* x, const float* weight, const float* bias, const int* rows, T* out, float* keep, int width,
+               float eps) {
+    extern __shared__ float4 own_quads[];  // every thread reads back what it has put there itself
+    grid_launch();
+    for (int c = 32 * threadIdx.x; c < width; c += 32 * THREADS) prefetch_l2(weight + c), prefetch_l2(bias + c);
+    grid_wait();
+    const float4* from = reinterpret_cast<const float4*>(x + size_t(rows ? rows[blockIdx.x] : blockIdx.x) * width);
+    const float4* weights = reinterpret_cast<const float4*>(weight);
+    const float4* biases = reinterpret_cast<const float4*>(bias);
+    float sum = 0.f, squared = 0.f;
+    for (int i = threadIdx.x; i < width / 4; i += THREADS) {
+        float4 v = own_quads[i] = from[i];
+        sum += v.x + v.y + (v.z + v.w);
+    }
+    const float mean = block_sum<THREADS>(sum) / width;
+    for (int i = threadIdx.x; i < width / 4; i += THREADS) {
+        float4 v = own_quads[i];
+        squared += squares(make_float4(v.x - mean, v.y - mean, v.z - mean, v.w - mean));
+    }
+    const float scale = 1.f / sqrtf(block_sum<THREADS>(squared) / width + eps);
+    for (int i = threadIdx.x; i < width / 4; i += THREADS) {
+        float4 v = own_quads[i], w = weights[i], b = biases[i];
+        float4 y = make_float4(fmaf((v.x - mean) * scale, w.x, b.x), fmaf((v.y - mean) * scale, w.y, b.y),
+                               fmaf((v.z - mean) * scale, w.z, b.z), fmaf((v.w - mean) * scale, w.w, b.w));
+        store4(out + size_t(blockIdx.x) * width + 4 * i, y);
+        if (keep) store4(keep + size_t(blockIdx.x) * width + 4 * i, y);
     }
 }
 

@@ -25,30 +25,44 @@ __global__ void __launch_bounds__(256)
     out[4] = v[2], out[5] = v[3];
 }
 
-// out[r] = table[ids[r]] of a table packed with span 1.   ids [R], table [V, K] packed, out [R, K] float32
-// LAUNCH: grid R, block 128, dependent. PRECOND: 0 <= ids[r] < V, K % 16 == 0.
+__device__ __forceinline__ float4 plus(float4 a, float4 b) {
+    return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+}
+
+// out[r] = table[ids[r]] + places[at[r]] of a table packed with span 1; without the second where places is null.
+//   ids, at [R], table [V, K] packed, places [T, K] float32, out [R, K] float32
+// LAUNCH: grid R, block 128, dependent. PRECOND: 0 <= ids[r] < V, 0 <= at[r] < T, K % 16 == 0.
 template <class T>
-__global__ void __launch_bounds__(128) embed_packed(const int* ids, const T* table, float* out, int k) {
+__global__ void __launch_bounds__(128)
+    embed_packed(const int* ids, const T* table, const int* at, const float* places, float* out, int k) {
     grid_wait();    // ids may be what the step before has sampled
     grid_launch();  // not earlier: the step's kernels may count on its positions being there when they start
     int id = ids[blockIdx.x], tiles_k = k / 16;
     const T* tile = table + static_cast<size_t>(id / 16) * tiles_k * 256 + id % 8 * 32 + id % 16 / 8 * 2;
     for (int i = threadIdx.x; i < k / 4; i += blockDim.x) {
         const T* p = tile + (i / 4) * 256 + i % 4 * 8;
-        reinterpret_cast<float4*>(out + static_cast<size_t>(blockIdx.x) * k)[i] =
-            make_float4(to_float(p[0]), to_float(p[1]), to_float(p[4]), to_float(p[5]));
+        float4 v = make_float4(to_float(p[0]), to_float(p[1]), to_float(p[4]), to_float(p[5]));
+        if (places) v = plus(v, reinterpret_cast<const float4*>(places + static_cast<size_t>(at[blockIdx.x]) * k)[i]);
+        reinterpret_cast<float4*>(out + static_cast<size_t>(blockIdx.x) * k)[i] = v;
     }
 }
 
 // The same from a plain table [V, K], for products by cuBLAS. LAUNCH and PRECOND as above.
 template <class T>
-__global__ void __launch_bounds__(128) embed_plain(const int* ids, const T* table, float* out, int k) {
+__global__ void __launch_bounds__(128)
+    embed_plain(const int* ids, const T* table, const int* at, const float* places, float* out, int k) {
     grid_wait();
     grid_launch();
     const T* row = table + static_cast<size_t>(ids[blockIdx.x]) * k;
     for (int i = threadIdx.x; i < k / 8; i += blockDim.x) {
         float v[8];
         load8(row + i * 8, v);
+        if (places) {
+            float place[8];
+            load8(places + static_cast<size_t>(at[blockIdx.x]) * k + i * 8, place);
+#pragma unroll
+            for (int e = 0; e < 8; e++) v[e] += place[e];
+        }
         store8(out + static_cast<size_t>(blockIdx.x) * k + i * 8, v);
     }
 }

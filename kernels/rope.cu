@@ -4,6 +4,12 @@
 
 constexpr int THREADS = 256;
 
+// Which line of keys or values is that of a token's head kv. own: the pages of its sequence.
+__device__ __forceinline__ size_t line_of(const int* own, int position, int kv, int kv_heads) {
+    const size_t page = own[position / PAGE];
+    return (page * kv_heads + kv) * PAGE + position % PAGE;
+}
+
 // Query heads in place, key heads into the cache: with p = positions[r], c = rope[p, i], s = rope[p, size / 2 + i],
 //   (a[i], a[i + size / 2]) <- (a[i] c - a[i + size / 2] s, a[i + size / 2] c + a[i] s)   for i < size / 2;
 // value heads go into the cache as they are. qkv [rows, (heads + 2 kv_heads) size], rope [*, size] float32: cosines,
@@ -27,9 +33,9 @@ __global__ void __launch_bounds__(THREADS)
     T* from = qkv + (size_t(row) * all + head) * size + i;
     T* to = from;
     if (head >= heads) {
-        const int kv = (head - heads) % kv_heads;
-        const size_t page = table[size_t(seqs[row]) * pages + position / PAGE];
-        to = (head < heads + kv_heads ? keys : values) + ((page * kv_heads + kv) * PAGE + position % PAGE) * size + i;
+        const int* own = table + size_t(seqs[row]) * pages;
+        const size_t line = line_of(own, position, (head - heads) % kv_heads, kv_heads);
+        to = (head < heads + kv_heads ? keys : values) + line * size + i;
     }
     float a[8], b[8];
     load8(from, a);
@@ -47,4 +53,27 @@ __global__ void __launch_bounds__(THREADS)
     }
     store8(to, a);
     store8(to + size / 2, b);
+}
+
+// New keys and values into the cache as they are: for models without rotary positions. Arrays as above.
+//
+// LAUNCH: grid (ceil(rows 2 kv_heads size / 8 / 256)), block 256: a thread eight elements, dependent.
+// PRECOND: as above.
+template <class T>
+__global__ void __launch_bounds__(THREADS)
+    append(const T* qkv, const int* seqs, const int* positions, const int* table, T* keys, T* values, int rows, int heads,
+           int kv_heads, int size, int pages) {
+    grid_launch();
+    grid_wait();
+    const int parts = size / 8;
+    int unit = blockIdx.x * THREADS + threadIdx.x;
+    const int i = unit % parts * 8;
+    unit /= parts;
+    const int head = unit % (2 * kv_heads), row = unit / (2 * kv_heads);
+    if (row >= rows) return;
+    const int position = positions[row];
+    const size_t line = line_of(table + size_t(seqs[row]) * pages, position, head % kv_heads, kv_heads);
+    float v[8];
+    load8(qkv + (size_t(row) * (heads + 2 * kv_heads) + heads + head) * size + i, v);
+    store8((head < kv_heads ? keys : values) + line * size + i, v);
 }

@@ -50,7 +50,7 @@ INSTANCES: dict[str, list[str]] = {
         *each("attend_decode", TYPES, [d for d in HEAD_SIZES if d <= 128], (2,)),
     ],
     "attend_prefill.cu": each("attend_prefill", TYPES, HEAD_SIZES),
-    "elementwise.cu": [*each("silu_mul", TYPES, (1, 8)), "advance"],
+    "elementwise.cu": [*each("silu_mul", TYPES, (1, 8)), *each("gelu", TYPES, (1, 8)), "advance"],
     "finish.cu": each("finish", TYPES),
     "linear_decode.cu": [
         name
@@ -63,6 +63,8 @@ INSTANCES: dict[str, list[str]] = {
             *(each("decode_store", [t], [kind], ["NORM"], narrow + wide) if kind == "float" else ()),
             *(each("decode_gate", [t], ["NORM", "DIRECT"], narrow + wide) if kind == "float" else ()),
             *(each("decode_qkv", [t], ["NORM", "DIRECT"], narrow + wide) if kind == "float" else ()),
+            *(each("decode_gelu", [t], ["DIRECT"], narrow + wide) if kind == "float" else ()),
+            *(each("decode_gelu", [t], ["STAGED"], wide) if kind == "float" else ()),
         )
     ],
     "linear_prefill.cu": [
@@ -72,13 +74,15 @@ INSTANCES: dict[str, list[str]] = {
         for name in (
             *each("prefill_store", [t], dict.fromkeys((t, "float")), shapes),
             *each("prefill_gate", [t], shapes),
+            *each("prefill_gelu", [t], shapes),
             *each("prefill_qkv", [t], shapes),
         )
     ],
-    "norm.cu": [*each("rms_norm", TYPES, ("true", "false")), *each("head_norm", TYPES)],
+    "norm.cu": [*each("rms_norm", TYPES, ("true", "false")), *each("layer_norm", TYPES), *each("head_norm", TYPES)],
     "pack.cu": [*each("pack", TYPES), *each("embed_packed", TYPES), *each("embed_plain", TYPES)],
+    "pool.cu": ["pool"],
     "read_ceiling.cu": ["read_ceiling"],
-    "rope.cu": each("rope_append", TYPES),
+    "rope.cu": [*each("rope_append", TYPES), *each("append", TYPES)],
     "sample.cu": ["sample"],
     "synthetic.cu": each("fill_random", TYPES),
 }

@@ -51,8 +51,7 @@ MUTANTS = (
     ),
     Mutant(
         "a wrong stride", "rope.cu",
-        "const size_t page = table[size_t(seqs[row]) * pages + position / PAGE];",
-        "const size_t page = table[size_t(seqs[row]) + position / PAGE];",
+        "own = table + size_t(seqs[row]) * pages;", "own = table + size_t(seqs[row]);",
         ("tests/ops/test_rows.py",),
     ),
     Mutant(

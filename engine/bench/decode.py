@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from ..errors import CaptureError, DeviceError, RequestError
 from ..graph import CaptureReport
 from ..ops.base import Ops
 from ..ops.device import Device
-from ..weights.checkpoint import open_checkpoint
+from ..weights.checkpoint import Checkpoint, open_checkpoint
 from ..weights.fetch import resolve
 from . import synthetic
 from .ceiling import Reader
@@ -117,11 +118,11 @@ def decode(s: Settings, choose: Choose = loading.choose) -> Report:
         _backend(report, ops, c, w)
         device = ops.device
         del ops, w  # they must be gone before the next backend's are made
-        _tidy(device)
+        tidy(device)
     return report
 
 
-def _tidy(device: Device) -> None:
+def tidy(device: Device) -> None:
     """Free the memory of what is no longer used: sessions are rings of objects."""
     gc.collect()
     device.trim()
@@ -129,14 +130,26 @@ def _tidy(device: Device) -> None:
 
 def open_model(s: Settings, backend: str, choose: Choose) -> tuple[Ops, ModelConfig, SimpleNamespace]:
     """A backend with the model's weights."""
-    if s.config is not None:
-        c = s.config
-        ops = _choose(s, c, backend, choose)
-        return ops, c, loading.weights(ops, synthetic.checkpoint(c, ops.device, ops.dtype, s.seed), c)
-    with open_checkpoint(resolve(s.model, progress=True)) as ck:
+    ops, c, w, _ = load_model(s.model, s.config, lambda c: _choose(s, c, backend, choose), s.seed)
+    return ops, c, w
+
+
+def load_model(
+    model: str,
+    config: ModelConfig | None,
+    choose: Callable[[ModelConfig], Ops],
+    seed: int = 0,
+    also: Callable[[Checkpoint], Any] = lambda ck: None,
+) -> tuple[Ops, ModelConfig, SimpleNamespace, Any]:
+    """A backend with weights: random ones of `config`, or a checkpoint's, and what `also` takes from the open one."""
+    if config is not None:
+        ops = choose(config)
+        ck = synthetic.checkpoint(config, ops.device, ops.dtype, seed)
+        return ops, config, loading.weights(ops, ck, config), None
+    with open_checkpoint(resolve(model, progress=True)) as ck:
         c = ModelConfig.from_hf(ck.config, ck.generation_config, ck.source)
-        ops = _choose(s, c, backend, choose)
-        return ops, c, loading.weights(ops, ck, c)
+        ops = choose(c)
+        return ops, c, loading.weights(ops, ck, c), also(ck)
 
 
 def _choose(s: Settings, c: ModelConfig, backend: str, choose: Choose) -> Ops:
@@ -152,16 +165,16 @@ def _backend(report: Report, ops: Ops, c: ModelConfig, w: SimpleNamespace) -> No
     s = report.settings
     reader = Reader(ops.device, s.read_bytes)
     ceiling = report.ceilings[ops.name] = reader.ceiling()
-    _say(f"{ops.name} on {ops.device.name}: weights after {report.load_s[ops.name]:.1f} s, reads {ceiling:.0f} GB/s")
+    say(f"{ops.name} on {ops.device.name}: weights after {report.load_s[ops.name]:.1f} s, reads {ceiling:.0f} GB/s")
     for batch in s.batches:
         for graph in s.graphs:
             row = measure(ops, c, w, graph, s.load(batch), s.repeats, ceiling)
             report.rows.append(row)
-            _tidy(ops.device)
-            _say(f"{ops.name}, batch {batch}, graph {graph}: {row.step_ms:.3f} ms a step, {row.percent:.0f} % of that")
+            tidy(ops.device)
+            say(f"{ops.name}, batch {batch}, graph {graph}: {row.step_ms:.3f} ms a step, {row.percent:.0f} % of that")
         if s.operations:
             report.operations += operations(ops, c, w, s.load(batch), reader, ceiling)
-            _tidy(ops.device)
+            tidy(ops.device)
 
 
 def measure(
@@ -203,12 +216,14 @@ def prove(
     if not ops.device.multiprocessors:
         return
     launched = recorded + stepped
-    found = {"cuda": any(n.startswith("decode_") for n in launched), "cublas": "cublasGemmEx" in launched}
+    ours = any(n.startswith(("decode_", "prefill_")) for n in launched)
+    found = {"cuda": ours, "cublas": "cublasGemmEx" in launched}
     if found != {name: name == ops.name for name in found}:
-        wanted = {"cuda": "kernels decode_* and no cublasGemmEx", "cublas": "cublasGemmEx and no kernel decode_*"}
+        wanted = {"cuda": "kernels decode_* or prefill_*, no cublasGemmEx", "cublas": "cublasGemmEx and none of them"}
         raise DeviceError(f"backend {ops.name}, graph {graph}: expected {wanted[ops.name]} to be launched, "
                           f"found {', '.join(launched) or 'nothing'}")  # fmt: skip
 
 
-def _say(what: str) -> None:
+def say(what: str) -> None:
+    """What the bench is at, on stderr."""
     print(f"bench: {what}", file=sys.stderr, flush=True)

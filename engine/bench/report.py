@@ -61,16 +61,21 @@ def record(report: Report) -> dict[str, Any]:
     }
 
 
-def write_json(report: Report, file: str) -> None:
-    """`record` as a file."""
-    Path(file).write_text(json.dumps(record(report), indent=1) + "\n", encoding="utf-8")
+def write_json(found: dict[str, Any], file: str) -> None:
+    """What `record` gave, as a file."""
+    Path(file).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def stdout() -> Any:
+    """Where tables are printed: stdout, as wide as it is, or WIDTH."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else WIDTH)
 
 
 def print_tables(report: Report) -> None:
     """The rows, the operations and the kernels, on stdout."""
-    from rich.console import Console
-
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console = stdout()
     console.print(_rows(report))
     console.print(f"[not bold]{FORMULA}\nms/step: single steps on the device; wall: the loop that LLM runs, which "
                   "tokens/s is from; graph MB: of all batch sizes prepared, 1 to this one.")  # fmt: skip

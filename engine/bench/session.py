@@ -33,16 +33,26 @@ class Load:
 
 
 class Session:
-    """A Runner for exactly this load, graphs captured. RequestError if the model cannot take sequences so long."""
+    """A Runner for exactly this load, graphs captured. RequestError if the model cannot take sequences so long.
 
-    def __init__(self, ops: Ops, c: ModelConfig, w: SimpleNamespace, graph: str, load: Load) -> None:
+    prompts: `batch` of at most prompt_len tokens; None = random ones of exactly that length."""
+
+    def __init__(
+        self,
+        ops: Ops,
+        c: ModelConfig,
+        w: SimpleNamespace,
+        graph: str,
+        load: Load,
+        prompts: list[list[int]] | None = None,
+    ) -> None:
         self.load, self.device = load, ops.device
         length = load.prompt_len + load.max_tokens + 1
         cache = load.batch * pages_of(length) * PAGE
         e = EngineConfig(ops.name, graph, max_batch=load.batch, max_len=length, cache_tokens=cache, seed=load.seed)
         self.runner = Runner(ops, c, w, e)
         rng = np.random.default_rng(load.seed)
-        self._prompts = rng.integers(0, c.vocab, (load.batch, load.prompt_len)).tolist()
+        self._prompts = prompts or rng.integers(0, c.vocab, (load.batch, load.prompt_len)).tolist()
         self.rows: list[Row] = []  # of the first step; after `prefill`
 
     def serve(self) -> tuple[float, float]:
@@ -82,7 +92,7 @@ class Session:
             marks.append(self.device.mark())
         return [self.device.elapsed(a, b) for a, b in pairwise(marks)]
 
-    def sequences(self) -> list[Sequence]:
-        """New sequences of this load: greedy, until their length."""
+    def sequences(self, prompts: list[list[int]] | None = None) -> list[Sequence]:
+        """New sequences of this load, or of other prompts no longer than its own: greedy, until their length."""
         params, tokens = SamplingParams(ignore_eos=True), self.load.max_tokens + 1  # the prompt's last row gives one
-        return [Sequence(prompt, params, self.load.seed, tokens, ()) for prompt in self._prompts]
+        return [Sequence(prompt, params, self.load.seed, tokens, ()) for prompt in prompts or self._prompts]

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..checks import refuse
 from ..config import ModelConfig, RopeScaling
-from ..ops.device import Device
+from ..ops.device import Device, HostDevice
 from ..weights import names
 from ..weights.checkpoint import Checkpoint
 from ..weights.tensor import Tensor
@@ -37,6 +37,10 @@ SHAPES = {
     "llama-3.1-8b": ModelConfig(
         arch="decoder", layers=32, hidden=4096, heads=32, kv_heads=8, head_dim=128, ffn=14336, vocab=128256,
         max_len=131072, eps=1e-5, rope_theta=5e5, rope_scaling=RopeScaling("llama3", 8.0),
+    ),
+    "minilm-l6": ModelConfig(
+        arch="bert", layers=6, hidden=384, heads=12, kv_heads=12, head_dim=32, ffn=1536, vocab=30522, max_len=512,
+        eps=1e-12, rope_theta=0, qkv_bias=True, activation="gelu", causal=False, segments=2,
     ),
 }  # fmt: skip
 
@@ -78,7 +82,7 @@ def _on_host(count: int, dtype: np.dtype, start: int, factor: np.float32) -> np.
 class RandomTensor(Tensor):
     """A matrix drawn at random, or a vector of ones (zeros for a bias)."""
 
-    device: Device | None = None
+    device: Device | None = None  # that draws the matrix and keeps it
     start: int = 0
 
     def numbers(self) -> Any:
@@ -90,10 +94,11 @@ class RandomTensor(Tensor):
 
 def checkpoint(c: ModelConfig, device: Device, dtype: np.dtype, seed: int = 0) -> Checkpoint:
     """Random weights of the shape `c`, stored as dtype; what load.weights reads."""
-    shapes = {name: shape for e in names.plan(c) for name, shape in zip(e.tensors, e.shapes, strict=True)}
+    plan = [(name, shape, e.kind) for e in names.plan(c) for name, shape in zip(e.tensors, e.shapes, strict=True)]
     source, empty, kind = Path("random weights"), np.empty(0, np.uint8), _KINDS[dtype.name]
     tensors: dict[str, Tensor] = {}
-    for i, (name, shape) in enumerate(shapes.items(), 1):
-        start = (seed * len(shapes) + i) * 0x9E3779B9  # far from the other tensors' counters
-        tensors[name] = RandomTensor(source, name, kind, shape, empty, device=device, start=start)
+    for i, (name, shape, use) in enumerate(plan, 1):
+        start = (seed * len(plan) + i) * 0x9E3779B9  # far from the other tensors' counters
+        where = device if use == "weight" else HostDevice()  # others are turned or added up on the host
+        tensors[name] = RandomTensor(source, name, kind, shape, empty, device=where, start=start)
     return Checkpoint(source, tensors, config={})

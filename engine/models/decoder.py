@@ -15,9 +15,14 @@ def layer(ops, c, w, b, s, cache, rope):
     ops.all_reduce(b.x)
 
 
+def head(ops, c, w, b, s):
+    """b.logits of rows s.last of b.x."""
+    ops.norm_head(c, w, b, s)
+
+
 def parts(ops, c, w, b, s, caches):
     """The forward pass as callables, to be run, or captured one by one or together; the result is b.logits."""
     yield lambda: ops.embed(s.ids, w.embed, b.x)
     for lw, cache in zip(w.layers, caches, strict=True):
         yield lambda lw=lw, cache=cache: layer(ops, c, lw, b, s, cache, w.rope)
-    yield lambda: ops.norm_head(c, w, b, s)
+    yield lambda: head(ops, c, w, b, s)

@@ -12,7 +12,7 @@ is executed eagerly, captured into a graph, recorded on the CPU, or tested, all 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,9 +39,10 @@ class Step:
     """One call of the model: which tokens of which sequences. Row r is token ids[r] of sequence seqs[r].
 
     Rows beyond the batch in a bucket belong to the spare sequence S, whose pages are all page 0, which nobody reads;
-    they have position 0 and visible 1. In a prefill every sequence starts at a multiple of 64 rows and spare rows
-    fill the gap, so a tile of 64 rows never holds two real sequences. For the kernels up to DECODE_ROWS rows are a
-    decode step, and a multiple of 64 a prefill.
+    they have position 0 and visible 1. For the kernels up to DECODE_ROWS rows are a decode step, in which every row is
+    a sequence of its own, and a multiple of 64 a prefill, in which the rows of a sequence stand together. A tile of 64
+    rows costs attention a pass for each sequence in it. In a decoder's prefill every sequence starts a tile, and spare
+    rows fill the gap; an encoder's sequences follow one another at multiples of Ops.align.
     """
 
     ids: Array  # [R] int32
@@ -86,6 +87,11 @@ class Buffers:
     tokens: Array  # [B] int32, what was sampled
     scratch: Any = None  # a backend's own
 
+    def first(self, rows: int, **others: Any) -> Buffers:
+        """The same for steps of fewer rows, with other arrays in place of some."""
+        views = {name: getattr(self, name)[:rows] for name in ("x", "h", "qkv", "attn", "gate_up", "ffn")}
+        return replace(self, **{**views, **others})
+
 
 class Ops:
     """Primitives raise NotImplementedError; composites are written in terms of them, for fused kernels to override."""
@@ -93,6 +99,7 @@ class Ops:
     name: str  # "numpy", "cuda", "cublas"
     dtype: np.dtype  # T
     device: Any  # Device: allocates, copies, launches
+    align: int = 1  # texts of an encoder begin at multiples of so many rows, to have the same bits in any company
 
     # -- memory ---------------------------------------------------------------------------------------------------
 
@@ -124,8 +131,22 @@ class Ops:
         """out[r] = table[ids[r]].  ids [R], table [V, D], out [R, D] float32"""
         raise NotImplementedError
 
+    def embed_at(self, ids: Array, table: Weight, at: Array, places: Array, out: Array) -> None:
+        """out[r] = table[ids[r]] + places[at[r]].  ids, at [R], table [V, D], places [T, D] and out [R, D] float32"""
+        raise NotImplementedError
+
     def rms_norm(self, x: Array, weight: Array, eps: float, out: Array, rows: Array | None = None) -> None:
         """out[i] = x[r] / sqrt(mean(x[r]^2) + eps) * weight with r = rows[i], or i.  x [R, D] float32, out [*, D] T"""
+        raise NotImplementedError
+
+    def layer_norm(
+        self, x: Array, weight: Array, bias: Array, eps: float, out: Array, rows: Array | None = None,
+        keep: Array | None = None,
+    ) -> None:  # fmt: skip
+        """out[i] = (x[r] - mean(x[r])) / sqrt(variance(x[r]) + eps) * weight + bias with r = rows[i], or i.
+
+        x [R, D] float32, out [*, D] T. keep [*, D] float32, may be x: the same not rounded to T. A post-norm layer goes
+        on with both: its residual stream is what was normalised."""
         raise NotImplementedError
 
     def linear(self, x: Array, weight: Weight, out: Array, bias: Array | None = None, residual: Array | None = None):
@@ -144,6 +165,10 @@ class Ops:
         of a head is paired with element i + d/2. The k and v columns of qkv are unspecified afterwards."""
         raise NotImplementedError
 
+    def append(self, qkv: Array, s: Step, cache: Cache, heads: int) -> None:
+        """Store k and v as they are at (seqs[r], positions[r]) of the cache.  qkv [R, (H + 2 G) d] T"""
+        raise NotImplementedError
+
     def attend(self, qkv: Array, s: Step, cache: Cache, heads: int, window: int, out: Array, scratch: Any) -> None:
         """out[r] = softmax(q[r] k^T / sqrt(d)) v over tokens t of sequence seqs[r] with t < visible[r] and, if window,
         t >= visible[r] - window.  qkv [R, (H + 2 G) d] T, out [R, H d] T; query head h uses k/v head h // (H / G)"""
@@ -151,6 +176,17 @@ class Ops:
 
     def silu_mul(self, gate_up: Array, out: Array) -> None:
         """out = gate / (1 + exp(-gate)) * up.  gate_up [R, 2 F] T (gate first), out [R, F] T"""
+        raise NotImplementedError
+
+    def gelu(self, x: Array, tanh: bool, out: Array) -> None:
+        """out = x P(N < x), N standard normal; with tanh 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))).
+        x, out [R, F] T; out may be x"""
+        raise NotImplementedError
+
+    def pool(self, x: Array, first: Array, count: Array, out: Array) -> None:
+        """out[i] = mean of x[first[i] + j], 0 <= j < count[i]; 0 where count[i] is 0.
+
+        x [R, D] float32, first, count [N] int32, out [N, D] float32"""
         raise NotImplementedError
 
     def sample(self, logits: Array, s: Step, sampling: Sampling, out: Array, scratch: Any) -> None:
@@ -165,6 +201,16 @@ class Ops:
         raise NotImplementedError
 
     # -- composites: a decoder layer is norm_qkv, attend, linear, norm_gate_up, linear -----------------------------
+
+    def linear_append(self, c: ModelConfig, w: Any, b: Buffers, s: Step, cache: Cache) -> None:
+        """From the normalised b.h to queries in b.qkv and new keys and values in the cache, nothing rotated."""
+        self.linear(b.h, w.qkv, b.qkv, bias=w.qkv_bias)
+        self.append(b.qkv, s, cache, c.heads)
+
+    def linear_gelu(self, c: ModelConfig, w: Any, b: Buffers) -> None:
+        """b.ffn = gelu of the normalised b.h through w.up."""
+        self.linear(b.h, w.up, b.ffn, bias=w.up_bias)
+        self.gelu(b.ffn, c.activation == "gelu_tanh", b.ffn)
 
     def norm_qkv(self, c: ModelConfig, w: Any, b: Buffers, s: Step, cache: Cache, rope: Array) -> None:
         """From the residual stream b.x to rotated queries in b.qkv and the new keys and values in the cache."""
@@ -184,7 +230,11 @@ class Ops:
         """b.logits = head of the final norm of rows s.last of b.x; w.head_bias [V] float32 (or None) bans tokens."""
         last = b.h[: len(s.last)]
         self.rms_norm(b.x, w.norm, c.eps, last, rows=s.last)
-        self.linear(last, w.head, b.logits, bias=w.head_bias)
+        self.head(last, w.head, b.logits, w.head_bias)
+
+    def head(self, x: Array, weight: Weight, out: Array, bias: Array | None) -> None:
+        """out = x @ weight.T + bias: logits of the rows x [B, D] T, out [B, V] float32."""
+        self.linear(x, weight, out, bias=bias)
 
     def all_reduce(self, x: Array) -> None:
         """Sum x over the ranks, in place. One rank: nothing to do."""

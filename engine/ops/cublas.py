@@ -51,11 +51,11 @@ class CublasOps(DeviceOps):
         return out
 
     def embed(self, ids, table, out):
-        k = table.shape[1]
-        expect("embed", "ids", ids, np.int32, (len(out),))
-        expect("embed", "out", out, np.float32, (len(out), k))
-        kernel = self.device.kernel("pack.cu", f"embed_plain<{c_type(self.dtype)}>")
-        self.device.launch(kernel, (len(ids),), (128,), [ids, table, out, np.int32(k)], dependent=True)
+        self.embed_at(ids, table, None, None, out)
+
+    def embed_at(self, ids, table, at, places, out):
+        expect("embed", "out", out, np.float32, (len(out), table.shape[1]))
+        self._embed("embed_plain", table, ids, out, at, places)
 
     def linear(self, x, weight, out, bias=None, residual=None):
         n, k = weight.shape

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import DeviceError, UnsupportedModel
 from . import tuned
-from .base import DECODE_ROWS, Buffers
+from .base import DECODE_ROWS, Buffers, Cache, Step
 from .products import c_type, check_linear, expect
 from .rows import DeviceOps
 from .shapes import DecodeShape, Shapes, prefill_shape, row_stride, shared_limit
@@ -88,10 +88,11 @@ class CudaOps(DeviceOps):
     # -- primitives -----------------------------------------------------------------------------------------------
 
     def embed(self, ids, table, out):
-        expect("embed", "ids", ids, np.int32, (len(out),))
+        self.embed_at(ids, table, None, None, out)
+
+    def embed_at(self, ids, table, at, places, out):
         expect("embed", "out", out, np.float32, (len(out), table.k))
-        kernel = self.device.kernel("pack.cu", f"embed_packed<{self._t}>")
-        self.device.launch(kernel, (len(ids),), (128,), [ids, table.data, out, np.int32(table.k)], dependent=True)
+        self._embed("embed_packed", table.data, ids, out, at, places)
 
     def linear(self, x, weight, out, bias=None, residual=None):
         rows = len(x)
@@ -104,22 +105,21 @@ class CudaOps(DeviceOps):
             return
         self._decode_plain(f"decode_store<{self._t}, {kind}", weight, x, [None], store)
 
+    def head(self, x, weight, out, bias):
+        """Always the decode kernel, up to 16 rows at a time: a row's logits have the same bits in every company."""
+        for i in range(0, len(x), DECODE_ROWS):
+            self.linear(x[i : i + DECODE_ROWS], weight, out[i : i + DECODE_ROWS], bias=bias)
+
     # -- composites -----------------------------------------------------------------------------------------------
 
     def norm_qkv(self, c, w, b, s, cache, rope):
-        rows, weight = len(b.x), w.qkv
+        weight = w.qkv
         if c.qk_norm or weight.layout != "qkv":
             super().norm_qkv(c, w, b, s, cache, rope)  # a head norm needs whole heads, which no thread here holds
             return
         self._expect_norm("norm_qkv", b.x, w.attn_norm, weight)
-        self._expect_attention("norm_qkv", b.qkv, s, cache, c.heads)
-        expect("norm_qkv", "qkv", b.qkv, self.dtype, (rows, weight.n))
         expect("norm_qkv", "rope", rope, np.float32, (len(rope), c.head_dim))
-        if w.qkv_bias is not None:
-            expect("norm_qkv", "bias", w.qkv_bias, np.float32, (weight.n,))
-        tail = [w.qkv_bias, rope, s.seqs, s.positions, s.table, np.int32(s.table.shape[1]), b.qkv, cache.k, cache.v,
-                np.int32(c.heads), np.int32(c.kv_heads), np.int32(c.head_dim)]  # fmt: skip
-        self._normed("qkv", c, weight, w.attn_norm, b, tail)
+        self._normed("qkv", c, weight, w.attn_norm, b, self._qkv_tail("norm_qkv", c, w, b, s, cache, rope))
 
     def norm_gate_up(self, c, w, b):
         rows, weight = len(b.x), w.gate_up
@@ -149,6 +149,19 @@ class CudaOps(DeviceOps):
                 self.rms_norm(b.x, w.norm, c.eps, b.h[:rows], rows=last)
                 self._decode_plain(kernel, weight, b.h[:rows], [None], tail)
 
+    def linear_append(self, c, w, b, s, cache):
+        if w.qkv.layout != "qkv":
+            super().linear_append(c, w, b, s, cache)
+            return
+        tail = self._qkv_tail("linear_append", c, w, b, s, cache, None)
+        self._plain("qkv", w.qkv, b.h, tail)
+
+    def linear_gelu(self, c, w, b):
+        rows, weight = len(b.h), w.up
+        check_linear("linear_gelu", (rows, weight.n), self.dtype, b.ffn, w.up_bias, None)
+        tail = [np.int32(weight.n), w.up_bias, np.int32(c.activation == "gelu_tanh"), b.ffn]
+        self._plain("gelu", weight, b.h, tail)
+
     # -- checks and launches ------------------------------------------------------------------------------------
 
     def _expect_norm(self, op: str, x: Any, norm: Any, weight: PackedWeight) -> None:
@@ -163,10 +176,25 @@ class CudaOps(DeviceOps):
             self._decode(f"decode_{kind}<{self._t}", "NORM", weight, rows, [*head, *tail])
             return
         self.rms_norm(b.x, norm, c.eps, b.h)
-        if rows > DECODE_ROWS:
-            self._prefill(f"prefill_{kind}<{self._t}", weight, b.h, tail)
+        self._plain(kind, weight, b.h, tail)
+
+    def _plain(self, kind: str, weight: PackedWeight, x: Any, tail: list) -> None:
+        """A fused product of the rows x [R, K] T."""
+        expect(kind, "x", x, self.dtype, (len(x), weight.k))
+        if len(x) > DECODE_ROWS:
+            self._prefill(f"prefill_{kind}<{self._t}", weight, x, tail)
         else:
-            self._decode_plain(f"decode_{kind}<{self._t}", weight, b.h, [], tail)
+            self._decode_plain(f"decode_{kind}<{self._t}", weight, x, [], tail)
+
+    def _qkv_tail(self, op: str, c: Any, w: Any, b: Buffers, s: Step, cache: Cache, rope: Any) -> list:
+        """What the kernels decode_qkv and prefill_qkv take behind K, checked; rope None: nothing is rotated."""
+        self._expect_attention(op, b.qkv, s, cache, c.heads)
+        expect(op, "qkv", b.qkv, self.dtype, (len(b.x), w.qkv.n))
+        if w.qkv_bias is not None:
+            expect(op, "bias", w.qkv_bias, np.float32, (w.qkv.n,))
+        sizes = [np.int32(n) for n in (c.heads, c.kv_heads, c.head_dim)]
+        places = [s.seqs, s.positions, s.table, np.int32(s.table.shape[1])]
+        return [w.qkv_bias, rope, *places, b.qkv, cache.k, cache.v, *sizes]
 
     def _normalises(self, weight: PackedWeight, rows: int) -> bool:
         """Whether a decode kernel takes float32 rows and normalises them itself: pays while they are few and short."""

@@ -17,11 +17,12 @@ from ..config import ModelConfig
 from ..errors import DeviceError, UnsupportedModel
 from .base import DECODE_ROWS, PAGE, STOP_IDS, Array, Buffers, Cache, Ops, Sampling, Step
 from .device import Device
-from .products import c_type, expect
+from .products import address, c_type, expect
 
 HEAD_SIZES = (16, 32, 48, 64, 80, 96, 112, 128, 192, 256)
 SPLITS = 64  # most parts decode attention cuts a row into; as in attend_decode.cuh
 SAMPLED = 4096  # logits a block of sample looks at
+WIDEST = 48 * 1024  # bytes of a row that a norm keeps in shared memory
 
 I32, F32 = np.dtype(np.int32), np.dtype(np.float32)
 _SAMPLING = {"top_k": I32, "stop_ids": I32, "stop_from": I32, "counts": I32, "seed": np.dtype(np.uint64)}  # else F32
@@ -101,6 +102,18 @@ class DeviceOps(Ops):
         )
         return b
 
+    def _embed(self, kernel: str, table: Array, ids: Array, out: Array, at: Array | None, places: Array | None) -> None:
+        """Rows of a table as `kernel` of pack.cu reads it, and with `at` a row of places added to each."""
+        rows, k = out.shape
+        expect("embed", "ids", ids, I32, (rows,))
+        expect("embed", "out", out, F32, (rows, k))
+        if at is not None and places is not None:
+            expect("embed", "at", at, I32, (rows,))
+            expect("embed", "places", places, F32, (len(places), k))
+        self._launch(
+            "pack.cu", f"{kernel}<{c_type(self.dtype)}>", (rows,), 128, ids, table, at, places, out, np.int32(k)
+        )
+
     # -- norms and single elements ----------------------------------------------------------------------------------
 
     def rms_norm(self, x, weight, eps, out, rows=None):
@@ -113,6 +126,25 @@ class DeviceOps(Ops):
         quads = width % 4 == 0
         name, sizes = f"rms_norm<{c_type(self.dtype)}, {str(quads).lower()}>", (np.int32(width), np.float32(eps))
         self._launch("norm.cu", name, (len(out),), 256, x, weight, rows, out, *sizes, shared=width if quads else 0)
+
+    def layer_norm(self, x, weight, bias, eps, out, rows=None, keep=None):
+        width = x.shape[-1]
+        expect("layer_norm", "x", x, F32, (len(x) if rows is not None else len(out), width))
+        expect("layer_norm", "weight", weight, F32, (width,))
+        expect("layer_norm", "bias", bias, F32, (width,))
+        expect("layer_norm", "out", out, self.dtype, (len(out), width))
+        if rows is not None:
+            expect("layer_norm", "rows", rows, I32, (len(out),))
+        if keep is not None:
+            expect("layer_norm", "keep", keep, F32, (len(out), width))
+        if width % 4 or 4 * width > WIDEST:
+            raise DeviceError(f"layer_norm: expected rows of a multiple of 4 and at most {WIDEST // 4} elements, "
+                              f"found {width}")  # fmt: skip
+        if rows is not None and keep is not None and address(keep) == address(x):
+            raise DeviceError("layer_norm: expected keep to be another array than x where rows are chosen")
+        arrays, sizes = (x, weight, bias, rows, out, keep), (np.int32(width), np.float32(eps))
+        name = f"layer_norm<{c_type(self.dtype)}>"
+        self._launch("norm.cu", name, (len(out),), 256, *arrays, *sizes, shared=4 * width)
 
     def head_norm(self, qkv, q_weight, k_weight, eps, heads, kv_heads):
         rows, d = len(qkv), len(q_weight)
@@ -136,6 +168,14 @@ class DeviceOps(Ops):
             "elementwise.cu", f"silu_mul<{c_type(self.dtype)}, {vec}>", grid, 256, gate_up, out, np.int32(width)
         )
 
+    def gelu(self, x, tanh, out):
+        expect("gelu", "x", x, self.dtype, x.shape)
+        expect("gelu", "out", out, self.dtype, x.shape)
+        count = math.prod(x.shape)
+        vec = 1 if count % 8 else 8
+        name = f"gelu<{c_type(self.dtype)}, {vec}>"
+        self._launch("elementwise.cu", name, (-(-count // (vec * 256)),), 256, x, out, np.int32(count), np.int32(tanh))
+
     def advance(self, s, tokens):
         rows = len(tokens)
         self._expect_step("advance", s, rows)
@@ -144,6 +184,15 @@ class DeviceOps(Ops):
             raise DeviceError(f"advance: expected at most 256 rows, found {rows}")
         state = (s.seqs, s.ids, s.positions, s.visible)
         self._launch("elementwise.cu", "advance", (1,), 256, tokens, *state, np.int32(rows), np.int32(len(s.table) - 1))
+
+    def pool(self, x, first, count, out):
+        texts, width = out.shape
+        expect("pool", "x", x, F32, (len(x), width))
+        expect("pool", "first", first, I32, (texts,))
+        expect("pool", "count", count, I32, (texts,))
+        expect("pool", "out", out, F32, (texts, width))
+        grid = (-(-width // 32), texts)
+        self._launch("pool.cu", "pool", grid, 256, x, first, count, out, np.int32(width))
 
     # -- positions and attention --------------------------------------------------------------------------------------
 
@@ -154,6 +203,13 @@ class DeviceOps(Ops):
         blocks = -(-rows * (heads + 2 * kv_heads) * (d // 16) // 256)
         arrays = (qkv, rope, s.seqs, s.positions, s.table, cache.k, cache.v)
         self._launch("rope.cu", f"rope_append<{c_type(self.dtype)}>", (blocks,), 256, *arrays, *sizes)
+
+    def append(self, qkv, s, cache, heads):
+        rows, kv_heads, d = self._expect_attention("append", qkv, s, cache, heads)
+        sizes = [np.int32(v) for v in (rows, heads, kv_heads, d, s.table.shape[1])]
+        blocks = -(-rows * 2 * kv_heads * (d // 8) // 256)
+        arrays = (qkv, s.seqs, s.positions, s.table, cache.k, cache.v)
+        self._launch("rope.cu", f"append<{c_type(self.dtype)}>", (blocks,), 256, *arrays, *sizes)
 
     def attend(self, qkv, s, cache, heads, window, out, scratch):
         rows, kv_heads, d = self._expect_attention("attend", qkv, s, cache, heads)
@@ -168,6 +224,7 @@ class DeviceOps(Ops):
             arrays = (qkv, s.seqs, s.visible, s.table, cache.k, cache.v, out)
             shared = prefill_shared(self.dtype.itemsize, d)
             name = f"attend_prefill<{c_type(self.dtype)}, {d}>"
+            sizes.append(np.int32(len(s.table) - 1))
             self._launch("attend_prefill.cu", name, (rows // PAGE, heads), 128, *arrays, *sizes, scale, shared=shared)
             return
         tile = DecodeTile.of(self.dtype.itemsize, d, heads // kv_heads)

@@ -24,6 +24,7 @@ MODELS = {
     "mistral": replace(LLAMA, window=9, tied=False),
     "qwen2": replace(LLAMA, qkv_bias=True, heads=3, kv_heads=3),
     "qwen3": replace(LLAMA, qk_norm=True, head_dim=32, heads=4, kv_heads=1),
+    "gpt2": replace(LLAMA, arch="gpt2", rope_theta=0, heads=3, kv_heads=3, qkv_bias=True, activation="gelu_tanh"),
 }
 
 
@@ -32,7 +33,7 @@ class Tensors:
 
     def __init__(self, c: ModelConfig, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
-        shapes = {n: s for entry in names.decoder(c) for n, s in zip(entry.tensors, entry.shapes, strict=True)}
+        shapes = {n: s for entry in names.plan(c) for n, s in zip(entry.tensors, entry.shapes, strict=True)}
         self._arrays = {n: rng.standard_normal(s, np.float32) * (0.2 if len(s) == 2 else 1) for n, s in shapes.items()}
         self.source = "random"
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from emulator import EmulatedDevice
+from products import cublas
 from small import MODELS, complete, runner, sequence
 
+from ostinato import LLM, SamplingParams
 from ostinato.loop import Loop
 from ostinato.ops.cuda import CudaOps
 from ostinato.ops.device import Device
 from ostinato.runner import Runner
 
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 OPTIONS: dict[str, Any] = {"max_batch": 3, "max_len": 128, "cache_tokens": 512}
 PROMPTS = [[1, 2, 3], [4], list(range(70)), [9, 8, 7, 6]]
 
@@ -31,18 +36,32 @@ def test_greedy_tokens_are_those_of_numpy(device: Device, name: str) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "error"), [("float32", 1e-4), ("float16", 0.02), ("bfloat16", 0.15)])
-def test_logits_are_near_those_of_numpy(device: Device, dtype: str, error: float) -> None:
-    c, ids = small("llama"), [1, 5, 9, 13, 17]
+@pytest.mark.parametrize("ops", [CudaOps, cublas])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_logits_are_near_those_of_numpy(device: Device, name: str, ops: Callable, dtype: str, error: float) -> None:
+    c, ids = small(name), [1, 5, 9, 13, 17]
     expected = runner(c, **OPTIONS).logits(ids)
-    on = runner(c, CudaOps(device, dtype), **OPTIONS)
+    on = runner(c, ops(device, dtype), **OPTIONS)
     np.testing.assert_allclose(on.logits(ids), expected, atol=error)
     np.testing.assert_allclose(on.logits(ids, decode_from=2), expected, atol=error)
 
 
+@pytest.mark.parametrize("name", ["gpt2", "gpt2-gelu"])
+def test_a_learned_position_is_there_up_to_the_last(device: Device, name: str) -> None:
+    """As many tokens as there are positions, graphs and a step ahead included; the first are those of transformers."""
+    known = np.load(FIXTURES / name / "expected.npz")
+    ids = [known[f"prompt_{i}"].tolist() for i in (2, 3)]
+    with LLM(FIXTURES / name, ops=CudaOps(device, "float32"), max_batch=2, quiet=True) as llm:
+        outputs = llm.generate(ids, SamplingParams(ignore_eos=True))
+        assert [len(o.token_ids) for o in outputs] == [128 - 17, 128 - 70]
+        assert [o.token_ids[:6] for o in outputs] == [known[f"greedy_{i}"].tolist() for i in (2, 3)]
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gpt2"])
 @pytest.mark.parametrize("scope", ["layer", "step"])
-def test_graphs_and_padded_buckets_give_the_bits_of_eager_and_alone(device: Device, scope: str) -> None:
+def test_graphs_and_padded_buckets_give_the_bits_of_eager_and_alone(device: Device, scope: str, name: str) -> None:
     """Logits of every step too, by logprobs: eager and one at a time against recorded and three of four rows."""
-    c, rows = small("qwen3"), []
+    c, rows = small(name), []
     for graph, batches in (("off", [[0], [1], [2]]), (scope, [[0, 1, 2]])):
         on = runner(c, CudaOps(device, "bfloat16"), graph=graph, **{**OPTIONS, "max_batch": 4})
         rows.append([_logits(on, i) for batch in batches for i in batch] if graph == "off" else _together(on))

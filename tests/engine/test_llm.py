@@ -169,7 +169,7 @@ def test_ids_without_a_token_are_never_sampled() -> None:
 
 
 @pytest.mark.parametrize("graph", ["off", "layer", "step"])
-@pytest.mark.parametrize("name", ["mistral", "qwen3"])
+@pytest.mark.parametrize("name", ["mistral", "qwen3", "gpt2", "gpt2-gelu"])
 def test_every_graph_scope_gives_the_same(graph: str, name: str) -> None:
     known = expected(name)
     with LLM(FIXTURES / name, backend="numpy", graph=graph, max_batch=3, quiet=True) as llm:

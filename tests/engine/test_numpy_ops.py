@@ -68,6 +68,31 @@ def test_rms_norm(rows: list[int] | None) -> None:
         np.testing.assert_allclose(out[i], x[r] / scale * w, rtol=1e-5)
 
 
+@pytest.mark.parametrize("keep", [False, True], ids=["pre-norm", "post-norm"])
+@pytest.mark.parametrize("rows", [None, [2], [4, 0, 2]])
+def test_layer_norm(rows: list[int] | None, keep: bool) -> None:
+    x, w, bias = 3 + normal(5, 33), normal(33), normal(33)
+    wanted = None if rows is None else np.array(rows, np.int32)
+    taken = x if rows is None else x[rows]
+    expected = (taken - taken.mean(-1, keepdims=True)) / np.sqrt(taken.var(-1, keepdims=True) + 0.5) * w + bias
+    out, kept = np.empty_like(taken), x if rows is None else np.empty_like(taken)
+    OPS.layer_norm(x, w, bias, 0.5, out, wanted, kept if keep else None)
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
+    if keep:
+        np.testing.assert_array_equal(kept, out)
+
+
+@pytest.mark.parametrize("tanh", [False, True])
+def test_gelu(tanh: bool) -> None:
+    """Also where the result all but vanishes, and where a power or an exponential overflows."""
+    x = np.concatenate([np.linspace(-14, 14, 3001), [0, -1e-30, 1e20, -1e20]]).astype(np.float32)
+    cubic = [math.sqrt(2 / math.pi) * (v + 0.044715 * v**3) for v in x.tolist()]
+    share = [(1 + math.tanh(v)) / 2 for v in cubic] if tanh else [math.erfc(-v / math.sqrt(2)) / 2 for v in x.tolist()]
+    out = x.copy()
+    OPS.gelu(out, tanh, out)
+    np.testing.assert_allclose(out, x * np.array(share), rtol=3e-7, atol=4e-7)
+
+
 def test_head_norm_leaves_values_alone() -> None:
     qkv, q, k = normal(3, (4 + 2 * 2) * 8), normal(8), normal(8)
     before = qkv.reshape(3, 8, 8).copy()
@@ -90,6 +115,8 @@ def test_embed_and_advance() -> None:
     table, out = normal(10, 4), np.empty((3, 4), np.float32)
     OPS.embed(np.array([9, 0, 9], np.int32), table, out)
     np.testing.assert_array_equal(out, table[[9, 0, 9]])
+    OPS.embed_at(np.array([9, 0, 9], np.int32), table, np.array([1, 1, 4], np.int32), table[::-1], out)
+    np.testing.assert_array_equal(out, table[[9, 0, 9]] + table[[8, 8, 5]])
     s = step([1, 2, 0], [0, 2, 1], [5, 6, 0], np.zeros((3, 1), np.int32))
     OPS.advance(s, np.array([7, 8, 9], np.int32))
     assert (s.ids.tolist(), s.positions.tolist(), s.visible.tolist()) == ([7, 2, 9], [6, 6, 1], [7, 7, 2])

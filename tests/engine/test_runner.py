@@ -18,7 +18,7 @@ from ostinato.runner import Runner
 from ostinato.weights.checkpoint import open_checkpoint
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
-CHECKPOINTS = sorted(p.parent.name for p in FIXTURES.glob("*/config.json"))
+CHECKPOINTS = sorted(p.parent.name for p in FIXTURES.glob("*/generation_config.json"))
 
 
 def load(name: str, **options) -> Runner:

@@ -23,20 +23,23 @@ SHAPES = [  # heads, key/value heads, head size
 ]
 
 
-def tiles(parts: list[tuple[int, int, int]], spare: int):
-    """Rows of a step for (sequence, first position, tokens): seqs, positions, visible, and which rows are real."""
-    seqs, positions = [], []
-    for seq, first, n in parts:
-        fill = -n % PAGE
+def tiles(parts: list[tuple[int, int, int]], spare: int, encoder: bool = False):
+    """Rows of a step for (sequence, first position, tokens): seqs, positions, visible, and which rows are real.
+
+    Every part begins a tile; for an encoder it begins where the last one ends, and a token sees all of its part."""
+    seqs, positions, visible = [], [], []
+    for i, (seq, first, n) in enumerate(parts):
+        fill = -n % PAGE if not encoder else -(len(seqs) + n) % PAGE if i + 1 == len(parts) else 0
         seqs += [seq] * n + [spare] * fill
         positions += [*range(first, first + n)] + [0] * fill
-    return np.array(seqs), np.array(positions), np.array(positions) + 1, np.array(seqs) != spare
+        visible += ([first + n] * n if encoder else [*range(first + 1, first + n + 1)]) + [1] * fill
+    return np.array(seqs), np.array(positions), np.array(visible), np.array(seqs) != spare
 
 
-def run(device, memory, dtype, heads, queries, parts, window=0):
+def run(device, memory, dtype, heads, queries, parts, window=0, encoder=False):
     """Outputs [real rows, H, d] for queries [real rows, H, d] of `parts`."""
     g, d = memory.keys[0].shape[1:]
-    seqs, positions, visible, real = tiles(parts, len(memory.keys))
+    seqs, positions, visible, real = tiles(parts, len(memory.keys), encoder)
     qkv = np.full((len(seqs), (heads + 2 * g) * d), np.nan, dtype)
     qkv[:, : heads * d] = 1
     qkv[real, : heads * d] = queries.reshape(len(queries), -1)
@@ -97,11 +100,37 @@ def test_same_bits_however_a_prompt_is_cut(device, dtype, window):
         np.testing.assert_array_equal(part, together[first : first + n])
 
 
-def test_order_of_threads_does_not_matter(shuffled):
+RAGGED = [
+    pytest.param([5], id="one"),
+    pytest.param([16, 1, 17, 30], id="one-tile"),
+    pytest.param([3, 70, 1, 64, 20, 128, 2, 2], id="across-tiles"),
+    pytest.param([1] * 64, id="64-in-a-tile"),
+]
+
+
+@pytest.mark.parametrize("d", [32, 256])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("lengths", RAGGED)
+def test_whole_sequences_without_gaps_have_the_bits_of_each_alone(device, dtype, lengths, d):
+    rng = np.random.default_rng(6)
+    memory = Memory.of(device, rng, lengths, 1, d, TYPES[dtype])
+    queries = rng.standard_normal((sum(lengths), 2, d)).astype(TYPES[dtype])
+    parts, at = [(i, 0, n) for i, n in enumerate(lengths)], 0
+    together = run(device, memory, TYPES[dtype], 2, queries, parts, encoder=True)
+    for i, n in list(enumerate(lengths))[:8]:
+        own = queries[at : at + n]
+        close(together[at : at + n], np.stack([memory.attend(q, i, n, 0) for q in own]), 3 * EPS[dtype])
+        alone = run(device, memory, TYPES[dtype], 2, own, [(i, 0, n)], encoder=True)
+        np.testing.assert_array_equal(together[at : at + n], alone)
+        at += n
+
+
+@pytest.mark.parametrize("encoder", [False, True])
+def test_order_of_threads_does_not_matter(shuffled, encoder):
     rng = np.random.default_rng(4)
-    memory = Memory.of(shuffled, rng, [130], 1, 32, TYPES["bfloat16"])
-    queries = rng.standard_normal((130, 1, 32)).astype(TYPES["bfloat16"])
-    run(shuffled, memory, TYPES["bfloat16"], 1, queries, [(0, 0, 130)])
+    memory = Memory.of(shuffled, rng, [130, 20], 1, 32, TYPES["bfloat16"])
+    queries = rng.standard_normal((150, 1, 32)).astype(TYPES["bfloat16"])
+    run(shuffled, memory, TYPES["bfloat16"], 1, queries, [(0, 0, 130), (1, 0, 20)], encoder=encoder)
 
 
 def test_refuses_part_of_a_tile(device):

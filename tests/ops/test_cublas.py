@@ -5,10 +5,9 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
+from products import cublas
 
 from ostinato.errors import DeviceError
-from ostinato.ops.cublas import CublasOps
-from ostinato.ops.device import CupyDevice
 
 EPS = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-20}
 F32 = np.dtype(np.float32)
@@ -20,15 +19,6 @@ START = rng.bit_generator.state
 def same_numbers():
     """Every test draws the same numbers, alone and in any company."""
     rng.bit_generator.state = START
-
-
-def numpy_gemm(x, weight, out, add):
-    y = x.astype(np.float64) @ weight.astype(np.float64).T
-    out[...] = (y + out.astype(float) if add else y).astype(out.dtype)
-
-
-def backend(device, dtype):
-    return CublasOps(device, dtype, None if isinstance(device, CupyDevice) else numpy_gemm)
 
 
 def random(shape, dtype=F32):
@@ -48,7 +38,7 @@ def random(shape, dtype=F32):
     ],
 )
 def test_linear(device, dtype, rows, to, with_bias, residual):
-    ops = backend(device, dtype)
+    ops = cublas(device, dtype)
     parts = [random((n, 80), ops.dtype) for n in (192, 96)]
     weight, plain = ops.weight(parts, "gate_up"), np.concatenate(parts).astype(float)
     x, bias, added = random((rows, 80), ops.dtype), random(288), random((rows, 288))
@@ -64,12 +54,15 @@ def test_linear(device, dtype, rows, to, with_bias, residual):
 
 @pytest.mark.parametrize("dtype", EPS)
 def test_embed(device, dtype):
-    ops = backend(device, dtype)
+    ops = cublas(device, dtype)
     plain = random((769, 80), ops.dtype)
     table, ids = ops.weight([plain]), rng.integers(0, 769, 37).astype(np.int32)
     out = device.upload(np.full((37, 80), np.nan, F32))
     ops.embed(device.upload(ids), table, out)
     np.testing.assert_array_equal(device.read(out), plain[ids].astype(F32))
+    places, at = random((9, 80)), rng.integers(0, 9, 37).astype(np.int32)
+    ops.embed_at(device.upload(ids), table, device.upload(at), device.upload(places), out)
+    np.testing.assert_array_equal(device.read(out), plain[ids].astype(F32) + places[at])
 
 
 @pytest.mark.parametrize(
@@ -80,7 +73,7 @@ def test_embed(device, dtype):
     ],
 )
 def test_bad_arrays(device, shape, message):
-    ops = backend(device, "bfloat16")
+    ops = cublas(device, "bfloat16")
     weight = ops.weight([random((32, 80))])
     with pytest.raises(DeviceError, match=message):
         ops.linear(device.empty(shape, np.dtype(ml_dtypes.bfloat16)), weight, device.empty((3, 32), F32))
@@ -88,4 +81,4 @@ def test_bad_arrays(device, shape, message):
 
 def test_bad_parts(device):
     with pytest.raises(DeviceError, match=r"part 1 to be \[rows, 80\], found \[4, 64\]"):
-        backend(device, "bfloat16").weight([random((4, 80)), random((4, 64))])
+        cublas(device, "bfloat16").weight([random((4, 80)), random((4, 64))])

@@ -1,4 +1,4 @@
-"""norm_qkv, norm_gate_up and norm_head of the cuda backend against the composites of base.py on NumPy operations."""
+"""The composites that the cuda backend fuses, against those of base.py on NumPy operations."""
 
 from __future__ import annotations
 
@@ -81,14 +81,16 @@ def case(device, dtype, c, s) -> Case:
         "attn_norm": random(c.hidden), "mlp_norm": random(c.hidden), "norm": random(c.hidden),
         "q_norm": random(c.head_dim), "k_norm": random(c.head_dim), "head_bias": random(c.vocab),
         "qkv_bias": random(c.qkv) if c.qkv_bias else None, "rope": random(c.max_len, c.head_dim),
+        "up_bias": random(c.ffn),
     }  # fmt: skip
     d = c.head_dim
     matrices = {
         "qkv": ([random(n * d, c.hidden) / c.hidden**0.5 for n in (c.heads, c.kv_heads, c.kv_heads)], "qkv", d),
         "gate_up": ([random(c.ffn, c.hidden) / c.hidden**0.5 for _ in range(2)], "gate_up", 0),
         "head": ([random(c.vocab, c.hidden) / c.hidden**0.5], "rows", 0),
+        "up": ([random(c.ffn, c.hidden) / c.hidden**0.5], "rows", 0),
     }
-    x, pages = random(rows, c.hidden), (PAGES, c.kv_heads, PAGE, d)
+    x, h, pages = random(rows, c.hidden), random(rows, c.hidden), (PAGES, c.kv_heads, PAGE, d)
     k, v = random(*pages), random(*pages)
     sides = []
     for ops in (NumpyOps(dtype=dtype), CudaOps(device, dtype)):
@@ -96,10 +98,12 @@ def case(device, dtype, c, s) -> Case:
         w = SimpleNamespace(**{name: None if a is None else up(a) for name, a in plain.items()},
                             **{name: ops.weight(*m) for name, m in matrices.items()})  # fmt: skip
         b = ops.buffers(c, rows, last)
-        for array in (b.h, b.qkv, b.ffn, b.gate_up, b.logits):
+        for array in (b.qkv, b.ffn, b.gate_up, b.logits):
             ops.device.write(array, np.full(array.shape, np.nan, array.dtype))
         ops.device.write(b.x, x)
-        cache = Cache(*(up(a.astype(CudaOps(device, dtype).dtype).astype(ops.dtype)) for a in (k, v)))
+        h, k, v = (a.astype(CudaOps(device, dtype).dtype).astype(ops.dtype) for a in (h, k, v))
+        ops.device.write(b.h, h)
+        cache = Cache(up(k), up(v))
         arrays = {n: up(a) for n, a in vars(s).items()}
         sides.append(SimpleNamespace(ops=ops, w=w, b=b, s=Step(**arrays), cache=cache))
         ops.device.synchronize()
@@ -146,6 +150,31 @@ def test_norm_gate_up(device, dtype, c, rows):
 
 
 @pytest.mark.parametrize("dtype", EPS)
+@pytest.mark.parametrize("c", CONFIGS[:4])
+@pytest.mark.parametrize("rows", STEPS)
+def test_linear_append(device, dtype, c, rows):
+    t = case(device, dtype, c, any_step(rows))
+    for side in (t.host, t.gpu):
+        side.ops.linear_append(c, side.w, side.b, side.s, side.cache)
+    queries = c.heads * c.head_dim
+    close(device.read(t.gpu.b.qkv)[:, :queries], t.host.b.qkv[:, :queries], dtype)
+    for mine, expected in ((t.gpu.cache.k, t.host.cache.k), (t.gpu.cache.v, t.host.cache.v)):
+        close(device.read(mine)[1:], expected[1:], dtype)
+
+
+@pytest.mark.parametrize("dtype", EPS)
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
+@pytest.mark.parametrize("c", [SMALL, replace(SMALL, hidden=1040, ffn=200)], ids=["small", "part-of-a-tile"])
+@pytest.mark.parametrize("rows", STEPS)
+def test_linear_gelu(device, dtype, activation, c, rows):
+    c = replace(c, activation=activation)
+    t = case(device, dtype, c, any_step(rows))
+    for side in (t.host, t.gpu):
+        side.ops.linear_gelu(c, side.w, side.b)
+    close(device.read(t.gpu.b.ffn), t.host.b.ffn, dtype)
+
+
+@pytest.mark.parametrize("dtype", EPS)
 @pytest.mark.parametrize(
     ("rows", "last"),
     [
@@ -183,7 +212,7 @@ def test_decode_bits_do_not_depend_on_the_batch(device, dtype, c):
     """Every row of a batch of 16 alone and in batches of every size: the same queries, keys, values and activations."""
     s = step(np.arange(16, dtype=I32) % SEQUENCES, rng.permutation(3 * PAGE)[:16].astype(I32), range(16))
     t = case(device, dtype, c, s)
-    g, x = t.gpu, device.read(t.gpu.b.x)
+    g, x, h = t.gpu, device.read(t.gpu.b.x), device.read(t.gpu.b.h)
     queries = c.heads * c.head_dim
 
     def run(rows):
@@ -193,8 +222,13 @@ def test_decode_bits_do_not_depend_on_the_batch(device, dtype, c):
         g.ops.norm_qkv(c, g.w, b, some, g.cache, g.w.rope)
         g.ops.norm_gate_up(c, g.w, b)
         page, slot = s.table[s.seqs[rows], s.positions[rows] // PAGE], s.positions[rows] % PAGE
-        keys, values = (device.read(a)[page, :, slot] for a in (g.cache.k, g.cache.v))
-        return [device.read(b.qkv)[:, :queries], keys, values, device.read(b.ffn)]
+        found = [device.read(b.qkv)[:, :queries], device.read(b.ffn)]
+        found += [device.read(a)[page, :, slot] for a in (g.cache.k, g.cache.v)]
+        for tanh in (False, True):
+            device.write(b.h, h[rows])
+            g.ops.linear_gelu(replace(c, activation="gelu_tanh" if tanh else "gelu"), g.w, b)
+            found.append(device.read(b.ffn))
+        return found
 
     alone = [np.concatenate(a) for a in zip(*(run([r]) for r in range(16)), strict=True)]
     for count in (2, 3, 7, 8, 9, 15, 16):
@@ -227,6 +261,12 @@ def test_norm_inside_or_before_the_product(device, rows, monkeypatch):
         pytest.param("norm_qkv", "w", "attn_norm", (48,), r"norm_qkv: expected norm weight .*\[64\]", id="qkv-norm"),
         pytest.param("norm_qkv", "w", "rope", (9, 16), r"norm_qkv: expected rope .*\[9, 32\], found", id="qkv-rope"),
         pytest.param("norm_gate_up", "b", "x", (3, 48), r"norm_gate_up: expected x .*\[3, 64\]", id="gate_up-x"),
+        pytest.param("linear_append", "b", "h", (3, 64), r"qkv: expected x to be bfloat16 \[3, 64\]", id="append-h"),
+        pytest.param(
+            "linear_append", "w", "qkv_bias", (9,), r"linear_append: expected bias .*\[256\]", id="append-bias"
+        ),
+        pytest.param("linear_gelu", "w", "up_bias", (95,), r"linear_gelu: expected bias .*\[96\]", id="gelu-bias"),
+        pytest.param("linear_gelu", "b", "ffn", (3, 95), r"linear_gelu: expected out to be .*\[3, 96\]", id="gelu-out"),
         pytest.param("norm_head", "b", "logits", (3, 200), r"norm_head: expected out .*\[3, 209\]", id="head-logits"),
         pytest.param("norm_head", "w", "head_bias", (200,), r"norm_head: expected bias .*\[209\]", id="head-bias"),
     ],
@@ -234,7 +274,7 @@ def test_norm_inside_or_before_the_product(device, rows, monkeypatch):
 def test_bad_arrays(device, op, where, name, shape, message):
     g = case(device, "bfloat16", SMALL, decode_step(3)).gpu
     setattr(getattr(g, where), name, device.empty(shape, F32))
-    rest = {"norm_qkv": (g.s, g.cache, g.w.rope), "norm_gate_up": (), "norm_head": (g.s,)}[op]
+    rest = {"norm_qkv": (g.s, g.cache, g.w.rope), "linear_append": (g.s, g.cache), "norm_head": (g.s,)}.get(op, ())
     with pytest.raises(DeviceError, match=message):
         getattr(g.ops, op)(SMALL, g.w, g.b, *rest)
 
@@ -245,5 +285,7 @@ def test_every_schedule_gives_the_same_bits(shuffled):
         g = t.gpu
         if len(s.seqs) <= SEQUENCES:  # spare rows share a place in page 0, in any order
             g.ops.norm_qkv(SMALL, g.w, g.b, g.s, g.cache, g.w.rope)
+            g.ops.linear_append(SMALL, g.w, g.b, g.s, g.cache)
+        g.ops.linear_gelu(SMALL, g.w, g.b)
         g.ops.norm_gate_up(SMALL, g.w, g.b)
         g.ops.norm_head(SMALL, g.w, g.b, g.s)

@@ -156,6 +156,9 @@ def test_embed(device, dtype, vocab, k):
     out = unwritten(device, (len(ids), k), F32)
     ops.embed(device.upload(ids), table, out)
     np.testing.assert_array_equal(device.read(out), plain[ids].astype(F32))
+    places, at = random((9, k)), rng.integers(0, 9, len(ids)).astype(np.int32)
+    ops.embed_at(device.upload(ids), table, device.upload(at), device.upload(places), out)
+    np.testing.assert_array_equal(device.read(out), plain[ids].astype(F32) + places[at])
 
 
 def test_packed_layout(device):
@@ -208,3 +211,6 @@ def test_bad_embed(device):
     ops, table, _ = matrix(device, "bfloat16", "rows", 0, (32,), 64)
     with pytest.raises(DeviceError, match=r"embed: expected ids to be int32 \[3\], found int64 \[3\]"):
         ops.embed(device.upload(np.zeros(3, np.int64)), table, device.empty((3, 64), F32))
+    with pytest.raises(DeviceError, match=r"embed: expected places to be float32 \[9, 64\], found float32 \[9, 48\]"):
+        ids = device.upload(np.zeros(3, np.int32))
+        ops.embed_at(ids, table, ids, device.empty((9, 48), F32), device.empty((3, 64), F32))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from rows import EPS, F32, I32, TYPES, RowOps, close, step
@@ -39,6 +41,46 @@ def test_rms_norm_of_many_rows(device):
     out = unwritten(device, x.shape)
     RowOps(device, F32).rms_norm(device.upload(x), device.upload(weight), 0.5, out)
     close(device.read(out), x / np.sqrt((x.astype(float) ** 2).mean(-1, keepdims=True) + 0.5), EPS["float32"])
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("form", ["pre-norm", "post-norm", "some-rows", "some-rows-kept"])
+@pytest.mark.parametrize("width", [4, 48, 384, 768, 5124])
+def test_layer_norm(device, dtype, width, form):
+    """With a mean far from 0, which must not cost digits; post-norm in place."""
+    x, weight, bias = 20 + normal(5, width), normal(width), normal(width)
+    rows = [3, 0] if "rows" in form else None
+    taken = x if rows is None else x[rows]
+    on, out = device.upload(x), unwritten(device, taken.shape, TYPES[dtype])
+    keep = {"post-norm": on, "some-rows-kept": unwritten(device, taken.shape)}.get(form)
+    index = None if rows is None else device.upload(np.array(rows, I32))
+    arrays = (on, device.upload(weight), device.upload(bias))
+    RowOps(device, TYPES[dtype]).layer_norm(*arrays, 1e-5, out, index, keep)
+    taken = taken.astype(float)
+    variance = taken.var(-1, keepdims=True)
+    expected = (taken - taken.mean(-1, keepdims=True)) / np.sqrt(variance + 1e-5) * weight + bias
+    close(device.read(out), expected, EPS[dtype] + 2.0**-18)
+    if keep is not None:
+        close(device.read(keep), expected, 2.0**-18)
+        np.testing.assert_array_equal(device.read(keep).astype(TYPES[dtype]), device.read(out))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("tanh", [False, True], ids=["exact", "tanh"])
+@pytest.mark.parametrize("width", [1, 8, 13, 1536])
+def test_gelu(device, dtype, width, tanh):
+    """In place too; where a power overflows in T or in float32 the factor is 0 or 1."""
+    x = (4 * normal(3, width)).astype(TYPES[dtype])
+    x[:, 0] = [-6e4, 6e4, 1e19 if dtype != "float16" else 60]
+    value = x.astype(float)
+    cubic = np.sqrt(2 / np.pi) * (value + 0.044715 * value**3)
+    expected = value * ((1 + np.tanh(cubic)) / 2 if tanh else np.vectorize(math.erfc)(-value / np.sqrt(2)) / 2)
+    on, out = device.upload(x), unwritten(device, x.shape, TYPES[dtype])
+    for to in (out, on):
+        RowOps(device, TYPES[dtype]).gelu(on, tanh, to)
+        found = device.read(to).astype(float)
+        assert np.abs(found - expected).max(where=np.abs(value) < 1e4, initial=0) <= EPS[dtype] * 16
+        np.testing.assert_array_equal(found[:, 0], np.where(value[:, 0] < 0, 0, value[:, 0]))
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -83,6 +125,23 @@ def test_rope_append(device, dtype, heads, g, d):
 
 
 @pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("heads", "g", "d"), [(1, 1, 16), (3, 3, 80), (8, 2, 128), (2, 2, 256)])
+def test_append(device, dtype, heads, g, d):
+    """Rows of two sequences and one spare row; nothing but their places in the cache changes."""
+    seqs, positions, table = [1, 0, 1, 2], [PAGE, PAGE - 1, 5, 0], np.array([[3, 1], [2, 4], [0, 0]])
+    x = normal(4, heads + 2 * g, d).astype(TYPES[dtype])
+    before = normal(2, 5, g, PAGE, d).astype(TYPES[dtype])
+    cache, qkv = Cache(device.upload(before[0]), device.upload(before[1])), device.upload(x.reshape(4, -1))
+    s = step(device, seqs, positions, np.array(positions) + 1, table)
+    RowOps(device, TYPES[dtype]).append(qkv, s, cache, heads)
+    np.testing.assert_array_equal(device.read(qkv), x.reshape(4, -1))
+    for found, old, first in ((cache.k, before[0], heads), (cache.v, before[1], heads + g)):
+        for r in range(4):
+            old[table[seqs[r], positions[r] // PAGE], :, positions[r] % PAGE] = x[r, first : first + g]
+        np.testing.assert_array_equal(device.read(found), old)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("width", [1, 8, 13, 1536, 2049])
 def test_silu_mul(device, dtype, width):
     x = (4 * normal(3, 2 * width)).astype(TYPES[dtype])
@@ -120,6 +179,15 @@ def test_buffers(device):
         RowOps(device, F32).buffers(ModelConfig("decoder", head_dim=72, **sizes), 1, 1)
 
 
+def _norm_of_chosen_rows_in_place(ops, new):
+    x = new(2, 8)
+    ops.layer_norm(x, new(8), new(8), 1e-5, new(2, 8), ops.device.upload(np.array([1, 0], I32)), x)
+
+
+def _one_row(device):
+    return step(device, [0], [0], [1], np.zeros((2, 1)))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -127,6 +195,43 @@ def test_buffers(device):
             lambda ops, new: ops.rms_norm(new(2, 8), new(9), 1e-5, new(2, 8)),
             r"rms_norm: expected weight to be float32 \[8\], found float32 \[9\]",
             id="rms_norm-weight",
+        ),
+        pytest.param(
+            lambda ops, new: ops.layer_norm(new(2, 8), new(8), new(9), 1e-5, new(2, 8)),
+            r"layer_norm: expected bias to be float32 \[8\], found float32 \[9\]",
+            id="layer_norm-bias",
+        ),
+        pytest.param(
+            lambda ops, new: ops.layer_norm(new(2, 6), new(6), new(6), 1e-5, new(2, 6)),
+            r"layer_norm: expected rows of a multiple of 4 and at most 12288 elements, found 6",
+            id="layer_norm-width",
+        ),
+        pytest.param(
+            lambda ops, new: ops.layer_norm(new(1, 12292), new(12292), new(12292), 1e-5, new(1, 12292)),
+            r"layer_norm: expected rows of a multiple of 4 and at most 12288 elements, found 12292",
+            id="layer_norm-too-wide",
+        ),
+        pytest.param(
+            lambda ops, new: ops.layer_norm(new(2, 8), new(8), new(8), 1e-5, new(2, 8), keep=new(1, 8)),
+            r"layer_norm: expected keep to be float32 \[2, 8\], found float32 \[1, 8\]",
+            id="layer_norm-keep",
+        ),
+        pytest.param(
+            _norm_of_chosen_rows_in_place,
+            r"layer_norm: expected keep to be another array than x where rows are chosen",
+            id="layer_norm-in-place",
+        ),
+        pytest.param(
+            lambda ops, new: ops.gelu(new(2, 8), True, new(2, 9)),
+            r"gelu: expected out to be float32 \[2, 8\], found float32 \[2, 9\]",
+            id="gelu-shape",
+        ),
+        pytest.param(
+            lambda ops, new: ops.append(
+                new(2, 48), _one_row(ops.device), Cache(new(1, 1, PAGE, 16), new(1, 1, PAGE, 16)), 1
+            ),
+            r"append: expected seqs to be int32 \[2\], found int32 \[1\]",
+            id="append-rows",
         ),
         pytest.param(
             lambda ops, new: ops.silu_mul(new(2, 9), new(2, 4)),

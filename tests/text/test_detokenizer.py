@@ -144,7 +144,7 @@ STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
     "decoder",
     [
         pytest.param(None, id="none"),
-        pytest.param({"type": "WordPiece", "prefix": "##", "cleanup": True}, id="wordpiece"),
+        pytest.param({"type": "BPEDecoder", "suffix": "</w>"}, id="bpe-with-suffix"),
         pytest.param({"type": "Replace", "pattern": {"Regex": "a+"}, "content": "b"}, id="replace-by-expression"),
         pytest.param(STRIP, id="strip-each-token"),
         pytest.param({"type": "Sequence", "decoders": [{"type": "Fuse"}, {**STRIP, "stop": 1}]}, id="strip-at-the-end"),

@@ -59,7 +59,9 @@ def test_every_field() -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", sorted(path.parent.name for path in FIXTURES.glob("*/config.json")))
+@pytest.mark.parametrize(
+    "name", ["llama", "llama-linear", "llama-llama3", "llama-sharded", "mistral", "qwen2", "qwen3"]
+)
 def test_config_that_transformers_wrote(name: str) -> None:
     config = json.loads((FIXTURES / name / "config.json").read_text())
     generation = json.loads((FIXTURES / name / "generation_config.json").read_text())

@@ -203,7 +203,7 @@ def save(path: Path, backend: Backend, config: dict[str, Any] | None = None) -> 
     return directory(path)
 
 
-@pytest.mark.parametrize("name", sorted(path.parent.name for path in FIXTURES.glob("*/tokenizer.json")))
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in FIXTURES.glob("*/generation_config.json")))
 def test_fixture(name: str) -> None:
     with open_checkpoint(FIXTURES / name) as checkpoint:
         t = Tokenizer.from_checkpoint(checkpoint)

@@ -20,6 +20,7 @@ from ostinato.weights.checkpoint import open_checkpoint
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 BASE = {
     "arch": "decoder", "layers": 2, "hidden": 8, "heads": 4, "kv_heads": 2, "head_dim": 3, "ffn": 10, "vocab": 20,
+    "max_len": 30, "segments": 2,
     "tied": True, "qkv_bias": False, "qk_norm": False,
 }  # fmt: skip
 LAYER = ["attn_norm", "qkv", "o", "mlp_norm", "gate_up", "down"]
@@ -53,7 +54,7 @@ def check(folder: Path, c: Any, tensors: dict[str, np.ndarray]) -> list[names.En
     ],
 )
 def test_plan_has_every_weight_once(change: dict, top: list[str], layer: list[str]) -> None:
-    entries = list(names.decoder(model(**change)))
+    entries = list(names.plan(model(**change)))
     paths = [*top, *(f"layers.{i}.{n}" for i in (0, 1) for n in layer)]
     assert Counter(e.path for e in entries) == Counter(paths)
     assert max(Counter(t for e in entries for t in e.tensors).values()) == 1
@@ -82,14 +83,41 @@ def test_kinds_layouts_and_shapes(path: str, kind: str, layout: str, shapes: lis
     assert (entry.kind, entry.layout, list(entry.shapes)) == (kind, layout, shapes)
 
 
-@pytest.mark.parametrize(
-    "name", ["llama", "llama-linear", "llama-llama3", "llama-sharded", "mistral", "qwen2", "qwen3"]
-)
+POOLER = {"pooler.dense.weight", "pooler.dense.bias"}
+MASKS = {f"h.{i}.attn.{name}" for i in (0, 1) for name in ("bias", "masked_bias")}
+PREDICTIONS = {"bert.embeddings.position_ids"} | {
+    f"cls.predictions.{name}"
+    for name in (
+        "bias",
+        *(f"transform.{n}" for n in ("dense.weight", "dense.bias", "LayerNorm.gamma", "LayerNorm.beta")),
+    )
+}
+NOT_NEEDED = {"bert": POOLER, "bert-masked": PREDICTIONS, "gpt2": MASKS}
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in FIXTURES.glob("*/config.json")))
 def test_real_layouts_pass(name: str) -> None:
     with open_checkpoint(FIXTURES / name) as checkpoint:
         c = ModelConfig.from_hf(checkpoint.config, checkpoint.generation_config, checkpoint.source)
         used = [t for e in names.check(checkpoint, c) for t in e.tensors]
-        assert set(used) == set(checkpoint.names())
+        assert len(used) == len(set(used))
+        assert set(checkpoint.names()) - set(used) == NOT_NEEDED.get(name, set())
+
+
+@pytest.mark.parametrize("name", ["bert", "bert-masked", "gpt2", "gpt2-gelu"])
+def test_a_prefix_may_be_there_or_not(name: str, tmp_path: Path) -> None:
+    """The other spelling of every name gives the same plan; half of them in the other spelling gives none."""
+    prefix = "bert." if name.startswith("bert") else "transformer."
+    with open_checkpoint(FIXTURES / name) as ck:
+        c = ModelConfig.from_hf(ck.config, ck.generation_config, ck.source)
+        before = names.check(ck, c)
+        tensors = {n: np.array(ck.tensor(n)) for e in before for n in e.tensors}
+    head = {n for n in tensors if n.startswith("lm_head")}
+    other = {n: n if n in head else n.removeprefix(prefix) if n.startswith(prefix) else prefix + n for n in tensors}
+    after = check(tmp_path, c, {other[n]: array for n, array in tensors.items()})
+    assert [e._replace(tensors=tuple(other[n] for n in e.tensors)) for e in before] == after
+    half = {other[n] if "LayerNorm" in n or "ln_" in n else n: array for n, array in tensors.items()}
+    refused(lambda: check(tmp_path, c, half), "is missing")
 
 
 O_BIAS = "model.layers.0.self_attn.o_proj.bias"
@@ -149,6 +177,42 @@ def ones(*shape: int, dtype: str = "f4") -> np.ndarray:
 def test_what_does_not_fit_is_refused(tmp_path: Path, change: dict, words: list[str], error: type) -> None:
     tensors = {name: array for name, array in {**arrays(model()), **change}.items() if array is not None}
     refused(lambda: check(tmp_path, model(), tensors), str(tmp_path), *words, error=error)
+
+
+BERT = {"arch": "bert", "kv_heads": 4, "head_dim": 2}
+GPT2 = {"arch": "gpt2", "kv_heads": 4, "head_dim": 2}
+
+
+@pytest.mark.parametrize(
+    ("base", "change", "words", "error"),
+    [
+        pytest.param(BERT, {"bert.embeddings.token_type_embeddings.weight": ones(3, 8)}, ["[2, 8]", "[3, 8]"], BAD,
+                     id="segments"),
+        pytest.param(BERT, {"bert.embeddings.position_embeddings.weight": ones(29, 8)}, ["[30, 8]", "[29, 8]"], BAD,
+                     id="positions"),
+        pytest.param(BERT, {"bert.embeddings.LayerNorm.bias": None}, ["embeddings.LayerNorm.bias is missing"], BAD,
+                     id="no-norm-bias"),
+        pytest.param(BERT, {"bert.encoder.layer.2.output.dense.bias": ones(8)}, ["layer.2", "2 layers"], BAD,
+                     id="layer-too-many"),
+        pytest.param(BERT, {"bert.encoder.layer.0.crossattention.self.query.weight": ones(8, 8)}, ["crossattention"],
+                     LACKS, id="cross-attention"),
+        pytest.param(BERT, {"classifier.weight": ones(2, 8)}, ["classifier.weight", "no use"], LACKS, id="classifier"),
+        pytest.param(BERT, {"lm_head.weight": ones(20, 8)}, ["lm_head.weight", "no use"], LACKS, id="bert-head"),
+        pytest.param(GPT2, {"transformer.h.0.attn.c_attn.weight": ones(24, 8)}, ["[8, 24]", "[24, 8]"], BAD,
+                     id="not-transposed"),
+        pytest.param(GPT2, {"transformer.h.1.mlp.c_fc.bias": None}, ["h.1.mlp.c_fc.bias is missing"], BAD,
+                     id="no-mlp-bias"),
+        pytest.param(GPT2, {"transformer.wpe.weight": ones(31, 8)}, ["[30, 8]", "[31, 8]"], BAD, id="gpt2-positions"),
+        pytest.param(GPT2, {"transformer.h.0.crossattention.c_attn.weight": ones(1)}, ["crossattention"], LACKS,
+                     id="gpt2-cross-attention"),
+        pytest.param(GPT2, {HEAD: ones(20, 8)}, [HEAD, "transformer.wte.weight"], BAD, id="tied-head-that-differs"),
+        pytest.param(GPT2, {"transformer.h.0.attn.rotary_emb.inv_freq": ones(1)}, ["inv_freq"], LACKS, id="rotary"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_gpt2_or_bert(tmp_path: Path, base: dict, change: dict, words: list[str], error: type):
+    c = model(**base)
+    tensors = {name: array for name, array in {**arrays(c), **change}.items() if array is not None}
+    refused(lambda: check(tmp_path, c, tensors), str(tmp_path), *words, error=error)
 
 
 def test_a_billion_layers_end_at_the_first_missing(tmp_path: Path) -> None:

@@ -1,0 +1,138 @@
+"""What `ostinato bench graphs` found, as tables, JSON and a plot. Called by graphs_command.py; touches no device."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from .breakdown import TOLERANCE
+from .graphs import Report, Row
+from .report import stamp, stdout
+
+ARTICLE = {1: (100, 150), 4: (350, 450), 8: (600, 700), 16: (1000, 1100)}  # samples/s without and with: its example
+SAMPLE = {
+    "encoder": "one sentence embedded, from token ids to the vector on the host; a batch is one call",
+    "decoder": "one sentence as prompt and {} tokens generated after it; a batch is decoded at once",
+}
+METHOD = f"""\
+A step is what the host launches again and again: of a decoder a decode step, of an encoder a pass over a batch.
+wall    host clock over many steps, launched as fast as the host can, until all are done
+host    host clock around the launches of a step: Python, arguments and the driver; goes on while the device works
+kernel  events around a step of graphs, queued while the device was busy, so that it never waits for the host;
+        one for the whole step or one a layer, whichever was faster
+idle    what the device's own clock says of the same steps as wall, less kernel: the device waits for launches, or for
+        kernels that started early and are in the way
+sum     kernel + idle, which is by the device's clock, of wall, which is by the host's; more than \
+{TOLERANCE:.0%} apart is FAILED"""
+
+
+def record(report: Report) -> dict[str, Any]:
+    """Everything, for JSON."""
+    s = report.settings
+    models = [{"model": n, "weights": report.weights[n], "tokens": report.tokens[n]} for n, _ in s.models]
+    return {
+        **stamp(report.machine),
+        "models": models,
+        "settings": {k: v for k, v in asdict(s).items() if k != "models"},
+        "sample": {kind: text.format(s.new_tokens) for kind, text in SAMPLE.items()},
+        "article": {str(batch): list(pair) for batch, pair in ARTICLE.items()},
+        "method": METHOD,
+        "rows": [asdict(row) for row in report.rows],
+        "problems": report.problems(),
+    }
+
+
+def print_tables(report: Report) -> None:
+    """For each model the article's table; then the breakdown of every row."""
+    console = stdout()
+    for name, _ in report.settings.models:
+        rows = [r for r in report.rows if r.model == name]
+        console.print(_speeds(report, rows))
+        tokens = report.tokens[name]
+        console.print(f"[not bold]sample: {SAMPLE[rows[0].kind].format(report.settings.new_tokens)}. "
+                      f"{len(tokens)} sentences of {min(tokens)} to {max(tokens)} tokens, {sum(tokens)} in all.\n"
+                      "speed-up: by one graph a step; article: the figures its table gives as an example.")  # fmt: skip
+    console.print(_breakdown(report))
+    console.print(f"[not bold]{METHOD}")
+    for problem in report.problems():
+        console.print(f"[bold]FAILED[/]: {problem}")
+
+
+def _table(title: str, heads: tuple[str, ...], left: tuple[int, ...]) -> Any:
+    from rich.table import Table
+
+    table = Table(title=title)
+    for i, head in enumerate(heads):
+        table.add_column(head, justify="left" if i in left else "right", no_wrap=True)
+    return table
+
+
+def _speeds(report: Report, rows: list[Row]) -> Any:
+    """Samples/s of one model by batch and graph mode, beside the article's."""
+    by_mode = {(r.batch, r.graph): r for r in rows}
+    modes = report.settings.graphs
+    name = rows[0].model
+    title = f"{name} ({report.weights[name]}) on {report.machine.get('device')}: samples/s and ms a sample"
+    heads = ("batch", *(f"graph {m}" for m in modes), "speed-up", *(f"ms, {m}" for m in modes), "article: without",
+             "with", "speed-up")  # fmt: skip
+    table = _table(title, heads, ())
+    for batch in report.settings.batches:
+        found = [by_mode[batch, mode] for mode in modes]
+        article = ARTICLE.get(batch)
+        table.add_row(
+            str(batch), *(f"{r.samples_per_s:.1f}" for r in found), _times(speedup(by_mode, batch)),
+            *(f"{r.ms_per_sample:.3f}" for r in found),
+            *((str(article[0]), str(article[1]), _times(article[1] / article[0])) if article else ("", "", "")),
+        )  # fmt: skip
+    return table
+
+
+def speedup(rows: dict[tuple[int, str], Row], batch: int) -> float | None:
+    """Samples/s by one graph a step against none; None if one of them was not measured."""
+    without, whole = rows.get((batch, "off")), rows.get((batch, "step"))
+    return whole.samples_per_s / without.samples_per_s if without and whole else None
+
+
+def _times(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.2f}x"
+
+
+def _breakdown(report: Report) -> Any:
+    times = ("wall us", "host us", "%", "kernel us", "%", "idle us", "%", "sum %")
+    heads = ("model", "batch", "graph", "launches", *times)
+    table = _table(f"where the time of a step goes, on {report.machine.get('device')}", heads, (0, 2))
+    for r in report.rows:
+        b = r.step
+        table.add_row(
+            r.model, str(r.batch), r.graph, str(r.launched), f"{b.wall_us:.1f}", f"{b.host_us:.1f}",
+            f"{b.host_percent:.0f}", f"{b.kernel_us:.1f}", f"{b.kernel_percent:.0f}", f"{b.idle_us:.1f}",
+            f"{b.idle_percent:.0f}", f"{b.sum_percent:.1f}" + (" FAILED" if b.problem else ""),
+        )  # fmt: skip
+    return table
+
+
+def draw(report: Report, file: str) -> None:
+    """Left the speed-up over the batch size, beside the article's; right how much of a step the device has work."""
+    from matplotlib import pyplot
+
+    pyplot.switch_backend("Agg")
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    batches = report.settings.batches
+    for name, _ in report.settings.models:
+        rows = {(r.batch, r.graph): r for r in report.rows if r.model == name}
+        found = [(b, ratio) for b in batches if (ratio := speedup(rows, b))]
+        left.plot([b for b, _ in found], [ratio for _, ratio in found], marker="o", label=name)
+        for mode in report.settings.graphs:
+            shares = [rows[b, mode].step.kernel_percent for b in batches]
+            right.plot(batches, shares, marker="o", label=f"{name}, graph {mode}")
+    left.plot(list(ARTICLE), [b / a for a, b in ARTICLE.values()], "k--", label="the article's example")
+    left.set(ylabel="samples/s by one graph a step / without graphs", title=f"on {report.machine.get('device')}")
+    right.set(ylabel="% of a step's wall clock in kernels", ylim=(0, 105))
+    for axes in (left, right):
+        axes.set(xscale="log", xlabel="batch")
+        axes.set_xticks(batches, map(str, batches))
+        axes.set_xticks([], minor=True)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    figure.savefig(file, dpi=150)
+    pyplot.close(figure)

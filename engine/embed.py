@@ -1,0 +1,42 @@
+"""`ostinato embed`: vectors of texts as JSON, or how similar the texts are. Called by cli.py."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+SHOWN = 60  # characters of a text beside its row
+
+
+def add_command(commands: Any, model_options: Callable[[argparse.ArgumentParser], None]) -> None:
+    """Add `embed` to the subparsers of `ostinato`. model_options adds MODEL and how it runs."""
+    p = commands.add_parser(
+        "embed", help="vectors of texts", description="How similar texts are by an encoder, or their vectors as JSON."
+    )
+    model_options(p)
+    p.add_argument("text", metavar="TEXT", nargs="+", help="texts to embed")
+    p.add_argument("--pooling", default="mean", help="of a text's tokens: mean, or cls for the first one's (mean)")
+    p.add_argument("--no-normalize", action="store_true", help="leave the vectors as long as they are")
+    p.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    p.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print cosines of all pairs, or everything as JSON; the exit status."""
+    from . import LLM
+
+    with LLM(args.model, backend=args.backend, graph=args.graph, dtype=args.dtype, max_len=args.max_len) as llm:
+        began = time.perf_counter()
+        vectors = llm.embed(args.text, pooling=args.pooling, normalize=not (args.json and args.no_normalize))
+        ms = (time.perf_counter() - began) * 1e3
+        if args.json:
+            timings = {"load_s": round(llm.load_s, 3), "embed_ms": round(ms, 3)}
+            print(json.dumps({"embeddings": vectors.tolist(), "pooling": args.pooling, "backend": llm.backend,
+                              "graph": llm.graph, "timings": timings}))  # fmt: skip
+            return 0
+    for text, row in zip(args.text, vectors @ vectors.T, strict=True):
+        print(*(f"{cosine:6.3f}" for cosine in row), "", " ".join(text[:SHOWN].split()))
+    return 0

@@ -1,0 +1,30 @@
+"""GPT-2: pre-norm decoder with learned positions, LayerNorm with bias, and a GELU MLP.
+
+c ModelConfig · w weights as weights/names.py lays them out · b Buffers · s Step · caches one Cache a layer.
+"""
+
+
+def layer(ops, c, w, b, s, cache):
+    """One decoder layer: reads and writes the residual stream b.x [R, D]."""
+    ops.layer_norm(b.x, w.attn_norm, w.attn_norm_bias, c.eps, b.h)
+    ops.linear_append(c, w, b, s, cache)
+    ops.attend(b.qkv, s, cache, c.heads, c.window, b.attn, b.scratch)
+    ops.linear(b.attn, w.o, b.x, bias=w.o_bias, residual=b.x)
+    ops.layer_norm(b.x, w.mlp_norm, w.mlp_norm_bias, c.eps, b.h)
+    ops.linear_gelu(c, w, b)
+    ops.linear(b.ffn, w.down, b.x, bias=w.down_bias, residual=b.x)
+
+
+def head(ops, c, w, b, s):
+    """b.logits of rows s.last of b.x."""
+    last = b.h[: len(s.last)]
+    ops.layer_norm(b.x, w.norm, w.norm_bias, c.eps, last, rows=s.last)
+    ops.head(last, w.head, b.logits, w.head_bias)
+
+
+def parts(ops, c, w, b, s, caches):
+    """The forward pass as callables, to be run, or captured one by one or together; the result is b.logits."""
+    yield lambda: ops.embed_at(s.ids, w.embed, s.positions, w.positions, b.x)
+    for lw, cache in zip(w.layers, caches, strict=True):
+        yield lambda lw=lw, cache=cache: layer(ops, c, lw, b, s, cache)
+    yield lambda: head(ops, c, w, b, s)
