@@ -142,11 +142,12 @@ struct Rows {
 // qkv [rows, (heads + 2 kv_heads) D], of which q is read. keys, values [P, kv_heads, PAGE, D]. table [*, pages].
 // out [rows, heads D]. scale = log2(e) / sqrt(D).
 //
-// A tile takes one pass over the keys of every sequence that has rows in it; rows of the spare sequence become zeros.
+// PACKED: a tile may hold rows of several sequences and takes one pass over the keys of each; those of the spare one
+// become zeros. Else rows of another sequence than the first row's become zeros.
 //
 // LAUNCH: grid (rows / 64, heads), block 128, dynamic shared memory Tile::STAGES Tile::SIZE sizeof(T), dependent.
-// PRECOND: rows a multiple of 64; in a tile of 64 the rows of a sequence stand together; spare is none that is read.
-template <class T, int D>
+// PRECOND: rows a multiple of 64; in a tile of 64 the rows of a sequence stand together, unless PACKED those of one only.
+template <class T, int D, bool PACKED>
 __global__ void __launch_bounds__(THREADS, 1)
     attend_prefill(const T* qkv, const int* seqs, const int* visible, const int* table, const T* keys, const T* values,
                    T* out, int heads, int kv_heads, int pages, int window, int spare, float scale) {
@@ -159,47 +160,45 @@ __global__ void __launch_bounds__(THREADS, 1)
     const int first = (gridDim.x - 1 - blockIdx.x) * ROWS;  // the last tiles see most: they start first
     const int row = first + threadIdx.x / 32 * 16 + lane / 4;
 
-    Rows<T, D> rows;
-    const size_t line = size_t(heads + 2 * kv_heads) * D;
-    const T* queries = qkv + row * line + head * D;
-    Pair<T> held[2][Rows<T, D>::HELD ? D / 8 : 1];
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-        rows.largest[r] = nothing(), rows.sum[r] = 0.f;
-        if constexpr (Rows<T, D>::HELD) load_quarter<D>(queries + 8 * r * line, lane % 4, Plainly(), held[r]);
-    }
-#pragma unroll
-    for (int d = 0; d < D / 8; d++)
-#pragma unroll
-        for (int e = 0; e < 4; e++) rows.acc[d][e] = 0.f;
-
-    for (int run = 0, next; run < ROWS; run = next) {
+#pragma unroll 1
+    for (int run = 0, next = ROWS; run < ROWS; run = PACKED ? next : ROWS) {
         const int seq = seqs[first + run];
-        int low = 0x7fffffff, high = 0;  // what any row of this sequence sees
-        next = ROWS;
+        int low = 0x7fffffff, high = 0;  // what any row of the sequence sees
+        if (PACKED) next = ROWS;         // the first row behind them
 #pragma unroll
         for (int r = lane; r < ROWS; r += 32)
             if (seqs[first + r] == seq) {
                 int v = visible[first + r];
                 high = max(high, v), low = min(low, window > 0 ? max(0, v - window) : 0);
-            } else if (r > run) {
+            } else if (PACKED && r > run) {
                 next = min(next, r);
             }
-        next = __reduce_min_sync(0xffffffffu, next);
-        if (seq == spare) continue;
         low = __reduce_min_sync(0xffffffffu, low), high = __reduce_max_sync(0xffffffffu, high);
+        if (PACKED) {
+            next = __reduce_min_sync(0xffffffffu, next);
+            if (seq == spare) low = high = 0;
+            __syncthreads();  // the keys of the sequence before have been read
+        }
+
+        Rows<T, D> rows;
+        const size_t line = size_t(heads + 2 * kv_heads) * D;
+        const T* queries = qkv + row * line + head * D;
+        Pair<T> held[2][Rows<T, D>::HELD ? D / 8 : 1];
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             rows.high[r] = seqs[row + 8 * r] == seq ? visible[row + 8 * r] : 0;
             rows.low[r] = window > 0 ? max(0, rows.high[r] - window) : 0;
+            rows.largest[r] = nothing(), rows.sum[r] = 0.f;
+            if constexpr (Rows<T, D>::HELD) load_quarter<D>(queries + 8 * r * line, lane % 4, Plainly(), held[r]);
         }
-        const bool concerned = __any_sync(0xffffffffu, max(rows.high[0], rows.high[1]) > 0);
+#pragma unroll
+        for (int d = 0; d < D / 8; d++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) rows.acc[d][e] = 0.f;
+
         const int* own = table + size_t(seq) * pages;
         int start = low / S::KEYS * S::KEYS, stage = 0;
-        if (S::STAGES == 2) {
-            if (run > 0) __syncthreads();  // the last run has been read
-            fetch<T, D>(shared, keys, values, own, kv, kv_heads, start, low, high);
-        }
+        if (S::STAGES == 2 && start < high) fetch<T, D>(shared, keys, values, own, kv, kv_heads, start, low, high);
         for (; start < high; start += S::KEYS) {
             if (S::STAGES == 1) {
                 __syncthreads();  // the last step has been read
@@ -211,20 +210,20 @@ __global__ void __launch_bounds__(THREADS, 1)
             stage = (stage + 1) % S::STAGES;
             if (S::STAGES == 2 && start + S::KEYS < high)
                 fetch<T, D>(shared + stage * S::SIZE, keys, values, own, kv, kv_heads, start + S::KEYS, low, high);
-            if (!concerned) continue;  // a step of which no row sees anything would change nothing
             float score[S::KEYS / 8][4];
             Pair<T> p[S::KEYS / 8][2];
             rows.scores(score, queries, 8 * line, held, here, start, scale, lane);
             rows.weigh(score, p);
             rows.accumulate(p, here + S::KEYS * S::KEY_LINE, lane);
         }
-    }
 #pragma unroll
-    for (int r = 0; r < 2; r++) {
-        float sum = warp_sum<4>(rows.sum[r]), inverse = sum > 0.f ? 1.f / sum : 0.f;
-        Pair<T>* to = reinterpret_cast<Pair<T>*>(out + (size_t(row + 8 * r) * heads + head) * D + 2 * (lane % 4));
+        for (int r = 0; r < 2; r++) {
+            float sum = warp_sum<4>(rows.sum[r]), inverse = sum > 0.f ? 1.f / sum : 0.f;
+            if (PACKED && rows.high[r] == 0) continue;  // of another sequence, which has its own pass
+            Pair<T>* to = reinterpret_cast<Pair<T>*>(out + (size_t(row + 8 * r) * heads + head) * D + 2 * (lane % 4));
 #pragma unroll
-        for (int d = 0; d < D / 8; d++)
-            to[4 * d] = make_pair2<T>(rows.acc[d][2 * r] * inverse, rows.acc[d][2 * r + 1] * inverse);
+            for (int d = 0; d < D / 8; d++)
+                to[4 * d] = make_pair2<T>(rows.acc[d][2 * r] * inverse, rows.acc[d][2 * r + 1] * inverse);
+        }
     }
 }

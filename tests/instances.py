@@ -49,7 +49,10 @@ INSTANCES: dict[str, list[str]] = {
         *each("attend_decode", TYPES, HEAD_SIZES, (1,)),
         *each("attend_decode", TYPES, [d for d in HEAD_SIZES if d <= 128], (2,)),
     ],
-    "attend_prefill.cu": each("attend_prefill", TYPES, HEAD_SIZES),
+    "attend_prefill.cu": [
+        *each("attend_prefill", TYPES, HEAD_SIZES, ("false",)),
+        *each("attend_prefill", TYPES, [d for d in HEAD_SIZES if d <= 128], ("true",)),
+    ],
     "elementwise.cu": [*each("silu_mul", TYPES, (1, 8)), *each("gelu", TYPES, (1, 8)), "advance"],
     "finish.cu": each("finish", TYPES),
     "linear_decode.cu": [

@@ -169,9 +169,13 @@ class Ops:
         """Store k and v as they are at (seqs[r], positions[r]) of the cache.  qkv [R, (H + 2 G) d] T"""
         raise NotImplementedError
 
-    def attend(self, qkv: Array, s: Step, cache: Cache, heads: int, window: int, out: Array, scratch: Any) -> None:
+    def attend(
+        self, qkv: Array, s: Step, cache: Cache, heads: int, window: int, out: Array, scratch: Any, packed: bool = False
+    ) -> None:
         """out[r] = softmax(q[r] k^T / sqrt(d)) v over tokens t of sequence seqs[r] with t < visible[r] and, if window,
-        t >= visible[r] - window.  qkv [R, (H + 2 G) d] T, out [R, H d] T; query head h uses k/v head h // (H / G)"""
+        t >= visible[r] - window.  qkv [R, (H + 2 G) d] T, out [R, H d] T; query head h uses k/v head h // (H / G).
+
+        packed: tiles of 64 rows of a prefill may hold several sequences; see Step."""
         raise NotImplementedError
 
     def silu_mul(self, gate_up: Array, out: Array) -> None:

@@ -118,7 +118,7 @@ class NumpyOps(Ops):
         cache.k[page, :, slot] = x[:, heads : heads + groups]
         cache.v[page, :, slot] = x[:, heads + groups :]
 
-    def attend(self, qkv, s, cache, heads, window, out, scratch):
+    def attend(self, qkv, s, cache, heads, window, out, scratch, packed=False):
         groups, d = cache.k.shape[1], cache.k.shape[3]
         queries = qkv.reshape(len(qkv), -1, d)[:, :heads].reshape(len(qkv), groups, heads // groups, d)
         results = out.reshape(len(qkv), groups, heads // groups, d)

@@ -20,6 +20,7 @@ from .device import Device
 from .products import address, c_type, expect
 
 HEAD_SIZES = (16, 32, 48, 64, 80, 96, 112, 128, 192, 256)
+PACKED_HEAD = 128  # largest head size of packed sequences: beyond it a pass for each costs too many registers
 SPLITS = 64  # most parts decode attention cuts a row into; as in attend_decode.cuh
 SAMPLED = 4096  # logits a block of sample looks at
 WIDEST = 48 * 1024  # bytes of a row that a norm keeps in shared memory
@@ -87,6 +88,9 @@ class DeviceOps(Ops):
             raise UnsupportedModel(
                 f"backend {self.name}: expected head_dim to be one of {HEAD_SIZES}, found {c.head_dim}"
             )
+        if not c.causal and c.head_dim > PACKED_HEAD:
+            expected = f"backend {self.name}: expected an encoder's head_dim to be at most {PACKED_HEAD}"
+            raise UnsupportedModel(f"{expected}, found {c.head_dim}")
         b = super().buffers(c, rows, last)
         tile = DecodeTile.of(self.dtype.itemsize, c.head_dim, c.heads // c.kv_heads)
         units = min(rows, DECODE_ROWS) * c.kv_heads * tile.chunks
@@ -211,7 +215,7 @@ class DeviceOps(Ops):
         arrays = (qkv, s.seqs, s.positions, s.table, cache.k, cache.v)
         self._launch("rope.cu", f"append<{c_type(self.dtype)}>", (blocks,), 256, *arrays, *sizes)
 
-    def attend(self, qkv, s, cache, heads, window, out, scratch):
+    def attend(self, qkv, s, cache, heads, window, out, scratch, packed=False):
         rows, kv_heads, d = self._expect_attention("attend", qkv, s, cache, heads)
         expect("attend", "out", out, self.dtype, (rows, heads * d))
         if window < 0:
@@ -223,7 +227,9 @@ class DeviceOps(Ops):
                 raise DeviceError(f"attend: expected at most {DECODE_ROWS} rows or a multiple of {PAGE}, found {rows}")
             arrays = (qkv, s.seqs, s.visible, s.table, cache.k, cache.v, out)
             shared = prefill_shared(self.dtype.itemsize, d)
-            name = f"attend_prefill<{c_type(self.dtype)}, {d}>"
+            if packed and d > PACKED_HEAD:
+                raise DeviceError(f"attend: expected packed heads of at most {PACKED_HEAD} elements, found {d}")
+            name = f"attend_prefill<{c_type(self.dtype)}, {d}, {str(packed).lower()}>"
             sizes.append(np.int32(len(s.table) - 1))
             self._launch("attend_prefill.cu", name, (rows // PAGE, heads), 128, *arrays, *sizes, scale, shared=shared)
             return

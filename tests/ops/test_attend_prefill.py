@@ -45,7 +45,7 @@ def run(device, memory, dtype, heads, queries, parts, window=0, encoder=False):
     qkv[real, : heads * d] = queries.reshape(len(queries), -1)
     out = device.upload(np.full((len(seqs), heads * d), np.nan, dtype))
     s = step(device, seqs, positions, visible, memory.table)
-    RowOps(device, dtype).attend(device.upload(qkv), s, memory.cache, heads, window, out, None)
+    RowOps(device, dtype).attend(device.upload(qkv), s, memory.cache, heads, window, out, None, encoder)
     out = device.read(out)
     assert np.isfinite(out.astype(float)).all()  # spare rows too: their numbers go on through the layer
     return out.reshape(len(seqs), heads, d)[real]
@@ -108,7 +108,7 @@ RAGGED = [
 ]
 
 
-@pytest.mark.parametrize("d", [32, 256])
+@pytest.mark.parametrize("d", [32, 128])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("lengths", RAGGED)
 def test_whole_sequences_without_gaps_have_the_bits_of_each_alone(device, dtype, lengths, d):
@@ -131,6 +131,12 @@ def test_order_of_threads_does_not_matter(shuffled, encoder):
     memory = Memory.of(shuffled, rng, [130, 20], 1, 32, TYPES["bfloat16"])
     queries = rng.standard_normal((150, 1, 32)).astype(TYPES["bfloat16"])
     run(shuffled, memory, TYPES["bfloat16"], 1, queries, [(0, 0, 130), (1, 0, 20)], encoder=encoder)
+
+
+def test_refuses_packed_heads_that_are_too_large(device):
+    memory = Memory.of(device, np.random.default_rng(5), [64], 1, 192, TYPES["float32"])
+    with pytest.raises(DeviceError, match=r"attend: expected packed heads of at most 128 elements, found 192"):
+        run(device, memory, TYPES["float32"], 1, np.zeros((64, 1, 192), np.float32), [(0, 0, 64)], encoder=True)
 
 
 def test_refuses_part_of_a_tile(device):

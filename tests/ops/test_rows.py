@@ -177,6 +177,8 @@ def test_buffers(device):
     assert len(b.scratch.partial) == 16 * 9 * 4 * 64
     with pytest.raises(UnsupportedModel, match=r"expected head_dim to be one of .*, found 72"):
         RowOps(device, F32).buffers(ModelConfig("decoder", head_dim=72, **sizes), 1, 1)
+    with pytest.raises(UnsupportedModel, match=r"expected an encoder's head_dim to be at most 128, found 192"):
+        RowOps(device, F32).buffers(ModelConfig("bert", head_dim=192, causal=False, **sizes), 1, 1)
 
 
 def _norm_of_chosen_rows_in_place(ops, new):
