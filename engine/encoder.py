@@ -17,6 +17,7 @@ from .cache import pages_of
 from .config import EngineConfig, ModelConfig
 from .graph import CaptureReport, Part, Program, program
 from .models import MODELS
+from .nvtx import Ranges
 from .ops.base import PAGE, Array, Buffers, Cache, Ops, Step
 from .passes import Piece, expect_kind, fill, longest, rows_of, spare_rows
 
@@ -62,8 +63,8 @@ class Bucket:
 class Encoder:
     """See the module. CaptureError if a pass cannot be captured, RequestError for a decoder.
 
-    w: what load.weights returned. Of e it takes graph, max_len and prefill_rows, the rows of the largest pass (as many
-    as the longest text needs, at least). progress(done, all) is called while buckets are prepared."""
+    w: what load.weights returned. Of e it takes graph, nvtx, max_len and prefill_rows, the rows of the largest pass (as
+    many as the longest text needs, at least). progress(done, all) is called while buckets are prepared."""
 
     def __init__(
         self,
@@ -74,7 +75,9 @@ class Encoder:
         progress: Callable[[int, int], None] = lambda done, all: None,
     ) -> None:
         expect_kind(c, causal=False)
-        self.ops, self.c, self.w, self.device = ops, c, w, ops.device
+        ranges = Ranges(ops.device) if e.nvtx else None
+        self.ops, self._program = (ranges.ops(ops), ranges.program) if ranges else (ops, program)
+        self.c, self.w, self.device = c, w, ops.device
         self.max_len = longest(c, e)
         self._pages = pages_of(self.max_len)
         most = max(e.prefill_rows, self._pages * PAGE)
@@ -159,7 +162,7 @@ class Encoder:
         out = device.empty((rows // TEXT_ROWS, self.c.hidden), np.dtype(np.float32))
         s = Step(*state.step, table=state.table, last=state.first)
         make = partial(self._parts, self._buffers.first(rows), s, state, out)
-        step = program(device, self.ops, make, scope, f"graph {scope}, bucket {rows}", self.captured)
+        step = self._program(device, self.ops, make, scope, f"graph {scope}, bucket {rows}", self.captured)
         if scope == "off" and device.stream is not None:
             step.run()  # compiles the kernels, which would else count as the first text's time
             device.synchronize()

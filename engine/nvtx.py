@@ -1,7 +1,7 @@
 """Named ranges around what runs, which profilers show: every operation and part in eager mode, every graph in replay.
 
-Used by the runner when EngineConfig.nvtx asks for it; otherwise nothing of this is in the way of a step. Imports CuPy,
-which carries NVTX.
+Used by runner.py and encoder.py when EngineConfig.nvtx asks for it; otherwise nothing of this is in the way of a step.
+Imports CuPy, which carries NVTX.
 """
 
 from __future__ import annotations
