@@ -134,10 +134,13 @@ struct Rotate {
 
     __device__ __forceinline__ void follow(Ahead& ahead, int tile, int g, int column) const {
         int span = head_dim / 16, head = tile / span, i = tile % span * 8 + g;
-        if (rope && head < heads + kv_heads) {
+        if (head < heads + kv_heads && rope) {
             const float* angle = rope + static_cast<size_t>(ahead.position) * head_dim + i;
             ahead.cosine = angle[0];
             ahead.sine = angle[head_dim / 2];
+        } else {  // turned by nothing
+            ahead.cosine = 1.f;
+            ahead.sine = 0.f;
         }
         if (head >= heads) ahead.page = table[static_cast<size_t>(ahead.seq) * pages + ahead.position / PAGE];
     }
@@ -148,7 +151,7 @@ struct Rotate {
             a += ahead.bias[0];
             b += ahead.bias[1];
         }
-        if (rope && head < heads + kv_heads) {
+        if (head < heads + kv_heads) {
             float x = a;
             a = fmaf(x, ahead.cosine, -(b * ahead.sine));
             b = fmaf(b, ahead.cosine, x * ahead.sine);

@@ -23,7 +23,8 @@ CUPY = {"engine/ops/cuda.py", "engine/ops/cublas.py", "engine/ops/device.py", "e
 CUPY |= {"engine/limits/lab.py"}  # asks CUDA what graphs can hold, in a process of its own; the engine never calls it
 ALLOWED = {
     "cupy": CUPY | {"engine/nvtx.py"},  # ranges for profilers, which CuPy carries
-    "cuda": CUPY | {"engine/cuda_graph.py", "engine/doctor.py"},  # graphs read and changed by the driver; what is there
+    # graphs read and changed by the driver; what is there; a compiler and linker for what CuPy cannot link
+    "cuda": CUPY | {"engine/cuda_graph.py", "engine/doctor.py", "engine/limits/linking.py"},
     "cupyx": CUPY,
     "cupy_backends": CUPY,
 }
