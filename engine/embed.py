@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from .errors import RequestError
+
 SHOWN = 60  # characters of a text beside its row
 
 
@@ -18,8 +20,10 @@ def add_command(commands: Any, model_options: Callable[[argparse.ArgumentParser]
     )
     model_options(p)
     p.add_argument("text", metavar="TEXT", nargs="+", help="texts to embed")
-    p.add_argument("--pooling", default="mean", help="of a text's tokens: mean, or cls for the first one's (mean)")
-    p.add_argument("--no-normalize", action="store_true", help="leave the vectors as long as they are")
+    p.add_argument(
+        "--pooling", choices=("mean", "cls"), default="mean", help="of all tokens, or the first one's (mean)"
+    )
+    p.add_argument("--no-normalize", action="store_true", help="with --json: leave the vectors as long as they are")
     p.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     p.set_defaults(run=run)
 
@@ -28,9 +32,12 @@ def run(args: argparse.Namespace) -> int:
     """Print cosines of all pairs, or everything as JSON; the exit status."""
     from . import LLM
 
-    with LLM(args.model, backend=args.backend, graph=args.graph, dtype=args.dtype, max_len=args.max_len) as llm:
+    if args.no_normalize and not args.json:
+        raise RequestError("--no-normalize: expected --json with it, as similarities are of vectors of length 1")
+    with LLM(args.model, backend=args.backend, graph=args.graph, dtype=args.dtype, max_len=args.max_len,
+             nvtx=args.nvtx) as llm:  # fmt: skip
         began = time.perf_counter()
-        vectors = llm.embed(args.text, pooling=args.pooling, normalize=not (args.json and args.no_normalize))
+        vectors = llm.embed(args.text, pooling=args.pooling, normalize=not args.no_normalize)
         ms = (time.perf_counter() - began) * 1e3
         if args.json:
             timings = {"load_s": round(llm.load_s, 3), "embed_ms": round(ms, 3)}

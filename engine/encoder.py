@@ -13,11 +13,11 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from . import nvtx
 from .cache import pages_of
 from .config import EngineConfig, ModelConfig
-from .graph import CaptureReport, Part, Program, program
+from .graph import CaptureReport, Part, Program
 from .models import MODELS
-from .nvtx import Ranges
 from .ops.base import PAGE, Array, Buffers, Cache, Ops, Step
 from .passes import Piece, expect_kind, fill, longest, rows_of, spare_rows
 
@@ -75,8 +75,7 @@ class Encoder:
         progress: Callable[[int, int], None] = lambda done, all: None,
     ) -> None:
         expect_kind(c, causal=False)
-        ranges = Ranges(ops.device) if e.nvtx else None
-        self.ops, self._program = (ranges.ops(ops), ranges.program) if ranges else (ops, program)
+        _, self.ops, self._program = nvtx.prepared(ops, e.nvtx)
         self.c, self.w, self.device = c, w, ops.device
         self.max_len = longest(c, e)
         self._pages = pages_of(self.max_len)

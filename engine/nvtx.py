@@ -60,6 +60,14 @@ class Ranges:
         return _NamedGraph(graph.ops, graph.calls, graph.executable, graph.stream, self, name)
 
 
+def prepared(ops: Ops, wanted: bool) -> tuple[Ranges | None, Any, Callable[..., Program]]:
+    """(ranges, operations, graph.program) for a runner: in ranges if they are wanted, else as they are."""
+    if not wanted:
+        return None, ops, program
+    ranges = Ranges(ops.device)
+    return ranges, ranges.ops(ops), ranges.program
+
+
 @dataclass
 class _NamedGraph(Graph):
     """A graph that is replayed in a range."""

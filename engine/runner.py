@@ -13,13 +13,12 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from . import rope
+from . import nvtx, rope
 from .cache import PageTable, pages_of
 from .config import EngineConfig, ModelConfig
 from .errors import DeviceError, RequestError
-from .graph import CaptureReport, Part, Program, TokenCopy, program
+from .graph import CaptureReport, Part, Program, TokenCopy
 from .models import MODELS
-from .nvtx import Ranges
 from .ops.base import DECODE_ROWS, PAGE, Array, Buffers, Cache, Ops, Step
 from .passes import Piece, expect_kind, fill, longest, rows_of, spare_rows
 from .scheduler import PROMPTS, Chunk, Sequence
@@ -81,8 +80,7 @@ class Runner:
         progress: Callable[[int, int], None] = lambda done, all: None,
     ) -> None:
         expect_kind(c, causal=True)
-        ranges = self._ranges = Ranges(ops.device) if e.nvtx else None
-        self.ops, self._program = (ranges.ops(ops), ranges.program) if ranges else (ops, program)
+        self._ranges, self.ops, self._program = nvtx.prepared(ops, e.nvtx)
         self.c, self.device, self.slots = c, ops.device, e.max_batch
         self.max_len = longest(c, e)
         self.model = MODELS[c.arch]

@@ -100,15 +100,21 @@ def switch_node(lab: Lab) -> str:
 # -- graphs within graphs, graphs from kernels, the host --------------------------------------------------------------
 
 
+def _for_kernels(lab: Lab, issue) -> Graph:
+    """The graph of what issue() launches, which kernels may launch, brought to the device."""
+    lab.needs(device_runtime=True)
+    flag = int(lab.driver.CUgraphInstantiate_flags.CUDA_GRAPH_INSTANTIATE_FLAG_DEVICE_LAUNCH)
+    graph = lab.capture(issue, flags=flag)
+    lab.ask(lab.driver.cuGraphUpload, graph.executable, lab.stream.ptr)
+    lab.synchronize()
+    return graph
+
+
 @probe("device-side launch", "a kernel of a graph that launches another graph")
 def device_side_launch(lab: Lab) -> str:
     """cudaGraphInstantiateFlagDeviceLaunch, uploaded, launched by cudaGraphLaunch in a kernel."""
-    lab.needs(device_runtime=True)
     data, status = lab.array(), lab.array([-1], np.int32)
-    flag = int(lab.driver.CUgraphInstantiate_flags.CUDA_GRAPH_INSTANTIATE_FLAG_DEVICE_LAUNCH)
-    inner = lab.capture(lambda: lab.run("add_one", data), flags=flag)
-    lab.ask(lab.driver.cuGraphUpload, inner.executable, lab.stream.ptr)
-    lab.synchronize()
+    inner = _for_kernels(lab, lambda: lab.run("add_one", data))
     outer = lab.capture(lambda: lab.single("launch_graph", np.uint64(int(inner.executable)), status))
     outer.launch(2)
     lab.expect("status of the launch", status, 0)
@@ -119,11 +125,8 @@ def device_side_launch(lab: Lab) -> str:
 @probe("device-side launch", "the same by a kernel that is in no graph")
 def device_side_launch_outside(lab: Lab) -> str:
     """An ordinary launch of the kernel that launches the graph."""
-    lab.needs(device_runtime=True)
     data, status = lab.array(), lab.array([-1], np.int32)
-    flag = int(lab.driver.CUgraphInstantiate_flags.CUDA_GRAPH_INSTANTIATE_FLAG_DEVICE_LAUNCH)
-    inner = lab.capture(lambda: lab.run("add_one", data), flags=flag)
-    lab.ask(lab.driver.cuGraphUpload, inner.executable, lab.stream.ptr)
+    inner = _for_kernels(lab, lambda: lab.run("add_one", data))
     lab.attempt(lambda: lab.single("launch_graph", np.uint64(int(inner.executable)), status))
     lab.synchronize()
     lab.expect("status of the launch", status, 0)
@@ -148,7 +151,7 @@ def child_graph(lab: Lab) -> str:
 
 @probe("child graphs", "a graph launched into a stream that is captured")
 def launch_in_capture(lab: Lab) -> str:
-    """cuGraphLaunch while capturing becomes a child node."""
+    """cuGraphLaunch while capturing: a child node, if the driver takes it."""
     data = lab.array()
     inner = lab.capture(lambda: lab.run("add_one", data))
     graph = lab.capture(lambda: (inner.start(), lab.run("times_two", data)))
