@@ -109,7 +109,7 @@ template <class T>
 struct Rotate {
     int heads, kv_heads, head_dim, pages;  // pages: columns of table
     const float* bias;                     // [(H + 2 G) d] or null
-    const float* rope;                     // [positions, d]: d / 2 cosines, then d / 2 sines; null: nothing is rotated
+    const float* rope;                     // [positions, d]: d / 2 cosines, then d / 2 sines
     const int* seqs;                       // [R]
     const int* positions;                  // [R]
     const int* table;                      // [S + 1, pages]
@@ -134,13 +134,10 @@ struct Rotate {
 
     __device__ __forceinline__ void follow(Ahead& ahead, int tile, int g, int column) const {
         int span = head_dim / 16, head = tile / span, i = tile % span * 8 + g;
-        if (head < heads + kv_heads && rope) {
+        if (head < heads + kv_heads) {
             const float* angle = rope + static_cast<size_t>(ahead.position) * head_dim + i;
             ahead.cosine = angle[0];
             ahead.sine = angle[head_dim / 2];
-        } else {  // turned by nothing
-            ahead.cosine = 1.f;
-            ahead.sine = 0.f;
         }
         if (head >= heads) ahead.page = table[static_cast<size_t>(ahead.seq) * pages + ahead.position / PAGE];
     }

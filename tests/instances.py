@@ -65,7 +65,9 @@ INSTANCES: dict[str, list[str]] = {
             *each("decode_store", [t], [kind], ["STAGED"], wide),
             *(each("decode_store", [t], [kind], ["NORM"], narrow + wide) if kind == "float" else ()),
             *(each("decode_gate", [t], ["NORM", "DIRECT"], narrow + wide) if kind == "float" else ()),
+            *(each("decode_gate", [t], ["STAGED"], wide) if kind == "float" else ()),
             *(each("decode_qkv", [t], ["NORM", "DIRECT"], narrow + wide) if kind == "float" else ()),
+            *(each("decode_qkv", [t], ["STAGED"], wide) if kind == "float" else ()),
             *(each("decode_gelu", [t], ["DIRECT"], narrow + wide) if kind == "float" else ()),
             *(each("decode_gelu", [t], ["STAGED"], wide) if kind == "float" else ()),
         )

@@ -8,7 +8,7 @@ embed and the fused composites), DeviceOps all the rest. The kernels' side is ke
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -43,6 +43,10 @@ class CudaOps(DeviceOps):
     name = "cuda"
 
     @cached_property
+    def _stills(self) -> dict[tuple[int, int], Any]:
+        return {}  # Scratch.still by its shape
+
+    @cached_property
     def shapes(self) -> Shapes:
         """The launch shapes of decode products. DeviceError if a tuned file of this device is damaged."""
         return tuned.shapes(self.device)
@@ -51,6 +55,16 @@ class CudaOps(DeviceOps):
     def _t(self) -> str:
         """T as the kernels spell it."""
         return c_type(self.dtype)
+
+    def buffers(self, c, rows, last):
+        b = super().buffers(c, rows, last)
+        if not c.rope_theta:  # the kernels always rotate: by angles of 0
+            shape = c.max_len, c.head_dim
+            if shape not in self._stills:
+                row = np.repeat(np.array([1, 0], np.float32), c.head_dim // 2)  # cosines, sines
+                self._stills[shape] = self.device.upload(np.tile(row, (c.max_len, 1)))
+            b.scratch = replace(b.scratch, still=self._stills[shape])
+        return b
 
     # -- weights --------------------------------------------------------------------------------------------------
 
@@ -153,8 +167,8 @@ class CudaOps(DeviceOps):
         if w.qkv.layout != "qkv":
             super().linear_append(c, w, b, s, cache)
             return
-        tail = self._qkv_tail("linear_append", c, w, b, s, cache, None)
-        self._plain("qkv", w.qkv, b.h, tail)
+        expect("linear_append", "still", b.scratch.still, np.float32, (c.max_len, c.head_dim))
+        self._plain("qkv", w.qkv, b.h, self._qkv_tail("linear_append", c, w, b, s, cache, b.scratch.still))
 
     def linear_gelu(self, c, w, b):
         rows, weight = len(b.h), w.up
@@ -187,7 +201,7 @@ class CudaOps(DeviceOps):
             self._decode_plain(f"decode_{kind}<{self._t}", weight, x, [], tail)
 
     def _qkv_tail(self, op: str, c: Any, w: Any, b: Buffers, s: Step, cache: Cache, rope: Any) -> list:
-        """What the kernels decode_qkv and prefill_qkv take behind K, checked; rope None: nothing is rotated."""
+        """What the kernels decode_qkv and prefill_qkv take behind K, checked."""
         self._expect_attention(op, b.qkv, s, cache, c.heads)
         expect(op, "qkv", b.qkv, self.dtype, (len(b.x), w.qkv.n))
         if w.qkv_bias is not None:

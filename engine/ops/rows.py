@@ -39,6 +39,7 @@ class Scratch:
     arrived: Array  # [n] int32, blocks of attention that are done
     best: Array  # [B] uint64, order and index of the largest logit so far
     scanned: Array  # [B] int32, blocks of sample that are done
+    still: Array | None = None  # [T, d] float32, of models without rotary positions: angles that turn nothing
 
 
 @dataclass(frozen=True)
