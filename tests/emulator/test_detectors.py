@@ -23,6 +23,11 @@ def case(kernel: str, message: str, schedules: int = 1, **launch):
     return pytest.param(kernel, message, schedules, launch, id=kernel)
 
 
+def pair(kernel: str, message: str, schedules: int = 1, **launch):
+    """Two neighbours, a cluster."""
+    return case(kernel, message, schedules, grid=2, cluster=2, **launch)
+
+
 CASES = [
     case("read_behind", r"thread \(63, 0, 0\): reads 0 bytes behind the end of argument 0 \(x\).*planted.cu:\d+"),
     case("read_in_front", r"thread \(0, 0, 0\): reads 8192 bytes in front of argument 0 \(x\)"),
@@ -55,20 +60,30 @@ CASES = [
     case("reads_early", r"depends on what is read before grid_wait: argument 1 \(out\)", 2, after_first=True),
     case("writes_early", r"thread \(0, 0, 0\): writes argument 1 \(out\).* before grid_wait", after_first=True),
     case("never_waits", r"launched as dependent, and no thread of the block calls grid_wait", after_first=True),
-    case("grid_barrier", r"grid sync .* others have ended", grid=5, out=np.zeros(10, np.float32)),
+    case("grid_barrier", r"grid sync .* 1 of 5 blocks do not come", grid=5, out=np.zeros(10, np.float32)),
+    pair("neighbour_not_started", r"thread \(0, 0, 0\): in_cluster .* before the first cluster_sync: block [01] may not"),
+    pair("neighbour_has_ended", r"block \(0, 0, 0\): in_cluster \(.*planted.cu:\d+\) is not followed by a cluster_sync"),
+    pair("neighbour_still_writes", "depends on the order of threads", 3),
+    pair("neighbour_still_reads", "depends on the order of threads", 3),
+    pair("neighbour_missing", r"block \(1, 0, 0\): waits at cluster_sync .* 1 of 2 blocks do not come"),
+    pair("threads_have_ended", r"32 threads wait at cluster_sync .* and the other 32 have ended"),
+    pair("two_kinds_of_barrier", r"thread 0 waits at cluster_sync .* and thread 32 at __syncthreads"),
+    pair("outside_the_cluster", r"block \(1, 0, 0\).*: in_cluster .*: rank 2 is outside a cluster of 2"),
+    pair("not_of_the_cluster", r"in_cluster .*: address .* is not in the block's shared memory"),
+    pair("cluster_writes_early", r"block \(1, .*: writes argument 1 \(out\).* before grid_wait", after_first=True),
+    pair("cluster_reads_early", r"depends on what is read before grid_wait: argument 1", 2, after_first=True),
 ]
 
 
-def run(kernel: str, schedules: int, grid: int = 1, after_first: bool = False, x=None, out=None) -> np.ndarray:
+def run(kernel: str, schedules: int, grid=1, cluster=1, after_first=False, x=None, out=None) -> np.ndarray:
     """Launch one kernel of planted.cu; what it wrote."""
     device = emulated(schedules)
-    held = device.upload(np.arange(64, dtype=np.float32) if x is None else x)
-    target = device.upload(np.zeros(64, np.float32) if out is None else out)
+    held = device.upload(np.arange(64 * cluster, dtype=np.float32) if x is None else x)
+    target = device.upload(np.zeros(64 * cluster, np.float32) if out is None else out)
     if after_first:  # its result is this kernel's input, and its input this kernel's output
-        device.launch(device.kernel("planted.cu", "first"), (1,), (64,), [target, held])
-    device.launch(
-        device.kernel("planted.cu", kernel), (grid,), (64,), [held, target], shared=256, dependent=after_first
-    )
+        device.launch(device.kernel("planted.cu", "first"), (grid,), (64,), [target, held])
+    function = device.kernel("planted.cu", kernel)
+    device.launch(function, (grid,), (64,), [held, target], 256, dependent=after_first, cluster=cluster)
     return device.read(target)
 
 
@@ -92,26 +107,39 @@ def test_grid_barrier_adds_what_all_blocks_wrote(compiler):
     assert run("grid_barrier<false>", 3, grid=5, out=np.zeros(10, np.float32))[:5].tolist() == [10.0] * 5
 
 
+NEIGHBOURS = [c for c in CASES if c.values[3].get("cluster")]
+
+
+@pytest.mark.parametrize(("kernel", "message", "schedules", "launch"), NEIGHBOURS)
+def test_neighbours_of_a_cluster_exchange_what_they_have(compiler, kernel, message, schedules, launch):
+    times, given = 3 if kernel == "neighbour_still_reads" else 1, np.arange(128, dtype=np.float32)
+    given = {"x": np.zeros(128, np.float32), "out": given} if launch.get("after_first") else {"x": given}
+    np.testing.assert_array_equal(run(f"{kernel}<false>", 3, **launch, **given), times * np.roll(np.arange(128), 64))
+
+
 DEVICE = "device"  # stands for a device array of 64 float32
 HOST = np.zeros(64, np.float32)
 
 
 @pytest.mark.parametrize(
-    ("args", "grid", "block", "shared", "message"),
+    ("args", "grid", "block", "shared", "cluster", "message"),
     [
-        pytest.param([DEVICE] * 3, 1, 64, 0, r"expected 2 arguments \('x', 'out'\), found 3", id="count"),
-        pytest.param([HOST, DEVICE], 1, 64, 0, r"0 \(x\): expected a device array, found one of the host", id="host"),
-        pytest.param([None, np.float32(1)], 1, 64, 0, r"1 \(out\): expected .* or None, found float32", id="scalar"),
-        pytest.param([DEVICE] * 2, 1, 65, 0, "at most 64 threads", id="launch bound"),
-        pytest.param([DEVICE] * 2, 0, 64, 0, r"grid \(0,\) is out of range", id="empty grid"),
-        pytest.param([DEVICE] * 2, 1, 64, 232449, "232449 bytes of shared memory, at most 232448", id="shared memory"),
+        pytest.param([DEVICE] * 3, 1, 64, 0, 1, r"expected 2 arguments \('x', 'out'\), found 3", id="count"),
+        pytest.param([HOST, DEVICE], 1, 64, 0, 1, r"0 \(x\): expected a device array, found one of the host", id="host"),
+        pytest.param([None, np.float32(1)], 1, 64, 0, 1, r"1 \(out\): expected .* or None, found float32", id="scalar"),
+        pytest.param([DEVICE] * 2, 1, 65, 0, 1, "at most 64 threads", id="launch bound"),
+        pytest.param([DEVICE] * 2, 0, 64, 0, 1, r"grid \(0,\) is out of range", id="empty grid"),
+        pytest.param([DEVICE] * 2, 1, 64, 232449, 1, "232449 bytes of shared memory, at most 232448", id="shared memory"),
+        pytest.param([DEVICE] * 2, 3, 64, 0, 2, r"grid \(3,\) in clusters of 2: expected 1 to 8", id="part of a cluster"),
+        pytest.param([DEVICE] * 2, 16, 64, 0, 16, r"clusters of 16: expected 1 to 8", id="large cluster"),
+        pytest.param([DEVICE] * 2, 1, 64, 0, 0, r"clusters of 0: expected 1 to 8", id="empty cluster"),
     ],
 )
-def test_wrong_launch(compiler, args, grid, block, shared, message):
+def test_wrong_launch(compiler, args, grid, block, shared, cluster, message):
     device = emulated()
     arrays = [device.upload(HOST) if a is DEVICE else a for a in args]
     with pytest.raises(KernelFault, match=message):
-        device.launch(device.kernel("planted.cu", "read_behind<false>"), (grid,), (block,), arrays, shared)
+        device.launch(device.kernel("planted.cu", "read_behind<false>"), (grid,), (block,), arrays, shared, cluster=cluster)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.int32])

@@ -1,8 +1,9 @@
 // What the emulator knows about the threads, blocks and launch it is running; shared by kernels and the runtime.
 //
 // A CUDA thread is a fiber: its own stack, and it runs until it waits for others at a barrier or warp collective.
-// Only then may another thread run, so between two such points nothing is interleaved. One block runs at a time
-// (more only while blocks wait for each other at a grid barrier), and everything happens on one CPU thread.
+// Only then may another thread run, so between two such points nothing is interleaved. One block runs at a time, and
+// it goes on until it ends or all its threads wait for other blocks: at the barrier of its cluster, or at the grid's.
+// Everything happens on one CPU thread.
 #pragma once
 
 #include "emu/types.h"
@@ -22,7 +23,7 @@ struct Site {
     int line;
 };
 
-enum class State : uint8_t { ready, at_warp, at_barrier, at_grid_wait, at_grid_sync, done };
+enum class State : uint8_t { ready, at_warp, at_barrier, at_grid_wait, at_cluster_sync, at_grid_sync, done };
 
 // A 16-byte copy to shared memory on its way: the data is read when issued and arrives when waited for.
 struct Copy {
@@ -58,7 +59,14 @@ struct Block {
     unsigned order[max_threads];     // the schedule: in which order threads get their turns
     unsigned position[max_threads];  // its inverse
     uint3 index;                     // blockIdx
-    unsigned alive, at_barrier, at_grid_sync, at_grid_wait;
+    unsigned rank;                   // its place in its cluster
+    Block** cluster;                 // the blocks of that, by rank
+    State state;                     // done, or what it waits at for other blocks
+    Site site;                       // where that is
+    bool synced;                     // has passed a cluster_sync
+    Site reached;                    // where it called in_cluster since; what: null if it has not
+    unsigned alive, at_barrier, at_grid_wait;
+    unsigned at_sync;       // threads that wait for other blocks
     int votes, true_votes;  // of the last barrier: threads, and those that voted true
     bool waited;            // some thread has called grid_wait
     bool guarded;           // runs as if the kernels before had not ended
@@ -78,11 +86,12 @@ struct Region {
 // One launch, as Python describes it (device.py holds the same structure), and what went wrong.
 struct Launch {
     unsigned grid[3], block[3];
+    unsigned cluster;  // blocks, along x
     size_t dynamic_shared;
     void** arguments;
     char* stacks;  // max_threads times stack_bytes
     size_t stack_bytes;
-    char* shared;  // shared_bytes, then an unreadable page
+    char* shared;  // shared_bytes, then an unreadable page; out: of the block at fault
     size_t shared_bytes;
     uint64_t seed;          // schedule: 0 in order, 1 in reverse, others random
     unsigned poison;        // byte that unwritten shared memory is filled with
@@ -110,6 +119,9 @@ extern dim3 grid_size, block_size;
 
 // Parks the current thread in `state` until the runtime makes it ready.
 void wait(State state, Site site);
+
+// Parks it until other blocks are there too: at_cluster_sync or at_grid_sync.
+void wait_for_blocks(State state, Site site);
 
 // Arrives at the barrier of the block with a vote; returns when all threads that have not ended are there.
 void barrier(int vote, Site site);

@@ -219,11 +219,10 @@ __global__ void __launch_bounds__(64) matrix_misaligned(const float*, float* out
     out[threadIdx.x] = float(v.x);
 }
 
-// -- dependent launch: `first` writes out and reads x, the next one begins before it has ended
-// ----------------------------
+// -- dependent launch: `first` writes out and reads x, the next one begins before it has ended ------------------------
 
 extern "C" __global__ void first(const float* x, float* out) {
-    out[threadIdx.x] = x[threadIdx.x];
+    out[blockDim.x * blockIdx.x + threadIdx.x] = x[blockDim.x * blockIdx.x + threadIdx.x];
 }
 
 template <bool wrong>
@@ -247,8 +246,120 @@ __global__ void __launch_bounds__(64) never_waits(const float* x, float* out) {
     out[threadIdx.x] = 1.0f;
 }
 
-// -- a grid barrier
-// ---------------------------------------------------------------------------------------------------------
+// -- clusters ---------------------------------------------------------------------------------------------------------
+// out[i] = x of the neighbour in the cluster.   LAUNCH: grid 2, block 64, cluster 2; x, out [128]
+
+__device__ inline unsigned global_index() {
+    return 64 * blockIdx.x + threadIdx.x;
+}
+
+template <bool wrong>
+__global__ void __launch_bounds__(64) neighbour_not_started(const float* x, float* out) {
+    __shared__ float part[64];
+    if (!wrong) cluster_sync();
+    in_cluster(part, cluster_rank() ^ 1)[threadIdx.x] = x[global_index()];
+    cluster_sync();
+    out[global_index()] = part[threadIdx.x];
+}
+
+template <bool wrong>
+__global__ void __launch_bounds__(64) neighbour_has_ended(const float* x, float* out) {
+    __shared__ float part[64];
+    part[threadIdx.x] = x[global_index()];
+    cluster_sync();
+    out[global_index()] = in_cluster(part, cluster_rank() ^ 1)[threadIdx.x];
+    if (!wrong) cluster_sync();
+}
+
+template <bool wrong>
+__global__ void __launch_bounds__(64) neighbour_still_writes(const float* x, float* out) {
+    __shared__ float part[64];
+    cluster_sync();
+    in_cluster(part, cluster_rank() ^ 1)[threadIdx.x] = x[global_index()];
+    if (!wrong) cluster_sync();
+    out[global_index()] = part[threadIdx.x];
+    if (wrong) cluster_sync();
+}
+
+template <bool wrong>
+__global__ void __launch_bounds__(64) neighbour_still_reads(const float* x, float* out) {
+    __shared__ float part[64];
+    float sum = 0.0f;
+    for (int i = 0; i < 3; i++) {
+        part[threadIdx.x] = x[global_index()] * float(i);
+        cluster_sync();
+        sum += in_cluster(part, cluster_rank() ^ 1)[threadIdx.x];
+        if (!wrong || i == 2) cluster_sync();
+    }
+    out[global_index()] = sum;
+}
+
+template <bool wrong>
+__global__ void __launch_bounds__(64) neighbour_missing(const float* x, float* out) {
+    out[global_index()] = x[global_index() ^ 64];
+    if (!wrong || cluster_rank() == 1) cluster_sync();
+}
+
+template <bool wrong>
+__global__ void __launch_bounds__(64) threads_have_ended(const float* x, float* out) {
+    out[global_index()] = x[global_index() ^ 64];
+    if (wrong && threadIdx.x >= 32) return;
+    cluster_sync();
+}
+
+template <bool wrong>
+__global__ void __launch_bounds__(64) two_kinds_of_barrier(const float* x, float* out) {
+    out[global_index()] = x[global_index() ^ 64];
+    if (wrong && threadIdx.x >= 32)
+        __syncthreads();
+    else
+        cluster_sync();
+}
+
+template <bool wrong>
+__global__ void __launch_bounds__(64) outside_the_cluster(const float* x, float* out) {
+    __shared__ float part[64];
+    part[threadIdx.x] = x[global_index()];
+    cluster_sync();
+    out[global_index()] = in_cluster(part, wrong ? cluster_rank() + 1 : cluster_rank() ^ 1)[threadIdx.x];
+    cluster_sync();
+}
+
+template <bool wrong>
+__global__ void __launch_bounds__(64) not_of_the_cluster(const float* x, float* out) {
+    __shared__ float part[64];
+    part[threadIdx.x] = x[global_index()];
+    cluster_sync();
+    out[global_index()] = in_cluster(wrong ? x : part, cluster_rank() ^ 1)[threadIdx.x];
+    cluster_sync();
+}
+
+// The same after `first`, waiting for it only when the neighbours know of each other.
+template <bool wrong>
+__global__ void __launch_bounds__(64) cluster_writes_early(const float* x, float* out) {
+    __shared__ float part[64];
+    cluster_sync();
+    if (wrong && cluster_rank() == 1) out[global_index()] = 1.0f;
+    grid_wait();
+    in_cluster(part, cluster_rank() ^ 1)[threadIdx.x] = x[global_index()];
+    cluster_sync();
+    out[global_index()] = part[threadIdx.x];
+}
+
+// The neighbour's, read through its shared memory before grid_wait.
+template <bool wrong>
+__global__ void __launch_bounds__(64) cluster_reads_early(const float* x, float* out) {
+    __shared__ float part[64];
+    if (!wrong) grid_wait();
+    part[threadIdx.x] = x[global_index()];
+    cluster_sync();
+    float v = in_cluster(part, cluster_rank() ^ 1)[threadIdx.x];
+    if (wrong) grid_wait();
+    out[global_index()] = v;
+    cluster_sync();
+}
+
+// -- a grid barrier ---------------------------------------------------------------------------------------------------
 
 // out[b] = sum of what all blocks wrote before.   LAUNCH: grid 5; out [10]
 template <bool wrong>

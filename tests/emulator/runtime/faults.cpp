@@ -34,6 +34,7 @@ void on_signal(int number, siginfo_t* info, void* raw) {
     const ucontext_t* context = static_cast<ucontext_t*>(raw);
     if (number == SIGFPE) fail("integer division by zero");
     launch->faulted = 1;
+    launch->shared = block->shared;
     launch->fault = reinterpret_cast<uintptr_t>(info->si_addr);
 #if defined(__x86_64__)
     launch->fault_is_write = context->uc_mcontext.gregs[REG_ERR] >> 1 & 1;

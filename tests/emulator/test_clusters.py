@@ -1,0 +1,37 @@
+"""A kernel that sums over the blocks of a cluster in each other's shared memory gives the same bits in every order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from . import EmulatedDevice, KernelFault
+
+SIZES = (1, 2, 4, 8)
+COLUMNS, TURNS = 64, 5
+TOGETHER = {"clusters.cu": [f"sum_of_cluster<{blocks}>" for blocks in SIZES]}
+
+
+def launch(compiled_for: int, cluster: int, groups: int) -> tuple[np.ndarray, np.ndarray]:
+    """What the kernel gave, and what it should; numbers whose sum depends on the order in which they are added."""
+    device = EmulatedDevice(3, Path(__file__).parent / "kernels", TOGETHER)
+    x = np.random.default_rng(compiled_for).normal(size=(groups, TURNS, compiled_for, COLUMNS)).astype(np.float32)
+    out = device.empty((groups, TURNS, COLUMNS), np.dtype(np.float32))
+    kernel = device.kernel("clusters.cu", f"sum_of_cluster<{compiled_for}>")
+    args, grid = [device.upload(x), out, np.int32(TURNS)], (compiled_for * groups,)
+    device.launch(kernel, grid, (COLUMNS,), args, dependent=True, cluster=cluster)
+    return device.read(out), np.add.accumulate(x, axis=2)[:, :, -1]
+
+
+@pytest.mark.parametrize("groups", [1, 3, 33])
+@pytest.mark.parametrize("blocks", SIZES)
+def test_sum_of_cluster(compiler, blocks, groups):
+    found, expected = launch(blocks, blocks, groups)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_smaller_cluster_than_the_kernel_is_made_for(compiler):
+    with pytest.raises(KernelFault, match=r"in_cluster \(.*clusters.cu:\d+\): rank [23] is outside a cluster of 2"):
+        launch(4, 2, 2)
