@@ -1,4 +1,4 @@
-"""A kernel that sums over the blocks of a cluster in each other's shared memory gives the same bits in every order."""
+"""Kernels whose blocks write into each other's shared memory give the same bits in every order."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from . import EmulatedDevice, KernelFault
 
 SIZES = (1, 2, 4, 8)
 COLUMNS, TURNS = 64, 5
-TOGETHER = {"clusters.cu": [f"sum_of_cluster<{blocks}>" for blocks in SIZES]}
+TOGETHER = {"clusters.cu": ["hand_on", *(f"sum_of_cluster<{blocks}>" for blocks in SIZES)]}
 
 
-def launch(compiled_for: int, cluster: int, groups: int) -> tuple[np.ndarray, np.ndarray]:
+def emulated() -> EmulatedDevice:
+    return EmulatedDevice(3, Path(__file__).parent / "kernels", TOGETHER)
+
+
+def add(compiled_for: int, cluster: int, groups: int) -> tuple[np.ndarray, np.ndarray]:
     """What the kernel gave, and what it should; numbers whose sum depends on the order in which they are added."""
-    device = EmulatedDevice(3, Path(__file__).parent / "kernels", TOGETHER)
+    device = emulated()
     x = np.random.default_rng(compiled_for).normal(size=(groups, TURNS, compiled_for, COLUMNS)).astype(np.float32)
     out = device.empty((groups, TURNS, COLUMNS), np.dtype(np.float32))
     kernel = device.kernel("clusters.cu", f"sum_of_cluster<{compiled_for}>")
@@ -28,10 +32,19 @@ def launch(compiled_for: int, cluster: int, groups: int) -> tuple[np.ndarray, np
 @pytest.mark.parametrize("groups", [1, 3, 33])
 @pytest.mark.parametrize("blocks", SIZES)
 def test_sum_of_cluster(compiler, blocks, groups):
-    found, expected = launch(blocks, blocks, groups)
+    found, expected = add(blocks, blocks, groups)
     np.testing.assert_array_equal(found, expected)
 
 
 def test_smaller_cluster_than_the_kernel_is_made_for(compiler):
     with pytest.raises(KernelFault, match=r"in_cluster \(.*clusters.cu:\d+\): rank [23] is outside a cluster of 2"):
-        launch(4, 2, 2)
+        add(4, 2, 2)
+
+
+@pytest.mark.parametrize("clusters", [1, 2, 5])
+def test_barriers_of_clusters_and_of_the_grid(compiler, clusters):
+    device, x = emulated(), np.arange(clusters * 4 * 32, dtype=np.float32).reshape(clusters, 4, 32)
+    between, out = (device.empty(x.shape, x.dtype) for _ in range(2))
+    device.launch(device.kernel("clusters.cu", "hand_on"), (4 * clusters,), (32,), [device.upload(x), between, out],
+                  cluster=4)  # fmt: skip
+    np.testing.assert_array_equal(device.read(out), np.roll(x, (-1, 2), axis=(0, 1)))

@@ -15,6 +15,7 @@ namespace emu {
 
 constexpr unsigned max_threads = 1024;
 constexpr size_t max_shared = 232448;  // bytes of a block on sm_90
+constexpr size_t unreadable = 65536;   // bytes behind a block's shared memory
 
 // A place in a kernel where threads wait for one another.
 struct Site {
@@ -72,7 +73,7 @@ struct Block {
     bool guarded;           // runs as if the kernels before had not ended
     char* stacks;
     char* shared;      // static variables from here upwards
-    char* shared_end;  // dynamic shared memory ends here, at an unreadable page
+    char* shared_end;  // dynamic shared memory ends here, at unreadable pages
 };
 
 // Memory of the kernels before this one in a dependent chain, any of which may still run before grid_wait: not to be
@@ -91,7 +92,7 @@ struct Launch {
     void** arguments;
     char* stacks;  // max_threads times stack_bytes
     size_t stack_bytes;
-    char* shared;  // shared_bytes, then an unreadable page; out: of the block at fault
+    char* shared;  // shared_bytes, then unreadable pages; out: of the block whose shared memory was left
     size_t shared_bytes;
     uint64_t seed;          // schedule: 0 in order, 1 in reverse, others random
     unsigned poison;        // byte that unwritten shared memory is filled with

@@ -295,6 +295,15 @@ __global__ void __launch_bounds__(64) neighbour_still_reads(const float* x, floa
 }
 
 template <bool wrong>
+__global__ void __launch_bounds__(64) behind_the_neighbour(const float* x, float* out) {
+    extern __shared__ float rows[];
+    cluster_sync();
+    in_cluster(rows, cluster_rank() ^ 1)[threadIdx.x + wrong] = x[global_index()];
+    cluster_sync();
+    out[global_index()] = rows[threadIdx.x];
+}
+
+template <bool wrong>
 __global__ void __launch_bounds__(64) neighbour_missing(const float* x, float* out) {
     out[global_index()] = x[global_index() ^ 64];
     if (!wrong || cluster_rank() == 1) cluster_sync();

@@ -17,7 +17,6 @@ std::vector<std::unique_ptr<Block>> resident;
 namespace {
 
 constexpr size_t max_cluster = 8;
-constexpr size_t unreadable = 65536;  // bytes behind the shared memory
 
 uint64_t random_state;
 
