@@ -11,7 +11,7 @@ from . import EmulatedDevice, KernelFault
 
 SIZES = (1, 2, 4, 8)
 COLUMNS, TURNS = 64, 5
-TOGETHER = {"clusters.cu": ["hand_on", *(f"sum_of_cluster<{blocks}>" for blocks in SIZES)]}
+TOGETHER = {"clusters.cu": [f"sum_of_cluster<{blocks}>" for blocks in SIZES]}
 
 
 def emulated() -> EmulatedDevice:
@@ -45,6 +45,6 @@ def test_smaller_cluster_than_the_kernel_is_made_for(compiler):
 def test_barriers_of_clusters_and_of_the_grid(compiler, clusters):
     device, x = emulated(), np.arange(clusters * 4 * 32, dtype=np.float32).reshape(clusters, 4, 32)
     between, out = (device.empty(x.shape, x.dtype) for _ in range(2))
-    device.launch(device.kernel("clusters.cu", "hand_on"), (4 * clusters,), (32,), [device.upload(x), between, out],
-                  cluster=4)  # fmt: skip
+    kernel, args = device.kernel("clusters_and_grid.cu", "hand_on"), [device.upload(x), between, out]
+    device.launch(kernel, (4 * clusters,), (32,), args, cluster=4)
     np.testing.assert_array_equal(device.read(out), np.roll(x, (-1, 2), axis=(0, 1)))

@@ -28,6 +28,20 @@ def pair(kernel: str, message: str, schedules: int = 1, **launch):
     return case(kernel, message, schedules, grid=2, cluster=2, **launch)
 
 
+PAIRS = [
+    pair("neighbour_not_started", r"thread \(0, 0, 0\): in_cluster .* before the first cluster_sync: block 1 may not"),
+    pair("neighbour_has_ended", r"block \(0, 0, 0\): in_cluster \(.*cu:\d+\) is not followed by a cluster_sync"),
+    pair("neighbour_still_writes", "depends on the order of threads", 3),
+    pair("neighbour_still_reads", "depends on the order of threads", 3),
+    pair("behind_the_neighbour", r"thread \(63, 0, 0\): writes 0 bytes behind the shared memory"),
+    pair("neighbour_missing", r"block \(1, 0, 0\): waits at cluster_sync .* 1 of 2 blocks do not come"),
+    pair("threads_have_ended", r"32 threads wait at cluster_sync .* and the other 32 have ended"),
+    pair("two_kinds_of_barrier", r"thread 0 waits at cluster_sync .* and thread 32 at __syncthreads"),
+    pair("outside_the_cluster", r"block \(1, 0, 0\).*: in_cluster .*: rank 2 is outside a cluster of 2"),
+    pair("not_of_the_cluster", r"in_cluster .*: address .* is not in the block's shared memory"),
+    pair("cluster_writes_early", r"block \(1, .*: writes argument 1 \(out\).* before grid_wait", after_first=True),
+    pair("cluster_reads_early", r"depends on what is read before grid_wait: argument 1", 2, after_first=True),
+]
 CASES = [
     case("read_behind", r"thread \(63, 0, 0\): reads 0 bytes behind the end of argument 0 \(x\).*planted.cu:\d+"),
     case("read_in_front", r"thread \(0, 0, 0\): reads 8192 bytes in front of argument 0 \(x\)"),
@@ -61,18 +75,7 @@ CASES = [
     case("writes_early", r"thread \(0, 0, 0\): writes argument 1 \(out\).* before grid_wait", after_first=True),
     case("never_waits", r"launched as dependent, and no thread of the block calls grid_wait", after_first=True),
     case("grid_barrier", r"grid sync .* 1 of 5 blocks do not come", grid=5, out=np.zeros(10, np.float32)),
-    pair("neighbour_not_started", r"thread \(0, 0, 0\): in_cluster .* before the first cluster_sync: block 1 may not"),
-    pair("neighbour_has_ended", r"block \(0, 0, 0\): in_cluster \(.*cu:\d+\) is not followed by a cluster_sync"),
-    pair("neighbour_still_writes", "depends on the order of threads", 3),
-    pair("neighbour_still_reads", "depends on the order of threads", 3),
-    pair("behind_the_neighbour", r"thread \(63, 0, 0\): writes 0 bytes behind the shared memory"),
-    pair("neighbour_missing", r"block \(1, 0, 0\): waits at cluster_sync .* 1 of 2 blocks do not come"),
-    pair("threads_have_ended", r"32 threads wait at cluster_sync .* and the other 32 have ended"),
-    pair("two_kinds_of_barrier", r"thread 0 waits at cluster_sync .* and thread 32 at __syncthreads"),
-    pair("outside_the_cluster", r"block \(1, 0, 0\).*: in_cluster .*: rank 2 is outside a cluster of 2"),
-    pair("not_of_the_cluster", r"in_cluster .*: address .* is not in the block's shared memory"),
-    pair("cluster_writes_early", r"block \(1, .*: writes argument 1 \(out\).* before grid_wait", after_first=True),
-    pair("cluster_reads_early", r"depends on what is read before grid_wait: argument 1", 2, after_first=True),
+    *PAIRS,
 ]
 
 
@@ -108,14 +111,12 @@ def test_grid_barrier_adds_what_all_blocks_wrote(compiler):
     assert run("grid_barrier<false>", 3, grid=5, out=np.zeros(10, np.float32))[:5].tolist() == [10.0] * 5
 
 
-NEIGHBOURS = [c for c in CASES if c.values[3].get("cluster")]
-
-
-@pytest.mark.parametrize(("kernel", "message", "schedules", "launch"), NEIGHBOURS)
+@pytest.mark.parametrize(("kernel", "message", "schedules", "launch"), PAIRS)
 def test_neighbours_of_a_cluster_exchange_what_they_have(compiler, kernel, message, schedules, launch):
-    times, given = 3 if kernel == "neighbour_still_reads" else 1, np.arange(128, dtype=np.float32)
-    given = {"x": np.zeros(128, np.float32), "out": given} if launch.get("after_first") else {"x": given}
-    np.testing.assert_array_equal(run(f"{kernel}<false>", 3, **launch, **given), times * np.roll(np.arange(128), 64))
+    times, numbers = 3 if kernel == "neighbour_still_reads" else 1, np.arange(128, dtype=np.float32)
+    first, second = (0 * numbers, numbers) if "after_first" in launch else (numbers, 0 * numbers)
+    found = run(f"{kernel}<false>", 3, **launch, x=first, out=second)
+    np.testing.assert_array_equal(found, times * np.roll(numbers, 64))
 
 
 DEVICE = "device"  # stands for a device array of 64 float32

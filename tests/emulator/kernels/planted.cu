@@ -343,13 +343,15 @@ __global__ void __launch_bounds__(64) not_of_the_cluster(const float* x, float* 
     cluster_sync();
 }
 
-// The same after `first`, waiting for it only when the neighbours know of each other.
+// The same after `first`, for which one block waits before a barrier of the cluster and the other behind it.
 template <bool wrong>
 __global__ void __launch_bounds__(64) cluster_writes_early(const float* x, float* out) {
     __shared__ float part[64];
     cluster_sync();
+    if (cluster_rank() == 0) grid_wait();
     if (wrong && cluster_rank() == 1) out[global_index()] = 1.0f;
-    grid_wait();
+    cluster_sync();
+    if (cluster_rank() == 1) grid_wait();
     in_cluster(part, cluster_rank() ^ 1)[threadIdx.x] = x[global_index()];
     cluster_sync();
     out[global_index()] = part[threadIdx.x];
