@@ -11,8 +11,15 @@ import pytest
 from . import EmulatedDevice, KernelFault
 
 KERNELS = Path(__file__).parent / "kernels"
-PLANTED = re.findall(r"__launch_bounds__\(64\)\s+(\w+)", (KERNELS / "planted.cu").read_text())
-TOGETHER = {"planted.cu": ["first", *(f"{kernel}<{wrong}>" for kernel in PLANTED for wrong in ("true", "false"))]}
+PLANTED = {  # file by kernel
+    kernel: file
+    for file in ("planted.cu", "planted_clusters.cu")
+    for kernel in re.findall(r"__launch_bounds__\(64\)\s+(\w+)", (KERNELS / file).read_text())
+}
+TOGETHER = {
+    file: [f"{kernel}<{wrong}>" for kernel in PLANTED if PLANTED[kernel] == file for wrong in ("true", "false")]
+    for file in PLANTED.values()
+}
 
 
 def emulated(schedules: int = 1) -> EmulatedDevice:
@@ -80,13 +87,13 @@ CASES = [
 
 
 def run(kernel: str, schedules: int, grid=1, cluster=1, after_first=False, x=None, out=None) -> np.ndarray:
-    """Launch one kernel of planted.cu; what it wrote."""
+    """Launch one of the planted kernels; what it wrote."""
     device = emulated(schedules)
     held = device.upload(np.arange(64 * cluster, dtype=np.float32) if x is None else x)
     target = device.upload(np.zeros(64 * cluster, np.float32) if out is None else out)
     if after_first:  # its result is this kernel's input, and its input this kernel's output
         device.launch(device.kernel("planted.cu", "first"), (grid,), (64,), [target, held])
-    function = device.kernel("planted.cu", kernel)
+    function = device.kernel(PLANTED[kernel.split("<")[0]], kernel)
     device.launch(function, (grid,), (64,), [held, target], 256, dependent=after_first, cluster=cluster)
     return device.read(target)
 
@@ -95,7 +102,7 @@ def run(kernel: str, schedules: int, grid=1, cluster=1, after_first=False, x=Non
 def test_planted_mistake_is_caught(compiler, kernel, message, schedules, launch):
     with pytest.raises(KernelFault, match=message) as caught:
         run(f"{kernel}<true>", schedules, **launch)
-    assert str(caught.value).startswith(f"planted.cu {kernel}<true>: ")
+    assert str(caught.value).startswith(f"{PLANTED[kernel]} {kernel}<true>: ")
 
 
 @pytest.mark.parametrize(("kernel", "message", "schedules", "launch"), CASES)

@@ -64,8 +64,8 @@ struct Block {
     Block** cluster;                 // the blocks of that, by rank
     State state;                     // done, or what it waits at for other blocks
     Site site;                       // where that is
-    bool synced;                     // has passed a cluster_sync
-    Site reached;                    // where it called in_cluster since; what: null if it has not
+    bool synced;                     // has passed such a barrier: all of its cluster have started
+    Site reached;                    // where it called in_cluster since then; what: null if it has not
     unsigned alive, at_barrier, at_grid_wait;
     unsigned at_sync;       // threads that wait for other blocks
     int votes, true_votes;  // of the last barrier: threads, and those that voted true
