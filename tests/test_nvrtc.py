@@ -6,6 +6,7 @@ import multiprocessing
 import re
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
 
 import pytest
 from instances import INSTANCES, on
@@ -44,6 +45,15 @@ def test_every_kernel_has_an_instance(file: str):
     source = re.sub(r"//[^\n]*", "", (KERNELS / file).read_text())
     declared = re.findall(r"__global__\s+void\s+(?:__launch_bounds__\s*\([^;{]*?\)\s+)?(\w+)\s*\(", source)
     assert set(declared) == {name.split("<")[0] for name in INSTANCES.get(file, [])}
+
+
+@pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: f"sm_{arch}")
+def test_clusters(jobs: Jobs, arch: int, monkeypatch):
+    """The emulator's exercise of clusters: below sm_90 the functions are those of a block alone."""
+    source = (Path(__file__).parent / "emulator" / "kernels" / "clusters.cu").read_text()
+    monkeypatch.setattr("ptxas.kernel_source", lambda file: source)
+    found = usage("clusters.cu", ["sum_of_cluster<1>", "sum_of_cluster<8>"], arch)
+    assert not {name: u for name, u in found.items() if u.spills or u.stack}
 
 
 PLANTED = {

@@ -68,11 +68,11 @@ class EmulatedDevice(HostDevice):
         return self._kernels[file, name]
 
     def launch(
-        self, kernel: EmulatedKernel, grid: Dim, block: Dim, args: Sequence[Any], shared=0, dependent=False
+        self, kernel: EmulatedKernel, grid: Dim, block: Dim, args: Sequence[Any], shared=0, dependent=False, cluster=1
     ) -> None:
         launched[kernel.file, base_name(kernel.name)] += 1
         self.launches[kernel.name] += 1
-        launch = kernel.launch(grid, block, shared)
+        launch = kernel.launch(grid, block, shared, cluster)
         values = kernel.values(args, self._memory)
         pointers = (ctypes.c_void_p * max(1, len(values)))(*map(ctypes.addressof, values))
         launch.arguments = ctypes.addressof(pointers)

@@ -17,6 +17,7 @@ from .launch import Entry, Launch
 from .memory import Allocation, Memory
 
 MAX_SHARED = 232448  # bytes a block may have on sm_90
+MAX_CLUSTER = 8  # blocks
 
 
 class KernelFault(RuntimeError):
@@ -64,7 +65,7 @@ class EmulatedKernel:
         """How a message calls argument `i`."""
         return f"argument {i} ({self.parameters[i]})" if i < len(self.parameters) else f"argument {i}"
 
-    def launch(self, grid: Dim, block: Dim, shared: int) -> Launch:
+    def launch(self, grid: Dim, block: Dim, shared: int, cluster: int) -> Launch:
         """A launch of these sizes; KernelFault if no GPU would take them."""
         sizes, threads = (*grid, 1, 1)[:3], (*block, 1, 1)[:3]
         if min(sizes) < 1 or max(sizes[1:]) > 65535:
@@ -73,7 +74,10 @@ class EmulatedKernel:
             raise KernelFault(f"{self}: block {block}, the kernel takes at most {self.entry.bound} threads")
         if not 0 <= shared <= MAX_SHARED:
             raise KernelFault(f"{self}: {shared} bytes of shared memory, at most {MAX_SHARED}")
-        launch = Launch(dynamic_shared=shared)
+        if not 1 <= cluster <= MAX_CLUSTER or sizes[0] % cluster:
+            expected = f"1 to {MAX_CLUSTER}, a divisor of the grid's first size"
+            raise KernelFault(f"{self}: grid {grid} in clusters of {cluster}: expected {expected}")
+        launch = Launch(dynamic_shared=shared, cluster=cluster)
         launch.grid[:], launch.block[:] = sizes, threads
         return launch
 

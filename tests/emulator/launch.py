@@ -38,7 +38,8 @@ class Launch(ctypes.Structure):
     """One launch, and afterwards what went wrong; the fields are explained in emu/machine.h."""
 
     _fields_ = [
-        ("grid", ctypes.c_uint * 3), ("block", ctypes.c_uint * 3), ("dynamic_shared", ctypes.c_size_t),
+        ("grid", ctypes.c_uint * 3), ("block", ctypes.c_uint * 3), ("cluster", ctypes.c_uint),
+        ("dynamic_shared", ctypes.c_size_t),
         ("arguments", ctypes.c_void_p), ("stacks", ctypes.c_void_p), ("stack_bytes", ctypes.c_size_t),
         ("shared", ctypes.c_void_p), ("shared_bytes", ctypes.c_size_t), ("seed", ctypes.c_uint64),
         ("poison", ctypes.c_uint), ("dependent", ctypes.c_int), ("hide", ctypes.c_int), ("regions", ctypes.c_void_p),

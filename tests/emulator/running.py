@@ -124,7 +124,7 @@ def _place(kernel: EmulatedKernel, launch: Launch, arrays: list[Argument]) -> st
     if launch.fault < 1 << 16:
         return f"through a null pointer (address {launch.fault:#x})"
     if 0 <= behind_shared < 1 << 16:
-        return f"{behind_shared} bytes behind its shared memory"
+        return f"{behind_shared} bytes behind the shared memory"
     memory = [a.allocation for a in arrays]
     near = min(memory, key=lambda a: max(a.start - launch.fault, launch.fault - a.end), default=None)
     if near is None or not near.start - (1 << 20) <= launch.fault < near.end + (1 << 20):

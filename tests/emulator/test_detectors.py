@@ -11,8 +11,15 @@ import pytest
 from . import EmulatedDevice, KernelFault
 
 KERNELS = Path(__file__).parent / "kernels"
-PLANTED = re.findall(r"__launch_bounds__\(64\)\s+(\w+)", (KERNELS / "planted.cu").read_text())
-TOGETHER = {"planted.cu": ["first", *(f"{kernel}<{wrong}>" for kernel in PLANTED for wrong in ("true", "false"))]}
+PLANTED = {  # file by kernel
+    kernel: file
+    for file in ("planted.cu", "planted_clusters.cu")
+    for kernel in re.findall(r"__launch_bounds__\(64\)\s+(\w+)", (KERNELS / file).read_text())
+}
+TOGETHER = {
+    file: [f"{kernel}<{wrong}>" for kernel in PLANTED if PLANTED[kernel] == file for wrong in ("true", "false")]
+    for file in PLANTED.values()
+}
 
 
 def emulated(schedules: int = 1) -> EmulatedDevice:
@@ -23,6 +30,25 @@ def case(kernel: str, message: str, schedules: int = 1, **launch):
     return pytest.param(kernel, message, schedules, launch, id=kernel)
 
 
+def pair(kernel: str, message: str, schedules: int = 1, **launch):
+    """Two neighbours, a cluster."""
+    return case(kernel, message, schedules, grid=2, cluster=2, **launch)
+
+
+PAIRS = [
+    pair("neighbour_not_started", r"thread \(0, 0, 0\): in_cluster .* before the first cluster_sync: block 1 may not"),
+    pair("neighbour_has_ended", r"block \(0, 0, 0\): in_cluster \(.*cu:\d+\) is not followed by a cluster_sync"),
+    pair("neighbour_still_writes", "depends on the order of threads", 3),
+    pair("neighbour_still_reads", "depends on the order of threads", 3),
+    pair("behind_the_neighbour", r"thread \(63, 0, 0\): writes 0 bytes behind the shared memory"),
+    pair("neighbour_missing", r"block \(1, 0, 0\): waits at cluster_sync .* 1 of 2 blocks do not come"),
+    pair("threads_have_ended", r"32 threads wait at cluster_sync .* and the other 32 have ended"),
+    pair("two_kinds_of_barrier", r"thread 0 waits at cluster_sync .* and thread 32 at __syncthreads"),
+    pair("outside_the_cluster", r"block \(1, 0, 0\).*: in_cluster .*: rank 2 is outside a cluster of 2"),
+    pair("not_of_the_cluster", r"in_cluster .*: address .* is not in the block's shared memory"),
+    pair("cluster_writes_early", r"block \(1, .*: writes argument 1 \(out\).* before grid_wait", after_first=True),
+    pair("cluster_reads_early", r"depends on what is read before grid_wait: argument 1", 2, after_first=True),
+]
 CASES = [
     case("read_behind", r"thread \(63, 0, 0\): reads 0 bytes behind the end of argument 0 \(x\).*planted.cu:\d+"),
     case("read_in_front", r"thread \(0, 0, 0\): reads 8192 bytes in front of argument 0 \(x\)"),
@@ -33,7 +59,7 @@ CASES = [
     case("misaligned", r"planted.cu:\d+: misaligned access"),
     case("fixed_array", r"thread \(4, 0, 0\): .*planted.cu:\d+: index 4 is outside a fixed-size array"),
     case("static_shared", r"shared memory written 0 bytes behind a static __shared__ variable of 256 bytes"),
-    case("dynamic_shared", r"thread \(63, 0, 0\): writes 0 bytes behind its shared memory"),
+    case("dynamic_shared", r"thread \(63, 0, 0\): writes 0 bytes behind the shared memory"),
     case("division", "integer division by zero", x=np.ones(1, np.int32)),
     case("unwritten_shared", "differs at element 5", 3),
     case("missing_barrier", "depends on the order of threads", 3),
@@ -55,20 +81,20 @@ CASES = [
     case("reads_early", r"depends on what is read before grid_wait: argument 1 \(out\)", 2, after_first=True),
     case("writes_early", r"thread \(0, 0, 0\): writes argument 1 \(out\).* before grid_wait", after_first=True),
     case("never_waits", r"launched as dependent, and no thread of the block calls grid_wait", after_first=True),
-    case("grid_barrier", r"grid sync .* others have ended", grid=5, out=np.zeros(10, np.float32)),
+    case("grid_barrier", r"grid sync .* 1 of 5 blocks do not come", grid=5, out=np.zeros(10, np.float32)),
+    *PAIRS,
 ]
 
 
-def run(kernel: str, schedules: int, grid: int = 1, after_first: bool = False, x=None, out=None) -> np.ndarray:
-    """Launch one kernel of planted.cu; what it wrote."""
+def run(kernel: str, schedules: int, grid=1, cluster=1, after_first=False, x=None, out=None) -> np.ndarray:
+    """Launch one of the planted kernels; what it wrote."""
     device = emulated(schedules)
-    held = device.upload(np.arange(64, dtype=np.float32) if x is None else x)
-    target = device.upload(np.zeros(64, np.float32) if out is None else out)
+    held = device.upload(np.arange(64 * cluster, dtype=np.float32) if x is None else x)
+    target = device.upload(np.zeros(64 * cluster, np.float32) if out is None else out)
     if after_first:  # its result is this kernel's input, and its input this kernel's output
-        device.launch(device.kernel("planted.cu", "first"), (1,), (64,), [target, held])
-    device.launch(
-        device.kernel("planted.cu", kernel), (grid,), (64,), [held, target], shared=256, dependent=after_first
-    )
+        device.launch(device.kernel("planted.cu", "first"), (grid,), (64,), [target, held])
+    function = device.kernel(PLANTED[kernel.split("<")[0]], kernel)
+    device.launch(function, (grid,), (64,), [held, target], 256, dependent=after_first, cluster=cluster)
     return device.read(target)
 
 
@@ -76,7 +102,7 @@ def run(kernel: str, schedules: int, grid: int = 1, after_first: bool = False, x
 def test_planted_mistake_is_caught(compiler, kernel, message, schedules, launch):
     with pytest.raises(KernelFault, match=message) as caught:
         run(f"{kernel}<true>", schedules, **launch)
-    assert str(caught.value).startswith(f"planted.cu {kernel}<true>: ")
+    assert str(caught.value).startswith(f"{PLANTED[kernel]} {kernel}<true>: ")
 
 
 @pytest.mark.parametrize(("kernel", "message", "schedules", "launch"), CASES)
@@ -90,6 +116,14 @@ def test_every_planted_kernel_is_a_case():
 
 def test_grid_barrier_adds_what_all_blocks_wrote(compiler):
     assert run("grid_barrier<false>", 3, grid=5, out=np.zeros(10, np.float32))[:5].tolist() == [10.0] * 5
+
+
+@pytest.mark.parametrize(("kernel", "message", "schedules", "launch"), PAIRS)
+def test_neighbours_of_a_cluster_exchange_what_they_have(compiler, kernel, message, schedules, launch):
+    times, numbers = 3 if kernel == "neighbour_still_reads" else 1, np.arange(128, dtype=np.float32)
+    first, second = (0 * numbers, numbers) if "after_first" in launch else (numbers, 0 * numbers)
+    found = run(f"{kernel}<false>", 3, **launch, x=first, out=second)
+    np.testing.assert_array_equal(found, times * np.roll(numbers, 64))
 
 
 DEVICE = "device"  # stands for a device array of 64 float32
@@ -112,6 +146,12 @@ def test_wrong_launch(compiler, args, grid, block, shared, message):
     arrays = [device.upload(HOST) if a is DEVICE else a for a in args]
     with pytest.raises(KernelFault, match=message):
         device.launch(device.kernel("planted.cu", "read_behind<false>"), (grid,), (block,), arrays, shared)
+
+
+@pytest.mark.parametrize(("grid", "cluster"), [(3, 2), (16, 16), (1, 0)])
+def test_wrong_cluster(compiler, grid, cluster):
+    with pytest.raises(KernelFault, match=rf"grid \({grid},\) in clusters of {cluster}: expected 1 to 8, a divisor"):
+        run("read_behind<false>", 1, grid=grid, cluster=cluster)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.int32])

@@ -1,8 +1,9 @@
 // What the emulator knows about the threads, blocks and launch it is running; shared by kernels and the runtime.
 //
 // A CUDA thread is a fiber: its own stack, and it runs until it waits for others at a barrier or warp collective.
-// Only then may another thread run, so between two such points nothing is interleaved. One block runs at a time
-// (more only while blocks wait for each other at a grid barrier), and everything happens on one CPU thread.
+// Only then may another thread run, so between two such points nothing is interleaved. One block runs at a time, and
+// it goes on until it ends or all its threads wait for other blocks: at the barrier of its cluster, or at the grid's.
+// Everything happens on one CPU thread.
 #pragma once
 
 #include "emu/types.h"
@@ -14,6 +15,7 @@ namespace emu {
 
 constexpr unsigned max_threads = 1024;
 constexpr size_t max_shared = 232448;  // bytes of a block on sm_90
+constexpr size_t unreadable = 65536;   // bytes behind a block's shared memory
 
 // A place in a kernel where threads wait for one another.
 struct Site {
@@ -22,7 +24,7 @@ struct Site {
     int line;
 };
 
-enum class State : uint8_t { ready, at_warp, at_barrier, at_grid_wait, at_grid_sync, done };
+enum class State : uint8_t { ready, at_warp, at_barrier, at_grid_wait, at_cluster_sync, at_grid_sync, done };
 
 // A 16-byte copy to shared memory on its way: the data is read when issued and arrives when waited for.
 struct Copy {
@@ -58,13 +60,20 @@ struct Block {
     unsigned order[max_threads];     // the schedule: in which order threads get their turns
     unsigned position[max_threads];  // its inverse
     uint3 index;                     // blockIdx
-    unsigned alive, at_barrier, at_grid_sync, at_grid_wait;
+    unsigned rank;                   // its place in its cluster
+    Block** cluster;                 // the blocks of that, by rank
+    State state;                     // done, or what it waits at for other blocks
+    Site site;                       // where that is
+    bool synced;                     // has passed such a barrier: all of its cluster have started
+    Site reached;                    // where it called in_cluster since then; what: null if it has not
+    unsigned alive, at_barrier, at_grid_wait;
+    unsigned at_sync;       // threads that wait for other blocks
     int votes, true_votes;  // of the last barrier: threads, and those that voted true
     bool waited;            // some thread has called grid_wait
     bool guarded;           // runs as if the kernels before had not ended
     char* stacks;
     char* shared;      // static variables from here upwards
-    char* shared_end;  // dynamic shared memory ends here, at an unreadable page
+    char* shared_end;  // dynamic shared memory ends here, at unreadable pages
 };
 
 // Memory of the kernels before this one in a dependent chain, any of which may still run before grid_wait: not to be
@@ -78,11 +87,12 @@ struct Region {
 // One launch, as Python describes it (device.py holds the same structure), and what went wrong.
 struct Launch {
     unsigned grid[3], block[3];
+    unsigned cluster;  // blocks, along x
     size_t dynamic_shared;
     void** arguments;
     char* stacks;  // max_threads times stack_bytes
     size_t stack_bytes;
-    char* shared;  // shared_bytes, then an unreadable page
+    char* shared;  // shared_bytes, then unreadable pages; out: of the block whose shared memory was left
     size_t shared_bytes;
     uint64_t seed;          // schedule: 0 in order, 1 in reverse, others random
     unsigned poison;        // byte that unwritten shared memory is filled with
@@ -110,6 +120,9 @@ extern dim3 grid_size, block_size;
 
 // Parks the current thread in `state` until the runtime makes it ready.
 void wait(State state, Site site);
+
+// Parks it until other blocks are there too: at_cluster_sync or at_grid_sync.
+void wait_for_blocks(State state, Site site);
 
 // Arrives at the barrier of the block with a vote; returns when all threads that have not ended are there.
 void barrier(int vote, Site site);

@@ -79,7 +79,8 @@ void grid_wait();
 
 void grid_launch();
 
-void grid_sync(Site site);
+// What p is in this block's shared memory, in that of block `rank` of the cluster.
+void* in_cluster(void* p, unsigned rank, Site site);
 
 }  // namespace emu
 
@@ -146,6 +147,19 @@ inline void grid_wait() {
 
 inline void grid_launch() {
     emu::grid_launch();
+}
+
+inline unsigned cluster_rank() {
+    return emu::block->rank;
+}
+
+template <class T>
+T* in_cluster(T* p, unsigned rank, EMU_SITE) {
+    return static_cast<T*>(emu::in_cluster(const_cast<std::remove_cv_t<T>*>(p), rank, {"in_cluster", file, line}));
+}
+
+inline void cluster_sync(EMU_SITE) {
+    emu::wait_for_blocks(emu::State::at_cluster_sync, {"cluster_sync", file, line});
 }
 
 inline uint4 load_stream(const uint4* p) {

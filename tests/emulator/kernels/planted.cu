@@ -219,11 +219,10 @@ __global__ void __launch_bounds__(64) matrix_misaligned(const float*, float* out
     out[threadIdx.x] = float(v.x);
 }
 
-// -- dependent launch: `first` writes out and reads x, the next one begins before it has ended
-// ----------------------------
+// -- dependent launch: `first` writes out and reads x, the next one begins before it has ended ------------------------
 
 extern "C" __global__ void first(const float* x, float* out) {
-    out[threadIdx.x] = x[threadIdx.x];
+    out[blockDim.x * blockIdx.x + threadIdx.x] = x[blockDim.x * blockIdx.x + threadIdx.x];
 }
 
 template <bool wrong>
@@ -247,8 +246,7 @@ __global__ void __launch_bounds__(64) never_waits(const float* x, float* out) {
     out[threadIdx.x] = 1.0f;
 }
 
-// -- a grid barrier
-// ---------------------------------------------------------------------------------------------------------
+// -- a grid barrier ---------------------------------------------------------------------------------------------------
 
 // out[b] = sum of what all blocks wrote before.   LAUNCH: grid 5; out [10]
 template <bool wrong>

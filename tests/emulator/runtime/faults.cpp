@@ -35,6 +35,8 @@ void on_signal(int number, siginfo_t* info, void* raw) {
     if (number == SIGFPE) fail("integer division by zero");
     launch->faulted = 1;
     launch->fault = reinterpret_cast<uintptr_t>(info->si_addr);
+    for (const auto& b : resident)
+        if (launch->fault - reinterpret_cast<uintptr_t>(b->shared_end) < unreadable) launch->shared = b->shared;
 #if defined(__x86_64__)
     launch->fault_is_write = context->uc_mcontext.gregs[REG_ERR] >> 1 & 1;
     launch->instruction = uintptr_t(context->uc_mcontext.gregs[REG_RIP]);

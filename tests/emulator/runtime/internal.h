@@ -3,6 +3,8 @@
 
 #include "emu/machine.h"
 
+#include <memory>
+
 namespace emu {
 
 extern sigjmp_buf give_up;  // where fail() and faults go
@@ -10,11 +12,12 @@ extern sigjmp_buf give_up;  // where fail() and faults go
 // scheduler.cpp
 extern void (*kernel)(void** arguments);
 extern unsigned threads_per_block;
-void start_block(Block& b, unsigned linear);  // all its threads ready
-void run_block(Block& b);                     // until they have ended, or all wait for other blocks
-void release(State state);                    // all threads of the current block in it are ready
+void start_block(Block& b, unsigned linear, Block** cluster);  // all its threads ready
+void run_block(Block& b);             // until they have ended, or all wait for other blocks; b.state says which
+void release(Block& b, State state);  // all its threads in that state are ready
 
 // launch.cpp
+extern std::vector<std::unique_ptr<Block>> resident;  // blocks that have memory
 void order(unsigned* out, unsigned n);  // the schedule's order of n things: as they are, reversed, or shuffled
 
 // faults.cpp

@@ -1,4 +1,5 @@
-// A launch: blocks one after the other, and several at once only while they wait for each other at a grid barrier.
+// A launch: clusters of blocks one after the other (of one block, if the launch does not say more). Several blocks are
+// in memory at once only while they may wait for each other: those of a cluster, and all that are at a grid barrier.
 
 #include "internal.h"
 #include "emu/ptx.h"
@@ -6,67 +7,103 @@
 #include <sys/mman.h>
 
 #include <algorithm>
-#include <memory>
 
 namespace emu {
 
 Launch* launch;
 sigjmp_buf give_up;
+std::vector<std::unique_ptr<Block>> resident;
 
 namespace {
 
+constexpr size_t max_cluster = 8;
+
 uint64_t random_state;
 
-[[noreturn]] void report_absent(Block& waiting) {
-    block = &waiting;
-    self = nullptr;
-    const Site& site = waiting.threads[waiting.order[0]].site;
-    fail("waits at %s (%s:%d) where others have ended", site.what, site.file, site.line);
+// Blocks that are in memory together: those of a cluster or, when there is a grid barrier, all.
+using Blocks = std::vector<Block*>;
+
+Blocks unused;  // of the resident ones
+
+Block* new_block() {
+    if (unused.empty()) {
+        // Stacks and shared memory like those that Python gives to the first block.
+        size_t stacks = max_threads * launch->stack_bytes;
+        void* memory = mmap(nullptr, stacks + launch->shared_bytes + unreadable, PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (memory == MAP_FAILED) fail("no memory for %zu blocks that wait for each other", resident.size() + 1);
+        Block& b = *resident.emplace_back(std::make_unique<Block>());
+        b.stacks = static_cast<char*>(memory);
+        b.shared = b.stacks + stacks;
+        b.shared_end = b.shared + launch->shared_bytes;
+        mprotect(b.shared_end, unreadable, PROT_NONE);
+        unused.push_back(&b);
+    }
+    Block* b = unused.back();
+    unused.pop_back();
+    return b;
 }
 
-// One block after the other. Those that wait at a grid barrier stay, each with memory of its own.
-void run_blocks(std::vector<std::unique_ptr<Block>>& resident, unsigned blocks) {
-    std::vector<unsigned> turn(blocks);
-    order(turn.data(), blocks);
-    Block* free = resident[0].get();
-    std::vector<Block*> waiting;
-    for (unsigned i = 0; i < blocks; i++) {
-        if (!free) {
-            resident.push_back(std::make_unique<Block>());
-            free = resident.back().get();
-            size_t stacks = max_threads * launch->stack_bytes;
-            free->stacks = static_cast<char*>(mmap(nullptr, stacks + launch->shared_bytes, PROT_READ | PROT_WRITE,
-                                                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-            if (free->stacks == MAP_FAILED) fail("no memory for %zu blocks that wait for each other", resident.size());
-            free->shared = free->stacks + stacks;
-            free->shared_end = free->shared + launch->shared_bytes;
-        }
-        start_block(*free, turn[i]);
-        // The first, the last and every 16th block are watched for what they touch before grid_wait.
-        if (launch->dependent && (i % 16 == 0 || i + 1 == blocks)) {
-            guard_regions();
-            free->guarded = true;
-        }
-        run_block(*free);
-        unguard_regions();
-        free->guarded = false;
-        if (free->alive) waiting.push_back(free), free = nullptr;
+// Opens a barrier to these blocks, which are all for whom it is if there are `expected`. False if none waits there.
+bool open(const Blocks& blocks, State barrier, size_t expected) {
+    size_t there = 0;
+    Block* one = nullptr;
+    for (Block* b : blocks)
+        if (b->state == barrier) one = b, there++;
+    if (!one) return false;
+    if (there != expected) {
+        block = one;
+        self = nullptr;
+        fail("waits at %s (%s:%d), and %zu of %zu blocks do not come", one->site.what, one->site.file, one->site.line,
+             expected - there, expected);
     }
-    while (!waiting.empty()) {
-        if (waiting.size() != blocks) report_absent(*waiting[0]);
-        for (Block* b : waiting) {
-            block = b;
-            b->at_grid_sync = 0;
-            release(State::at_grid_sync);
-        }
-        std::vector<Block*> again;
-        for (Block* b : waiting) {
-            run_block(*b);
-            if (b->alive) again.push_back(b);
-        }
-        if (!again.empty() && again.size() != waiting.size()) report_absent(*again[0]);
-        waiting.swap(again);
+    for (Block* b : blocks) {
+        b->state = State::ready;
+        b->at_sync = 0;
+        b->synced = true;
+        b->reached = {};
+        release(*b, barrier);
     }
+    return true;
+}
+
+// Runs the blocks of a cluster, in the schedule's order from barrier to barrier, until they have ended or wait for the
+// rest of the grid.
+void run_cluster(const Blocks& cluster) {
+    std::vector<unsigned> turn(cluster.size());
+    do {
+        order(turn.data(), unsigned(turn.size()));
+        for (unsigned rank : turn) {
+            Block& b = *cluster[rank];
+            b.guarded ? guard_regions() : unguard_regions();
+            run_block(b);
+        }
+    } while (open(cluster, State::at_cluster_sync, cluster.size()));
+}
+
+// One cluster after the other. Those that wait at a grid barrier stay in memory.
+void run_grid(unsigned blocks) {
+    unsigned clusters = blocks / launch->cluster;
+    std::vector<unsigned> turn(clusters);
+    order(turn.data(), clusters);
+    std::vector<Blocks> waiting;
+    Blocks all;  // of these
+    for (unsigned i = 0; i < clusters; i++) {
+        Blocks cluster(launch->cluster);
+        for (unsigned rank = 0; rank < launch->cluster; rank++) {
+            cluster[rank] = new_block();
+            start_block(*cluster[rank], turn[i] * launch->cluster + rank, cluster.data());
+            // The first, the last and every 16th cluster are watched for what they touch before grid_wait.
+            cluster[rank]->guarded = launch->dependent && (i % 16 == 0 || i + 1 == clusters);
+        }
+        run_cluster(cluster);
+        bool ended = std::all_of(cluster.begin(), cluster.end(), [](Block* b) { return b->state == State::done; });
+        Blocks& place = ended ? unused : all;
+        place.insert(place.end(), cluster.begin(), cluster.end());
+        if (!ended) waiting.push_back(std::move(cluster));
+    }
+    while (open(all, State::at_grid_sync, blocks))
+        for (const Blocks& cluster : waiting) run_cluster(cluster);
 }
 
 }  // namespace
@@ -97,10 +134,17 @@ void grid_launch() {
     launch->triggered = std::max(launch->triggered, launch->dependent && !block->waited ? 2 : 1);
 }
 
-void grid_sync(Site site) {
-    block->at_grid_sync++;
-    self->mask = 0;
-    wait(State::at_grid_sync, site);
+void* in_cluster(void* p, unsigned rank, Site site) {
+    if (rank >= launch->cluster)
+        fail("in_cluster (%s:%d): rank %u is outside a cluster of %u", site.file, site.line, rank, launch->cluster);
+    if (!is_shared(p, 1))
+        fail("in_cluster (%s:%d): address %p is not in the block's shared memory", site.file, site.line, p);
+    if (rank == block->rank) return p;
+    if (!block->synced)
+        fail("in_cluster (%s:%d) before the first cluster_sync: block %u may not have started", site.file, site.line,
+             rank);
+    if (!block->reached.what) block->reached = site;
+    return block->cluster[rank]->shared + (static_cast<char*>(p) - block->shared);
 }
 
 }  // namespace emu
@@ -108,8 +152,9 @@ void grid_sync(Site site) {
 // Runs `call` for every thread of the launch; 0, or 1 with launch->message (and fault) saying what went wrong.
 extern "C" int emu_run(emu::Launch* launch, void (*call)(void**)) {
     using namespace emu;
-    static std::vector<std::unique_ptr<Block>> resident;
     if (resident.empty()) resident.push_back(std::make_unique<Block>());
+    unused.clear();
+    for (size_t i = resident.size(); i-- > 0;) unused.push_back(resident[i].get());
     emu::launch = launch;
     kernel = call;
     random_state = launch->seed;
@@ -125,11 +170,10 @@ extern "C" int emu_run(emu::Launch* launch, void (*call)(void**)) {
     prepare_shared();
     catch_faults();
     int failed = sigsetjmp(give_up, 0);
-    if (!failed) run_blocks(resident, grid_size.x * grid_size.y * grid_size.z);
+    if (!failed) run_grid(grid_size.x * grid_size.y * grid_size.z);
     release_faults();
     unguard_regions();
-    for (size_t i = 1; i < resident.size(); i++)
-        munmap(resident[i]->stacks, max_threads * launch->stack_bytes + launch->shared_bytes);
-    resident.resize(1);
+    for (; resident.size() > max_cluster; resident.pop_back())
+        munmap(resident.back()->stacks, max_threads * launch->stack_bytes + launch->shared_bytes + unreadable);
     return failed;
 }

@@ -55,21 +55,52 @@ void leave() {
     switch_context(&me->context, next ? next->context : main_context);
 }
 
-void release_barrier() {
+// The first of the threads that have not ended, all of which wait: at the same place, or it fails.
+const Thread& all_at_one_site() {
     const Thread* first = nullptr;
-    block->votes = block->true_votes = 0;
     for (unsigned i = 0; i < threads_per_block; i++) {
-        Thread& t = block->threads[i];
-        if (t.state != State::at_barrier) continue;
+        const Thread& t = block->threads[i];
+        if (t.state == State::done) continue;
         if (!first) first = &t;
         if (t.site.line != first->site.line || t.site.file != first->site.file)
             fail("divergent barrier: thread %u waits at %s (%s:%d) and thread %u at %s (%s:%d)", first->id,
                  first->site.what, first->site.file, first->site.line, t.id, t.site.what, t.site.file, t.site.line);
+    }
+    return *first;
+}
+
+void release_barrier() {
+    all_at_one_site();
+    block->votes = block->true_votes = 0;
+    for (unsigned i = 0; i < threads_per_block; i++) {
+        Thread& t = block->threads[i];
+        if (t.state != State::at_barrier) continue;
         block->votes++;
         block->true_votes += t.vote != 0;
         t.state = State::ready;
     }
     block->at_barrier = 0;
+}
+
+// All threads that have not ended wait for other blocks.
+void stop_block() {
+    const Thread& first = all_at_one_site();
+    block->state = first.state;
+    block->site = first.site;
+    if (block->state == State::at_cluster_sync && block->alive != threads_per_block)
+        fail("%u threads wait at %s (%s:%d) and the other %u have ended", block->alive, first.site.what,
+             first.site.file, first.site.line, threads_per_block - block->alive);
+}
+
+// All threads have ended.
+void end_block() {
+    block->state = State::done;
+    check_shared();
+    if (launch->dependent && !block->waited)
+        fail("launched as dependent, and no thread of the block calls grid_wait");
+    if (const Site& site = block->reached; site.what)
+        fail("%s (%s:%d) is not followed by a cluster_sync: the other block may have ended", site.what, site.file,
+             site.line);
 }
 
 // Ends the collective of `lanes`, all of which are there, unless some of them wait for another one.
@@ -132,12 +163,16 @@ void thread_main() {
 
 }  // namespace
 
-void start_block(Block& b, unsigned linear) {
+void start_block(Block& b, unsigned linear, Block** cluster) {
     block = &b;
     b.index = {linear % grid_size.x, linear / grid_size.x % grid_size.y, linear / (grid_size.x * grid_size.y)};
+    b.rank = linear % launch->cluster;
+    b.cluster = cluster;
+    b.state = State::ready;
     b.alive = threads_per_block;
-    b.at_barrier = b.at_grid_sync = b.at_grid_wait = 0;
-    b.waited = b.guarded = false;
+    b.at_barrier = b.at_grid_wait = b.at_sync = 0;
+    b.waited = b.guarded = b.synced = false;
+    b.reached = {};
     for (unsigned i = 0; i * 32 < threads_per_block; i++) {
         unsigned n = threads_per_block - 32 * i;
         b.warps[i] = {n < 32 ? (1u << n) - 1 : ~0u, 0};
@@ -158,9 +193,9 @@ void start_block(Block& b, unsigned linear) {
     poison_shared();
 }
 
-void release(State state) {
+void release(Block& b, State state) {
     for (unsigned i = 0; i < threads_per_block; i++)
-        if (block->threads[i].state == state) block->threads[i].state = State::ready;
+        if (b.threads[i].state == state) b.threads[i].state = State::ready;
 }
 
 void run_block(Block& b) {
@@ -173,16 +208,14 @@ void run_block(Block& b) {
             switch_context(&main_context, first->context);
         }
         self = nullptr;
-        if (!b.alive || b.at_grid_sync == b.alive) break;
+        if (!b.alive) return end_block();
+        if (b.at_sync == b.alive) return stop_block();
         if (!b.at_grid_wait) report_deadlock();
-        if (b.guarded) unguard_regions();
+        unguard_regions();
         b.guarded = false;
         b.at_grid_wait = 0;
-        release(State::at_grid_wait);
+        release(b, State::at_grid_wait);
     }
-    if (b.alive) return;
-    check_shared();
-    if (launch->dependent && !b.waited) fail("launched as dependent, and no thread of the block calls grid_wait");
 }
 
 unsigned live_lanes() {
@@ -193,6 +226,12 @@ void wait(State state, Site site) {
     self->state = state;
     self->site = site;
     leave();
+}
+
+void wait_for_blocks(State state, Site site) {
+    self->mask = 0;
+    block->at_sync++;
+    wait(state, site);
 }
 
 void barrier(int vote, Site site) {

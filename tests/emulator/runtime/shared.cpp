@@ -48,8 +48,9 @@ void* place_static(int slot, size_t bytes, size_t alignment) {
         if (static_bytes + launch->dynamic_shared > max_shared)
             fail("more than %zu bytes of shared memory: %zu static and %zu dynamic", max_shared, static_bytes,
                  launch->dynamic_shared);
-        // A new variable, and the gap behind it, has not been poisoned at the start of this block.
-        memset(block->shared + static_end, int(launch->poison), v.start + bytes + gap - static_end);
+        // A new variable, and the gap behind it, was not poisoned when the blocks that are in memory started.
+        for (const auto& b : resident)
+            memset(b->shared + static_end, int(launch->poison), v.start + bytes + gap - static_end);
         static_end = v.start + bytes + gap;
     }
     return block->shared + v.start;
