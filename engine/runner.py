@@ -225,7 +225,7 @@ class Runner:
         return b
 
     def bucket(self, rows: int, b: Buffers, scope: str) -> Bucket:
-        """Prepare decode steps of `rows` rows: groups of at most DECODE_ROWS that share the activations b.
+        """Prepare decode steps of `rows` (at most max_batch) rows: groups of DECODE_ROWS that share the activations b.
 
         The runner has one for each size; a further one, with a state of its own, is for whoever measures."""
         device, i32 = self.device, np.dtype(np.int32)
