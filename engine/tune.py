@@ -74,7 +74,7 @@ class _Plan:
     def kernel(self, file: str, name: str) -> tuple[str, str]:
         return file, name
 
-    def launch(self, kernel: Any, grid: Any, block: Any, args: Any, shared: int = 0, dependent: bool = False) -> None:
+    def launch(self, kernel: Any, grid: Any, block: Any, args: Any, shared: int = 0, **how: Any) -> None:
         self.launches.append((kernel, grid, block, shared))
 
 

@@ -21,7 +21,7 @@
 
 #define PTX __device__ __forceinline__
 
-// -- matrix products: D += A B, one instruction a function ----------------------------------------------------------
+// -- matrix products: D += A B, one instruction a function ------------------------------------------------------------
 
 PTX void mma_bf16_m16n8k16(float (&d)[4], uint4 a, uint2 b) {
     asm volatile(
@@ -134,8 +134,43 @@ PTX void grid_launch() {
 #endif
 }
 
-// -- loads and arithmetic
-// -----------------------------------------------------------------------------------------------
+// -- clusters (sm_90 and later; below, a block is a cluster of its own) -----------------------------------------------
+
+// This block's place in its cluster.
+PTX unsigned cluster_rank() {
+#if __CUDA_ARCH__ >= 900
+    unsigned rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+#else
+    return 0;
+#endif
+}
+
+// Where block `rank` of the cluster has what p is in this block's shared memory: for plain loads and stores. That block
+// must have started, and must not end before they are done: a cluster_sync before the first and after the last.
+template <class T>
+PTX T* in_cluster(T* p, unsigned rank) {
+#if __CUDA_ARCH__ >= 900
+    T* there;
+    asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(p), "r"(rank));
+    return there;
+#else
+    return p;
+#endif
+}
+
+// Waits for all threads of the cluster; they see what was written before in each other's shared memory.
+PTX void cluster_sync() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#else
+    __syncthreads();
+#endif
+}
+
+// -- loads and arithmetic ---------------------------------------------------------------------------------------------
 
 // 16 bytes that are read once in this kernel: weights. The memory must not change while the kernel runs.
 PTX uint4 load_stream(const uint4* p) {
@@ -165,8 +200,7 @@ PTX float exp2_approx(float x) {
 #undef PTX
 #endif  // OSTINATO_EMULATOR
 
-// -- D += A B for any storage type: mma<bf16>(d, a, b)
-// ------------------------------------------------------------------
+// -- D += A B for any storage type: mma<bf16>(d, a, b) ----------------------------------------------------------------
 
 template <class T>
 __device__ __forceinline__ void mma(float (&d)[4], uint4 a, uint2 b);

@@ -24,7 +24,6 @@ def word(value: Any) -> int:
         return convert(value)
     pointer = getattr(getattr(value, "data", None), "ptr", None)
     if pointer is None:
-        raise TypeError(
-            f"kernel argument: expected a device array, a NumPy scalar or None, found {type(value).__name__}"
-        )
+        found = type(value).__name__
+        raise TypeError(f"kernel argument: expected a device array, a NumPy scalar or None, found {found}")
     return pointer

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -96,11 +97,12 @@ class Device:
         """Bytes of local memory a thread of a kernel has: of registers that were spilled."""
         return 0
 
-    def launch(self, kernel: Any, grid: Dim, block: Dim, args: Sequence[Any], shared: int = 0, dependent: bool = False):
+    def launch(self, kernel: Any, grid: Dim, block: Dim, args: Sequence[Any], shared=0, dependent=False, cluster=1):
         """Run a kernel. args: device arrays, NumPy scalars of the parameter's exact type, or None for a null pointer.
 
         shared: bytes of dynamic shared memory. dependent: the kernel may start before its predecessor has ended,
-        because it waits itself (griddepcontrol.wait) before touching what that one wrote."""
+        because it waits itself (griddepcontrol.wait) before touching what that one wrote. cluster: blocks, neighbours
+        along x, that run at the same time and reach each other's shared memory; at most 8, and 1 below sm_90."""
         raise NotImplementedError
 
     def mark(self) -> Any:
@@ -145,8 +147,6 @@ class HostDevice(Device):
         pass
 
     def free_memory(self):
-        import os
-
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
     def mark(self):
@@ -183,12 +183,6 @@ class CupyDevice(Device):
         self.multiprocessors, self.cache_bytes = about["multiProcessorCount"], about["l2CacheSize"]
         self.functions: dict[tuple[str, str], _Function] = {}
         self._configs: dict[tuple, Any] = {}
-        attribute = driver.CUlaunchAttribute()
-        attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-        value = driver.CUlaunchAttributeValue()
-        value.programmaticStreamSerializationAllowed = 1
-        attribute.value = value
-        self._dependent = [attribute] if self.arch >= 90 else []
 
     def empty(self, shape, dtype):
         with self.stream:
@@ -236,10 +230,10 @@ class CupyDevice(Device):
     def local_bytes(self, kernel):
         return kernel.raw.local_size_bytes
 
-    def launch(self, kernel, grid, block, args, shared=0, dependent=False):
+    def launch(self, kernel, grid, block, args, shared=0, dependent=False, cluster=1):
         if shared > kernel.shared:
             kernel.raw.max_dynamic_shared_size_bytes = kernel.shared = shared
-        key = grid, block, shared, dependent
+        key = grid, block, shared, dependent, cluster
         config = self._configs.get(key)
         if config is None:
             config = self._configs[key] = self._config(*key)
@@ -249,19 +243,28 @@ class CupyDevice(Device):
         pointers = (ctypes.c_void_p * len(args))(*range(first, first + 8 * len(args), 8))
         (status,) = self._driver.cuLaunchKernelEx(config, kernel.handle, ctypes.addressof(pointers), 0)
         if status:
-            raise DeviceError(
-                f"launch of {kernel.name} with grid {grid}, block {block}, {shared} B shared: {status.name}"
-            )
+            sizes = f"grid {grid}, block {block}, cluster {cluster}, {shared} B shared"
+            raise DeviceError(f"launch of {kernel.name} with {sizes}: {status.name}")
         self.launches[kernel.name] += 1
 
-    def _config(self, grid: Dim, block: Dim, shared: int, dependent: bool) -> Any:
+    def _config(self, grid: Dim, block: Dim, shared: int, dependent: bool, cluster: int) -> Any:
         """A CUlaunchConfig; kept, as making one takes longer than a launch."""
         config = self._driver.CUlaunchConfig()
         config.gridDimX, config.gridDimY, config.gridDimZ = (*grid, 1, 1)[:3]
         config.blockDimX, config.blockDimY, config.blockDimZ = (*block, 1, 1)[:3]
         config.sharedMemBytes, config.hStream = shared, self.stream.ptr
-        if dependent and self._dependent:
-            config.attrs, config.numAttrs = self._dependent, 1
+        ids, attributes = self._driver.CUlaunchAttributeID, []
+        if dependent and self.arch >= 90:
+            attributes.append(attribute := self._driver.CUlaunchAttribute())
+            attribute.id = ids.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+            attribute.value.programmaticStreamSerializationAllowed = 1
+        if cluster > 1:
+            attributes.append(attribute := self._driver.CUlaunchAttribute())
+            attribute.id = ids.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+            size = attribute.value.clusterDim
+            size.x, size.y, size.z = cluster, 1, 1
+        if attributes:
+            config.attrs, config.numAttrs = attributes, len(attributes)
         return config
 
     def mark(self):
