@@ -13,10 +13,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from .errors import CaptureError
-from .ops.base import Array, Ops
+from .ops.base import Ops
 from .ops.device import Device
 
 Part = tuple[str, Callable[[], None]]  # a name for messages, and what runs it
@@ -226,39 +224,3 @@ def _allocation_guard() -> Any:
             raise MemoryError(f"it allocates {size} bytes of device memory")
 
     return NoAllocation
-
-
-class TokenCopy:
-    """A place on the host for the tokens of one step, filled without waiting where the device has a stream."""
-
-    def __init__(self, device: Device, size: int) -> None:
-        self._device, self._stream = device, device.stream
-        self._event: Any = None
-        self._host = np.empty(size, np.int32)
-        if self._stream is not None:
-            import cupy
-
-            self._pinned = cupy.cuda.alloc_pinned_memory(self._host.nbytes)  # a copy to pageable memory would wait
-            self._host = np.frombuffer(self._pinned, np.int32, size)
-
-    def start(self, tokens: Array) -> None:
-        """Copy tokens [n] int32 after the work issued so far."""
-        if self._stream is None:
-            self._host[: len(tokens)] = self._device.read(tokens)
-            return
-        from cupy.cuda import runtime
-
-        runtime.memcpyAsync(
-            self._host.ctypes.data, tokens.data.ptr, tokens.nbytes, runtime.memcpyDeviceToHost, self._stream.ptr
-        )
-        self._event = self._stream.record()
-
-    def wait(self, count: int) -> np.ndarray:
-        """The first `count` tokens, once they are there. DeviceError if the work before failed."""
-        if self._event is not None:
-            try:
-                self._event.synchronize()
-            except Exception:
-                self._device.synchronize()  # tells the same as a DeviceError
-                raise
-        return self._host[:count].copy()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +18,10 @@ from . import nvtx, rope
 from .cache import PageTable, pages_of
 from .config import EngineConfig, ModelConfig
 from .errors import DeviceError, RequestError
-from .graph import CaptureReport, Part, Program, TokenCopy
+from .graph import CaptureReport, Part, Program
 from .models import MODELS
-from .ops.base import DECODE_ROWS, PAGE, Array, Buffers, Cache, Ops, Step
+from .ops.base import DECODE_ROWS, MAIL, PAGE, Array, Buffers, Cache, Mail, Ops, Sampling, Step
+from .ops.device import Device
 from .passes import Piece, expect_kind, fill, longest, rows_of, spare_rows
 from .scheduler import PROMPTS, Chunk, Sequence
 from .slots import Slots
@@ -41,7 +43,7 @@ class Bucket:
     """Everything a decode step of `rows` rows works on, and the step itself."""
 
     rows: int
-    state: Array  # [4, rows] int32: ids, seqs, positions, visible
+    state: Array  # [5, rows] int32: Step's ids, seqs, positions, visible, and Mail's place
     tokens: Array  # [rows] int32
     logits: Array  # [rows, V] float32
     program: Program
@@ -49,20 +51,21 @@ class Bucket:
 
 @dataclass
 class Ticket:
-    """A decode step that was launched. At most two are open at a time."""
+    """A decode step that was launched. At most MAIL are open at a time."""
 
+    device: Device
     bucket: Bucket
-    rows: int
-    copy: TokenCopy
-    read: Callable[[Array], np.ndarray]
+    done: Any  # Device.mark behind the step
+    mail: np.ndarray  # [rows] int32, where the step leaves its tokens
 
     def tokens(self) -> np.ndarray:
-        """[rows] int32, once the step is done."""
-        return self.copy.wait(self.rows)
+        """[rows] int32, once the step is done. DeviceError if the work before failed."""
+        self.device.wait(self.done)
+        return self.mail.copy()
 
     def logits(self) -> np.ndarray:
         """[rows, V] float32; waits for all work, and must be asked before the next step is launched."""
-        return self.read(self.bucket.logits[: self.rows])
+        return self.device.read(self.bucket.logits[: len(self.mail)])
 
 
 class Runner:
@@ -89,7 +92,8 @@ class Runner:
         self.prefill_rows = min(e.prefill_rows, pages_of(self.max_len) * PAGE * e.max_batch)
         self._prefill = ops.buffers(c, self.prefill_rows, min(PROMPTS, self.prefill_rows // PAGE))
         self._slots = Slots(self.device, e.max_batch, c.vocab)
-        self._copies = [TokenCopy(self.device, e.max_batch) for _ in range(2)]
+        self._mail, self._box = self.device.pinned((e.max_batch, MAIL), np.dtype(np.int32))
+        self._place = 0  # where in the mail the next step leaves its tokens
         sizes = [n for n in (1, 2, 4, 8, 16) if n < e.max_batch] + [e.max_batch]
         work = [ops.buffers(c, min(n, DECODE_ROWS), min(n, DECODE_ROWS)) for n in sizes]
         self.table = PageTable(e.max_batch, self.max_len, 1 + self._cache_pages(e))
@@ -145,18 +149,19 @@ class Runner:
         """Set the rows of the decode steps to come. Their sequences are admitted, all earlier tokens in the cache."""
         self._current = next(b for n, b in self._buckets.items() if n >= len(rows))
         self._rows = len(rows)
-        state = spare_rows(self._current.rows, self.slots)
+        state = self._spare_state(self._current.rows)
         for i, row in enumerate(rows):
-            state[:, i] = row.token, row.slot, row.position, row.position + 1
+            state[:4, i] = row.token, row.slot, row.position, row.position + 1
         self.device.write(self._current.state, state)
 
     def decode(self) -> Ticket:
-        """Launch one step for the rows of start(), which then stand one token further; does not wait."""
+        """Launch one step for the rows of start(), which then stand one token further; does not wait.
+
+        Steps are counted here as the device counts them, so who runs the program otherwise must start() anew."""
         self._current.program.run()
-        copy = self._copies[0]
-        self._copies.reverse()
-        copy.start(self._current.tokens)
-        return Ticket(self._current, self._rows, copy, self.device.read)
+        mail = self._mail[: self._rows, self._place]
+        self._place = (self._place + 1) % MAIL
+        return Ticket(self.device, self._current, self.device.mark(), mail)
 
     def logits(self, ids: list[int], decode_from: int | None = None) -> np.ndarray:
         """[T, V] float32: row t is what follows ids[:t + 1]. Needs the cache to itself.
@@ -220,11 +225,11 @@ class Runner:
         return b
 
     def bucket(self, rows: int, b: Buffers, scope: str) -> Bucket:
-        """Prepare decode steps of `rows` rows: groups of at most DECODE_ROWS that share the activations b.
+        """Prepare decode steps of `rows` (at most max_batch) rows: groups of DECODE_ROWS that share the activations b.
 
         The runner has one for each size; a further one, with a state of its own, is for whoever measures."""
         device, i32 = self.device, np.dtype(np.int32)
-        state = device.upload(spare_rows(rows, self.slots))
+        state = device.upload(self._spare_state(rows))
         grouped = rows > DECODE_ROWS
         tokens = device.empty((rows,), i32) if grouped else b.tokens
         logits = device.empty((rows, self.c.vocab), np.dtype(np.float32)) if grouped else b.logits
@@ -233,17 +238,22 @@ class Runner:
             z = min(a + DECODE_ROWS, rows)
             last = device.upload(np.arange(z - a, dtype=np.int32))
             s = Step(*(state[i, a:z] for i in range(4)), table=self._table, last=last)
-            groups.append((b.first(z - a, logits=logits[a:z], tokens=tokens[a:z]), s))
+            mail = Mail(self._box[a:z], state[4, a:z])
+            groups.append((b.first(z - a, logits=logits[a:z], tokens=tokens[a:z]), s, mail))
         make = partial(self._parts, groups)
         step = self._program(device, self.ops, make, scope, f"graph {scope}, bucket {rows}", self.captured)
         return Bucket(rows, state, tokens, logits, step)
 
-    def _parts(self, groups: list[tuple[Buffers, Step]], ops: Ops) -> Iterator[Part]:
+    def _spare_state(self, rows: int) -> np.ndarray:
+        """[5, rows] int32, Bucket.state: spare rows, and where the next step leaves tokens."""
+        return np.vstack([spare_rows(rows, self.slots), np.full((1, rows), self._place, np.int32)])
+
+    def _parts(self, groups: list[tuple[Buffers, Step, Mail]], ops: Ops) -> Iterator[Part]:
         """A decode step from embedding to next token over ops, in named parts."""
-        for b, s in groups:
+        for b, s, mail in groups:
             *body, (name, head) = _named(self.model.parts(ops, self.c, self.w, b, s, self.caches))
             yield from body
-            yield name, partial(_head, ops, head, b, s, self._slots.sampling)
+            yield name, partial(_head, ops, head, b, s, self._slots.sampling, mail)
 
     def _write_table(self) -> None:
         if self.table.changed:
@@ -270,8 +280,8 @@ def _named(parts: Iterable[Callable[[], None]]) -> list[Part]:
     return [("embed", embed), *((f"layer {i}", layer) for i, layer in enumerate(layers)), ("head", head)]
 
 
-def _head(ops: Ops, head: Callable[[], None], b: Buffers, s: Step, sampling) -> None:
-    """The last part of a step: logits, the next tokens, and those as the next step's input."""
+def _head(ops: Ops, head: Callable[[], None], b: Buffers, s: Step, sampling: Sampling, mail: Mail) -> None:
+    """The last part of a step: logits, the next tokens, and those as the next step's input and to the host."""
     head()
     ops.sample(b.logits, s, sampling, b.tokens, b.scratch)
-    ops.advance(s, b.tokens)
+    ops.advance(s, b.tokens, mail)

@@ -4,6 +4,7 @@
 #include "types.cuh"
 
 constexpr int THREADS = 256;
+constexpr int MAIL = 4;  // tokens of a row that the host can still read; as in ops/base.py
 
 // out[r, c] = g / (1 + exp(-g)) * gate_up[r, width + c],  g = gate_up[r, c].
 // gate_up [rows, 2 width], out [rows, width]
@@ -55,16 +56,26 @@ __global__ void __launch_bounds__(THREADS) gelu(const T* x, T* out, int count, i
 // The sampled tokens become the next step's input; rows of the spare sequence stay as they are. A token of -1 (logits
 // that were not numbers) goes on as 0: the host reads the -1 and ends that request.
 //
+//   box[r, place] = tokens[r], place = (place + 1) % MAIL with place = places[r]
+//   ids[r] = max(tokens[r], 0), positions[r] += 1, visible[r] += 1
+// tokens, seqs, ids, positions, visible, places [rows], box [rows, MAIL]
+//
+// box is memory of the host, so that no copy has to follow the step. The host reads it once an event behind this kernel
+// is done, and what a kernel wrote is visible to everybody then: nothing here needs a __threadfence_system.
+//
 // The kernels after this one read positions and visible, and with them the cache, before they wait. So this one does
 // not let them start early, and its writes are in memory when it ends.
 //
 // LAUNCH: grid (1), block 256, dependent.  PRECOND: rows <= 256.
 __global__ void __launch_bounds__(THREADS) advance(const int* tokens, const int* seqs, int* ids, int* positions,
-                                                   int* visible, int rows, int spare) {
+                                                   int* visible, int* places, int* box, int rows, int spare) {
     grid_wait();
     const int row = threadIdx.x;
     if (row < rows && seqs[row] != spare) {
-        ids[row] = max(tokens[row], 0);
+        const int token = tokens[row], place = places[row];
+        box[row * MAIL + place] = token;
+        places[row] = (place + 1) % MAIL;
+        ids[row] = max(token, 0);
         positions[row]++;
         visible[row]++;
     }

@@ -57,7 +57,7 @@ def sides(works: str = "set update", alike: bool = False) -> tuple[Any, tuple[up
     found = []
     for rows in (session.rows[:2], session.rows[:2] if alike else session.rows[2:]):
         bucket = session.runner.bucket(2, ops.buffers(TINY, 2, 2), "step")
-        start = np.array([(r.token, r.slot, r.position, r.position + 1) for r in rows], np.int32).T.copy()
+        start = np.array([(r.token, r.slot, r.position, r.position + 1, 0) for r in rows], np.int32).T.copy()
         graph = FakeGraph(bucket.program.run, works)
         found.append(update.Side(bucket, start, graph, [("node", bucket.program.run)]))
     return ops.device, (found[0], found[1])

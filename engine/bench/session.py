@@ -88,8 +88,7 @@ class Session:
         self.device.synchronize()
         marks = [self.device.mark()]
         for _ in range(self.load.max_tokens):
-            self.runner.decode()
-            marks.append(self.device.mark())
+            marks.append(self.runner.decode().done)
         return [self.device.elapsed(a, b) for a, b in pairwise(marks)]
 
     def sequences(self, prompts: list[list[int]] | None = None) -> list[Sequence]:

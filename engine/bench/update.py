@@ -35,7 +35,7 @@ class Side:
     """One of the two batches: the step that decodes it, and where it begins."""
 
     bucket: Bucket
-    start: np.ndarray  # [4, rows] int32: what the step's state is before the first token
+    start: np.ndarray  # [5, rows] int32: what the step's state is before the first token
     graph: Any  # CudaGraph of the step
     kernels: list[tuple[Any, Any]]  # (node, parameters) of its kernels
 
@@ -164,7 +164,7 @@ def one_side(session: Session, first: int, last: int) -> Side:
     """A step of its own, captured, for some of the sequences of a session."""
     runner, count = session.runner, last - first
     bucket = runner.bucket(count, runner.ops.buffers(runner.c, count, count), "step")
-    rows = [(row.token, row.slot, row.position, row.position + 1) for row in session.rows[first:last]]
+    rows = [(row.token, row.slot, row.position, row.position + 1, 0) for row in session.rows[first:last]]
     graph = CudaGraph.of(runner.device, (bucket.program.graphs or [])[0])
     return Side(bucket, np.array(rows, np.int32).T.copy(), graph, graph.parameters())
 
@@ -235,7 +235,7 @@ def _begin(device: Device, sides: tuple[Side, Side]) -> None:
 
 
 def _states(device: Device, sides: tuple[Side, Side]) -> np.ndarray:
-    """[2, 4, rows] int32: where the sides stand, their last tokens included."""
+    """[2, 5, rows] int32: where the sides stand, their last tokens included."""
     return np.array([device.read(side.bucket.state) for side in sides])
 
 

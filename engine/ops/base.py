@@ -24,6 +24,7 @@ Weight = Any  # whatever Ops.weight returned: plain, packed for a kernel, quanti
 
 PAGE = 64  # tokens in a cache page: the tile every attention kernel works in
 DECODE_ROWS = 16  # rows of a decode step at most; more rows are a prefill, in tiles of PAGE
+MAIL = 4  # steps whose tokens the host can still read: as many may be under way or unread at a time
 
 
 @dataclass
@@ -68,6 +69,17 @@ class Sampling:
     stop_ids: Array  # [S + 1, STOP_IDS] int32, -1 = none; banned while positions[r] + 1 < stop_from
     stop_from: Array  # [S + 1] int32, first position a stop token may take (min_tokens)
     counts: Array  # [S + 1, V] int32, 2 * times generated + (1 if in the prompt); kept only with penalties on
+
+
+@dataclass
+class Mail:
+    """Where decode steps leave their tokens for the host, which reads them without a copy.
+
+    Each row goes round in its places, a step a place: nothing has to be told to a step that is launched before the
+    tokens of the last ones were read, and the host finds them by counting steps."""
+
+    box: Array  # [R, MAIL] int32, memory of the host (Device.pinned)
+    place: Array  # [R] int32, 0 <= place < MAIL: where the row's next token goes
 
 
 STOP_IDS = 8  # stop tokens a request may name, the model's own included
@@ -199,9 +211,10 @@ class Ops:
         logits [B, V] float32 (unchanged), out [B] int32. With any penalty on, counts[seq, token] += 2."""
         raise NotImplementedError
 
-    def advance(self, s: Step, tokens: Array) -> None:
+    def advance(self, s: Step, tokens: Array, mail: Mail) -> None:
         """The sampled tokens become the next step's input: ids = tokens (0 where there is none, -1), positions += 1,
-        visible += 1; spare rows (seqs == S) stay as they are.  Decode steps only: B == R"""
+        visible += 1. They go to the host as well: box[r, place[r]] = tokens[r], then place = (place + 1) % MAIL. Spare
+        rows (seqs == S) stay as they are, and send nothing.  tokens [R] int32; decode steps only: B == R"""
         raise NotImplementedError
 
     # -- composites: a decoder layer is norm_qkv, attend, linear, norm_gate_up, linear -----------------------------

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import math
 import os
-import re
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import DeviceError
+from .arguments import word
+from .versions import versions
 
 KERNELS = Path(__file__).resolve().parents[1] / "kernels"  # installed: ostinato/kernels
 if not KERNELS.is_dir():  # in a checkout engine/ stands beside kernels/
@@ -70,6 +72,12 @@ class Device:
         """The contents of a device array; waits for the work issued before."""
         raise NotImplementedError
 
+    def pinned(self, shape: Dim, dtype: np.dtype) -> tuple[np.ndarray, Any]:
+        """Memory of the host that kernels write to directly, contents unspecified: the host's array, the device's.
+
+        What work wrote there is to be seen by the host once it has waited for that work."""
+        raise NotImplementedError
+
     def synchronize(self) -> None:
         """Wait until all issued work is done; raises DeviceError if any of it failed."""
         raise NotImplementedError
@@ -98,7 +106,11 @@ class Device:
         raise NotImplementedError
 
     def mark(self) -> Any:
-        """The moment at which the work issued before is done, for `elapsed`; does not wait."""
+        """The moment at which the work issued before is done, for `wait` and `elapsed`; does not wait."""
+        raise NotImplementedError
+
+    def wait(self, mark: Any) -> None:
+        """Wait for a mark, not for what was issued after it; raises DeviceError if any work has failed."""
         raise NotImplementedError
 
     def elapsed(self, first: Any, last: Any) -> float:
@@ -127,6 +139,10 @@ class HostDevice(Device):
     def read(self, array):
         return np.array(array)
 
+    def pinned(self, shape, dtype):
+        array = self.empty(shape, dtype)
+        return array, array
+
     def synchronize(self):
         pass
 
@@ -135,6 +151,9 @@ class HostDevice(Device):
 
     def mark(self):
         return time.perf_counter()
+
+    def wait(self, mark):
+        pass
 
     def elapsed(self, first, last):
         return (last - first) * 1e3
@@ -181,11 +200,15 @@ class CupyDevice(Device):
     def read(self, array):
         return self._cupy.asnumpy(array, stream=self.stream)
 
+    def pinned(self, shape, dtype):
+        cuda, count = self._cupy.cuda, math.prod(shape)
+        memory = cuda.alloc_pinned_memory(count * dtype.itemsize)  # mapped: the GPU knows it by the same address
+        seen = cuda.UnownedMemory(memory.ptr, count * dtype.itemsize, memory, cuda.Device().id)
+        host = np.frombuffer(memory, dtype, count).reshape(shape)
+        return host, self._cupy.ndarray(shape, dtype, cuda.MemoryPointer(seen, 0))
+
     def synchronize(self):
-        try:
-            self.stream.synchronize()
-        except self._cupy.cuda.runtime.CUDARuntimeError as e:
-            raise DeviceError(f"{self.name}: {e}") from e
+        self.wait(self.stream)
 
     def free_memory(self):
         pool = self._cupy.get_default_memory_pool()
@@ -215,7 +238,7 @@ class CupyDevice(Device):
         if config is None:
             config = self._configs[key] = self._config(*key)
         # One 8-byte word an argument: a kernel reads the first bytes of it, as many as its parameter has.
-        words = (ctypes.c_uint64 * len(args))(*[_word(a) for a in args])
+        words = (ctypes.c_uint64 * len(args))(*[word(a) for a in args])
         first = ctypes.addressof(words)
         pointers = (ctypes.c_void_p * len(args))(*range(first, first + 8 * len(args), 8))
         (status,) = self._driver.cuLaunchKernelEx(config, kernel.handle, ctypes.addressof(pointers), 0)
@@ -247,24 +270,18 @@ class CupyDevice(Device):
     def mark(self):
         return self.stream.record()
 
+    def wait(self, mark):
+        try:
+            mark.synchronize()
+        except self._cupy.cuda.runtime.CUDARuntimeError as e:
+            raise DeviceError(f"{self.name}: {e}") from e
+
     def elapsed(self, first, last):
         self.synchronize()
         return self._cupy.cuda.get_elapsed_time(first, last)
 
     def about(self):
-        runtime = self._cupy.cuda.runtime
-        versions = {"CUDA of the driver": runtime.driverGetVersion(), "CUDA runtime": runtime.runtimeGetVersion()}
-        shown = {name: f"{v // 1000}.{v % 1000 // 10}" for name, v in versions.items()}
-        return {"device": self.name, "driver": _driver_release(), **shown}
-
-
-def _driver_release() -> str:
-    """The NVIDIA kernel module's version, "580.159.04"."""
-    try:
-        found = re.search(r"\s(\d+\.[\d.]+)\s", Path("/proc/driver/nvidia/version").read_text())
-    except OSError:
-        found = None
-    return found[1] if found else "unknown"
+        return {"device": self.name, **versions(self._cupy.cuda.runtime)}
 
 
 @dataclass
@@ -275,25 +292,3 @@ class _Function:
     raw: Any  # cupy.RawKernel, which keeps the module loaded
     handle: Any  # CUfunction
     shared: int  # bytes of dynamic shared memory it may have so far
-
-
-_WORDS: dict[type, Callable[[Any], int]] = {
-    type(None): lambda _: 0,
-    np.int32: int,
-    np.int64: int,
-    np.uint32: int,
-    np.uint64: int,
-    np.float32: lambda v: int(v.view(np.uint32)),
-}
-
-
-def _word(value: Any) -> int:
-    """The bits of one kernel argument: a device array's address, a NumPy scalar's value, 0 for None."""
-    convert = _WORDS.get(type(value))
-    if convert is not None:
-        return convert(value)
-    pointer = getattr(getattr(value, "data", None), "ptr", None)
-    if pointer is None:
-        found = type(value).__name__
-        raise TypeError(f"kernel argument: expected a device array, a NumPy scalar or None, found {found}")
-    return pointer

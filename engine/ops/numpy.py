@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from ..sampling import sample
-from .base import DECODE_ROWS, PAGE, Ops
+from .base import DECODE_ROWS, MAIL, PAGE, Ops
 from .device import HostDevice
 
 _BLOCK = 1 << 22  # bytes of a weight that all rows go over before the next; BLAS leaves smaller ones to one thread
@@ -149,8 +149,10 @@ class NumpyOps(Ops):
     def sample(self, logits, s, sampling, out, scratch):
         sample(logits, s, sampling, out)
 
-    def advance(self, s, tokens):
+    def advance(self, s, tokens, mail):
         real = s.seqs != len(s.table) - 1
+        mail.box[real, mail.place[real]] = tokens[real]
+        mail.place[real] = (mail.place[real] + 1) % MAIL
         s.ids[real] = np.maximum(tokens[real], 0)
         s.positions[real] += 1
         s.visible[real] += 1

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..config import ModelConfig
 from ..errors import DeviceError, UnsupportedModel
-from .base import DECODE_ROWS, PAGE, STOP_IDS, Array, Buffers, Cache, Ops, Sampling, Step
+from .base import DECODE_ROWS, MAIL, PAGE, STOP_IDS, Array, Buffers, Cache, Ops, Sampling, Step
 from .device import Device
 from .products import address, c_type, expect
 
@@ -181,14 +181,16 @@ class DeviceOps(Ops):
         name = f"gelu<{c_type(self.dtype)}, {vec}>"
         self._launch("elementwise.cu", name, (-(-count // (vec * 256)),), 256, x, out, np.int32(count), np.int32(tanh))
 
-    def advance(self, s, tokens):
+    def advance(self, s, tokens, mail):
         rows = len(tokens)
         self._expect_step("advance", s, rows)
         expect("advance", "tokens", tokens, I32, (rows,))
+        expect("advance", "mail.box", mail.box, I32, (rows, MAIL))
+        expect("advance", "mail.place", mail.place, I32, (rows,))
         if rows > 256:
             raise DeviceError(f"advance: expected at most 256 rows, found {rows}")
-        state = (s.seqs, s.ids, s.positions, s.visible)
-        self._launch("elementwise.cu", "advance", (1,), 256, tokens, *state, np.int32(rows), np.int32(len(s.table) - 1))
+        arrays = (tokens, s.seqs, s.ids, s.positions, s.visible, mail.place, mail.box)
+        self._launch("elementwise.cu", "advance", (1,), 256, *arrays, np.int32(rows), np.int32(len(s.table) - 1))
 
     def pool(self, x, first, count, out):
         texts, width = out.shape

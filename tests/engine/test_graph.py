@@ -13,7 +13,7 @@ from small import MODELS, complete, prompts, runner, sequence
 
 from ostinato import graph
 from ostinato.errors import CaptureError
-from ostinato.graph import Call, CaptureReport, Recording, TokenCopy, program
+from ostinato.graph import Call, CaptureReport, Recording, program
 from ostinato.models import decoder
 from ostinato.ops.device import HostDevice
 from ostinato.ops.numpy import NumpyOps
@@ -213,13 +213,3 @@ def test_an_operation_that_does_not_exist_is_a_capture_error() -> None:
         program(
             HostDevice(), NumpyOps(), lambda to: [("head", lambda: to.norm_haed())], "step", "bucket 1", CaptureReport()
         )
-
-
-def test_token_copies_are_copies() -> None:
-    copy, tokens = TokenCopy(HostDevice(), 4), np.array([1, 2, 3], np.int32)
-    copy.start(tokens)
-    tokens[:] = 9
-    first = copy.wait(2)
-    assert first.tolist() == [1, 2]
-    copy.start(tokens)
-    assert first.tolist() == [1, 2] and copy.wait(3).tolist() == [9, 9, 9]

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ostinato.ops.base import PAGE, Cache, Step
+from ostinato.ops.base import MAIL, PAGE, Cache, Mail, Step
 from ostinato.ops.numpy import NumpyOps
 
 OPS = NumpyOps()
@@ -118,8 +118,10 @@ def test_embed_and_advance() -> None:
     OPS.embed_at(np.array([9, 0, 9], np.int32), table, np.array([1, 1, 4], np.int32), table[::-1], out)
     np.testing.assert_array_equal(out, table[[9, 0, 9]] + table[[8, 8, 5]])
     s = step([1, 2, 0], [0, 2, 1], [5, 6, 0], np.zeros((3, 1), np.int32))
-    OPS.advance(s, np.array([7, 8, 9], np.int32))
-    assert (s.ids.tolist(), s.positions.tolist(), s.visible.tolist()) == ([7, 2, 9], [6, 6, 1], [7, 7, 2])
+    mail = Mail(np.full((3, MAIL), 5, np.int32), np.array([0, 1, MAIL - 1], np.int32))
+    OPS.advance(s, np.array([7, 8, -1], np.int32), mail)
+    assert (s.ids.tolist(), s.positions.tolist(), s.visible.tolist()) == ([7, 2, 0], [6, 6, 1], [7, 7, 2])
+    assert mail.box.tolist() == [[7, 5, 5, 5], [5, 5, 5, 5], [5, 5, 5, -1]] and mail.place.tolist() == [1, 1, 0]
 
 
 def step(ids: list[int], seqs: list[int], positions: list[int], table: np.ndarray) -> Step:

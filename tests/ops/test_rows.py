@@ -1,4 +1,4 @@
-"""Norms, rotary positions, SiLU, bias and the step to the next token, against float64."""
+"""Norms, rotary positions, SiLU and bias, against float64."""
 
 from __future__ import annotations
 
@@ -150,15 +150,6 @@ def test_silu_mul(device, dtype, width):
     RowOps(device, TYPES[dtype]).silu_mul(device.upload(x), out)
     gate, up = x[:, :width].astype(float), x[:, width:].astype(float)
     close(device.read(out), gate / (1 + np.exp(-gate)) * up, EPS[dtype])
-
-
-def test_advance(device):
-    s = step(device, [2, 0, 3, 1], [5, 9, 0, 0], [6, 10, 1, 1], np.zeros((4, 1)))
-    s.ids = device.upload(np.array([1, 2, 3, 4], I32))
-    RowOps(device, F32).advance(s, device.upload(np.array([70, 80, 90, -1], I32)))
-    np.testing.assert_array_equal(device.read(s.ids), [70, 80, 3, 0])  # row 2 is spare, row 3 had no token
-    np.testing.assert_array_equal(device.read(s.positions), [6, 10, 0, 1])
-    np.testing.assert_array_equal(device.read(s.visible), [7, 11, 1, 2])
 
 
 def test_buffers(device):
