@@ -286,7 +286,6 @@ def test_a_plot_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_plot(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     found = decode.decode(settings(graphs=("step",), operations=False))
     report.draw(found, str(tmp_path / "found.png"))
     assert (tmp_path / "found.png").read_bytes().startswith(b"\x89PNG")

@@ -152,18 +152,34 @@ def test_dot_has_a_cluster_for_every_part_and_dashes_early_edges() -> None:
     assert [line.strip() for line in lines if "label=" in line and "[" not in line] == [
         'label="embed";', 'label="layer 0";', 'label="head";',
     ]  # fmt: skip
-    assert '    n1 [label="attend\\nattend_decode\\n2 x 3 blocks of 256\\n1.00 us"];' in lines
-    assert '    n2 [label="linear o\\nodd\\"name\\n18 blocks of 384\\n2.00 us"];' in lines
+    assert '    n1 [label="attend, 1.00 us\\nattend_decode, 2 x 3 blocks of 256"];' in lines
+    assert '    n2 [label="linear o, 2.00 us\\nodd\\"name, 18 blocks of 384"];' in lines
     assert "  n0 -> n1;" in lines and '  n1 -> n2 [style=dashed, label="early"];' in lines
     assert lines[0] == "digraph step {" and lines[-1] == "}" and "\n".join(lines).count("{") == 4
 
 
-def test_a_picture(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    from ostinato.inspect.picture import draw
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_picture_has_room_for_what_it_says(tmp_path: Path, layers: int) -> None:
+    from ostinato.inspect.picture import EARLY, draw, painted
 
-    draw(step(), str(tmp_path / "found.png"))
+    draw(step(layers), str(tmp_path / "found.png"))
     assert (tmp_path / "found.png").read_bytes().startswith(b"\x89PNG")
+    figure = painted(step(layers))
+    figure.draw_without_rendering()
+    left, right = figure.axes
+    boxes = [box.get_window_extent() for box in left.patches]
+    *labels, said = [text for text in left.texts if text.get_text()]
+    mean = (1 + layers) / 2
+    assert [text.get_text() for text in labels] == [
+        f"attend, {mean:.2f} us\nattend_decode, 2 x 3 blocks of 256", 'linear o, 2.00 us\nodd"name, 18 blocks of 384',
+    ]  # fmt: skip
+    for text, box in zip(labels, boxes, strict=True):
+        inner = text.get_window_extent()
+        assert box.x0 < inner.x0 and inner.x1 < box.x1 and box.y0 < inner.y0 and inner.y1 < box.y1
+    note = said.get_window_extent()
+    assert said.get_text() == EARLY and note.y0 > 0 and note.y1 < min(box.y0 for box in boxes)
+    assert f"{layers} x attend" in [text.get_text() for text in right.get_yticklabels()]
+    assert all(text.get_window_extent().x1 < figure.bbox.x1 for text in right.texts)
 
 
 @pytest.mark.parametrize(("scope", "graphs"), [("step", 1), ("layer", 5)])

@@ -20,6 +20,7 @@ from .decode import Measurement, Report
 from .operations import FORMULA, Operation
 
 WIDTH = 160  # of a table that does not go to a terminal
+OUTPUTS = ("--json", "--plot", "--png", "--dot")  # options that name a file to write
 
 
 def check_outputs(json_file: str | None, plot_file: str | None, **others: str | None) -> None:
@@ -35,11 +36,23 @@ def stamp(machine: dict[str, str]) -> dict[str, Any]:
     """What every record begins with: when, by which command and version, and on what."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["ostinato", *sys.argv[1:]]),
+        "command": command(sys.argv[1:]),
         "version": metadata.version("ostinato"),
         "python": platform.python_version(),
         "machine": machine,
     }
+
+
+def command(words: list[str]) -> str:
+    """The command line that gives the same results, without the files that they went to on this machine."""
+    kept, rest = ["ostinato"], iter(words)
+    for word in rest:
+        option, equals, _ = word.partition("=")
+        if option not in OUTPUTS:
+            kept.append(word)
+        elif not equals:
+            next(rest, None)  # the file
+    return shlex.join(kept)
 
 
 def record(report: Report) -> dict[str, Any]:
