@@ -208,6 +208,7 @@ def test_command_shows_the_calls_where_nothing_is_captured(
         pytest.param([LLAMA, "--shape", "llama-3.2-1b"], "found both", id="both"),
         pytest.param([LLAMA, "--batch", "17"], "batch: expected an integer in [1, 16], found 17", id="batch"),
         pytest.param([LLAMA, "--graph", "off"], "--graph", id="no-graph"),
+        pytest.param([LLAMA, "--png", "no/such/file.png"], "png: expected a file in a directory", id="png"),
         pytest.param([LLAMA, "--dot", "no/such/file.dot"], "dot: expected a file in a directory", id="dot"),
         pytest.param([LLAMA, "--prompt-len", "100", "--backend", "numpy"], "expected fewer than 128", id="too-long"),
     ],

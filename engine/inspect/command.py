@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     name, config = chosen_model(args)
     settings = Settings(name, config, (args.batch,), graphs=(args.graph,), prompt_len=args.prompt_len,
                         max_tokens=4 * TOGETHER, dtype=args.dtype)  # fmt: skip
-    check_outputs(args.json, args.png, dot=args.dot)
+    check_outputs(args.json, None, dot=args.dot, png=args.png)
     step, machine = open_step(settings, args.backend, load.choose)
     print_tables(step)
     if args.dot:
