@@ -57,9 +57,12 @@ def updates() -> Iterator[str]:
 def sums() -> Iterator[str]:
     """What stands in the text."""
     probes, inside = read("limits.json"), read("smollm2-135m-inspect.json")
-    eager = [r for r in read("graphs.json")["rows"] if r["graph"] == "off"]
+    rows = read("graphs.json")["rows"]
+    eager = [r for r in rows if r["graph"] == "off"]
     launch = [r["step"]["host_us"] / r["launched"] for r in eager]
     idle = [r["step"]["idle_percent"] for r in eager]
+    apart = max(abs(r["step"]["sum_percent"] - 100) for r in rows)
+    yield f"within {apart:.1f} % of the wall clock"
     yield f"{min(launch):.0f} to {max(launch):.0f} us a launch"
     yield f"{min(idle):.0f} to {max(idle):.0f} % of the time"
     count = {v: sum(p["verdict"] == v for p in probes) for v in ("supported", "refused", "wrong")}
