@@ -6,7 +6,8 @@ MODEL ?= smollm2-135m
 BIN := .venv/bin
 TYPES := build/types
 # Imports that are not installed everywhere, or are compiled without a description: pyright takes all of them as Any.
-UNTYPED := cupy cupy/cuda cuda cuda/bindings cuda/pathfinder huggingface_hub matplotlib matplotlib/pyplot
+UNTYPED := cupy cupy/cuda cuda cuda/bindings cuda/pathfinder huggingface_hub \
+  matplotlib matplotlib/figure matplotlib/lines matplotlib/patches matplotlib/pyplot
 
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c

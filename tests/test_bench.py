@@ -279,14 +279,14 @@ def test_command_refuses(capsys: pytest.CaptureFixture[str], args: list[str], sa
     assert says in capsys.readouterr().err
 
 
-def test_a_plot_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("option", ["plot", "png"])
+def test_a_picture_needs_its_extra(monkeypatch: pytest.MonkeyPatch, option: str) -> None:
     monkeypatch.setattr(report, "find_spec", lambda name: None)
-    with pytest.raises(RequestError, match=r"plot: matplotlib is not installed.*pip install .*plot\]"):
-        report.check_outputs(None, "found.png")
+    with pytest.raises(RequestError, match=rf"{option}: matplotlib is not installed.*pip install .*plot\]"):
+        report.check_outputs(None, None, **{option: "found.png"})
 
 
 def test_a_plot(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     found = decode.decode(settings(graphs=("step",), operations=False))
     report.draw(found, str(tmp_path / "found.png"))
     assert (tmp_path / "found.png").read_bytes().startswith(b"\x89PNG")

@@ -14,7 +14,7 @@ import pytest
 from emulator import EmulatedDevice
 
 from ostinato import cli
-from ostinato.bench import breakdown, graphs, graphs_report, samples, synthetic
+from ostinato.bench import breakdown, graphs, graphs_report, report, samples, synthetic
 from ostinato.bench.ceiling import STEP
 from ostinato.config import ModelConfig
 from ostinato.errors import DeviceError, RequestError
@@ -170,10 +170,34 @@ def test_every_row_proves_its_path_over_kernels(config: ModelConfig, monkeypatch
     assert (layer.launched, step.launched) == (4, 1) and eager.launched > 10
 
 
-def test_a_plot(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    graphs_report.draw(graphs.graphs(settings(("tiny", SMALL))), str(tmp_path / "found.png"))
+def test_a_plot_says_what_it_shows(tmp_path: Path) -> None:
+    found = graphs.graphs(settings(("an-encoder", SMALL), ("a-decoder", TINY)))
+    found.machine = {"device": "a device"}
+    graphs_report.draw(found, str(tmp_path / "found.png"))
     assert (tmp_path / "found.png").read_bytes().startswith(b"\x89PNG")
+    figure = graphs_report.painted(found)
+    left, right = figure.axes
+    assert figure.get_suptitle() == "a device"
+    assert (left.get_title(), right.get_title()) == ("speed-up by one graph a step", "kernels' share of the wall clock")
+    names = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in (left, right)]
+    assert names == [["an-encoder", "a-decoder", "the article's example"], ["graph off", "graph layer", "graph step"]]
+    by_mode = {(r.model, r.batch, r.graph): r for r in found.rows}
+    for i, name in enumerate(("an-encoder", "a-decoder")):
+        off, _, step = ([by_mode[name, batch, mode] for batch in (1, 3)] for mode in graphs.MODES)
+        ratios = [b.samples_per_s / a.samples_per_s for a, b in zip(off, step, strict=True)]
+        assert list(left.lines[i].get_ydata()) == ratios
+        assert list(right.lines[3 * i].get_ydata()) == [r.step.kernel_percent for r in off]
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        pytest.param(["--batch", "1", "--json", "a/b.json", "--graph", "step"], "--batch 1 --graph step", id="json"),
+        pytest.param(["--plot=a/b.png", "a model", "--dot", "a.dot"], "'a model'", id="equals-sign-and-last"),
+    ],
+)
+def test_a_record_says_its_command_but_not_where_it_was_written(words: list[str], kept: str) -> None:
+    assert report.command(["bench", "graphs", *words]) == f"ostinato bench graphs {kept}"
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

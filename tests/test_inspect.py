@@ -21,7 +21,7 @@ from ostinato.inspect.group import by_operation, groups
 from ostinato.inspect.step import Node, Step, arrays, matrices, opened, operation
 from ostinato.inspect.timing import balanced
 
-LLAMA = str(Path(__file__).parent / "fixtures" / "llama")
+LLAMA, BERT = (str(Path(__file__).parent / "fixtures" / name) for name in ("llama", "bert"))
 DOWN = np.zeros((8, 16), np.float32)
 
 
@@ -152,18 +152,34 @@ def test_dot_has_a_cluster_for_every_part_and_dashes_early_edges() -> None:
     assert [line.strip() for line in lines if "label=" in line and "[" not in line] == [
         'label="embed";', 'label="layer 0";', 'label="head";',
     ]  # fmt: skip
-    assert '    n1 [label="attend\\nattend_decode\\n2 x 3 blocks of 256\\n1.00 us"];' in lines
-    assert '    n2 [label="linear o\\nodd\\"name\\n18 blocks of 384\\n2.00 us"];' in lines
+    assert '    n1 [label="attend, 1.00 us\\nattend_decode, 2 x 3 blocks of 256"];' in lines
+    assert '    n2 [label="linear o, 2.00 us\\nodd\\"name, 18 blocks of 384"];' in lines
     assert "  n0 -> n1;" in lines and '  n1 -> n2 [style=dashed, label="early"];' in lines
     assert lines[0] == "digraph step {" and lines[-1] == "}" and "\n".join(lines).count("{") == 4
 
 
-def test_a_picture(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    from ostinato.inspect.picture import draw
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_picture_has_room_for_what_it_says(tmp_path: Path, layers: int) -> None:
+    from ostinato.inspect.picture import EARLY, draw, painted
 
-    draw(step(), str(tmp_path / "found.png"))
+    draw(step(layers), str(tmp_path / "found.png"))
     assert (tmp_path / "found.png").read_bytes().startswith(b"\x89PNG")
+    figure = painted(step(layers))
+    figure.draw_without_rendering()
+    left, right = figure.axes
+    boxes = [box.get_window_extent() for box in left.patches]
+    *labels, said = [text for text in left.texts if text.get_text()]
+    mean = (1 + layers) / 2
+    assert [text.get_text() for text in labels] == [
+        f"attend, {mean:.2f} us\nattend_decode, 2 x 3 blocks of 256", 'linear o, 2.00 us\nodd"name, 18 blocks of 384',
+    ]  # fmt: skip
+    for text, box in zip(labels, boxes, strict=True):
+        inner = text.get_window_extent()
+        assert box.x0 < inner.x0 and inner.x1 < box.x1 and box.y0 < inner.y0 and inner.y1 < box.y1
+    note = said.get_window_extent()
+    assert said.get_text() == EARLY and note.y0 > 0 and note.y1 < min(box.y0 for box in boxes)
+    assert f"{layers} x attend" in [text.get_text() for text in right.get_yticklabels()]
+    assert all(text.get_window_extent().x1 < figure.bbox.x1 for text in right.texts)
 
 
 @pytest.mark.parametrize(("scope", "graphs"), [("step", 1), ("layer", 5)])
@@ -185,6 +201,18 @@ def test_command_shows_the_calls_where_nothing_is_captured(
     assert "layers 1 to 2, each" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("scope", "graphs"), [("step", 1), ("layer", 5)])
+def test_of_an_encoder_a_pass_over_the_texts_is_shown(tmp_path: Path, scope: str, graphs: int) -> None:
+    file = tmp_path / "found.json"
+    options = f"--backend numpy --batch 3 --graph {scope} --prompt-len 70 --json {file}"
+    assert cli.main(["inspect", BERT, *options.split()]) == 0
+    found = json.loads(file.read_text())
+    assert (found["graphs"], found["batch"], found["context"]) == (graphs, 3, 70)
+    operations = ["linear_append", "attend", "linear o", "layer_norm", "linear_gelu", "linear down", "layer_norm"]
+    assert [n["operation"] for n in found["nodes"]] == ["embed_at", "layer_norm", *operations * 3, "pool"]
+    assert found["nodes"][3]["arrays"].startswith("qkv [384, 144], s.positions [384]")  # 3 texts in pages of 64 rows
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [
@@ -192,6 +220,7 @@ def test_command_shows_the_calls_where_nothing_is_captured(
         pytest.param([LLAMA, "--shape", "llama-3.2-1b"], "found both", id="both"),
         pytest.param([LLAMA, "--batch", "17"], "batch: expected an integer in [1, 16], found 17", id="batch"),
         pytest.param([LLAMA, "--graph", "off"], "--graph", id="no-graph"),
+        pytest.param([LLAMA, "--png", "no/such/file.png"], "png: expected a file in a directory", id="png"),
         pytest.param([LLAMA, "--dot", "no/such/file.dot"], "dot: expected a file in a directory", id="dot"),
         pytest.param([LLAMA, "--prompt-len", "100", "--backend", "numpy"], "expected fewer than 128", id="too-long"),
     ],

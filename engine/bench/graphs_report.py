@@ -10,6 +10,7 @@ from .graphs import Report, Row
 from .report import stamp, stdout
 
 ARTICLE = {1: (100, 150), 4: (350, 450), 8: (600, 700), 16: (1000, 1100)}  # samples/s without and with: its example
+STYLES = {"off": ":", "layer": "--", "step": "-"}  # of lines, by graph mode
 SAMPLE = {
     "encoder": "one sentence embedded, from token ids to the vector on the host; a batch is one call",
     "decoder": "one sentence as prompt and {} tokens generated after it; a batch is decoded at once",
@@ -112,27 +113,36 @@ def _breakdown(report: Report) -> Any:
 
 
 def draw(report: Report, file: str) -> None:
-    """Left the speed-up over the batch size, beside the article's; right how much of a step the device has work."""
-    from matplotlib import pyplot
+    """Write a picture: .png, .svg, .pdf."""
+    painted(report).savefig(file, dpi=200)
 
-    pyplot.switch_backend("Agg")
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    batches = report.settings.batches
-    for name, _ in report.settings.models:
+
+def painted(report: Report) -> Any:
+    """A matplotlib figure. Left the speed-up over the batch size, beside the article's; right how much of a step the
+    device has work. A colour for each model, a line style for each graph mode."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    batches, modes = report.settings.batches, report.settings.graphs
+    for i, (name, _) in enumerate(report.settings.models):
         rows = {(r.batch, r.graph): r for r in report.rows if r.model == name}
         found = [(b, ratio) for b in batches if (ratio := speedup(rows, b))]
-        left.plot([b for b, _ in found], [ratio for _, ratio in found], marker="o", label=name)
-        for mode in report.settings.graphs:
+        left.plot([b for b, _ in found], [ratio for _, ratio in found], marker="o", color=f"C{i}", label=name)
+        for mode in modes:
             shares = [rows[b, mode].step.kernel_percent for b in batches]
-            right.plot(batches, shares, marker="o", label=f"{name}, graph {mode}")
+            right.plot(batches, shares, STYLES[mode], marker="o", color=f"C{i}")
     left.plot(list(ARTICLE), [b / a for a, b in ARTICLE.values()], "k--", label="the article's example")
-    left.set(ylabel="samples/s by one graph a step / without graphs", title=f"on {report.machine.get('device')}")
-    right.set(ylabel="% of a step's wall clock in kernels", ylim=(0, 105))
+    left.set(title="speed-up by one graph a step", ylabel="samples/s with / without graphs", ylim=(0, None))
+    right.set(title="kernels' share of the wall clock", ylabel="% of a step", ylim=(0, 110))
     for axes in (left, right):
         axes.set(xscale="log", xlabel="batch")
         axes.set_xticks(batches, map(str, batches))
         axes.set_xticks([], minor=True)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
-    figure.savefig(file, dpi=150)
-    pyplot.close(figure)
+    left.legend(fontsize="small")
+    lines = [Line2D([], [], color="grey", linestyle=STYLES[mode], label=f"graph {mode}") for mode in modes]
+    right.legend(handles=lines, fontsize="small")
+    figure.suptitle(report.machine.get("device"))
+    return figure

@@ -20,26 +20,43 @@ from .decode import Measurement, Report
 from .operations import FORMULA, Operation
 
 WIDTH = 160  # of a table that does not go to a terminal
+DRAWN = ("plot", "png")  # options whose file matplotlib draws
+OUTPUTS = ("--json", "--plot", "--png", "--dot")  # options that name a file to write
 
 
 def check_outputs(json_file: str | None, plot_file: str | None, **others: str | None) -> None:
     """RequestError if a file could not be written, before anything is measured. others: files, by option."""
     for option, file in {"json": json_file, "plot": plot_file, **others}.items():
-        if file is not None and not Path(file).absolute().parent.is_dir():
+        if file is None:
+            continue
+        if not Path(file).absolute().parent.is_dir():
             raise RequestError(f"{option}: expected a file in a directory that exists, found {file}")
-    if plot_file is not None and find_spec("matplotlib") is None:
-        raise RequestError(f"plot: matplotlib is not installed; install the extra plot: {install_command('plot')}")
+        if option in DRAWN and find_spec("matplotlib") is None:
+            extra = f"install the extra plot: {install_command('plot')}"
+            raise RequestError(f"{option}: matplotlib is not installed; {extra}")
 
 
 def stamp(machine: dict[str, str]) -> dict[str, Any]:
     """What every record begins with: when, by which command and version, and on what."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["ostinato", *sys.argv[1:]]),
+        "command": command(sys.argv[1:]),
         "version": metadata.version("ostinato"),
         "python": platform.python_version(),
         "machine": machine,
     }
+
+
+def command(words: list[str]) -> str:
+    """The command line that gives the same results, without the files that they went to on this machine."""
+    kept, rest = ["ostinato"], iter(words)
+    for word in rest:
+        option, equals, _ = word.partition("=")
+        if option not in OUTPUTS:
+            kept.append(word)
+        elif not equals:
+            next(rest, None)  # the file
+    return shlex.join(kept)
 
 
 def record(report: Report) -> dict[str, Any]:

@@ -22,11 +22,11 @@ def dot(step: Step) -> str:
 
 
 def label(node: Node) -> list[str]:
-    """What stands in a node's box: operation, kernel, grid and block, time."""
-    rows = [node.operation, node.name.split("<")[0]] if node.kind != "call" else [node.operation]
+    """The lines in a node's box: operation and time; the kernel and how it is launched, where there is one."""
+    launch = [node.name.split("<")[0]] if node.kind != "call" else []
     if node.grid:
-        rows.append(f"{by(node.grid)} blocks of {by(node.block)}")
-    return [*rows, f"{node.us:.2f} us"]
+        launch.append(f"{by(node.grid)} blocks of {by(node.block)}")
+    return [f"{node.operation}, {node.us:.2f} us", *([", ".join(launch)] if launch else [])]
 
 
 def _quoted(*rows: str) -> str:

@@ -5,52 +5,60 @@ from __future__ import annotations
 from typing import Any
 
 from .dot import label
-from .group import by_operation, groups
+from .group import Group, by_operation, groups
 from .step import Step
 
-WIDTH, HEIGHT, GAP = 1.0, 0.62, 0.38  # of a node's box, and between two
+WIDTH, BOX, GAP = 9.0, 0.48, 0.3  # inches: the picture, the height of a node's box, between two boxes
+DARK, LIGHT, BAR = "#31538f", "#eef3fb", "#7a9bd1"
+EARLY = "dashed: a programmatic edge, the node below\nmay begin before the one above has ended"
 
 
 def draw(step: Step, file: str) -> None:
-    """A picture: the nodes of the layer that stands for most others, top down, beside bars of time by operation."""
-    from matplotlib import pyplot
+    """Write a picture: .png, .svg, .pdf."""
+    painted(step).savefig(file, dpi=200)
 
-    pyplot.switch_backend("Agg")
-    layer = max(groups(step.nodes), key=lambda group: len(group.members))
-    height = max(4.5, 0.4 + 0.85 * len(layer.first))
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, height), width_ratios=(1, 1.3), layout="constrained")
+
+def painted(step: Step) -> Any:
+    """A matplotlib figure: the nodes of the layer that stands for most others, beside bars of time by operation."""
+    from matplotlib.figure import Figure
+
+    layer = max(groups(step.nodes), key=lambda group: (len(group.members), len(group.first)))
+    rows = max(len(layer.first), len(by_operation(step.nodes)) // 2, 3)
+    figure = Figure(figsize=(WIDTH, 1.5 + rows * (BOX + GAP)), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
     about = step.about
     figure.suptitle(f"{about['model']} on {about['device']}: {about['backend']}, batch {about['batch']}, "
                     f"graph {about['graph']}, {len(step.nodes)} nodes, {step.replay_us:.0f} us a step")  # fmt: skip
     _layer(left, step, layer)
     _bars(right, step)
-    figure.savefig(file, dpi=150)
-    pyplot.close(figure)
+    return figure
 
 
-def _layer(axes: Any, step: Step, group: Any) -> None:
+def _layer(axes: Any, step: Step, group: Group) -> None:
     """The nodes of a part as boxes, with the mean time of the parts that are the same; edges that lie inside it."""
-    from matplotlib.pyplot import Rectangle
+    from matplotlib.patches import Rectangle
 
     place = {id(node): i for i, node in enumerate(step.nodes)}
-    where = {place[id(node)]: -i * (HEIGHT + GAP) for i, node in enumerate(group.first)}
+    where = {place[id(node)]: -i * (BOX + GAP) for i, node in enumerate(group.first)}
     for node, mean in zip(group.first, group.mean(), strict=True):
         y = where[place[id(node)]]
-        axes.add_patch(Rectangle((0, y), WIDTH, HEIGHT, facecolor="#eef3fb", edgecolor="#31538f"))
-        axes.text(WIDTH / 2, y + HEIGHT / 2, "\n".join(label(mean)), ha="center", va="center", fontsize=8)
+        axes.add_patch(Rectangle((0, y), 1, BOX, facecolor=LIGHT, edgecolor=DARK))
+        axes.text(0.5, y + BOX / 2, "\n".join(label(mean)), ha="center", va="center", fontsize=9)
+    early = False
     for edge in step.edges:
         if edge.source in where and edge.target in where:
             skips = edge.target - edge.source > 1  # drawn beside the boxes between
-            x = WIDTH * (0.97 if skips else 0.5)
-            ends = (x, where[edge.target] + HEIGHT), (x, where[edge.source])
-            arrow = {"arrowstyle": "->", "linestyle": "--" if edge.programmatic else "-", "color": "#31538f"}
+            x = 0.97 if skips else 0.5
+            ends = (x, where[edge.target] + BOX), (x, where[edge.source])
+            arrow = {"arrowstyle": "->", "linestyle": "--" if edge.programmatic else "-", "color": DARK}
             axes.annotate("", *ends, arrowprops={**arrow, "connectionstyle": f"arc3,rad={-0.5 * skips}"})
+            early |= edge.programmatic
+    bottom = min(where.values()) - GAP
+    if early:
+        axes.text(0.5, bottom, EARLY, ha="center", va="top", fontsize=8)
     axes.set_title(f"{group.name}{', mean times' * (len(group.parts) > 1)}", fontsize=10)
-    axes.set(xlim=(-0.1, WIDTH + 0.1), ylim=(min(where.values()) - GAP, HEIGHT + 0.1))
+    axes.set(xlim=(-0.02, 1.02), ylim=(bottom - BOX * early, BOX + 0.05))
     axes.axis("off")
-    if any(edge.programmatic for edge in step.edges):
-        said = "dashed: a programmatic edge, the node below\nmay begin before the one above has ended"
-        axes.text(0, min(where.values()) - GAP * 0.9, said, fontsize=7, va="bottom")
 
 
 def _bars(axes: Any, step: Step) -> None:
@@ -58,10 +66,11 @@ def _bars(axes: Any, step: Step) -> None:
     found = by_operation(step.nodes)
     totals = {name: sum(node.us for node in nodes) for name, nodes in found.items()}
     names = sorted(totals, key=totals.__getitem__)
-    bars = axes.barh(names, [totals[name] for name in names], color="#7a9bd1")
-    shares = [f"{totals[n]:.1f} us, {100 * totals[n] / step.total_us:.0f} %, {len(found[n])} nodes" for n in names]
-    axes.bar_label(bars, shares, padding=3, fontsize=8)
+    bars = axes.barh([f"{len(found[n])} x {n}" for n in names], [totals[n] for n in names], color=BAR)
+    shares = [f"{totals[n]:.1f} us, {100 * totals[n] / step.total_us:.0f} %" for n in names]
+    axes.bar_label(bars, shares, padding=3, fontsize=9)
     axes.set_title("where the time of a step goes", fontsize=10)
     axes.set(xlabel="us a step")
     axes.margins(x=0.35)
+    axes.tick_params(labelsize=9)
     axes.spines[["top", "right"]].set_visible(False)

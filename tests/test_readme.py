@@ -1,0 +1,90 @@
+"""The figures of README.md are those of examples/results: its tables of what graphs give, made again from the JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = {"minilm-l6": "MiniLM-L6", "smollm2-135m": "SmolLM2-135M"}
+MODES = ("off", "layer", "step")
+
+
+def read(name: str) -> Any:
+    return json.loads((ROOT / "examples" / "results" / name).read_text(encoding="utf-8"))
+
+
+def line(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def rate(value: float) -> str:
+    return f"{value:.{0 if value >= 100 else 1}f}"
+
+
+def speeds() -> Iterator[str]:
+    """Samples a second, the article's first, and how many times one graph a step is as fast as none."""
+    found = read("graphs.json")
+    rows = {(r["model"], r["batch"], r["graph"]): r["samples_per_s"] for r in found["rows"]}
+    for batch, (without, with_) in found["article"].items():
+        cells: list[object] = [batch, without, with_, f"{with_ / without:.2f}"]
+        for model in NAMES:
+            off, layer, step = (rows[model, int(batch), mode] for mode in MODES)
+            cells += [rate(off), rate(layer), rate(step), f"**{step / off:.2f}**"]
+        yield line(*cells)
+
+
+def shares() -> Iterator[str]:
+    """us of the host, of kernels and of an idle device, and what they are of the wall clock."""
+    for r in read("graphs.json")["rows"]:
+        if r["batch"] in (1, 16):
+            step = r["step"]
+            parts = (f"{step[f'{k}_us']:.0f} ({step[f'{k}_percent']:.0f} %)" for k in ("host", "kernel", "idle"))
+            yield line(NAMES[r["model"]], r["batch"], r["graph"], r["launched"], f"{step['wall_us']:.0f}", *parts)
+
+
+def updates() -> Iterator[str]:
+    """us of the host, ms a token."""
+    for r in read("update.json")["rows"]:
+        times = (f"{r[f'{k}_us']:.0f}" if r[f"{k}_us"] >= 0.5 else "–" for k in ("capture", "change", "launch"))
+        yield line(r["way"], *times, f"{r['wall_ms']:.3f}")
+
+
+def sums() -> Iterator[str]:
+    """What stands in the text."""
+    probes, inside = read("limits.json"), read("smollm2-135m-inspect.json")
+    rows = read("graphs.json")["rows"]
+    eager = [r for r in rows if r["graph"] == "off"]
+    launch = [r["step"]["host_us"] / r["launched"] for r in eager]
+    idle = [r["step"]["idle_percent"] for r in eager]
+    apart = max(abs(r["step"]["sum_percent"] - 100) for r in rows)
+    yield f"within {apart:.1f} % of the wall clock"
+    yield f"{min(launch):.0f} to {max(launch):.0f} us a launch"
+    yield f"{min(idle):.0f} to {max(idle):.0f} % of the time"
+    count = {v: sum(p["verdict"] == v for p in probes) for v in ("supported", "refused", "wrong")}
+    agrees = [p["agrees"] for p in probes]
+    yield f"{len(probes)} probes: " + ", ".join(f"{n} {verdict}" for verdict, n in count.items())
+    yield f"agrees with {agrees.count(True)} of them, disagrees with {agrees.count(False)}"
+    yield (f"{len(inside['nodes'])} nodes add up to {inside['nodes_us']:.1f} us, "
+           f"a replay takes {inside['replay_us']:.1f}: {inside['apart']:.1%} apart").replace("%", " %")  # fmt: skip
+
+
+@pytest.mark.parametrize("table", [speeds, shares, updates, sums], ids=lambda table: table.__name__)
+def test_readme_says_what_was_measured(table: Any) -> None:
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    missing = [text for text in table() if " ".join(text.split()) not in readme]
+    assert missing == []
+
+
+@pytest.mark.parametrize("file", ["graphs.json", "update.json", "limits.json", "smollm2-135m-inspect.json"])
+def test_readme_says_when_and_on_what(file: str) -> None:
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## What graphs give")[1].split("\n## ")[0]
+    found = read(file)
+    stamp = found[0] if isinstance(found, list) else found
+    machine, command = stamp["machine"], stamp.get("command", "")
+    for wanted in (stamp["date"][:10], machine["device"], machine["driver"], command):
+        assert wanted in section
