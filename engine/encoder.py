@@ -98,11 +98,6 @@ class Encoder:
         """Rows that a pass was prepared for, ascending."""
         return tuple(self._buckets)
 
-    @property
-    def current(self) -> Bucket:
-        """The bucket of the texts of start()."""
-        return self._current
-
     def embed(self, texts: Sequence[Ids], cls: bool = False) -> np.ndarray:
         """[N, D] float32: of each text the mean of its tokens' last hidden states, or with cls that of its first one.
 

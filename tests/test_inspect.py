@@ -21,7 +21,7 @@ from ostinato.inspect.group import by_operation, groups
 from ostinato.inspect.step import Node, Step, arrays, matrices, opened, operation
 from ostinato.inspect.timing import balanced
 
-LLAMA, BERT = (str(Path(__file__).parent / "fixtures" / name) for name in ("llama", "bert"))
+LLAMA = str(Path(__file__).parent / "fixtures" / "llama")
 DOWN = np.zeros((8, 16), np.float32)
 
 
@@ -199,18 +199,6 @@ def test_command_shows_the_calls_where_nothing_is_captured(
     assert dot_file.read_text().count("subgraph") == 5
     assert found["nodes"][3]["arrays"] == "x [2, 48], weight [48, 48], out [2, 48], residual [2, 48]"
     assert "layers 1 to 2, each" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("scope", "graphs"), [("step", 1), ("layer", 5)])
-def test_of_an_encoder_a_pass_over_the_texts_is_shown(tmp_path: Path, scope: str, graphs: int) -> None:
-    file = tmp_path / "found.json"
-    options = f"--backend numpy --batch 3 --graph {scope} --prompt-len 70 --json {file}"
-    assert cli.main(["inspect", BERT, *options.split()]) == 0
-    found = json.loads(file.read_text())
-    assert (found["graphs"], found["batch"], found["context"]) == (graphs, 3, 70)
-    operations = ["linear_append", "attend", "linear o", "layer_norm", "linear_gelu", "linear down", "layer_norm"]
-    assert [n["operation"] for n in found["nodes"]] == ["embed_at", "layer_norm", *operations * 3, "pool"]
-    assert found["nodes"][3]["arrays"].startswith("qkv [384, 144], s.positions [384]")  # 3 texts in pages of 64 rows
 
 
 @pytest.mark.parametrize(

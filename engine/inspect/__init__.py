@@ -1,7 +1,6 @@
-"""`ostinato inspect`: what a step consists of once it is recorded, and how long every node of it takes.
+"""`ostinato inspect`: what a decode step consists of once it is recorded, and how long every node of it takes.
 
     command.py   the command line
-    opening.py   a decoder's decode step, or an encoder's pass
     step.py      what is looked at: nodes, edges, which operation of which layer each node is of
     timing.py    the time of every node, and whether the times add up to a replay's
     group.py     layers that are the same, described once

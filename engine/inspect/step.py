@@ -1,4 +1,4 @@
-"""A recorded step as data: its nodes, its edges, and the operation of the layer that each node came from.
+"""A recorded decode step as data: its nodes, its edges, and the operation of the layer that each node came from.
 
 Made by timing.py and drawn by the rest of this folder. On a GPU a node is one of the captured graph; elsewhere, where
 the recording itself is replayed, every call is one.
@@ -41,7 +41,7 @@ class Node:
 
 @dataclass
 class Step:
-    """A decode step, or an encoder's pass, opened up."""
+    """A decode step, opened up."""
 
     nodes: list[Node]
     edges: list[Edge]  # between indices of nodes

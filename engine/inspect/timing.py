@@ -1,4 +1,4 @@
-"""How long every node of a step takes inside the step. Called by command.py.
+"""How long every node of a decode step takes inside the step. Called by command.py.
 
 Kernels that start before their predecessor has ended overlap, so a node's time is what it adds: from the end of the
 node before it to its own end. The ends are seen by events inside the graph, one node at a time: a copy of the graph has
@@ -13,10 +13,10 @@ import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import accumulate, pairwise
-from types import SimpleNamespace
 
+from ..bench.session import Session
 from ..cuda_graph import CudaGraph, Executable
-from ..graph import Graph, Program
+from ..graph import Graph
 from ..ops.device import Device
 from .step import Step, matrices, opened, recorded
 
@@ -29,20 +29,27 @@ def balanced(step: Step) -> bool:
     return step.apart <= WITHIN
 
 
-def look(device: Device, program: Program, w: SimpleNamespace, begin: Callable[[], None]) -> Step:
-    """Open a recorded step of a model with the weights w, time it, and time its nodes.
+def look(session: Session) -> Step:
+    """Open the middle step of a session whose prompts are filled in, time it, and time its nodes."""
+    session.restart()
+    bucket, device = session.runner.current, session.device
+    graphs = bucket.program.graphs or []
+    names, middle = matrices(session.runner.w), session.load.max_tokens // 2
+    for _ in range(middle):  # their keys and values are what the step looks at
+        session.runner.decode()
 
-    begin() brings what is in device memory to where the step begins, so that it may run 1 + TOGETHER times."""
-    graphs, names = program.graphs or [], matrices(w)
+    def begin() -> None:
+        session.restart(middle)
+
     if device.stream is None:
         nodes, edges = recorded(graphs, names)
-        ends, replay = _by_the_clock(device, program.run, graphs, begin)
+        ends, replay = _by_the_clock(device, bucket.program.run, graphs, begin)
         held = 0
     else:
         recipes = [CudaGraph.of(device, graph) for graph in graphs]
         nodes, edges = opened(graphs, [recipe.read() for recipe in recipes], names)
         held = sum(recipe.device_bytes() for recipe in recipes)
-        replay = period_us(device, program.run, begin)
+        replay = period_us(device, bucket.program.run, begin)
         ends = _node_ends(device, recipes, begin)
     timed = [replace(node, us=b - a) for node, (a, b) in zip(nodes, pairwise([0.0, *ends]), strict=True)]
     return Step(timed, edges, len(graphs), held, replay)
