@@ -154,8 +154,8 @@ __global__ void __launch_bounds__(THREADS, 1)
     using S = Tile<T, D>;
     extern __shared__ uint4 memory[];
     T* shared = reinterpret_cast<T*>(memory);
-    grid_launch();
     grid_wait();
+    grid_launch();
     const int lane = threadIdx.x % 32, head = blockIdx.y, kv = head / (heads / kv_heads);
     const int first = (gridDim.x - 1 - blockIdx.x) * ROWS;  // the last tiles see most: they start first
     const int row = first + threadIdx.x / 32 * 16 + lane / 4;

@@ -75,7 +75,6 @@ __device__ __forceinline__ void product(const T* weight, const T* x, int rows, i
     const int row_warp = warp % ROW_WARPS, col_warp = warp / ROW_WARPS;
     const int first_tile = blockIdx.y * Tile::ROW_TILES, first_token = blockIdx.x * Tile::TOKENS;
     const int tiles_k = k / 16, steps = (k + STEP - 1) / STEP;
-    grid_launch();
 
 #pragma unroll
     for (int s = 0; s < STAGES - 1; s++)
@@ -98,6 +97,7 @@ __device__ __forceinline__ void product(const T* weight, const T* x, int rows, i
             Tile::copy_x(stage, x, first_token, rows, ahead * STEP, k);
         }
         cp_async_commit();  // an empty group keeps the count
+        if (step == steps - 1) grid_launch();
         const T* stage = stages + step % STAGES * Tile::STAGE;
         const T* weights = stage + row_warp * TILES * STEP * 16 + lane * 8;
         const T* tokens = stage + Tile::WEIGHTS + (col_warp * COLS * 8 + g) * STEP + q * 4;
