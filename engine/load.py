@@ -51,7 +51,7 @@ def _numpy(dtype: str) -> tuple[Ops, str]:
 def _gpu(backend: str, dtype: str) -> tuple[Ops, str]:
     from .ops.cublas import CublasOps
     from .ops.cuda import CudaOps
-    from .ops.device import CupyDevice
+    from .ops.gpu import CupyDevice
 
     device = CupyDevice()
     if device.arch < 80:

@@ -11,7 +11,8 @@ from executed import NO_COMPILER, declared, never_launched, whole_suite
 from instances import INSTANCES
 
 from ostinato.errors import DeviceError
-from ostinato.ops.device import CupyDevice, Device
+from ostinato.ops.device import Device
+from ostinato.ops.gpu import CupyDevice
 
 _run_over = threading.Event()
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from ostinato.ops.cublas import CublasOps
-from ostinato.ops.device import CupyDevice, Device
+from ostinato.ops.device import Device
+from ostinato.ops.gpu import CupyDevice
 
 
 def cublas(device: Device, dtype: Any) -> CublasOps:

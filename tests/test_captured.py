@@ -22,7 +22,7 @@ from ostinato.inspect.command import open_step
 from ostinato.inspect.timing import balanced
 from ostinato.loop import Loop
 from ostinato.ops.cuda import CudaOps
-from ostinato.ops.device import CupyDevice
+from ostinato.ops.gpu import CupyDevice
 from ostinato.runner import Runner
 
 pytestmark = pytest.mark.gpu

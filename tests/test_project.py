@@ -19,7 +19,7 @@ import ostinato
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("engine", "kernels", "weights", "tests", "examples")
-CUPY = {"engine/ops/cuda.py", "engine/ops/cublas.py", "engine/ops/device.py", "engine/graph.py"}
+CUPY = {"engine/ops/cuda.py", "engine/ops/cublas.py", "engine/ops/gpu.py", "engine/graph.py"}
 CUPY |= {"engine/limits/lab.py"}  # asks CUDA what graphs can hold, in a process of its own; the engine never calls it
 ALLOWED = {
     "cupy": CUPY | {"engine/nvtx.py"},  # ranges for profilers, which CuPy carries

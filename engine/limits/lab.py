@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DeviceError
-from ..ops.device import CupyDevice
+from ..ops.gpu import CupyDevice
 from . import linking, sources
 from .probe import CannotRun, Refused, Wrong
 

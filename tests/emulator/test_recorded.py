@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ostinato.errors import DeviceError
-from ostinato.ops.device import CupyDevice
+from ostinato.ops.gpu import CupyDevice
 
 from . import EmulatedDevice
 from .fragments import KINDS, PRODUCTS, cases

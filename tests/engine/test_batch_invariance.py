@@ -18,7 +18,8 @@ from ostinato.errors import DeviceError
 from ostinato.load import weights
 from ostinato.loop import Loop
 from ostinato.ops.cuda import CudaOps
-from ostinato.ops.device import CupyDevice, Device
+from ostinato.ops.device import Device
+from ostinato.ops.gpu import CupyDevice
 from ostinato.ops.shapes import DecodeShape, Shapes
 from ostinato.runner import Runner
 

@@ -202,7 +202,7 @@ def test_auto_says_what_it_chose_and_why(monkeypatch: pytest.MonkeyPatch, capfd:
     def none(self: Any) -> None:
         raise DeviceError("backend cuda needs an NVIDIA GPU")
 
-    monkeypatch.setattr("ostinato.ops.device.CupyDevice.__init__", none)
+    monkeypatch.setattr("ostinato.ops.gpu.CupyDevice.__init__", none)
     with LLM(LLAMA) as llm:
         assert llm.backend == "numpy" and llm.dtype == "float32" and llm.device_name == "CPU"
     assert "numpy on CPU: float32, chosen because backend cuda needs an NVIDIA GPU" in capfd.readouterr().err

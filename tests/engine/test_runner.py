@@ -160,7 +160,7 @@ def test_a_backend_asked_for_by_name_is_not_replaced(backend: str, monkeypatch: 
     def none(self) -> None:
         raise DeviceError("backend cuda needs an NVIDIA GPU")
 
-    monkeypatch.setattr("ostinato.ops.device.CupyDevice.__init__", none)
+    monkeypatch.setattr("ostinato.ops.gpu.CupyDevice.__init__", none)
     with pytest.raises(DeviceError, match="needs an NVIDIA GPU"):
         choose(backend, "auto", "bfloat16")
     ops, why = choose("auto", "auto", "bfloat16")
