@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from .ops.shapes import BLOCKS, DEPTHS, TILES, WARPS, DecodeShape, Key
+from .ops.shapes import BLOCKS, DEPTHS, SPLITS, TILES, WARPS, DecodeShape, Key
 
 Table = dict[Key, DecodeShape]
 Axis = Callable[[Key, DecodeShape], Iterable[DecodeShape]]  # shapes that differ from the one given in one respect
 
 GAIN = 0.003  # a shape is taken if a step is faster by more than this
-OVERHEAD = 24  # registers of a thread beside fragments and sums; what spills all the same is skipped once compiled
+REGISTERS, RING = (4,), (4, 8)  # depths to begin with when weights come the other way
+NEAR = 5  # depths tried at a time
 
 
 def descend(
@@ -46,30 +47,32 @@ def descend(
     return best
 
 
-def axes(part: str) -> tuple[Axis, ...]:
-    """What may change: tiles with depth, then warps (for `narrow` alone: they decide the bits) with blocks, staged."""
+def axes(part: str, clusters: bool, warps: bool) -> tuple[Axis, ...]:
+    """What may change of the launch `part` ("single", "narrow" or "wide"), at most some fifteen shapes at a time.
+
+    clusters: K may also be shared out over the blocks of one, which needs sm_90. warps: so may the number of its parts,
+    which is common to all three launches and decides the bits. Not all of these shapes are launchable."""
 
     def tiling(key: Key, shape: DecodeShape) -> list[DecodeShape]:
-        return [_changed(shape, part, tiles=t, depth=d) for t in TILES for d in DEPTHS]
+        return [_changed(shape, part, tiles=t, split=s) for t in TILES for s in (SPLITS if clusters else (1,))]
 
     def spread(key: Key, shape: DecodeShape) -> list[DecodeShape]:
-        allowed = [n for n in WARPS if n <= key[1] // 16] if part == "narrow" else []
-        warps = dict.fromkeys((shape.warps, *allowed))
-        return [replace(_changed(shape, part, blocks=b), warps=n) for n in warps for b in BLOCKS]
+        depths = sorted(DEPTHS, key=lambda d: abs(d - getattr(shape, part).depth))[:NEAR]
+        return [_changed(shape, part, depth=d, grid=g) for d in depths for g in BLOCKS]
+
+    def stream(key: Key, shape: DecodeShape) -> list[DecodeShape]:
+        now = getattr(shape, part)
+        ways = [(now.ring, now.depth), *((False, d) for d in REGISTERS), *((True, d) for d in RING)]
+        return [_changed(shape, part, ring=r, depth=d, blocks=b) for r, d in dict.fromkeys(ways) for b in BLOCKS]
+
+    def cutting(key: Key, shape: DecodeShape) -> list[DecodeShape]:
+        return [replace(shape, warps=n) for n in WARPS if n <= key[1] // 16]
 
     def staging(key: Key, shape: DecodeShape) -> list[DecodeShape]:
         return [_changed(shape, part, staged=not getattr(shape, part).staged)]
 
-    return tiling, spread, staging
+    return tiling, spread, stream, *((cutting,) if warps else ()), staging
 
 
 def _changed(shape: DecodeShape, part: str, **fields: Any) -> DecodeShape:
     return replace(shape, **{part: replace(getattr(shape, part), **fields)})
-
-
-def plausible(key: Key, shape: DecodeShape, part: str, shared: int) -> bool:
-    """Whether a shape can be launched, and its registers may do for `part`. shared: bytes a block may have."""
-    launch, cols, words = getattr(shape, part), 1 if part == "narrow" else 2, key[2] // 2
-    fragments = (launch.tiles * 4 + cols * 2) * launch.depth * words
-    registers = min(255, 65536 // (shape.warps * 32 * launch.blocks))
-    return not shape.refusal(shared) and fragments + launch.tiles * cols * 4 + OVERHEAD <= registers

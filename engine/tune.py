@@ -21,15 +21,16 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from .bench.command import chosen_model, numbers
-from .descent import Axis, Table, axes, descend, plausible
+from .descent import Axis, Table, axes, descend
 from .errors import DeviceError, RequestError
-from .ops.shapes import DecodeShape, Key, Shapes, decode_shape, rule
+from .ops.shapes import DecodeShape, Key, Launch, Shapes, decode_shape, rule
 
 if TYPE_CHECKING:
     from .bench.decode import Choose, Settings
     from .config import ModelConfig
 
 OPERATIONS = {"norm_qkv": "qkv", "linear o": "o", "norm_gate_up": "gate_up", "linear down": "down", "norm_head": "head"}
+PARTS = {"single": range(1, 2), "narrow": range(2, 9), "wide": range(9, 17)}  # launch of DecodeShape -> its R
 
 
 def add_command(commands: Any) -> None:
@@ -37,7 +38,7 @@ def add_command(commands: Any) -> None:
     p = commands.add_parser("tune", help="fit the kernels to this GPU", description="Choose launch shapes by timing.")
     p.add_argument("model", metavar="MODEL", nargs="?", help="a model, as for generate; or --shape")
     p.add_argument("--shape", metavar="NAME", help="random weights: smollm2-135m, llama-3.2-1b or llama-3.1-8b")
-    p.add_argument("--batch", type=numbers, default=(1, 16), metavar="N,N", help="sequences (1,16); one of them <= 8")
+    p.add_argument("--batch", type=numbers, default=(1, 4, 16), metavar="N,N", help="sequences (1,4,16)")
     p.add_argument("--seconds", type=float, default=120, metavar="S", help="of search, once the model is loaded (120)")
     p.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto", help="default: auto")
     p.add_argument("--json", metavar="FILE", help="also write the choice and the times to a file")
@@ -62,11 +63,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 class _Plan:
-    """Stands before a Device and notes what would be launched."""
+    """Stands before a Device and notes what would be launched, without compiling it."""
 
     def __init__(self, device: Any) -> None:
         self._device = device
-        self.launches: list[tuple] = []  # (file, name), grid, block, shared
+        self.launches: list[tuple] = []  # (file, name), grid, block, shared, cluster
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._device, name)
@@ -74,8 +75,31 @@ class _Plan:
     def kernel(self, file: str, name: str) -> tuple[str, str]:
         return file, name
 
-    def launch(self, kernel: Any, grid: Any, block: Any, args: Any, shared: int = 0, **how: Any) -> None:
-        self.launches.append((kernel, grid, block, shared))
+    def clusters(self, kernel: Any, block: Any, shared: int, cluster: int) -> int:
+        return sys.maxsize  # how many fit is known of compiled kernels only: plans differ by how many are asked for
+
+    def launch(
+        self, kernel: Any, grid: Any, block: Any, args: Any, shared: int = 0, cluster: int = 1, **_: Any
+    ) -> None:
+        self.launches.append((kernel, grid, block, shared, cluster))
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the launches of all matrices, which are searched for one after the other."""
+
+    name: str  # of PARTS: a field of DecodeShape
+    batches: tuple[int, ...]  # that it is timed at
+    settled: tuple[int, ...]  # of the parts before, whose launches must stay what they are
+
+
+def parts(batches: Iterable[int]) -> list[Part]:
+    """The launches that are used at these batch sizes, in the order of the search."""
+    found: list[Part] = []
+    for name, rows in PARTS.items():
+        if mine := tuple(b for b in batches if b in rows):
+            found.append(Part(name, mine, tuple(b for part in found for b in part.batches)))
+    return found
 
 
 class Steps:
@@ -95,58 +119,66 @@ class Steps:
         """Median time of a captured step with these shapes, summed over the batch sizes."""
         from .bench.operations import chain_ms
 
-        self._ops.shapes, total = Shapes(table, "being tuned"), 0.0
+        self._ops.shapes, total = Shapes(table, "being tuned", self._ops.device.arch), 0.0
         for batch in batches:
             session, calls, middle = self._steps[batch]
             session.restart(middle)
             total += chain_ms(self._ops, calls, None)
         return total
 
-    def search(self, start: Table, part: str, batches: tuple[int, ...], seconds: float) -> Table:
+    def search(self, start: Table, part: Part, seconds: float) -> Table:
         """The best table for one part of the shapes. Compiles ahead what the first round needs."""
         end = clock.perf_counter() + seconds
-        every = axes(part)
+        every = axes(part.name, clusters=self._ops.device.arch >= 90, warps=not part.settled)
 
         def over() -> bool:
             return clock.perf_counter() >= end
 
         def limited(axis: Axis) -> Axis:
-            return lambda key, shape: self._usable(key, shape, axis, part, batches, over)
+            return lambda key, shape: self._usable(key, shape, axis, part, over)
 
         def time(table: Table) -> float:
             try:
-                return self.ms(table, batches)
+                return self.ms(table, part.batches)
             except DeviceError as e:
                 _say(f"skipped: {e}")
                 return inf
 
-        _say(f"{part}: batch {', '.join(map(str, batches))}, {seconds:.0f} s at most")
-        first = [(key, s) for key, shape in start.items() for axis in every for s in axis(key, shape)]
-        plans = [self._plan(key, s, batches) for key, s in first if plausible(key, s, part, self._shared)]
-        _say(f"{part}: compiled {self._compile(plans, over)} kernels, {end - clock.perf_counter():.0f} s left")
+        _say(f"{part.name}: batch {', '.join(map(str, part.batches))}, {seconds:.0f} s at most")
+        plans = [plan for key, s in start.items() for axis in every for plan in self._others(key, s, axis, part)]
+        _say(f"{part.name}: compiled {self._compile(plans, over)} kernels, {end - clock.perf_counter():.0f} s left")
         return descend(start, [limited(axis) for axis in every], time, over, _taken)
 
     def _usable(
-        self, key: Key, shape: DecodeShape, axis: Axis, part: str, batches: tuple[int, ...], over: Callable[[], bool]
+        self, key: Key, shape: DecodeShape, axis: Axis, part: Part, over: Callable[[], bool]
     ) -> list[DecodeShape]:
-        """Those along an axis that can be launched, do not spill, and launch something else than `shape` and others."""
-        plans: dict[tuple, DecodeShape] = {}
+        """Those of _others whose registers do not spill; none once over()."""
+        others = self._others(key, shape, axis, part)
+        self._compile(others, over)
+        return [] if over() else [other for plan, other in others.items() if not self._spills(plan)]
+
+    def _others(self, key: Key, shape: DecodeShape, axis: Axis, part: Part) -> dict[tuple, DecodeShape]:
+        """Plan -> shape: those along an axis that can be launched, and that launch something else than `shape`.
+
+        How a matrix's kernels normalise x, or that they do not, is decided by its three launches together, as the bits
+        depend on it. The part that is searched first may change that; later ones leave alone what was timed before."""
+        found: dict[tuple, DecodeShape] = {}
+        stays = self._plan(key, shape, part.settled)
         for other in axis(key, shape):
-            if plausible(key, other, part, self._shared):
-                plans.setdefault(self._plan(key, other, batches), other)
-        plans.pop(self._plan(key, shape, batches), None)
-        self._compile(plans, over)
-        return [] if over() else [shape for plan, shape in plans.items() if not self._spills(plan)]
+            if not other.refusal(self._shared, key[2]) and self._plan(key, other, part.settled) == stays:
+                found.setdefault(self._plan(key, other, part.batches), other)
+        found.pop(self._plan(key, shape, part.batches), None)
+        return found
 
     def _spills(self, plan: tuple) -> bool:
         device = self._ops.device
         return any(device.local_bytes(device.kernel(*k)) for k, *_ in plan if k[0] == "linear_decode.cu")
 
-    def _plan(self, key: Key, shape: DecodeShape, batches: tuple[int, ...]) -> tuple:
+    def _plan(self, key: Key, shape: DecodeShape, batches: Iterable[int]) -> tuple:
         """What the operations on a matrix launch with this shape."""
         ops = copy.copy(self._ops)
         ops.device = plan = _Plan(self._ops.device)
-        ops.shapes = Shapes({key: shape}, "")
+        ops.shapes = Shapes({key: shape}, "", self._ops.device.arch)
         for batch in batches:
             calls = {call.kind: call for call in self._steps[batch][1]}
             for kind, name in OPERATIONS.items():
@@ -180,7 +212,7 @@ class Choice:
 
 
 def tune(s: Settings, seconds: float, choose: Choose | None = None) -> Choice:
-    """Search for `seconds`, half of them for R <= 8 and half for R > 8, and write the file of this GPU."""
+    """Search for `seconds`, shared out over the parts that have a batch size, and write the file of this GPU."""
     from .bench.decode import open_model
     from .load import choose as usual
     from .ops import tuned
@@ -193,12 +225,11 @@ def tune(s: Settings, seconds: float, choose: Choose | None = None) -> Choice:
     keys = list(dict.fromkeys(steps.keys.values()))
     before = {key: known.get(key) or decode_shape(*key, ops.device.arch) for key in keys}
     by_rule = {key: rule(*key) for key in keys}
-    parts = {"narrow": tuple(b for b in s.batches if b <= 8), "wide": tuple(b for b in s.batches if b > 8)}
     steps.ms(before, s.batches)  # clocks and caches
     best = min((by_rule, before), key=lambda table: steps.ms(table, s.batches)) if by_rule != before else before
-    for part, batches in parts.items():
-        if batches:
-            best = steps.search(best, part, batches, seconds / sum(map(bool, parts.values())))
+    every = parts(s.batches)
+    for part in every:
+        best = steps.search(best, part, seconds / len(every))
     found = Choice(s, device.name, file, steps.keys, before, best)
     found.ms = {b: (steps.ms(before, [b]), steps.ms(best, [b])) for b in s.batches}
     tuned.save(file, device, {**known, **best})
@@ -237,8 +268,13 @@ def print_choice(found: Choice) -> None:
 
 def _code(shape: DecodeShape) -> str:
     """A shape as shapes.py has it, short enough for a line."""
-    launches = (f"Launch({v.tiles}, {v.depth}, {v.blocks}, {v.staged})" for v in (shape.narrow, shape.wide))
-    return f"DecodeShape({shape.warps}, {', '.join(launches)})"
+    return f"DecodeShape({shape.warps}, {', '.join(map(_launch, (shape.single, shape.narrow, shape.wide)))})"
+
+
+def _launch(v: Launch) -> str:
+    numbers = [v.tiles, v.depth, v.blocks, v.grid, *([v.split] if v.split != 1 else [])]
+    switches = [f"{name}=True" for name in ("staged", "ring") if getattr(v, name)]
+    return f"Launch({', '.join([*map(str, numbers), *switches])})"
 
 
 def _taken(key: Key, shape: DecodeShape, new: float, old: float) -> None:

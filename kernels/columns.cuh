@@ -1,12 +1,21 @@
-// Where the decode product takes x from: straight from global memory, a copy in shared memory, or normalised there.
+// Which part of x a block of a decode product needs, and how it gets there: straight from global memory, as a copy in
+// shared memory, or as rows of the residual stream that are normalised on the way.
 //
-// In shared memory a row takes row_stride(K) elements: a multiple of 16 and not of 32, so that the eight columns of a
-// fragment fall into different banks. Rows beyond R read row R - 1: columns do not influence one another.
+// What a block holds of x is [k tiles of its parts, R, 16]: the eight columns of a fragment are neighbours, in
+// different banks. Rows beyond R read row R - 1: columns do not influence one another.
 #pragma once
-#include "packed.cuh"
 #include "norm.cuh"
+#include "packed.cuh"
 
-enum Source { DIRECT, STAGED, NORM };  // x as it is in global memory; copied; T(x / rms(x) * weight) of float32 x
+enum Source {
+    DIRECT,  // x as it is in global memory
+    STAGED,  // copied
+    NORM,    // T(x * weight / FACTOR) of float32 rows; 1 / rms(x) is for the sums
+    ROWS,    // T(x / rms(x) * weight) of short float32 rows
+};
+
+template <int SOURCE>
+constexpr bool NORMALISES = SOURCE == NORM || SOURCE == ROWS;
 
 template <class T, int SOURCE>
 struct Input {
@@ -16,87 +25,182 @@ template <class T>
 struct Input<T, NORM> {
     using type = float;
 };
+template <class T>
+struct Input<T, ROWS> {
+    using type = float;
+};
 
-__device__ __forceinline__ int row_stride(int k) {
-    return k / 16 % 2 ? k : k + 16;
-}
+// Halves end at 65504, which a residual stream may come near to before it is divided by its root mean square.
+template <class T>
+constexpr float FACTOR = 1.f;
+template <>
+constexpr float FACTOR<half> = 16.f;
 
-// staged[r] = x[r] for r < rows. Ends with a barrier.   x [R, K] T
-template <class T, int THREADS>
-__device__ __forceinline__ void stage(const T* x, int rows, int k, T* staged) {
-    constexpr int EACH = 16 / sizeof(T);
-    for (int r = 0; r < rows; r++)
-        for (int i = threadIdx.x * EACH; i < k; i += THREADS * EACH)
-            cp_async16(staged + r * row_stride(k) + i, x + static_cast<size_t>(r) * k + i);
-    cp_async_commit();
-    cp_async_wait<0>();
-    __syncthreads();
-}
+// Which k tiles of a product belong to a block and to a warp: linear_decode.cu says how they are shared out.
+template <int WARPS, int SPLIT>
+struct Parts {
+    static constexpr int PARTS = WARPS / SPLIT, THREADS = WARPS * 32;  // parts of a block
+    static_assert(WARPS % SPLIT == 0, "a block has as many parts as the others");
+    int rank;   // of the block in its cluster
+    int set;    // tiles of a group that this warp multiplies; the block that adds them up
+    int local;  // the warp's part, among those of the block
+    int part;   // among all
 
-constexpr int EACH = 2;       // quads a thread holds of a single row: K <= 4 EACH THREADS
-constexpr int ROW_QUADS = 5;  // quads a lane holds of one of several rows: K <= 128 ROW_QUADS
+    __device__ __forceinline__ Parts() {
+        int warp = threadIdx.x / 32;
+        rank = SPLIT > 1 ? cluster_rank() : 0;
+        set = warp / PARTS;
+        local = warp % PARTS;
+        part = rank * PARTS + local;
+    }
 
-// Whether a block of WARPS warps normalises several rows: more warps leave a thread too few registers.
-template <int WARPS>
-constexpr bool SEVERAL = WARPS <= 12;
+    // The k tile of the warp's part that comes `step` after its first; of any part of the block, what is held at `i`.
+    __device__ __forceinline__ int tile(int step) const { return part + step * WARPS; }
+    __device__ __forceinline__ int held_tile(int i) const { return i / PARTS * WARPS + rank * PARTS + i % PARTS; }
 
-// What normalise needs in shared memory: quad_squares [K / 4], then weight [K].
-__device__ __forceinline__ int norm_floats(int k) {
-    return k / 4 + k;
-}
+    static __device__ __forceinline__ int steps(int tiles_k) { return (tiles_k + WARPS - 1) / WARPS; }
+    static __device__ __forceinline__ int held(int tiles_k) {
+        return steps(tiles_k) * PARTS * 16;
+    }  // elements of a row
+};
 
-// Brings the norm's weight to shared memory; may run before grid_wait(), and ends with a barrier.   weight, copy [K]
-template <int THREADS>
-__device__ __forceinline__ void stage_norm(const float* weight, int k, float* copy) {
-    for (int i = threadIdx.x * 4; i < k; i += THREADS * 4) cp_async16(copy + i, weight + i);
-    cp_async_commit();
-    cp_async_wait<0>();
-    __syncthreads();
-}
-
-// staged[r] = T(x[i] / sqrt(mean(x[i]^2) + eps) * weight) with i = index[r], or r without an index. Ends with a barrier.
-// One row is shared out over the block, so that it is read in one go; of several, each belongs to a warp. The bits are
-// the same (norm.cuh).   x [*, K] float32; weight [K] and quad_squares [K / 4] shared
-template <class T, int WARPS>
-__device__ __forceinline__ void normalise(const float* x, const int* index, const float* weight, float eps, int rows,
-                                          int k, T* staged, float* quad_squares) {
-    constexpr int THREADS = WARPS * 32;
-    const float4* w4 = reinterpret_cast<const float4*>(weight);
-    int quads = k / 4, lane = threadIdx.x % 32;
-    if (!SEVERAL<WARPS> || rows == 1) {
-        const float4* row = reinterpret_cast<const float4*>(x) + (index ? index[0] : 0) * quads;
-        float4 v[EACH];
+// held = the block's part of x. Ends with a barrier. By loads and not by copies: who waits for those waits for the
+// weights as well, which are on their way already.   x [R, K] T
+template <class Own, class T>
+__device__ __forceinline__ void hold(const Own& own, const T* x, int rows, int tiles_k, T* held) {
+    constexpr int EACH = 16 / sizeof(T), CHUNKS = 16 / EACH,
+                  AHEAD = 4;  // elements of a load, loads of a k tile, at once
+    const int count = Own::held(tiles_k) / EACH;
+#pragma unroll 1
+    for (int first = threadIdx.x; first < rows * count; first += AHEAD * Own::THREADS) {
+        uint4 v[AHEAD];
+        T* to[AHEAD];
 #pragma unroll
-        for (int j = 0; j < EACH; j++)
-            if (threadIdx.x + j * THREADS < quads) v[j] = row[threadIdx.x + j * THREADS];
-#pragma unroll
-        for (int j = 0; j < EACH; j++)
-            if (threadIdx.x + j * THREADS < quads) quad_squares[threadIdx.x + j * THREADS] = squares(v[j]);
-        __syncthreads();
-        float scale = rms_scale(quad_squares, k, eps);
-#pragma unroll
-        for (int j = 0; j < EACH; j++) {
-            int i = threadIdx.x + j * THREADS;
-            if (i < quads) store4(staged + i * 4, scaled(v[j], scale, w4[i]));
+        for (int j = 0; j < AHEAD; j++) {
+            const int i = first + j * Own::THREADS, row = i / count, at = i % count / CHUNKS, chunk = i % CHUNKS * EACH;
+            const int tile = own.held_tile(at);
+            to[j] = i < rows * count && tile < tiles_k ? held + (at * rows + row) * 16 + chunk : nullptr;
+            if (to[j])
+                v[j] = *reinterpret_cast<const uint4*>(x + (static_cast<size_t>(row) * tiles_k + tile) * 16 + chunk);
         }
-    } else {
-        for (int r = threadIdx.x / 32; r < rows; r += WARPS) {
-            const float4* row = reinterpret_cast<const float4*>(x) + (index ? index[r] : r) * quads;
-            float4 v[ROW_QUADS];
 #pragma unroll
-            for (int j = 0; j < ROW_QUADS; j++)
-                if (lane + j * 32 < quads) v[j] = row[lane + j * 32];
-            float sum = 0.f;
+        for (int j = 0; j < AHEAD; j++)
+            if (to[j]) *reinterpret_cast<uint4*>(to[j]) = v[j];
+    }
+    __syncthreads();
+}
+
+// Puts the block's part of the norm's weight on its way; a group of copies.   weight [K]
+template <class Own>
+__device__ __forceinline__ void copy_norm(const Own& own, const float* weight, int tiles_k, float* held) {
+    for (int i = threadIdx.x; i < Own::held(tiles_k) / 4; i += Own::THREADS) {
+        const int tile = own.held_tile(i / 4);
+        if (tile < tiles_k) cp_async16(held + i * 4, weight + tile * 16 + i % 4 * 4);
+    }
+    cp_async_commit();
+}
+
+// held[r] = T(x[i] * weight / FACTOR) with i = index[r], or r without an index, and part_squares[r, p] = the sum of
+// squares of x[i] in part p, for all blocks of the cluster once they have met. Ends with a barrier of the block.
+//
+// A warp takes its part of the rows of its set, SPLIT apart, as many at once as it has lanes for: four neighbours of a
+// k tile a lane, of every eighth k tile of the part. A lane adds up in order, then the lanes as a butterfly: the same
+// tree whatever SPLIT and R.   x [*, K] float32, K <= 512 WARPS; weight as copy_norm left it
+template <int AHEAD, int WARPS, int SPLIT, class T>
+__device__ __forceinline__ void hold_normed(const Parts<WARPS, SPLIT>& own, const float* x, const int* index,
+                                            const float* weight, int rows, int tiles_k, T* held, float* part_squares) {
+    using Own = Parts<WARPS, SPLIT>;
+    static_assert(AHEAD % 4 == 0, "the quads of a lane on their way: all of a row, or of several rows");
+    const int steps = Own::steps(tiles_k), lane = threadIdx.x % 32;
+    const int lanes = steps > 4 ? 5 : steps > 2 ? 4 : steps > 1 ? 3 : 2;  // 2^lanes of them take a row,
+    const int quads = steps > 16 ? 2 : steps > 8 ? 1 : 0;                 // 2^quads of it each
+    const int sub = lane & ((1 << lanes) - 1), at_once = 32 >> lanes, last = (1 << quads) - 1;
+    const int turns = (rows - own.set + SPLIT * at_once - 1) / (SPLIT * at_once), count = turns << quads;
+    auto row_of = [&](int item) { return own.set + ((item >> quads) * at_once + (lane >> lanes)) * SPLIT; };
+    auto step_of = [&](int item) { return (item & last) * 8 + sub / 4; };
+#pragma unroll 1
+    for (int first = 0; first < count; first += AHEAD) {
+        float4 v[AHEAD];
+        float sum[AHEAD];
 #pragma unroll
-            for (int j = 0; j < ROW_QUADS; j++)
-                if (lane + j * 32 < quads) sum += squares(v[j]);
-            float scale = rms_scale(sum, k, eps);
+        for (int j = 0; j < AHEAD; j++) {
+            if (first + j >= count) break;
+            const int row = row_of(first + j), tile = own.tile(step_of(first + j));
+            v[j] = make_float4(0.f, 0.f, 0.f, 0.f);
+            if (row < rows && tile < tiles_k)
+                v[j] = reinterpret_cast<const float4*>(x)[((index ? index[row] : row) * tiles_k + tile) * 4 + sub % 4];
+        }
 #pragma unroll
-            for (int j = 0; j < ROW_QUADS; j++) {
-                int i = lane + j * 32;
-                if (i < quads) store4(staged + r * row_stride(k) + i * 4, scaled(v[j], scale, w4[i]));
+        for (int j = 0; j < AHEAD; j++) {
+            if (first + j >= count) break;
+            const int row = row_of(first + j), step = step_of(first + j);
+            sum[j] = squares(v[j]);
+            if (row < rows && own.tile(step) < tiles_k) {
+                const int at = step * Own::PARTS + own.local;
+                const float4 w = *reinterpret_cast<const float4*>(weight + at * 16 + sub % 4 * 4);
+                store4(held + (at * rows + row) * 16 + sub % 4 * 4, scaled(v[j], 1.f / FACTOR<T>, w));
             }
+        }
+#pragma unroll
+        for (int j = 0; j < AHEAD; j++) {
+            if (first + j >= count) break;
+            if (quads == 1 && j % 2 == 0) sum[j] += sum[j + 1];
+            if (quads == 2 && j % 4 == 0) sum[j] = sum[j] + sum[j + 1] + sum[j + 2] + sum[j + 3];
+        }
+        for (int offset = 1; offset < 1 << lanes; offset *= 2)
+#pragma unroll
+            for (int j = 0; j < AHEAD; j++) {
+                if (first + j >= count) break;
+                sum[j] += __shfl_xor_sync(0xffffffffu, sum[j], offset);
+            }
+#pragma unroll
+        for (int j = 0; j < AHEAD; j++) {
+            const int row = row_of(first + j);
+            if (first + j >= count || row >= rows || ((first + j) & last)) continue;
+            float* to = part_squares + row * WARPS + own.part;
+            for (int i = sub; i < SPLIT; i += 1 << lanes) *(SPLIT > 1 ? in_cluster(to, i) : to) = sum[j];
         }
     }
     __syncthreads();
+}
+
+// held[r] = T(x[i] / sqrt(mean(x[i]^2) + eps) * weight), with i as above: a warp a row, read in one go. Ends with a
+// barrier.
+//   x [*, K] float32, K <= 640; weight as copy_norm left it
+template <int WARPS, class T>
+__device__ __forceinline__ void hold_rows(const Parts<WARPS, 1>&, const float* x, const int* index, const float* weight,
+                                          float eps, int rows, int tiles_k, T* held) {
+    constexpr int QUADS = 5;  // of a row a lane
+    const int quads = tiles_k * 4, lane = threadIdx.x % 32;
+#pragma unroll 1
+    for (int r = threadIdx.x / 32; r < rows; r += WARPS) {
+        const float4* row = reinterpret_cast<const float4*>(x) + (index ? index[r] : r) * quads;
+        float4 v[QUADS];
+        float sum = 0.f;
+#pragma unroll
+        for (int j = 0; j < QUADS; j++)
+            if (lane + j * 32 < quads) v[j] = row[lane + j * 32];
+#pragma unroll
+        for (int j = 0; j < QUADS; j++)
+            if (lane + j * 32 < quads) sum += squares(v[j]);
+        const float scale = rsqrtf(fmaf(warp_sum(sum), 1.f / (quads * 4), eps));
+#pragma unroll
+        for (int j = 0; j < QUADS; j++) {
+            const int i = lane + j * 32;
+            if (i < quads)
+                store4(held + ((i / 4) * rows + r) * 16 + i % 4 * 4,
+                       scaled(v[j], scale, reinterpret_cast<const float4*>(weight)[i]));
+        }
+    }
+    __syncthreads();
+}
+
+// What a row's sums are to be multiplied by: FACTOR / rms(x).   part_squares [R, WARPS]
+template <class T, int WARPS>
+__device__ __forceinline__ float row_scale(const float* part_squares, int row, int k, float eps) {
+    const float4* parts = reinterpret_cast<const float4*>(part_squares + row * WARPS);
+    float sum = 0.f;
+#pragma unroll
+    for (int i = 0; i < WARPS / 4; i++) sum += parts[i].x + parts[i].y + (parts[i].z + parts[i].w);
+    return FACTOR<T> * rsqrtf(fmaf(sum, 1.f / k, eps));
 }

@@ -5,32 +5,32 @@
 constexpr int THREADS = 256;
 
 // out[i, c] = x[r, c] / sqrt(mean_c(x[r, c]^2) + eps) * weight[c],  r = rows ? rows[i] : i
-// x [*, width], weight [width], out [*, width]; QUADS: four floats at a time, in the order of norm.cuh.
+// x [*, width], weight [width], out [*, width]; QUADS: four floats at a time.
 //
-// LAUNCH: grid (rows of out), block 256, dependent; with QUADS `width` bytes of dynamic shared memory.
+// LAUNCH: grid (rows of out), block 256, dependent.
 // PRECOND: QUADS only if width is a multiple of 4.
 template <class T, bool QUADS>
 __global__ void __launch_bounds__(THREADS)
     rms_norm(const float* x, const float* weight, const int* rows, T* out, int width, float eps) {
-    extern __shared__ float quad_squares[];
-    grid_launch();
     for (int c = 32 * threadIdx.x; c < width; c += 32 * THREADS) prefetch_l2(weight + c);
     grid_wait();
+    grid_launch();
     const float* from = x + size_t(rows ? rows[blockIdx.x] : blockIdx.x) * width;
     T* to = out + size_t(blockIdx.x) * width;
+    const float4* quads = reinterpret_cast<const float4*>(from);
+    float sum = 0.f;
     if constexpr (QUADS) {
-        const float4* quads = reinterpret_cast<const float4*>(from);
 #pragma unroll 4
-        for (int i = threadIdx.x; i < width / 4; i += THREADS) quad_squares[i] = squares(quads[i]);
-        __syncthreads();
-        float scale = rms_scale(quad_squares, width, eps);
+        for (int i = threadIdx.x; i < width / 4; i += THREADS) sum += squares(quads[i]);
+    } else {
+        for (int c = threadIdx.x; c < width; c += THREADS) sum += from[c] * from[c];
+    }
+    const float scale = 1.f / sqrtf(block_sum<THREADS>(sum) / width + eps);
+    if constexpr (QUADS) {
 #pragma unroll 4
         for (int i = threadIdx.x; i < width / 4; i += THREADS)
             store4(to + 4 * i, scaled(quads[i], scale, reinterpret_cast<const float4*>(weight)[i]));
     } else {
-        float sum = 0.f;
-        for (int c = threadIdx.x; c < width; c += THREADS) sum += from[c] * from[c];
-        float scale = 1.f / sqrtf(block_sum<THREADS>(sum) / width + eps);
         for (int c = threadIdx.x; c < width; c += THREADS) to[c] = from_float<T>(from[c] * scale * weight[c]);
     }
 }
@@ -41,13 +41,12 @@ __global__ void __launch_bounds__(THREADS)
 // LAUNCH: grid (rows of out), block 256, dependent; 4 width bytes of dynamic shared memory.
 // PRECOND: width a multiple of 4; keep may be x if rows is null.
 template <class T>
-__global__ void __launch_bounds__(THREADS)
-    layer_norm(const float* x, const float* weight, const float* bias, const int* rows, T* out, float* keep, int width,
-               float eps) {
+__global__ void __launch_bounds__(THREADS) layer_norm(const float* x, const float* weight, const float* bias,
+                                                      const int* rows, T* out, float* keep, int width, float eps) {
     extern __shared__ float4 own_quads[];  // every thread reads back what it has put there itself
-    grid_launch();
     for (int c = 32 * threadIdx.x; c < width; c += 32 * THREADS) prefetch_l2(weight + c), prefetch_l2(bias + c);
     grid_wait();
+    grid_launch();
     const float4* from = reinterpret_cast<const float4*>(x + size_t(rows ? rows[blockIdx.x] : blockIdx.x) * width);
     const float4* weights = reinterpret_cast<const float4*>(weight);
     const float4* biases = reinterpret_cast<const float4*>(bias);
@@ -77,11 +76,10 @@ __global__ void __launch_bounds__(THREADS)
 // LAUNCH: grid (ceil(rows (heads + kv_heads) / 8)), block 256: a warp a head, dependent.
 // PRECOND: size <= 256.
 template <class T>
-__global__ void __launch_bounds__(THREADS)
-    head_norm(T* qkv, const float* q_weight, const float* k_weight, int rows, int heads, int kv_heads, int size,
-              float eps) {
-    grid_launch();
+__global__ void __launch_bounds__(THREADS) head_norm(T* qkv, const float* q_weight, const float* k_weight, int rows,
+                                                     int heads, int kv_heads, int size, float eps) {
     grid_wait();
+    grid_launch();
     const int unit = (blockIdx.x * THREADS + threadIdx.x) / 32, lane = threadIdx.x % 32;
     const int row = unit / (heads + kv_heads), head = unit % (heads + kv_heads);
     if (row >= rows) return;

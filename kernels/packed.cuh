@@ -38,7 +38,15 @@ struct FragmentB<float> {
     float4 v;
 };
 
-// p is the lane's part of the tile: packed + (tile * 32 + lane) * 8.
+// Puts a lane's part of a tile on its way to shared memory. p: packed + (tile * 32 + lane) * 8.
+template <class T>
+__device__ __forceinline__ void copy_a(FragmentA<T>* to, const T* p) {
+#pragma unroll
+    for (int i = 0; i < sizeof(FragmentA<T>) / 16; i++)
+        cp_async16(reinterpret_cast<uint4*>(to) + i, reinterpret_cast<const uint4*>(p) + i);
+}
+
+// Loads it from memory that does not change while the kernel runs.
 template <class T>
 __device__ __forceinline__ FragmentA<T> load_a(const T* p) {
     return {load_stream(reinterpret_cast<const uint4*>(p))};
@@ -47,17 +55,6 @@ template <>
 __device__ __forceinline__ FragmentA<float> load_a<float>(const float* p) {
     const uint4* v = reinterpret_cast<const uint4*>(p);
     return {load_stream(v), load_stream(v + 1)};
-}
-
-// The same from memory that is not read-only: shared memory.
-template <class T>
-__device__ __forceinline__ FragmentA<T> read_a(const T* p) {
-    return {*reinterpret_cast<const uint4*>(p)};
-}
-template <>
-__device__ __forceinline__ FragmentA<float> read_a<float>(const float* p) {
-    const uint4* v = reinterpret_cast<const uint4*>(p);
-    return {v[0], v[1]};
 }
 
 template <class T>
@@ -70,7 +67,26 @@ __device__ __forceinline__ void pin_a<float>(const FragmentA<float>& a) {
     pin(a.w);
 }
 
+// The same from any memory.
+template <class T>
+__device__ __forceinline__ FragmentA<T> read_a(const T* p) {
+    return {*reinterpret_cast<const uint4*>(p)};
+}
+template <>
+__device__ __forceinline__ FragmentA<float> read_a<float>(const float* p) {
+    const uint4* v = reinterpret_cast<const uint4*>(p);
+    return {v[0], v[1]};
+}
+
 // p points at the lane's four values, aligned to their size.
+template <class T>
+__device__ __forceinline__ void copy_b(FragmentB<T>* to, const T* p) {
+    if constexpr (sizeof(T) == 4)
+        cp_async16(to, p);
+    else
+        cp_async8(to, p);
+}
+
 template <class T>
 __device__ __forceinline__ FragmentB<T> load_b(const T* p) {
     return {*reinterpret_cast<const uint2*>(p)};

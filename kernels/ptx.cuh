@@ -96,10 +96,16 @@ PTX uint2 ldmatrix_x2_trans(const void* row) {
     return r;
 }
 
-// -- asynchronous copies: 16 bytes, both addresses 16-byte aligned ----------------------------------------------------
+// -- asynchronous copies: 16 bytes, both addresses 16-byte aligned, unless it says otherwise
+// ----------------------------------------------------
 
 PTX void cp_async16(void* shared, const void* global) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");
+}
+
+// 8 bytes, both addresses 8-byte aligned.
+PTX void cp_async8(void* shared, const void* global) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(shared_address(shared)), "l"(global) : "memory");
 }
 
 // Copies the first `bytes` (0 to 16) and fills the rest with zeros; with 0 nothing is read.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import product
 
-from ostinato.ops.shapes import MEASURED
+from ostinato.ops.shapes import DECODE, MEASURED, DecodeShape, rule
 
 TYPES = ("bf16", "half", "float")
 
@@ -19,25 +19,54 @@ def each(kernel: str, *arguments: Iterable[object]) -> list[str]:
     return [f"{kernel}<{', '.join(map(str, chosen))}>" for chosen in product(*arguments)]
 
 
-# Template arguments of DecodeShape and PrefillShape (ops/shapes.py): for up to 8 columns, for up to 16; for prompts.
-# First what the rule gives; bf16 stands for half in those of the measured table.
-RULE = (
-    ["16, 1, 1, 3, 2", "12, 1, 1, 3, 2", "4, 1, 1, 2, 2"],
-    ["16, 1, 2, 3, 1", "16, 2, 2, 3, 1", "12, 1, 2, 3, 2", "12, 2, 2, 3, 1", "4, 1, 2, 2, 2"],
-)
-TABLE = (
-    ["12, 1, 1, 6, 1", "12, 2, 1, 3, 2", "16, 1, 1, 4, 1", "16, 1, 1, 4, 2", "16, 1, 1, 5, 2", "16, 2, 1, 3, 2",
-     "16, 2, 1, 6, 1", "16, 2, 1, 8, 1"],
-    ["12, 2, 2, 3, 2", "16, 1, 2, 3, 2", "16, 1, 2, 4, 2", "16, 1, 2, 6, 1", "16, 2, 2, 2, 2", "16, 2, 2, 4, 1"],
-)  # fmt: skip
-DECODE_SHAPES: dict[str, tuple[list[str], list[str]]] = {
-    "bf16": (RULE[0] + TABLE[0], RULE[1] + TABLE[1]),
-    "half": RULE,
-    "float": (
-        ["16, 1, 1, 2, 1", "12, 1, 1, 2, 1", "4, 1, 1, 2, 1"],
-        ["16, 1, 2, 2, 1", "12, 1, 2, 2, 1", "4, 1, 2, 2, 1"],
-    ),
+# What the rule can give: by K and N, for 16 bits and for 32.
+RULES = {size: [rule(n, k, size) for k in (1024, 384, 16) for n in (16, 8192)] for size in (2, 4)}
+
+
+def templates(shapes: Iterable[DecodeShape]) -> tuple[list[str], list[str]]:
+    """Template arguments of shapes, without repetition: for up to 8 columns, for up to 16."""
+    listed = list(shapes)
+    narrow = dict.fromkeys(shape.template(rows) for shape in listed for rows in (1, 8))
+    return list(narrow), list(dict.fromkeys(shape.template(16) for shape in listed))
+
+
+# The measured matrices that are not multiplied by decode_store.
+MATRICES = {
+    "decode_qkv": [(960, 576, 2), (3072, 2048, 2), (6144, 4096, 2)],
+    "decode_gate": [(3072, 576, 2), (16384, 2048, 2), (28672, 4096, 2)],
 }
+
+
+def measured(kernel: str) -> list[DecodeShape]:
+    """The shapes of the table that a kernel is launched with."""
+    others = [key for keys in MATRICES.values() for key in keys]
+    keys = MATRICES.get(kernel, [key for key in DECODE if key not in others] if kernel == "decode_store" else [])
+    return [DECODE[key] for key in keys]
+
+
+def decode_shapes(kernel: str, t: str) -> tuple[list[str], list[str]]:
+    """Template arguments for up to 8 columns and for up to 16: by the rule, and for bf16, which stands for half, the
+    table."""
+    return templates([*RULES[4 if t == "float" else 2], *(measured(kernel) if t == "bf16" else ())])
+
+
+def sources(template: str, normalises: bool) -> list[str]:
+    """Where a product with these template arguments may take x from."""
+    warps, split, _, cols, *_ = template.split(", ")
+    short = normalises and split == "1" and warps != "16"  # K <= 640
+    staged = cols == "2" or template in STAGED
+    return ["DIRECT", *["STAGED"] * staged, *["NORM"] * normalises, *["ROWS"] * short]
+
+
+STAGED = {shape.template(rows) for shape in DECODE.values() for rows in (1, 8) if shape.launch(rows).staged}
+
+
+def products(kernel: str, arguments: str, t: str, normalises: bool) -> list[str]:
+    """The instances of a decode product for all its shapes and sources of x."""
+    narrow, wide = decode_shapes(kernel, t)
+    return [f"{kernel}<{arguments}, {x}, {shape}>" for shape in narrow + wide for x in sources(shape, normalises)]
+
+
 PREFILL_SHAPES = {t: ["4, 2, 4, 8, 4", "4, 2, 2, 8, 4", "2, 2, 2, 4, 4"] for t in ("bf16", "half")}
 PREFILL_SHAPES["float"] = ["4, 2, 2, 4, 4", "2, 2, 2, 4, 4"]
 
@@ -58,18 +87,12 @@ INSTANCES: dict[str, list[str]] = {
     "linear_decode.cu": [
         name
         for t in TYPES
-        for narrow, wide in [DECODE_SHAPES[t]]
-        for kind in dict.fromkeys((t, "float"))
         for name in (
-            *each("decode_store", [t], [kind], ["DIRECT"], narrow + wide),
-            *each("decode_store", [t], [kind], ["STAGED"], wide),
-            *(each("decode_store", [t], [kind], ["NORM"], narrow + wide) if kind == "float" else ()),
-            *(each("decode_gate", [t], ["NORM", "DIRECT"], narrow + wide) if kind == "float" else ()),
-            *(each("decode_gate", [t], ["STAGED"], wide) if kind == "float" else ()),
-            *(each("decode_qkv", [t], ["NORM", "DIRECT"], narrow + wide) if kind == "float" else ()),
-            *(each("decode_qkv", [t], ["STAGED"], wide) if kind == "float" else ()),
-            *(each("decode_gelu", [t], ["DIRECT"], narrow + wide) if kind == "float" else ()),
-            *(each("decode_gelu", [t], ["STAGED"], wide) if kind == "float" else ()),
+            *products("decode_store", f"{t}, float", t, True),
+            *(products("decode_store", f"{t}, {t}", t, False) if t != "float" else ()),
+            *products("decode_gate", t, t, True),
+            *products("decode_qkv", t, t, True),
+            *products("decode_gelu", t, t, False),
         )
     ],
     "linear_prefill.cu": [
@@ -95,5 +118,7 @@ INSTANCES: dict[str, list[str]] = {
 
 def on(arch: int) -> dict[str, list[str]]:
     """The instances that the engine can ask a GPU of this arch for: the measured shapes are for one kind of GPU."""
-    measured = tuple(f", {shape}>" for shapes in TABLE for shape in shapes) if arch != MEASURED else ()
+    by_rule = {template for shapes in RULES.values() for part in templates(shapes) for template in part}
+    table = {template for part in templates(DECODE.values()) for template in part} - by_rule
+    measured = tuple(f", {template}>" for template in table) if arch != MEASURED else ()
     return {file: [name for name in names if not name.endswith(measured)] for file, names in INSTANCES.items()}

@@ -71,8 +71,19 @@ MUTANTS = (
     ),
     Mutant(
         "no wait for the kernel before", "norm.cu",
-        "grid_wait();\n    const float* from", "const float* from",
+        "grid_wait();\n    grid_launch();\n    const float* from", "grid_launch();\n    const float* from",
         ("tests/ops/test_rows.py",),
+    ),
+    Mutant(
+        "a k tile used before it is there", "stream.cuh",
+        "cp_async_wait<DEPTH - 1>();", "cp_async_wait<DEPTH>();",
+        ("tests/ops/test_launches.py",),
+    ),
+    Mutant(
+        "sums read before the other blocks have sent theirs", "linear_decode.cu",
+        "if constexpr (SPLIT > 1)\n            cluster_sync();",
+        "if constexpr (SPLIT > 8)\n            cluster_sync();",
+        ("tests/ops/test_launches.py",),
     ),
     Mutant(
         "a missing barrier between rounds", "attend_decode.cu",

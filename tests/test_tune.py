@@ -1,4 +1,4 @@
-"""`ostinato tune`: the search on a made-up clock, whole runs, and that its shapes are what is launched."""
+"""`ostinato tune`: what is searched and printed, whole runs, and that its shapes are what is launched."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from emulator import EmulatedDevice
 
 from ostinato import cli, descent, doctor, tune
-from ostinato.bench.decode import Settings
+from ostinato.bench.decode import Settings, open_model
 from ostinato.config import ModelConfig
 from ostinato.ops import tuned
 from ostinato.ops.cuda import CudaOps
-from ostinato.ops.shapes import DecodeShape, Launch, Shapes, decode_shape, shared_limit
+from ostinato.ops.shapes import DECODE, DecodeShape, Launch, Shapes, decode_shape
 
-SHAPE = DecodeShape(16, Launch(1, 4, 2, False), Launch(1, 4, 2, True))
-FAST = DecodeShape(8, Launch(2, 3, 4, True), Launch(2, 2, 1, False))
-A, B = (960, 576, 2), (576, 1536, 2)
+SHAPE = DecodeShape(16, Launch(1, 4, 2, 2), Launch(1, 12, 1, 1, ring=True), Launch(1, 4, 2, 2, staged=True))
+FAST = DecodeShape(8, Launch(2, 3, 4, 2, 4), Launch(2, 3, 4, 1, 8, staged=True), Launch(2, 10, 1, 1, 2, ring=True))
+TWO_TILES = {"single": Launch(2, 2, 2, 2), "narrow": Launch(2, 2, 2, 2)}
+A = 960, 576, 2
 TINY = ModelConfig(
     arch="decoder", layers=2, hidden=64, heads=4, kv_heads=2, head_dim=16, ffn=96, vocab=80, max_len=1024, eps=1e-5,
     tied=True, dtype="float32",
@@ -33,75 +35,47 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OSTINATO_CACHE", str(tmp_path))
 
 
-# -- the search -------------------------------------------------------------------------------------------------------
-
-
-def distance(shape: DecodeShape, goal: DecodeShape, part: str) -> float:
-    """How many fields of one part differ, by how much."""
-    launch, other = getattr(shape, part), getattr(goal, part)
-    steps = sum(abs(getattr(launch, f) - getattr(other, f)) for f in ("tiles", "depth", "blocks", "staged"))
-    return steps + abs(shape.warps - goal.warps)
-
-
-@pytest.mark.parametrize("part", ["narrow", "wide"])
-def test_descent_finds_the_fastest(part: str) -> None:
-    goals = {A: FAST, B: replace(FAST, narrow=Launch(4, 8, 1, False))}
-
-    def time(table: descent.Table) -> float:
-        return 10 + sum(distance(table[key], goal, part) for key, goal in goals.items())
-
-    found = descent.descend({A: SHAPE, B: SHAPE}, descent.axes(part), time)
-    other = {"narrow": "wide", "wide": "narrow"}[part]
-    for key, goal in goals.items():
-        assert getattr(found[key], part) == getattr(goal, part)
-        assert getattr(found[key], other) == getattr(SHAPE, other)
-        assert found[key].warps == (goal.warps if part == "narrow" else SHAPE.warps)
-
-
-@pytest.mark.parametrize(("ms", "taken"), [(0.998, False), (0.996, True)], ids=["below-the-gain", "beyond-it"])
-def test_descent_takes_what_gains(ms: float, taken: bool) -> None:
-    found = descent.descend({A: SHAPE}, [lambda key, shape: [FAST]], lambda table: ms if table[A] == FAST else 1.0)
-    assert (found[A] == FAST) == taken
-
-
-def test_descent_times_a_winner_again() -> None:
-    times = iter([1.0, 0.5, 1.0, 1.0])  # the start, a lucky candidate, the same again, the start again
-    found = descent.descend({A: SHAPE}, [lambda key, shape: [FAST]], lambda table: next(times))
-    assert found == {A: SHAPE} and next(times, None) is None
-
-
-def test_descent_ends_in_time_and_tells_what_it_took() -> None:
-    clock, told = iter(range(100)), []
-    slower = [replace(SHAPE, narrow=Launch(1, d, 2, False)) for d in (3, 2, 1)]
-
-    def time(table: descent.Table) -> float:
-        return float(1 + table[A].narrow.depth)
-
-    found = descent.descend(
-        {A: SHAPE}, [lambda key, shape: slower], time, lambda: next(clock) >= 3, lambda *what: told.append(what)
-    )
-    assert found == {A: slower[1]}
-    assert told == [(A, slower[0], 4.0, 5.0), (A, slower[1], 3.0, 4.0)]
-
-
-def test_axes_keep_the_warps_of_a_wide_launch() -> None:
-    for axis in descent.axes("wide"):
-        assert {(s.warps, s.narrow) for s in axis(A, SHAPE)} == {(SHAPE.warps, SHAPE.narrow)}
-    assert {s.warps for axis in descent.axes("narrow") for s in axis((64, 128, 2), FAST)} == {4, 8}, "8 tiles of k"
+# -- what is searched and printed -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("narrow", "itemsize", "expected"),
+    ("batches", "expected"),
     [
-        pytest.param(Launch(1, 4, 2, False), 2, True, id="fits"),
-        pytest.param(Launch(4, 4, 2, False), 2, False, id="too-many-registers"),
-        pytest.param(Launch(2, 8, 1, False), 4, False, id="registers-of-float32"),
-        pytest.param(Launch(1, 4, 4, False), 2, False, id="cannot-launch"),
+        pytest.param((1, 4, 16), [("single", (1,), ()), ("narrow", (4,), (1,)), ("wide", (16,), (1, 4))], id="three"),
+        pytest.param((9, 8, 2), [("narrow", (8, 2), ()), ("wide", (9,), (8, 2))], id="two"),
+        pytest.param((16,), [("wide", (16,), ())], id="one"),
     ],
 )
-def test_plausible(narrow: Launch, itemsize: int, expected: bool) -> None:
-    shape = replace(SHAPE, narrow=narrow)
-    assert descent.plausible((960, 576, itemsize), shape, "narrow", shared_limit(90)) == expected
+def test_parts(batches: tuple[int, ...], expected: list[tuple]) -> None:
+    assert tune.parts(batches) == [tune.Part(*values) for values in expected]
+
+
+def test_parts_are_the_launches_of_a_shape() -> None:
+    for name, numbers in tune.PARTS.items():
+        assert [FAST.launch(rows) for rows in numbers] == [getattr(FAST, name)] * len(numbers)
+    assert [rows for numbers in tune.PARTS.values() for rows in numbers] == list(range(1, 17))
+
+
+@pytest.mark.parametrize(
+    ("shape", "code"),
+    [
+        pytest.param(
+            SHAPE,
+            "DecodeShape(16, Launch(1, 4, 2, 2), Launch(1, 12, 1, 1, ring=True), Launch(1, 4, 2, 2, staged=True))",
+            id="one-block",
+        ),
+        pytest.param(
+            replace(FAST, wide=replace(FAST.wide, staged=True)),
+            "DecodeShape(8, Launch(2, 3, 4, 2, 4), Launch(2, 3, 4, 1, 8, staged=True), "
+            "Launch(2, 10, 1, 1, 2, staged=True, ring=True))",
+            id="clusters",
+        ),
+        *(pytest.param(shape, None, id=f"{n}x{k}") for (n, k, _), shape in DECODE.items()),
+    ],
+)
+def test_code_is_the_shape(shape: DecodeShape, code: str | None) -> None:
+    found = tune._code(shape)
+    assert eval(found, {"DecodeShape": DecodeShape, "Launch": Launch}) == shape and code in (found, None)
 
 
 # -- on a device ------------------------------------------------------------------------------------------------------
@@ -111,6 +85,17 @@ def test_plausible(narrow: Launch, itemsize: int, expected: bool) -> None:
 def ops(compiler: str) -> Iterator[CudaOps]:
     """The backend on an emulated device that has launched nothing yet."""
     yield CudaOps(EmulatedDevice(), "bfloat16")
+
+
+def asked(batches: tuple[int, ...], max_tokens: int = 2) -> Settings:
+    """To tune TINY at the step in the middle of so many."""
+    return Settings("tiny", TINY, batches, ("cuda",), ("step",), prompt_len=3, max_tokens=max_tokens)
+
+
+def steps_of(ops: CudaOps, settings: Settings) -> tune.Steps:
+    """Steps of TINY that can be timed."""
+    _, c, w = open_model(settings, "cuda", lambda backend, dtype, stored: (ops, ""))
+    return tune.Steps(ops, c, w, settings)
 
 
 def product(ops: CudaOps) -> list[str]:
@@ -126,14 +111,15 @@ def product(ops: CudaOps) -> list[str]:
 
 
 def test_tuned_shapes_are_launched(ops: CudaOps) -> None:
-    shape = DecodeShape(12, Launch(1, 3, 2, False), Launch(1, 3, 2, True))
+    shape = DecodeShape(12, Launch(1, 3, 2, 2), Launch(1, 4, 2, 2), Launch(1, 3, 2, 2, staged=True))
     tuned.save(tuned.path(ops.device), ops.device, {(32, 64, 2): shape})
-    assert product(ops) == ["decode_store<bf16, float, DIRECT, 12, 1, 1, 3, 2>"]
+    assert product(ops) == ["decode_store<bf16, float, DIRECT, 12, 1, 1, 1, 3, 2, false>"]
 
 
 def test_shapes_may_be_given(ops: CudaOps) -> None:
-    ops.shapes = Shapes({(32, 64, 2): SHAPE}, "given")
-    assert product(ops) == ["decode_store<bf16, float, DIRECT, 16, 1, 1, 4, 2>"]
+    single = Launch(1, 8, 1, 1, 2, staged=True, ring=True)
+    ops.shapes = Shapes({(32, 64, 2): replace(SHAPE, single=single)}, "given")
+    assert product(ops) == ["decode_store<bf16, float, STAGED, 16, 2, 1, 1, 8, 1, true>"]
 
 
 def test_doctor_says_which_shapes(ops: CudaOps, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,44 +133,92 @@ def test_a_whole_run(
     ops: CudaOps, spilled: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each step costs one, and less with two tiles for the head: that is found, kept and printed unless it spills."""
-    head = (80, 64, 2)
-    monkeypatch.setattr(EmulatedDevice, "local_bytes", lambda self, kernel: spilled * ("4, 2, 1, 2" in kernel.name))
-    monkeypatch.setattr(descent, "TILES", (1, 2))
-    monkeypatch.setattr(descent, "DEPTHS", (2,))
-    monkeypatch.setattr(descent, "WARPS", (4,))
-    monkeypatch.setattr(descent, "BLOCKS", (2,))
-    monkeypatch.setattr(tune.Steps, "ms", lambda self, table, batches: 1 / table[head].narrow.tiles)
-    asked = Settings("tiny", TINY, (1,), ("cuda",), ("step",), prompt_len=3, max_tokens=2)
+    head, two_tiles = (80, 64, 2), "4, 1, 2, 1, 2, 2, false>"
+    monkeypatch.setattr(EmulatedDevice, "local_bytes", lambda self, kernel: spilled * kernel.name.endswith(two_tiles))
+    few = {"TILES": (1, 2), "DEPTHS": (2,), "WARPS": (4,), "BLOCKS": (2,), "SPLITS": (1,), "RING": (), "REGISTERS": ()}
+    for name, values in few.items():
+        monkeypatch.setattr(descent, name, values)
+    monkeypatch.setattr(
+        tune.Steps, "ms", lambda self, table, batches: sum(1 / table[head].launch(b).tiles for b in batches)
+    )
     tuned.save(tuned.path(ops.device), ops.device, {A: FAST})
-    found = tune.tune(asked, 1e6, lambda backend, dtype, stored: (ops, ""))
+    found = tune.tune(asked((1, 2)), 1e6, lambda backend, dtype, stored: (ops, ""))
     assert found.matrices == {"qkv": (128, 64, 2), "o": (64, 64, 2), "gate_up": (192, 64, 2), "down": (64, 96, 2),
                               "head": head}  # fmt: skip
-    best = replace(found.before[head], narrow=Launch(1 if spilled else 2, 2, 2, False))
-    ms = 1.0 if spilled else 0.5
-    assert found.after == {**found.before, head: best} and found.ms == {1: (1.0, ms)}
+    ms, best = (1.0, found.before[head]) if spilled else (0.5, replace(found.before[head], **TWO_TILES))
+    assert found.after == {**found.before, head: best} and found.ms == {1: (1.0, ms), 2: (1.0, ms)}
     assert tuned.load(found.file, ops.device) == {A: FAST, **found.after}, "what other models need is kept"
     tune.print_choice(found)
     captured = capsys.readouterr()
-    line = f"    (80, 64, 2): DecodeShape(4, Launch({best.narrow.tiles}, 2, 2, False), Launch(1, 2, 2, True)),"
+    launch = f"Launch({best.single.tiles}, 2, 2, 2)"
+    line = f"    (80, 64, 2): DecodeShape(4, {launch}, {launch}, Launch(1, 2, 2, 2, staged=True)),"
     assert line in captured.out.splitlines() and str(found.file) in captured.err
     lines = [text for text in captured.out.splitlines() if text.startswith("    (")]
     assert lines == sorted(lines, key=lambda text: [int(n) for n in text.split(")")[0].strip(" (").split(",")])
+    for part in ("single: batch 1", "narrow: batch 2"):
+        assert f"tune: {part}, 500000 s at most" in captured.err
     written = json.loads(json.dumps(tune.record(found)))
-    assert written["steps"] == [{"batch": 1, "before_ms": 1.0, "after_ms": ms}] and len(written["shapes"]) == 5
+    assert written["steps"] == [{"batch": b, "before_ms": 1.0, "after_ms": ms} for b in (1, 2)]
+    assert len(written["shapes"]) == 5
 
 
 def test_a_step_is_timed(ops: CudaOps) -> None:
     """The step as it is captured, with the table that is asked for."""
-    from ostinato.bench.decode import open_model
-
-    asked = Settings("tiny", TINY, (1,), ("cuda",), ("step",), prompt_len=3, max_tokens=64)
-    _, c, w = open_model(asked, "cuda", lambda backend, dtype, stored: (ops, ""))
-    steps = tune.Steps(ops, c, w, asked)
+    steps = steps_of(ops, asked((1,), max_tokens=64))
     ops.device.launches.clear()
     table = {key: decode_shape(*key) for key in steps.keys.values()}
     table[80, 64, 2] = SHAPE
     assert steps.ms(table, [1]) > 0
-    assert "decode_store<bf16, float, NORM, 16, 1, 1, 4, 2>" in ops.device.launches
+    assert "decode_store<bf16, float, ROWS, 16, 1, 1, 1, 4, 2, false>" in ops.device.launches
+
+
+@pytest.mark.parametrize(("arch", "clusters"), [(89, False), (90, True)])
+def test_clusters_where_there_are_some_and_warps_at_first(
+    ops: CudaOps, arch: int, clusters: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[tuple] = []
+    steps = steps_of(ops, asked((1, 2)))
+    monkeypatch.setattr(ops.device, "arch", arch)
+    monkeypatch.setattr(tune, "axes", lambda part, **how: searched.append((part, how)) or ())
+    monkeypatch.setattr(tune.Steps, "ms", lambda self, table, batches: 1.0)
+    for part in tune.parts((1, 2)):
+        assert steps.search({A: SHAPE}, part, 1.0) == {A: SHAPE}
+    assert searched == [
+        ("single", {"clusters": clusters, "warps": True}),
+        ("narrow", {"clusters": clusters, "warps": False}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("part", "found"),
+    [
+        pytest.param(tune.Part("narrow", (2,), ()), {(t, s) for t in (1, 2) for s in (1, 2, 4)}, id="first"),
+        pytest.param(tune.Part("narrow", (2,), (1,)), {(1, 1), (2, 1)}, id="what-is-settled-stays"),
+    ],
+)
+def test_one_part_leaves_the_norm_of_those_before(ops: CudaOps, part: tune.Part, found: set) -> None:
+    """Split over a cluster, short rows are normalised in another way: by the launches of all parts."""
+    steps, key = steps_of(ops, asked((1, 2))), (80, 64, 2)
+    shape = DecodeShape(4, Launch(1, 2, 2, 2), Launch(1, 3, 2, 2), Launch(1, 2, 2, 2))
+
+    def axis(key: descent.Key, shape: DecodeShape) -> list[DecodeShape]:
+        return [replace(shape, narrow=Launch(t, 2, 2, 2, s)) for t in (1, 2, 4) for s in (1, 2, 4, 8)]
+
+    others = steps._others(key, shape, axis, part)
+    assert {(s.narrow.tiles, s.narrow.split) for s in others.values()} == found
+
+
+def test_plans_differ_by_what_is_launched(ops: CudaOps) -> None:
+    """Blocks of a cluster, blocks on a multiprocessor; not what makes no difference to so few rows of weights."""
+    steps, key = steps_of(ops, asked((1,))), (80, 64, 2)
+
+    def plan(**how: Any) -> tuple:
+        shape = decode_shape(*key)
+        return steps._plan(key, replace(shape, single=replace(Launch(1, 2, 2, 1), **how)), (1,))
+
+    every = [plan(), plan(grid=2), plan(split=2), plan(split=2, grid=2), plan(ring=True), plan(blocks=1)]
+    assert len(set(every)) == len(every) and plan(grid=2) == plan(grid=4)
+    assert [cluster for *_, cluster in plan(split=2)] == [2]
 
 
 @pytest.mark.parametrize(

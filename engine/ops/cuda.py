@@ -19,7 +19,7 @@ from . import tuned
 from .base import DECODE_ROWS, Buffers, Cache, Step
 from .products import c_type, check_linear, expect
 from .rows import DeviceOps
-from .shapes import DecodeShape, Shapes, prefill_shape, row_stride, shared_limit
+from .shapes import DecodeShape, Shapes, prefill_shape, shared_limit
 
 
 @dataclass(frozen=True)
@@ -156,9 +156,9 @@ class CudaOps(DeviceOps):
             last, logits = s.last[i : i + DECODE_ROWS], b.logits[i : i + DECODE_ROWS]
             rows = len(last)
             tail = [np.int32(weight.n), np.int32(weight.span), w.head_bias, None, logits]
-            if self._normalises(weight, rows):
+            if norm := self._norm(weight):
                 head = [weight.data, b.x, w.norm, np.float32(c.eps), last, np.int32(rows), np.int32(weight.k)]
-                self._decode(kernel, "NORM", weight, rows, [*head, *tail])
+                self._decode(kernel, norm, weight, rows, [*head, *tail])
             else:
                 self.rms_norm(b.x, w.norm, c.eps, b.h[:rows], rows=last)
                 self._decode_plain(kernel, weight, b.h[:rows], [None], tail)
@@ -183,11 +183,11 @@ class CudaOps(DeviceOps):
         expect(op, "norm weight", norm, np.float32, (weight.k,))
 
     def _normed(self, kind: str, c: Any, weight: PackedWeight, norm: Any, b: Buffers, tail: list) -> None:
-        """A fused product of the normalised rows of b.x. However they are normalised, they have the same bits."""
+        """A fused product of the normalised rows of b.x."""
         rows = len(b.x)
-        if rows <= DECODE_ROWS and self._normalises(weight, rows):
+        if rows <= DECODE_ROWS and (source := self._norm(weight)):
             head = [weight.data, b.x, norm, np.float32(c.eps), np.int32(rows), np.int32(weight.k)]
-            self._decode(f"decode_{kind}<{self._t}", "NORM", weight, rows, [*head, *tail])
+            self._decode(f"decode_{kind}<{self._t}", source, weight, rows, [*head, *tail])
             return
         self.rms_norm(b.x, norm, c.eps, b.h)
         self._plain(kind, weight, b.h, tail)
@@ -210,19 +210,24 @@ class CudaOps(DeviceOps):
         places = [s.seqs, s.positions, s.table, np.int32(s.table.shape[1])]
         return [w.qkv_bias, rope, *places, b.qkv, cache.k, cache.v, *sizes]
 
-    def _normalises(self, weight: PackedWeight, rows: int) -> bool:
-        """Whether a decode kernel takes float32 rows and normalises them itself: pays while they are few and short."""
-        warps = self._shape(weight).warps
-        longest = 256 * warps if rows == 1 else 640 if warps <= 12 else 0  # PRECOND of linear_decode.cu
-        return weight.k <= longest and self._shared("NORM", weight, rows) <= shared_limit(self.device.arch)
+    def _norm(self, weight: PackedWeight) -> str:
+        """How decode kernels normalise float32 rows themselves, "" if they do not: as columns.cuh calls it. One way for
+        all numbers of rows, or the bits would differ."""
+        shape, limit = self._shape(weight), shared_limit(self.device.arch)
+        short = weight.k <= 640 and shape.single.split == shape.narrow.split == shape.wide.split == 1
+        source = "ROWS" if short else "NORM"
+        fits = all(self._shared(source, weight, rows) <= limit for rows in (1, 8, 16))
+        return source if fits and weight.k <= 512 * shape.warps else ""
 
     def _shape(self, weight: PackedWeight) -> DecodeShape:
         return self.shapes.decode(weight.n, weight.k, self.dtype.itemsize)
 
     def _shared(self, source: str, weight: PackedWeight, rows: int) -> int:
         """Bytes of shared memory of a decode kernel."""
-        columns = 0 if source == "DIRECT" else rows * row_stride(weight.k) * self.dtype.itemsize
-        return self._shape(weight).reduction(rows) + columns + (5 * weight.k if source == "NORM" else 0)
+        shape, size = self._shape(weight), self.dtype.itemsize
+        held = 0 if source == "DIRECT" else shape.held(rows, weight.k)
+        norm = 4 * held * (source in ("NORM", "ROWS")) + 4 * rows * shape.warps * (source == "NORM")
+        return shape.shared(rows, size, source == "DIRECT") + held * rows * size + norm
 
     def _decode_plain(self, kernel: str, weight: PackedWeight, x: Any, index: list, tail: list) -> None:
         """A decode kernel of rows x [R, K] T; index: [None] for kernels that could gather rows."""
@@ -234,12 +239,16 @@ class CudaOps(DeviceOps):
 
     def _decode(self, kernel: str, source: str, weight: PackedWeight, rows: int, args: list) -> None:
         """kernel: name and template arguments up to the source."""
-        shape = self._shape(weight)
-        launch, shared = shape.launch(rows), self._shared(source, weight, rows)
-        resident = max(1, min(launch.blocks, shared_limit(self.device.arch) // shared))
-        grid = min(-(-weight.tiles // launch.tiles), self.device.multiprocessors * resident)
-        function = self.device.kernel("linear_decode.cu", f"{kernel}, {source}, {shape.template(rows)}>")
-        self.device.launch(function, (grid,), (shape.warps * 32,), args, shared, dependent=True)
+        shape, gpu = self._shape(weight), self.device
+        launch, shared, threads = shape.launch(rows), self._shared(source, weight, rows), (shape.warps * 32,)
+        function = gpu.kernel("linear_decode.cu", f"{kernel}, {source}, {shape.template(rows)}>")
+        resident = max(1, min(launch.grid, shared_limit(gpu.arch) // shared))
+        most = max(1, gpu.multiprocessors * resident // launch.split)
+        if launch.split > 1:  # more than are there at once would begin when the first ones end
+            most = min(most, gpu.clusters(function, threads, shared, launch.split))
+        groups = -(-weight.tiles // (launch.tiles * launch.split))
+        grid = (min(groups, most) * launch.split,)
+        gpu.launch(function, grid, threads, args, shared, dependent=True, cluster=launch.split)
 
     def _prefill(self, kernel: str, weight: PackedWeight, x: Any, tail: list) -> None:
         size, gpu = self.dtype.itemsize, self.device

@@ -130,7 +130,7 @@ class DeviceOps(Ops):
             expect("rms_norm", "rows", rows, I32, (len(out),))
         quads = width % 4 == 0
         name, sizes = f"rms_norm<{c_type(self.dtype)}, {str(quads).lower()}>", (np.int32(width), np.float32(eps))
-        self._launch("norm.cu", name, (len(out),), 256, x, weight, rows, out, *sizes, shared=width if quads else 0)
+        self._launch("norm.cu", name, (len(out),), 256, x, weight, rows, out, *sizes)
 
     def layer_norm(self, x, weight, bias, eps, out, rows=None, keep=None):
         width = x.shape[-1]

@@ -21,58 +21,71 @@ def shared_limit(arch: int) -> int:
 
 @dataclass(frozen=True)
 class Launch:
-    """How a decode kernel runs for up to 8, or up to 16, columns."""
+    """How a decode kernel runs for one row, for up to 8, or up to 16."""
 
-    tiles: int  # 16-row tiles of weights a block works on at once
+    tiles: int  # 16-row tiles of weights a warp works on at once
     depth: int  # k tiles a warp has in flight
-    blocks: int  # on a multiprocessor at once: bounds registers and the grid
-    staged: bool  # copy x to shared memory before the products, where it fits
+    blocks: int  # that a multiprocessor has registers for: of this kernel and of the one that starts meanwhile
+    grid: int  # blocks of this kernel on a multiprocessor, at most
+    split: int = 1  # blocks of a cluster, which share out K: more than 1 needs sm_90
+    staged: bool = False  # copy x to shared memory before the products, where it fits
+    ring: bool = False  # weights come through shared memory and not through registers
 
 
 @dataclass(frozen=True)
 class DecodeShape:
-    """The launches of one matrix. K is split over `warps` in a fixed order, which no batch size changes."""
+    """The launches of one matrix. K is cut into `warps` parts, added up in one order, which no batch size changes."""
 
     warps: int
+    single: Launch  # R = 1
     narrow: Launch  # R <= 8
     wide: Launch  # R <= 16
 
     def launch(self, rows: int) -> Launch:
-        return self.narrow if rows <= 8 else self.wide
+        return self.single if rows == 1 else self.narrow if rows <= 8 else self.wide
 
     def template(self, rows: int) -> str:
-        """Template arguments of the kernel: WARPS, TILES, COLS, DEPTH, BLOCKS."""
-        launch = self.launch(rows)
-        return f"{self.warps}, {launch.tiles}, {1 if rows <= 8 else 2}, {launch.depth}, {launch.blocks}"
+        """Template arguments of the kernel: WARPS, SPLIT, TILES, COLS, DEPTH, BLOCKS, RING."""
+        launch, cols = self.launch(rows), 1 if rows <= 8 else 2
+        sizes = (self.warps, launch.split, launch.tiles, cols, launch.depth, launch.blocks)
+        return ", ".join(map(str, sizes)) + f", {str(launch.ring).lower()}"
 
-    def reduction(self, rows: int) -> int:
-        """Bytes of shared memory in which the warps' sums meet."""
-        return 2 * self.warps * self.launch(rows).tiles * (1 if rows <= 8 else 2) * 512
+    def shared(self, rows: int, itemsize: int, direct: bool) -> int:
+        """Bytes of shared memory of a kernel: where the warps' sums meet, and the ring of weights and, if direct, x."""
+        launch, cols = self.launch(rows), 1 if rows <= 8 else 2
+        ring = launch.ring * launch.depth * 32 * (8 * launch.tiles + 4 * cols * direct) * itemsize
+        return self.warps * (1024 * launch.tiles * cols + ring)
 
-    def refusal(self, shared: int) -> str:
-        """Why no GPU, or none with `shared` bytes of shared memory a block, can launch it; "" if it can."""
+    def held(self, rows: int, k: int) -> int:
+        """Elements of a row of x that a block keeps in shared memory; held of kernels/columns.cuh."""
+        return -(-k // 16 // self.warps) * self.warps // self.launch(rows).split * 16
+
+    def refusal(self, shared: int, itemsize: int = 2) -> str:
+        """Why no GPU, or none with `shared` bytes of shared memory a block, can launch it for elements of `itemsize`
+        bytes; "" if it can."""
         if self.warps not in WARPS:
             return f"warps: expected one of {WARPS}, found {self.warps}"
-        for name, rows in (("narrow", 8), ("wide", 16)):
-            launch, cols = self.launch(rows), rows // 8
-            for field, allowed in (("tiles", TILES), ("depth", DEPTHS), ("blocks", BLOCKS)):
+        for name, rows in (("single", 1), ("narrow", 8), ("wide", 16)):
+            launch, cols = self.launch(rows), -(-rows // 8)
+            for field, allowed in _ALLOWED.items():
                 if getattr(launch, field) not in allowed:
                     return f"{name}.{field}: expected one of {allowed}, found {getattr(launch, field)}"
+            if self.warps % launch.split:
+                return f"{name}.split: expected a divisor of {self.warps} warps, found {launch.split}"
             if launch.tiles * cols * 64 > self.warps * 32:
                 most = self.warps // (2 * cols)
                 return f"{name}.tiles: expected at most {most} with {self.warps} warps, found {launch.tiles}"
             if self.warps * 32 * launch.blocks > THREADS:
                 most = THREADS // (self.warps * 32)
                 return f"{name}.blocks: expected at most {most} with {self.warps} warps, found {launch.blocks}"
-            if self.reduction(rows) > shared:
-                return (
-                    f"{name}: expected at most {shared} bytes of shared memory, found {self.reduction(rows)} for sums"
-                )
+            if (needed := self.shared(rows, itemsize, True)) > shared:
+                return f"{name}: expected at most {shared} bytes of shared memory, found {needed}"
         return ""
 
 
 # What a DecodeShape may be made of.
-WARPS, TILES, DEPTHS, BLOCKS = (4, 8, 12, 16), (1, 2, 4), tuple(range(1, 9)), (1, 2, 4)
+WARPS, TILES, DEPTHS, BLOCKS, SPLITS = (4, 8, 12, 16), (1, 2, 4), (*range(1, 9), 10, 12, 16), (1, 2, 4), (1, 2, 4, 8)
+_ALLOWED = {"tiles": TILES, "depth": DEPTHS, "blocks": BLOCKS, "grid": BLOCKS, "split": SPLITS}
 THREADS = 1024  # resident on a multiprocessor, of one kernel: more have too few registers each
 
 Key = tuple[int, int, int]  # of a matrix: N, K, bytes of T
@@ -81,21 +94,45 @@ Key = tuple[int, int, int]  # of a matrix: N, K, bytes of T
 # of the rule, so that GPUs that go by the rule get the same bits.
 MEASURED = 90  # arch of the H200
 DECODE: dict[Key, DecodeShape] = {
-    (576, 576, 2): DecodeShape(12, Launch(2, 3, 2, False), Launch(2, 3, 2, False)),
-    (576, 1536, 2): DecodeShape(16, Launch(2, 6, 1, False), Launch(1, 3, 2, False)),
-    (960, 576, 2): DecodeShape(12, Launch(1, 6, 1, False), Launch(1, 3, 2, True)),
-    (2048, 2048, 2): DecodeShape(16, Launch(2, 8, 1, False), Launch(1, 4, 2, False)),
-    (2048, 8192, 2): DecodeShape(16, Launch(1, 4, 1, False), Launch(1, 4, 2, True)),
-    (3072, 576, 2): DecodeShape(12, Launch(1, 3, 2, False), Launch(2, 3, 2, True)),
-    (3072, 2048, 2): DecodeShape(16, Launch(1, 5, 2, False), Launch(2, 2, 2, False)),
-    (4096, 4096, 2): DecodeShape(16, Launch(1, 4, 2, False), Launch(2, 2, 2, False)),
-    (4096, 14336, 2): DecodeShape(16, Launch(1, 4, 2, False), Launch(2, 2, 2, True)),
-    (6144, 4096, 2): DecodeShape(16, Launch(1, 4, 2, False), Launch(1, 4, 2, True)),
-    (16384, 2048, 2): DecodeShape(16, Launch(2, 3, 2, False), Launch(2, 4, 1, False)),
-    (28672, 4096, 2): DecodeShape(16, Launch(1, 4, 2, False), Launch(1, 6, 1, True)),
-    (49152, 576, 2): DecodeShape(12, Launch(2, 3, 2, False), Launch(2, 3, 1, True)),
-    (128256, 2048, 2): DecodeShape(16, Launch(1, 4, 2, False), Launch(2, 4, 1, True)),
-    (128256, 4096, 2): DecodeShape(16, Launch(1, 4, 2, False), Launch(2, 4, 1, True)),
+    (576, 576, 2): DecodeShape(12, Launch(2, 3, 2, 2), Launch(2, 3, 2, 2), Launch(2, 3, 1, 1)),
+    (576, 1536, 2): DecodeShape(16, Launch(2, 6, 1, 1), Launch(2, 6, 1, 1), Launch(2, 6, 1, 1)),
+    (960, 576, 2): DecodeShape(12, Launch(1, 4, 1, 1), Launch(1, 4, 1, 1), Launch(2, 3, 2, 2, staged=True)),
+    (2048, 2048, 2): DecodeShape(
+        16, Launch(2, 6, 1, 1), Launch(2, 6, 1, 1), Launch(2, 6, 1, 1, 4, staged=True, ring=True)
+    ),
+    (2048, 8192, 2): DecodeShape(
+        16,
+        Launch(2, 8, 2, 1, 2, ring=True),
+        Launch(2, 8, 2, 1, 2, ring=True),
+        Launch(1, 12, 1, 1, 4, staged=True, ring=True),
+    ),
+    (3072, 576, 2): DecodeShape(12, Launch(2, 3, 1, 1), Launch(2, 3, 1, 1), Launch(2, 3, 2, 2, staged=True)),
+    (3072, 2048, 2): DecodeShape(
+        16,
+        Launch(2, 8, 2, 1, ring=True),
+        Launch(2, 6, 2, 1, 4, ring=True),
+        Launch(2, 6, 1, 1, 8, staged=True, ring=True),
+    ),
+    (4096, 4096, 2): DecodeShape(
+        16, Launch(1, 4, 2, 2, 2), Launch(2, 8, 2, 1, 2, staged=True, ring=True), Launch(2, 6, 1, 1, 2)
+    ),
+    (4096, 14336, 2): DecodeShape(16, Launch(1, 4, 2, 2, 2), Launch(2, 8, 2, 1, ring=True), Launch(1, 3, 2, 2, 2)),
+    (6144, 4096, 2): DecodeShape(
+        16, Launch(2, 6, 1, 1), Launch(2, 8, 2, 1, 4, ring=True), Launch(2, 6, 1, 1, 8, staged=True)
+    ),
+    (16384, 2048, 2): DecodeShape(
+        16, Launch(2, 8, 2, 1, ring=True), Launch(2, 8, 2, 1, ring=True), Launch(2, 6, 1, 1, 4, staged=True)
+    ),
+    (28672, 4096, 2): DecodeShape(
+        16, Launch(1, 4, 2, 2), Launch(2, 8, 2, 1, ring=True), Launch(2, 6, 1, 1, 2, staged=True)
+    ),
+    (49152, 576, 2): DecodeShape(12, Launch(2, 3, 2, 2), Launch(2, 3, 2, 2), Launch(2, 3, 1, 1, staged=True)),
+    (128256, 2048, 2): DecodeShape(
+        16, Launch(2, 8, 2, 1, ring=True), Launch(2, 6, 1, 1), Launch(2, 4, 1, 1, staged=True)
+    ),
+    (128256, 4096, 2): DecodeShape(
+        16, Launch(1, 4, 2, 2), Launch(2, 8, 2, 1, ring=True), Launch(2, 4, 1, 1, staged=True)
+    ),
 }
 
 
@@ -107,13 +144,19 @@ def decode_shape(n: int, k: int, itemsize: int, arch: int = MEASURED) -> DecodeS
 
 
 def rule(n: int, k: int, itemsize: int) -> DecodeShape:
-    """A shape by the number of k tiles and rows, for matrices that nobody has measured."""
+    """A shape by the number of k tiles and rows, for matrices that nobody has measured, on any GPU."""
     warps, depth = (16, 3) if k >= 1024 else (12, 3) if k >= 384 else (4, 2)
     if itemsize == 4:
-        return DecodeShape(warps, Launch(1, 2, 1, False), Launch(1, 2, 1, True))
+        narrow = Launch(1, 2, 1, 1)
+        return DecodeShape(warps, narrow, narrow, Launch(1, 2, 1, 1, staged=True))
     blocks = 1 if warps == 16 else 2  # two would leave a thread of 16 warps too few registers for 16 columns
-    wide = Launch(2, depth, 1, True) if n >= 8192 and warps >= 8 else Launch(1, depth, blocks, True)
-    return DecodeShape(warps, Launch(1, depth, 2, False), wide)
+    wide = (
+        Launch(2, depth, 1, 1, staged=True)
+        if n >= 8192 and warps >= 8
+        else Launch(1, depth, blocks, blocks, staged=True)
+    )
+    narrow = Launch(1, depth, 2, 2)
+    return DecodeShape(warps, narrow, narrow, wide)
 
 
 @dataclass(frozen=True)
@@ -127,11 +170,6 @@ class Shapes:
     def decode(self, n: int, k: int, itemsize: int) -> DecodeShape:
         """The shape for a matrix [n, k]."""
         return self.tuned.get((n, k, itemsize)) or decode_shape(n, k, itemsize, self.arch)
-
-
-def row_stride(k: int) -> int:
-    """Elements a row of x takes in shared memory; row_stride of kernels/columns.cuh."""
-    return k if k // 16 % 2 else k + 16
 
 
 @dataclass(frozen=True)

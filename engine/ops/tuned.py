@@ -21,8 +21,8 @@ from ..weights.fetch import cache_dir
 from .device import Device, headers_hash, kernel_source
 from .shapes import DecodeShape, Key, Launch, Shapes, shared_limit
 
-_FIELDS = {"n": int, "k": int, "itemsize": int, "warps": int, "narrow": dict, "wide": dict}
-_LAUNCH = {"tiles": int, "depth": int, "blocks": int, "staged": bool}
+_FIELDS = {"n": int, "k": int, "itemsize": int, "warps": int, "single": dict, "narrow": dict, "wide": dict}
+_LAUNCH = {"tiles": int, "depth": int, "blocks": int, "grid": int, "split": int, "staged": bool, "ring": bool}
 
 
 def kernels_hash() -> str:
@@ -78,11 +78,13 @@ def save(file: Path, device: Device, chosen: Mapping[Key, DecodeShape]) -> None:
 def _entry(file: Path, key: str, value: Any, device: Device) -> tuple[Key, DecodeShape]:
     _fields(file, key, value, _FIELDS)
     launches = []
-    for name in ("narrow", "wide"):
+    for name in ("single", "narrow", "wide"):
         _fields(file, f"{key}.{name}", value[name], _LAUNCH)
         launches.append(Launch(**value[name]))
+        if launches[-1].split > 1 and device.arch < 90:
+            raise _bad(file, f"{key}.{name}.split: expected 1 below sm_90, found {launches[-1].split}")
     shape = DecodeShape(value["warps"], *launches)
-    if reason := shape.refusal(shared_limit(device.arch)):
+    if reason := shape.refusal(shared_limit(device.arch), value["itemsize"]):
         raise _bad(file, f"{key}.{reason}")
     return (value["n"], value["k"], value["itemsize"]), shape
 

@@ -67,6 +67,9 @@ class EmulatedDevice(HostDevice):
             self._kernels[file, name] = EmulatedKernel.load(file, name, self.directory, self.together.get(file, ()))
         return self._kernels[file, name]
 
+    def clusters(self, kernel: EmulatedKernel, block: Dim, shared: int, cluster: int) -> int:
+        return max(1, self.multiprocessors // cluster)
+
     def launch(
         self, kernel: EmulatedKernel, grid: Dim, block: Dim, args: Sequence[Any], shared=0, dependent=False, cluster=1
     ) -> None:

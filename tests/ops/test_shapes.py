@@ -5,9 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from instances import DECODE_SHAPES, PREFILL_SHAPES, TYPES
+from instances import PREFILL_SHAPES, TYPES, decode_shapes, measured
 
-from ostinato.ops.shapes import DECODE, PREFILL, DecodeShape, Launch, decode_shape, prefill_shape, rule, shared_limit
+from ostinato.ops.shapes import (
+    DECODE,
+    MEASURED,
+    PREFILL,
+    DecodeShape,
+    Launch,
+    decode_shape,
+    prefill_shape,
+    rule,
+    shared_limit,
+)
 
 MATRICES = [
     *((960, 576), (576, 576), (3072, 576), (576, 1536), (49152, 576)),
@@ -20,22 +30,29 @@ MATRICES = [
 @pytest.mark.parametrize(("n", "k"), MATRICES)
 def test_decode_fits(n, k, itemsize):
     """Registers of the resident blocks and shared memory stay within what an SM has; columns up to 16 are covered."""
-    shape = decode_shape(n, k, itemsize)
-    for rows in (1, 8, 9, 16):
-        assert shape.warps * 32 * shape.launch(rows).blocks <= 2048
-        assert shape.reduction(rows) <= shared_limit(89)
-        assert int(shape.template(rows).split(", ")[2]) * 8 >= rows
+    for arch, shape in ((89, rule(n, k, itemsize)), (90, decode_shape(n, k, itemsize))):
+        for rows in (1, 8, 9, 16):
+            assert shape.warps * 32 * shape.launch(rows).blocks <= 2048
+            assert shape.shared(rows, itemsize, direct=True) <= shared_limit(arch)
+            assert int(shape.template(rows).split(", ")[3]) * 8 >= rows
 
 
 def test_order_of_sums_is_one_number_a_matrix():
-    """The wide launch cannot split K otherwise than the narrow one: both read `warps` of the shape."""
+    """No launch can cut K otherwise than another: all read `warps` of the shape."""
     for key in [(960, 576, 2), (4096, 14336, 2), *DECODE]:
         shape = decode_shape(*key)
         assert {shape.template(rows).split(", ")[0] for rows in range(1, 17)} == {str(shape.warps)}
 
 
-SHAPE = DecodeShape(16, Launch(1, 4, 2, False), Launch(1, 4, 2, True))
-NARROW = DecodeShape(8, Launch(2, 3, 4, True), Launch(2, 2, 1, False))
+def test_only_the_measured_gpu_gets_clusters():
+    for n, k in MATRICES:
+        for arch in (80, 89):
+            shape = decode_shape(n, k, 2, arch)
+            assert {shape.launch(rows).split for rows in (1, 8, 16)} == {1}
+
+
+SHAPE = DecodeShape(16, Launch(1, 4, 2, 2), Launch(1, 4, 2, 2), Launch(1, 4, 2, 2, staged=True))
+SMALL = DecodeShape(8, Launch(2, 3, 4, 4), Launch(2, 3, 4, 4), Launch(2, 2, 1, 1))
 
 
 @pytest.mark.parametrize(
@@ -43,13 +60,21 @@ NARROW = DecodeShape(8, Launch(2, 3, 4, True), Launch(2, 2, 1, False))
     [
         pytest.param(SHAPE, "", id="good"),
         pytest.param(replace(SHAPE, warps=6), "warps: expected one of (4, 8, 12, 16), found 6", id="warps"),
-        pytest.param(replace(SHAPE, narrow=Launch(3, 1, 1, True)), "narrow.tiles: expected one of", id="tiles"),
-        pytest.param(replace(SHAPE, wide=Launch(1, 9, 1, True)), "wide.depth: expected one of", id="depth"),
-        pytest.param(replace(SHAPE, wide=Launch(1, 0, 1, True)), "wide.depth: expected one of", id="no-depth"),
-        pytest.param(replace(SHAPE, narrow=Launch(1, 1, 3, True)), "narrow.blocks: expected one of", id="blocks"),
-        pytest.param(replace(SHAPE, narrow=Launch(1, 1, 4, True)), "narrow.blocks: expected at most 2", id="threads"),
-        pytest.param(replace(NARROW, wide=Launch(4, 1, 1, True)), "wide.tiles: expected at most 2", id="sums"),
-        pytest.param(replace(SHAPE, wide=Launch(4, 1, 1, True)), "wide: expected at most 101376 bytes", id="shared"),
+        pytest.param(replace(SHAPE, single=Launch(3, 1, 1, 1)), "single.tiles: expected one of", id="tiles"),
+        pytest.param(replace(SHAPE, wide=Launch(1, 9, 1, 1)), "wide.depth: expected one of", id="depth"),
+        pytest.param(replace(SHAPE, wide=Launch(1, 0, 1, 1)), "wide.depth: expected one of", id="no-depth"),
+        pytest.param(replace(SHAPE, narrow=Launch(1, 1, 3, 1)), "narrow.blocks: expected one of", id="blocks"),
+        pytest.param(replace(SHAPE, narrow=Launch(1, 1, 1, 3)), "narrow.grid: expected one of", id="grid"),
+        pytest.param(replace(SHAPE, narrow=Launch(1, 1, 1, 1, 3)), "narrow.split: expected one of", id="split"),
+        pytest.param(
+            replace(SHAPE, warps=12, wide=Launch(1, 1, 1, 1, 8)), "wide.split: expected a divisor of 12", id="divisor"
+        ),
+        pytest.param(replace(SHAPE, narrow=Launch(1, 1, 4, 1)), "narrow.blocks: expected at most 2", id="threads"),
+        pytest.param(replace(SMALL, wide=Launch(4, 1, 1, 1)), "wide.tiles: expected at most 2", id="sums"),
+        pytest.param(replace(SHAPE, wide=Launch(4, 1, 1, 1)), "wide: expected at most 101376 bytes", id="shared"),
+        pytest.param(
+            replace(SHAPE, narrow=Launch(1, 12, 1, 1, ring=True)), "narrow: expected at most 101376 bytes", id="ring"
+        ),
     ],
 )
 def test_refusal(shape: DecodeShape, says: str) -> None:
@@ -58,11 +83,12 @@ def test_refusal(shape: DecodeShape, says: str) -> None:
 
 
 def test_what_is_built_in_can_be_launched() -> None:
-    """By every GPU, whatever the rule gives; the table as well, and in order, so that a line is found."""
-    chosen = {**{(*key, size): rule(*key, size) for key in MATRICES for size in (2, 4)}, **DECODE}
+    """By every GPU, whatever the rule gives; the table by the one it is for, and in order, so that a line is found."""
+    chosen = {(*key, size): rule(*key, size) for key in MATRICES for size in (2, 4)}
     assert {key: reason for key, s in chosen.items() if (reason := s.refusal(shared_limit(89)))} == {}
+    assert {key: reason for key, s in DECODE.items() if (reason := s.refusal(shared_limit(MEASURED)))} == {}
     assert list(DECODE) == sorted(DECODE)
-    assert {key for key, s in DECODE.items() if s.warps != rule(*key).warps} == set(), "other bits than by the rule"
+    assert {key for key, s in DECODE.items() if s.warps != rule(*key).warps} == set(), "other sums than by the rule"
 
 
 @pytest.mark.parametrize("arch", [80, 86, 89, 90, 100, 120, 999])
@@ -84,14 +110,18 @@ def test_prefill_prefers_large_tiles_only_when_they_fill_the_gpu():
 
 
 @pytest.mark.parametrize("t", TYPES)
-def test_instances_are_complete(t):
-    """Every shape that the rule and the table give is compiled by the tests for every GPU; the table's as bf16 only."""
+@pytest.mark.parametrize("kernel", ["decode_store", "decode_gate", "decode_qkv", "decode_gelu"])
+def test_instances_are_complete(kernel, t):
+    """Every shape that the rule gives is compiled by the tests for every GPU, and the table's for its own as bf16."""
     itemsize = 4 if t == "float" else 2
-    narrow, wide = DECODE_SHAPES[t]
-    measured = [] if t == "half" else [shape for (_, _, size), shape in DECODE.items() if size == itemsize]
-    for shape in [*(rule(n, k, itemsize) for n, k in MATRICES), *measured]:
-        assert shape.template(8) in narrow and shape.template(16) in wide
+    narrow, wide = decode_shapes(kernel, t)
+    for shape in [*(rule(n, k, itemsize) for n, k in MATRICES), *(measured(kernel) if t == "bf16" else ())]:
+        assert {shape.template(1), shape.template(8)} <= set(narrow) and shape.template(16) in wide
     assert [s.template for s in PREFILL[itemsize]] == PREFILL_SHAPES[t]
+
+
+def test_every_measured_matrix_is_multiplied_by_a_kernel():
+    assert sum(len(measured(kernel)) for kernel in ("decode_store", "decode_gate", "decode_qkv")) == len(DECODE)
 
 
 def test_table_goes_first(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from ostinato.ops import tuned
 from ostinato.ops.device import Device, HostDevice
 from ostinato.ops.shapes import DecodeShape, Launch, decode_shape
 
-SHAPE = DecodeShape(16, Launch(1, 4, 2, False), Launch(1, 4, 2, True))
-FAST = DecodeShape(8, Launch(2, 3, 4, True), Launch(2, 2, 1, False))
+SHAPE = DecodeShape(16, Launch(1, 4, 2, 2), Launch(2, 6, 2, 1), Launch(1, 4, 2, 2, staged=True))
+FAST = DecodeShape(8, Launch(2, 3, 4, 2), Launch(2, 8, 1, 1, 4, ring=True), Launch(2, 2, 1, 1, 8, staged=True))
 A, B = (960, 576, 2), (576, 1536, 2)
 
 
@@ -78,6 +79,13 @@ def changed(path: str, value: Any) -> Any:
         pytest.param(changed("shapes.0.warps", "16"), "shapes[0].warps: expected int, found '16'", id="type"),
         pytest.param(changed("shapes.0.n", True), "shapes[0].n: expected int, found True", id="bool"),
         pytest.param(changed("shapes.0.wide.staged", 1), "shapes[0].wide.staged: expected bool", id="staged"),
+        pytest.param(changed("shapes.0.single", [1, 4]), "shapes[0].single: expected dict", id="no-launch"),
+        pytest.param(
+            changed("shapes.0.narrow.ring", None), "shapes[0].narrow: expected an object of tiles,", id="ring"
+        ),
+        pytest.param(changed("shapes.0.single.grid", 2.0), "shapes[0].single.grid: expected int, found 2.0", id="grid"),
+        pytest.param(changed("shapes.0.narrow.split", True), "shapes[0].narrow.split: expected int", id="split"),
+        pytest.param(changed("shapes.0.narrow.split", 3), "shapes[0].narrow.split: expected one of", id="clusters"),
         pytest.param(changed("shapes.0.wide.depth", 99), "shapes[0].wide.depth: expected one of", id="cannot-launch"),
     ],
 )
@@ -89,6 +97,26 @@ def test_damaged_file(gpu: Device, change: Any, says: str) -> None:
     file.write_text(json.dumps(content))
     with pytest.raises(DeviceError) as e:
         tuned.shapes(gpu)
+    assert str(file) in str(e.value) and says in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("arch", "says"),
+    [
+        pytest.param(89, "shapes[0].narrow.split: expected 1 below sm_90, found 4", id="no-clusters"),
+        pytest.param(90, "", id="clusters"),
+        pytest.param(120, "", id="clusters-and-less-memory"),
+    ],
+)
+def test_clusters_need_a_gpu_that_has_them(gpu: Device, arch: int, says: str) -> None:
+    file, gpu.arch = tuned.path(gpu), arch
+    shape = replace(FAST, narrow=replace(FAST.narrow, depth=4), wide=SHAPE.wide)
+    tuned.save(file, gpu, {B: shape, A: SHAPE})
+    if not says:
+        assert tuned.load(file, gpu) == {B: shape, A: SHAPE}
+        return
+    with pytest.raises(DeviceError) as e:
+        tuned.load(file, gpu)
     assert str(file) in str(e.value) and says in str(e.value)
 
 

@@ -26,10 +26,11 @@ struct Site {
 
 enum class State : uint8_t { ready, at_warp, at_barrier, at_grid_wait, at_cluster_sync, at_grid_sync, done };
 
-// A 16-byte copy to shared memory on its way: the data is read when issued and arrives when waited for.
+// A copy to shared memory on its way, of 16 bytes at most: the data is read when issued and arrives when waited for.
 struct Copy {
     void* to;
     uint4 data;
+    size_t bytes;
     int group;
 };
 

@@ -35,12 +35,12 @@ void mma(const char* what, float (&d)[4], uint4 a, uint2 b, const char* file, in
     });
 }
 
-inline void require_aligned(const char* what, const void* p) {
-    if (reinterpret_cast<uintptr_t>(p) % 16) fail("%s: address %p is not a multiple of 16 bytes", what, p);
+inline void require_aligned(const char* what, const void* p, unsigned bytes = 16) {
+    if (reinterpret_cast<uintptr_t>(p) % bytes) fail("%s: address %p is not a multiple of %u bytes", what, p, bytes);
 }
 
-inline void require_shared(const char* what, const void* p) {
-    if (!is_shared(p, 16)) fail("%s: address %p is not 16 bytes of the block's shared memory", what, p);
+inline void require_shared(const char* what, const void* p, unsigned bytes = 16) {
+    if (!is_shared(p, bytes)) fail("%s: address %p is not %u bytes of the block's shared memory", what, p, bytes);
 }
 
 // Tiles of 8 x 8: lane l names row l % 8 of tile l / 8 and gets two neighbours of row l / 4 (or column, transposed).
@@ -67,8 +67,9 @@ Result ldmatrix(const char* what, const void* row, const char* file, int line) {
     return out;
 }
 
-// Puts a copy on its way; when it arrives is up to the schedule, at the latest when it is waited for.
-void issue_copy(void* to, uint4 data);
+// Puts a copy of the first `bytes` of data on its way; when it arrives is up to the schedule, at the latest when it is
+// waited for.
+void issue_copy(void* to, uint4 data, size_t bytes);
 
 void commit_copies();
 
@@ -129,7 +130,16 @@ inline void cp_async16(void* shared, const void* global, int bytes = 16) {
         data = *static_cast<const uint4*>(global);
     else
         for (int i = 0; i < bytes; i++) reinterpret_cast<char*>(&data)[i] = static_cast<const char*>(global)[i];
-    emu::issue_copy(shared, data);
+    emu::issue_copy(shared, data, 16);
+}
+
+inline void cp_async8(void* shared, const void* global) {
+    emu::require_aligned("cp_async8, to", shared, 8);
+    emu::require_aligned("cp_async8, from", global, 8);
+    emu::require_shared("cp_async8, to", shared, 8);
+    uint4 data{};
+    memcpy(&data, global, 8);
+    emu::issue_copy(shared, data, 8);
 }
 
 inline void cp_async_commit() {

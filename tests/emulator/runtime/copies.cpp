@@ -6,12 +6,12 @@
 
 namespace emu {
 
-void issue_copy(void* to, uint4 data) {
+void issue_copy(void* to, uint4 data, size_t bytes) {
     bool at_once = launch->seed == 1 || (launch->seed > 1 && random_number() % 2);
     if (at_once)
-        memcpy(to, &data, sizeof data);
+        memcpy(to, &data, bytes);
     else
-        self->copies.push_back({to, data, self->group});
+        self->copies.push_back({to, data, bytes, self->group});
 }
 
 void commit_copies() {
@@ -22,7 +22,7 @@ void await_copies(int allowed) {
     size_t kept = 0;
     for (const Copy& copy : self->copies) {
         if (copy.group < self->group - allowed)
-            memcpy(copy.to, &copy.data, sizeof copy.data);
+            memcpy(copy.to, &copy.data, copy.bytes);
         else
             self->copies[kept++] = copy;
     }

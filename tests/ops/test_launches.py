@@ -1,0 +1,86 @@
+"""How decode products are launched changes how fast they are, and not a bit of what they compute."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from sides import F32, SMALL, case, decode_step, same_numbers
+
+from ostinato.ops.cuda import CudaOps, PackedWeight
+from ostinato.ops.shapes import DecodeShape, Launch, Shapes
+
+LONG = replace(SMALL, hidden=1040, heads=2, kv_heads=2, head_dim=48)  # 65 k tiles for 16 warps
+LAUNCHES = [
+    pytest.param(Launch(2, 2, 1, 1, 2), id="two-blocks"),
+    pytest.param(Launch(1, 3, 1, 1, 4, staged=True, ring=True), id="four-blocks-ring-staged"),
+    pytest.param(Launch(2, 5, 1, 1, 8, ring=True), id="eight-blocks-ring"),
+    pytest.param(Launch(1, 12, 1, 1, ring=True), id="deep-ring"),
+]
+
+
+class Everywhere(Shapes):
+    """One shape for all matrices."""
+
+    def decode(self, n: int, k: int, itemsize: int) -> DecodeShape:
+        return self.tuned[0, 0, 0]
+
+
+def everywhere(warps: int, launch: Launch) -> Shapes:
+    """The same launch for all matrices and numbers of rows."""
+    return Everywhere({(0, 0, 0): DecodeShape(warps, launch, launch, launch)}, "given")
+
+
+@pytest.mark.parametrize("launch", LAUNCHES)
+def test_launches_do_not_change_bits(device, launch):
+    """Clusters, tiles, depth, and how weights and x come: by all of them the sums that a plain launch gives."""
+    if launch.split > 1 and device.arch < 90:
+        pytest.skip("clusters need a GPU of compute capability 9.0")
+    found = []
+    for used in (Launch(1, 3, 1, 1), launch):
+        same_numbers()
+        g = case(device, "bfloat16", LONG, decode_step(16)).gpu
+        g.ops.shapes = everywhere(16, used)
+        for rows in (1, 5, 16):
+            b, s = (
+                g.b.first(rows),
+                replace(g.s, **{n: getattr(g.s, n)[:rows] for n in ("seqs", "positions", "visible")}),
+            )
+            out = device.upload(np.full((rows, 96), np.nan, F32))
+            g.ops.norm_qkv(LONG, g.w, b, s, g.cache, g.w.rope)
+            g.ops.norm_gate_up(LONG, g.w, b)
+            g.ops.linear(b.h, g.w.up, out)
+            found.append([device.read(a).astype(F32) for a in (b.qkv[:, :96], b.ffn, out)])
+    for plain, other in zip(found[:3], found[3:], strict=True):
+        for expected, seen in zip(plain, other, strict=True):
+            assert np.isfinite(expected).all()
+            np.testing.assert_array_equal(seen, expected)
+
+
+def test_every_schedule_gives_the_same_bits_in_a_cluster(shuffled):
+    g = case(shuffled, "bfloat16", LONG, decode_step(3)).gpu
+    g.ops.shapes = everywhere(16, Launch(1, 3, 1, 1, 4, staged=True, ring=True))
+    g.ops.norm_gate_up(LONG, g.w, g.b)
+    g.ops.linear(g.b.h, g.w.up, shuffled.empty((3, 96), F32))
+
+
+@pytest.mark.parametrize(
+    ("k", "arch", "launch", "expected"),
+    [
+        pytest.param(576, 90, Launch(1, 3, 1, 1), "ROWS", id="short"),
+        pytest.param(576, 90, Launch(1, 3, 1, 1, 4), "NORM", id="short-in-clusters"),
+        pytest.param(4096, 90, Launch(1, 3, 1, 1), "NORM", id="long"),
+        pytest.param(4096, 89, Launch(1, 3, 1, 1), "", id="long-on-a-small-gpu"),
+        pytest.param(4096, 90, Launch(2, 8, 1, 1, ring=True), "", id="no-room-beside-the-ring"),
+        pytest.param(4096, 90, Launch(2, 6, 1, 1, 8, ring=True), "NORM", id="room-in-a-cluster"),
+    ],
+)
+def test_how_rows_are_normalised(k, arch, launch, expected):
+    """By the matrix alone: the number of rows must not change it, or a row would have other bits in a batch."""
+    device: Any = SimpleNamespace(arch=arch)
+    ops = CudaOps(device, "bfloat16")
+    ops.shapes = everywhere(12 if k == 576 else 16, launch)
+    assert ops._norm(PackedWeight(None, 64, k, "rows", 1)) == expected

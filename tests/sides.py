@@ -1,0 +1,107 @@
+"""One step of a small model on both sides, NumPy and kernels, for the tests of the fused operations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from ostinato.config import ModelConfig
+from ostinato.ops.base import PAGE, Cache, Step
+from ostinato.ops.cuda import CudaOps
+from ostinato.ops.numpy import NumpyOps
+
+F32, I32 = np.dtype(np.float32), np.dtype(np.int32)
+EPS = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-18}
+PAGES, SEQUENCES = 13, 4  # pages of the cache; sequences of three pages
+
+SMALL = ModelConfig(
+    arch="decoder", layers=1, hidden=64, heads=4, kv_heads=2, head_dim=32, ffn=96, vocab=209, max_len=192, eps=1e-5
+)
+rng = np.random.default_rng(11)
+START = rng.bit_generator.state
+
+
+def same_numbers() -> None:
+    """From here on the same numbers are drawn."""
+    rng.bit_generator.state = START
+
+
+def random(*shape):
+    return rng.standard_normal(shape, F32)
+
+
+@dataclass
+class Case:
+    """One step on both sides: `host` in NumPy and `gpu` on the device, each with ops, w, b, s and cache."""
+
+    c: ModelConfig
+    host: Any
+    gpu: Any
+
+
+def decode_step(rows, last=None):
+    """Rows of sequences at any position; from the fourth row on spare ones."""
+    seqs = np.minimum(np.arange(rows), SEQUENCES).astype(I32)
+    positions = np.where(seqs < SEQUENCES, rng.integers(0, 3 * PAGE, rows), 0).astype(I32)
+    return step(seqs, positions, np.arange(rows) if last is None else last)
+
+
+def prefill_step(rows, last):
+    """A sequence of 64 rows, one of 40 and 24 spare rows, and so on."""
+    seqs, positions = np.full(rows, SEQUENCES, I32), np.zeros(rows, I32)
+    for tile in range(rows // 64):
+        count = 64 if tile % 2 == 0 else 40
+        seqs[tile * 64 : tile * 64 + count] = tile % SEQUENCES
+        positions[tile * 64 : tile * 64 + count] = np.arange(count) + 7 * tile + 50
+    return step(seqs, positions, last)
+
+
+def step(seqs, positions, last):
+    table = np.zeros((SEQUENCES + 1, 3), I32)
+    table[:SEQUENCES] = rng.permutation(np.arange(1, PAGES)).reshape(SEQUENCES, 3)
+    return Step(np.zeros_like(seqs), seqs, positions, positions + 1, table, np.asarray(last, I32))
+
+
+def case(device, dtype, c, s) -> Case:
+    rows, last = len(s.seqs), len(s.last)
+    plain = {
+        "attn_norm": random(c.hidden), "mlp_norm": random(c.hidden), "norm": random(c.hidden),
+        "q_norm": random(c.head_dim), "k_norm": random(c.head_dim), "head_bias": random(c.vocab),
+        "qkv_bias": random(c.qkv) if c.qkv_bias else None, "rope": random(c.max_len, c.head_dim),
+        "up_bias": random(c.ffn),
+    }  # fmt: skip
+    d = c.head_dim
+    matrices = {
+        "qkv": ([random(n * d, c.hidden) / c.hidden**0.5 for n in (c.heads, c.kv_heads, c.kv_heads)], "qkv", d),
+        "gate_up": ([random(c.ffn, c.hidden) / c.hidden**0.5 for _ in range(2)], "gate_up", 0),
+        "head": ([random(c.vocab, c.hidden) / c.hidden**0.5], "rows", 0),
+        "up": ([random(c.ffn, c.hidden) / c.hidden**0.5], "rows", 0),
+    }
+    x, h, pages = random(rows, c.hidden), random(rows, c.hidden), (PAGES, c.kv_heads, PAGE, d)
+    k, v = random(*pages), random(*pages)
+    sides = []
+    for ops in (NumpyOps(dtype=dtype), CudaOps(device, dtype)):
+        up = ops.device.upload
+        w = SimpleNamespace(**{name: None if a is None else up(a) for name, a in plain.items()},
+                            **{name: ops.weight(*m) for name, m in matrices.items()})  # fmt: skip
+        b = ops.buffers(c, rows, last)
+        for array in (b.qkv, b.ffn, b.gate_up, b.logits):
+            ops.device.write(array, np.full(array.shape, np.nan, array.dtype))
+        ops.device.write(b.x, x)
+        h, k, v = (a.astype(CudaOps(device, dtype).dtype).astype(ops.dtype) for a in (h, k, v))
+        ops.device.write(b.h, h)
+        cache = Cache(up(k), up(v))
+        arrays = {n: up(a) for n, a in vars(s).items()}
+        sides.append(SimpleNamespace(ops=ops, w=w, b=b, s=Step(**arrays), cache=cache))
+        ops.device.synchronize()
+    return Case(c, *sides)
+
+
+def close(found, expected, dtype, factors=1):
+    """factors: rounded values that are multiplied with one another."""
+    found, expected = found.astype(float), expected.astype(float)
+    assert np.isfinite(found).all()
+    assert np.abs(found - expected).max() <= factors * EPS[dtype] * max(1.0, np.abs(expected).max())
