@@ -1,4 +1,4 @@
-"""The figures of README.md are those of examples/results: its tables of what graphs give, made again from the JSON."""
+"""The figures of README.md are those of examples/results: its tables, made again from the JSON."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = {"minilm-l6": "MiniLM-L6", "smollm2-135m": "SmolLM2-135M"}
+SHAPES = {"smollm2-135m": "SmolLM2-135M", "llama-3.2-1b": "Llama-3.2-1B", "llama-3.1-8b": "Llama-3.1-8B"}
 MODES = ("off", "layer", "step")
 
 
@@ -24,6 +25,16 @@ def line(*cells: object) -> str:
 
 def rate(value: float) -> str:
     return f"{value:.{0 if value >= 100 else 1}f}"
+
+
+def steps() -> Iterator[str]:
+    """ms a decode step; of our kernels also the share of the read ceiling."""
+    for shape, name in SHAPES.items():
+        found = read(f"{shape}.json")
+        yield f"ms a decode step, one {found['machine']['device']}, {found['date'][:10]}, bf16"
+        for backend, share in (("cuda", " ({percent:.0f} %)"), ("cublas", "")):
+            rows = [r for r in found["rows"] if r["backend"] == backend and r["graph"] == "step"]
+            yield line(f"{name}, `{backend}`", *(f"{r['step_ms']:.3f}{share.format(**r)}" for r in rows))
 
 
 def speeds() -> Iterator[str]:
@@ -43,7 +54,7 @@ def shares() -> Iterator[str]:
     for r in read("graphs.json")["rows"]:
         if r["batch"] in (1, 16):
             step = r["step"]
-            parts = (f"{step[f'{k}_us']:.0f} ({step[f'{k}_percent']:.0f} %)" for k in ("host", "kernel", "idle"))
+            parts = (f"{round(step[f'{k}_us'])} ({round(step[f'{k}_percent'])} %)" for k in ("host", "kernel", "idle"))
             yield line(NAMES[r["model"]], r["batch"], r["graph"], r["launched"], f"{step['wall_us']:.0f}", *parts)
 
 
@@ -52,6 +63,23 @@ def updates() -> Iterator[str]:
     for r in read("update.json")["rows"]:
         times = (f"{r[f'{k}_us']:.0f}" if r[f"{k}_us"] >= 0.5 else "–" for k in ("capture", "change", "launch"))
         yield line(r["way"], *times, f"{r['wall_ms']:.3f}")
+
+
+def ratios() -> Iterator[str]:
+    """How many times, and how long the host is busy, in the text."""
+    rows = {(r["model"], r["graph"], r["batch"]): {**r, **r["step"]} for r in read("graphs.json")["rows"]}
+
+    def times(value: str, over: tuple[str, str, int], under: tuple[str, str, int]) -> float:
+        return rows[over][value] / rows[under][value]
+
+    gain = [times("samples_per_s", (name, "step", b), (name, "off", b)) for name in NAMES for b in (1, 16)]
+    longer = [times("kernel_us", (name, "step", 16), (name, "step", 1)) for name in NAMES]
+    faster = [times("wall_us", ("smollm2-135m", "layer", b), ("smollm2-135m", "step", b)) for b in (1, 4, 8, 16)]
+    yield "For MiniLM it falls from {:.1f} to {:.1f}, for SmolLM2 from {:.1f} to {:.1f}".format(*gain)
+    yield f"{min(longer):.1f} to {max(longer):.1f} times as long as one"
+    yield f"{min(faster):.1f} to {max(faster):.1f} times as fast by one graph as by layers"
+    busy = [r["change_us"] + r["launch_us"] for r in read("update.json")["rows"][1:3]]
+    yield f"for {busy[0]:.0f} and {busy[1]:.0f} us of a step"
 
 
 def sums() -> Iterator[str]:
@@ -73,7 +101,7 @@ def sums() -> Iterator[str]:
            f"a replay takes {inside['replay_us']:.1f}: {inside['apart']:.1%} apart").replace("%", " %")  # fmt: skip
 
 
-@pytest.mark.parametrize("table", [speeds, shares, updates, sums], ids=lambda table: table.__name__)
+@pytest.mark.parametrize("table", [steps, speeds, shares, updates, ratios, sums], ids=lambda table: table.__name__)
 def test_readme_says_what_was_measured(table: Any) -> None:
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     missing = [text for text in table() if " ".join(text.split()) not in readme]
