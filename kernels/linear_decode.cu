@@ -22,7 +22,8 @@
 #include "epilogue.cuh"
 #include "stream.cuh"
 
-template <class T, int SOURCE, int WARPS, int SPLIT, int TILES, int COLS, int DEPTH, bool RING, class Epilogue>
+template <class T, int SOURCE, int WARPS, int SPLIT, int TILES, int COLS, int DEPTH, int BLOCKS, bool RING,
+          class Epilogue>
 __device__ __forceinline__ void product(const T* weight, const typename Input<T, SOURCE>::type* x, const float* norm,
                                         float eps, const int* index, int rows, int k, int tiles,
                                         const Epilogue& epilogue) {
@@ -60,7 +61,8 @@ __device__ __forceinline__ void product(const T* weight, const typename Input<T,
     typename Epilogue::Ahead ahead;
     if (mine(first)) epilogue.fetch(ahead, summed(first), g, out_column);
 
-    if constexpr (SOURCE == NORM) hold_normed<COLS * 4>(own, x, index, norm_held, rows, tiles_k, held, part_squares);
+    if constexpr (SOURCE == NORM)
+        hold_normed<BLOCKS == 1 ? COLS * 4 : 4>(own, x, index, norm_held, rows, tiles_k, held, part_squares);
     if constexpr (SOURCE == ROWS) hold_rows(own, x, index, norm_held, eps, rows, tiles_k, held);
     if constexpr (SOURCE == STAGED) hold(own, x, rows, tiles_k, held);
     work.column_step = SOURCE == DIRECT ? WARPS * 16 : Own::PARTS * rows * 16;
@@ -123,8 +125,8 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
                  const int* index, int rows, int k, int n, int span, const float* bias, const float* residual,
                  Out* out) {
     Store<Out> store{n, span, bias, residual, out};
-    product<T, SOURCE, WARPS, SPLIT, TILES, COLS, DEPTH, RING>(weight, x, norm, eps, index, rows, k, (n + 15) / 16,
-                                                               store);
+    product<T, SOURCE, WARPS, SPLIT, TILES, COLS, DEPTH, BLOCKS, RING>(weight, x, norm, eps, index, rows, k,
+                                                                       (n + 15) / 16, store);
 }
 
 // out = silu(gate) * up.   weight [2 F, K] packed with span F / 8, x [R, K] T, or with a norm float32; out [R, F] T
@@ -132,8 +134,8 @@ template <class T, int SOURCE, DECODE_SHAPE>
 __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
     decode_gate(const T* weight, const typename Input<T, SOURCE>::type* x, const float* norm, float eps, int rows,
                 int k, int ffn, T* out) {
-    product<T, SOURCE, WARPS, SPLIT, TILES, COLS, DEPTH, RING>(weight, x, norm, eps, nullptr, rows, k, ffn / 8,
-                                                               Gate<T>{ffn, out});
+    product<T, SOURCE, WARPS, SPLIT, TILES, COLS, DEPTH, BLOCKS, RING>(weight, x, norm, eps, nullptr, rows, k, ffn / 8,
+                                                                       Gate<T>{ffn, out});
 }
 
 // out = gelu(x W^T + bias).   weight [N, K] packed with span 1, x [R, K] T; norm and eps are not used; out [R, N] T
@@ -141,8 +143,8 @@ template <class T, int SOURCE, DECODE_SHAPE>
 __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
     decode_gelu(const T* weight, const typename Input<T, SOURCE>::type* x, const float* norm, float eps, int rows,
                 int k, int n, const float* bias, int tanh, T* out) {
-    product<T, SOURCE, WARPS, SPLIT, TILES, COLS, DEPTH, RING>(weight, x, norm, eps, nullptr, rows, k, (n + 15) / 16,
-                                                               Gelu<T>{n, bias, tanh, out});
+    product<T, SOURCE, WARPS, SPLIT, TILES, COLS, DEPTH, BLOCKS, RING>(weight, x, norm, eps, nullptr, rows, k,
+                                                                       (n + 15) / 16, Gelu<T>{n, bias, tanh, out});
 }
 
 // Queries, keys and values of x, rotated and stored: see Rotate.   x [R, K] T, or with a norm float32
@@ -152,6 +154,6 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
                const float* bias, const float* rope, const int* seqs, const int* positions, const int* table, int pages,
                T* qkv, T* keys, T* values, int heads, int kv_heads, int head_dim) {
     Rotate<T> rotate{heads, kv_heads, head_dim, pages, bias, rope, seqs, positions, table, qkv, keys, values};
-    product<T, SOURCE, WARPS, SPLIT, TILES, COLS, DEPTH, RING>(weight, x, norm, eps, nullptr, rows, k,
-                                                               (heads + 2 * kv_heads) * head_dim / 16, rotate);
+    product<T, SOURCE, WARPS, SPLIT, TILES, COLS, DEPTH, BLOCKS, RING>(weight, x, norm, eps, nullptr, rows, k,
+                                                                       (heads + 2 * kv_heads) * head_dim / 16, rotate);
 }

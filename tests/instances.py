@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import product
+from types import SimpleNamespace
+from typing import Any
 
-from ostinato.ops.shapes import DECODE, MEASURED, DecodeShape, rule
+from ostinato.ops.cuda import CudaOps, PackedWeight
+from ostinato.ops.shapes import DECODE, MEASURED, DecodeShape, Key, Shapes, rule, shared_limit
 
 TYPES = ("bf16", "half", "float")
 
@@ -23,49 +26,44 @@ def each(kernel: str, *arguments: Iterable[object]) -> list[str]:
 RULES = {size: [rule(n, k, size) for k in (1024, 384, 16) for n in (16, 8192)] for size in (2, 4)}
 
 
-def templates(shapes: Iterable[DecodeShape]) -> tuple[list[str], list[str]]:
-    """Template arguments of shapes, without repetition: for up to 8 columns, for up to 16."""
-    listed = list(shapes)
-    narrow = dict.fromkeys(shape.template(rows) for shape in listed for rows in (1, 8))
-    return list(narrow), list(dict.fromkeys(shape.template(16) for shape in listed))
+def templates(shapes: Iterable[DecodeShape]) -> list[str]:
+    """Template arguments of shapes, without repetition, for every number of rows."""
+    return list(dict.fromkeys(shape.template(rows) for shape in shapes for rows in (1, 8, 16)))
 
 
-# The measured matrices that are not multiplied by decode_store.
-MATRICES = {
+def by_rule(kernel: str, t: str, *arguments: str, normalises: bool) -> list[str]:
+    """The instances of a decode product for all shapes of the rule, and all that x may come from."""
+    found = []
+    for template in templates(RULES[4 if t == "float" else 2]):
+        warps, _, _, cols, *_ = template.split(", ")
+        norms = [*["NORM"] * (warps != "4"), *["ROWS"] * (warps != "16")] if normalises else []  # ROWS: K <= 640
+        for source in ("DIRECT", *["STAGED"] * (cols == "2"), *norms):
+            found.append(f"{kernel}<{', '.join((t, *arguments, source, template))}>")
+    return found
+
+
+def measured(key: Key) -> list[str]:
+    """The instances that multiply a matrix of the table: of bf16, which stands for half as well."""
+    (n, k, _), head = key, key[0] > HEAD
+    gpu: Any = SimpleNamespace(arch=MEASURED)
+    ops, weight, shape = CudaOps(gpu, "bfloat16"), PackedWeight(None, n, k, "rows", 1), DECODE[key]
+    ops.shapes = Shapes({}, "built in")
+    kernel = next((kernel for kernel, keys in MATRICES.items() if key in keys), "decode_store")
+    arguments = "bf16, float" if kernel == "decode_store" else "bf16"
+    norm = ops._norm(weight) if head or kernel != "decode_store" else ""
+    found = []
+    for rows in (1, 8, 16):
+        staged = shape.launch(rows).staged and ops._shared("STAGED", weight, rows) <= shared_limit(MEASURED)
+        for source in filter(None, ("STAGED" if staged else "DIRECT", norm)):
+            found.append(f"{kernel}<{arguments}, {source}, {shape.template(rows)}>")
+    return found
+
+
+MATRICES: dict[str, list[Key]] = {
     "decode_qkv": [(960, 576, 2), (3072, 2048, 2), (6144, 4096, 2)],
     "decode_gate": [(3072, 576, 2), (16384, 2048, 2), (28672, 4096, 2)],
 }
-
-
-def measured(kernel: str) -> list[DecodeShape]:
-    """The shapes of the table that a kernel is launched with."""
-    others = [key for keys in MATRICES.values() for key in keys]
-    keys = MATRICES.get(kernel, [key for key in DECODE if key not in others] if kernel == "decode_store" else [])
-    return [DECODE[key] for key in keys]
-
-
-def decode_shapes(kernel: str, t: str) -> tuple[list[str], list[str]]:
-    """Template arguments for up to 8 columns and for up to 16: by the rule, and for bf16, which stands for half, the
-    table."""
-    return templates([*RULES[4 if t == "float" else 2], *(measured(kernel) if t == "bf16" else ())])
-
-
-def sources(template: str, normalises: bool) -> list[str]:
-    """Where a product with these template arguments may take x from."""
-    warps, split, _, cols, *_ = template.split(", ")
-    short = normalises and split == "1" and warps != "16"  # K <= 640
-    staged = cols == "2" or template in STAGED
-    return ["DIRECT", *["STAGED"] * staged, *["NORM"] * normalises, *["ROWS"] * short]
-
-
-STAGED = {shape.template(rows) for shape in DECODE.values() for rows in (1, 8) if shape.launch(rows).staged}
-
-
-def products(kernel: str, arguments: str, t: str, normalises: bool) -> list[str]:
-    """The instances of a decode product for all its shapes and sources of x."""
-    narrow, wide = decode_shapes(kernel, t)
-    return [f"{kernel}<{arguments}, {x}, {shape}>" for shape in narrow + wide for x in sources(shape, normalises)]
-
+HEAD = 40000  # rows of a matrix, and more, that make it a head
 
 PREFILL_SHAPES = {t: ["4, 2, 4, 8, 4", "4, 2, 2, 8, 4", "2, 2, 2, 4, 4"] for t in ("bf16", "half")}
 PREFILL_SHAPES["float"] = ["4, 2, 2, 4, 4", "2, 2, 2, 4, 4"]
@@ -88,11 +86,11 @@ INSTANCES: dict[str, list[str]] = {
         name
         for t in TYPES
         for name in (
-            *products("decode_store", f"{t}, float", t, True),
-            *(products("decode_store", f"{t}, {t}", t, False) if t != "float" else ()),
-            *products("decode_gate", t, t, True),
-            *products("decode_qkv", t, t, True),
-            *products("decode_gelu", t, t, False),
+            *by_rule("decode_store", t, "float", normalises=True),
+            *(by_rule("decode_store", t, t, normalises=False) if t != "float" else ()),
+            *by_rule("decode_gate", t, normalises=True),
+            *by_rule("decode_qkv", t, normalises=True),
+            *by_rule("decode_gelu", t, normalises=False),
         )
     ],
     "linear_prefill.cu": [
@@ -118,7 +116,6 @@ INSTANCES: dict[str, list[str]] = {
 
 def on(arch: int) -> dict[str, list[str]]:
     """The instances that the engine can ask a GPU of this arch for: the measured shapes are for one kind of GPU."""
-    by_rule = {template for shapes in RULES.values() for part in templates(shapes) for template in part}
-    table = {template for part in templates(DECODE.values()) for template in part} - by_rule
-    measured = tuple(f", {template}>" for template in table) if arch != MEASURED else ()
-    return {file: [name for name in names if not name.endswith(measured)] for file, names in INSTANCES.items()}
+    table = [name for key in DECODE for name in measured(key)] if arch == MEASURED else []
+    more = {"linear_decode.cu": table}
+    return {file: list(dict.fromkeys([*names, *more.get(file, ())])) for file, names in INSTANCES.items()}
