@@ -24,6 +24,7 @@ from .session import Load, Session
 NAMES = ("embed", "norm_qkv", "attend", "linear", "norm_gate_up", "norm_head", "sample", "advance")  # as Ops has them
 IN_CACHE = ("sample", "advance")  # read what the operation before has just written
 REPEATS, MANY = 20, 33
+SEEN = 0.5  # us
 FORMULA = (
     "bytes a step = weights of all layers and of the head once, one row of the embedding for each sequence, and keys "
     "and values of prompt + (steps + 1) / 2 tokens (at most the window) for each sequence; activations are not counted"
@@ -51,8 +52,8 @@ class Operation:
     calls: int  # in a step
     us: float  # a call
     bytes: int  # that a call must read
-    gb_per_s: float
-    percent: float  # of the ceiling
+    gb_per_s: float | None  # None: it takes too little beyond its launch, less than SEEN, to have a rate
+    percent: float | None  # of the ceiling
     kernels: dict[str, int]  # name -> launches in a step
 
 
@@ -95,10 +96,11 @@ def operations(
     for kind, chain in kinds.items():
         session.restart(middle)
         ms = chain_ms(ops, chain, None if kind in IN_CACHE else reader)
-        us = max(ms - launch, 0) * 1e3 / len(chain) or 1e-3  # what is too fast to be seen
-        rate = expected[kind] / us / 1e3
+        us = max(ms - launch, 0) * 1e3 / len(chain)
+        rate = expected[kind] / us / 1e3 if us >= SEEN else None
+        percent = None if rate is None else 100 * rate / ceiling
         kernels = dict(sum((call.launched for call in chain), Counter()))  # a Counter would not become JSON
-        row = Operation(ops.name, load.batch, kind, len(chain), us, expected[kind], rate, 100 * rate / ceiling, kernels)
+        row = Operation(ops.name, load.batch, kind, len(chain), us, expected[kind], rate, percent, kernels)
         found.append(row)
     return found
 

@@ -141,7 +141,7 @@ def _operations(rows: list[Operation]) -> Any:
     for i, head in enumerate(heads):
         table.add_column(head, justify="left" if i in (0, 2, 9) else "right", no_wrap=i < 9)
     for r in rows:
-        rate = (f"{r.gb_per_s:.0f}", f"{r.percent:.1f}") if r.bytes else ("", "")
+        rate = ("", "") if r.gb_per_s is None or not r.bytes else (f"{r.gb_per_s:.0f}", f"{r.percent:.1f}")
         table.add_row(
             r.backend, str(r.batch), r.kind, str(r.calls), f"{r.us:.2f}", f"{r.us * r.calls:.1f}",
             f"{r.bytes / 1e6:.3f}", *rate, _names(r.kernels),
