@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
 import sys
 import time as clock
@@ -48,7 +47,7 @@ def add_command(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Tune, keep the result in the user's cache, print it; the exit status."""
     from .bench.decode import Settings
-    from .bench.report import check_outputs
+    from .bench.report import check_outputs, write_json
 
     name, config = chosen_model(args)
     if not 0 <= args.seconds < inf:
@@ -58,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     found = tune(settings, args.seconds)
     print_choice(found)
     if args.json:
-        Path(args.json).write_text(json.dumps(record(found), indent=1) + "\n", encoding="utf-8")
+        write_json(record(found), args.json)
     return 0
 
 

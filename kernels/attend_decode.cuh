@@ -28,15 +28,6 @@ __device__ __forceinline__ Cut cut_row(int visible, int window) {
     return c;
 }
 
-template <bool first, class A, class B>
-struct Choose {
-    using type = A;
-};
-template <class A, class B>
-struct Choose<false, A, B> {
-    using type = B;
-};
-
 // One warp's part of a split: 8 NT query heads against its tokens of each tile. Lane l has g = l / 4, q = l % 4.
 template <class T, int D, int NT>
 struct Part {

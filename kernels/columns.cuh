@@ -17,18 +17,9 @@ enum Source {
 template <int SOURCE>
 constexpr bool NORMALISES = SOURCE == NORM || SOURCE == ROWS;
 
+// What x is an array of.
 template <class T, int SOURCE>
-struct Input {
-    using type = T;
-};
-template <class T>
-struct Input<T, NORM> {
-    using type = float;
-};
-template <class T>
-struct Input<T, ROWS> {
-    using type = float;
-};
+using Input = typename Choose<NORMALISES<SOURCE>, float, T>::type;
 
 // Halves end at 65504, which a residual stream may come near to before it is divided by its root mean square.
 template <class T>

@@ -24,18 +24,18 @@
 
 template <class T, int SOURCE, int WARPS, int SPLIT, int TILES, int COLS, int DEPTH, int BLOCKS, bool RING,
           class Epilogue>
-__device__ __forceinline__ void product(const T* weight, const typename Input<T, SOURCE>::type* x, const float* norm,
-                                        float eps, const int* index, int rows, int k, int tiles,
-                                        const Epilogue& epilogue) {
+__device__ __forceinline__ void product(const T* weight, const Input<T, SOURCE>* x, const float* norm, float eps,
+                                        const int* index, int rows, int k, int tiles, const Epilogue& epilogue) {
     using Own = Parts<WARPS, SPLIT>;
-    using Stream = typename StreamOf<RING, T, SOURCE == DIRECT, WARPS, SPLIT, TILES, COLS, DEPTH>::type;
+    constexpr bool DIRECTLY = SOURCE == DIRECT;
+    using Stream = typename Choose<RING, InRing<T, DIRECTLY, WARPS, SPLIT, TILES, COLS, DEPTH>,
+                                   InRegisters<T, DIRECTLY, WARPS, SPLIT, TILES, COLS, DEPTH>>::type;
     constexpr int SUMS = TILES * COLS * 4, RED = WARPS * SUMS * 32;
     static_assert(SUMS * 16 <= WARPS * 32, "a thread adds up one pair of sums");
     extern __shared__ float4 memory[];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, tiles_k = k / 16;
     const int first = blockIdx.x / SPLIT, groups = (tiles + TILES * SPLIT - 1) / (TILES * SPLIT);
-    Work<T, SOURCE == DIRECT, WARPS, SPLIT, TILES, COLS> work{{},      weight, tiles,
-                                                              tiles_k, groups, int(gridDim.x) / SPLIT};
+    Work<T, WARPS, SPLIT, TILES, COLS> work{{}, weight, tiles, tiles_k, groups, int(gridDim.x) / SPLIT};
     const Own& own = work.own;
     float* red = reinterpret_cast<float*>(memory);
     float* part_squares = red + 2 * RED + Stream::FLOATS;
@@ -121,9 +121,8 @@ __device__ __forceinline__ void product(const T* weight, const typename Input<T,
 // out = x W^T + bias + residual.   x [R, K] T, or with a norm rows `index` of x [*, K] float32; out [R, N] Out
 template <class T, class Out, int SOURCE, DECODE_SHAPE>
 __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
-    decode_store(const T* weight, const typename Input<T, SOURCE>::type* x, const float* norm, float eps,
-                 const int* index, int rows, int k, int n, int span, const float* bias, const float* residual,
-                 Out* out) {
+    decode_store(const T* weight, const Input<T, SOURCE>* x, const float* norm, float eps, const int* index, int rows,
+                 int k, int n, int span, const float* bias, const float* residual, Out* out) {
     Store<Out> store{n, span, bias, residual, out};
     product<T, SOURCE, WARPS, SPLIT, TILES, COLS, DEPTH, BLOCKS, RING>(weight, x, norm, eps, index, rows, k,
                                                                        (n + 15) / 16, store);
@@ -132,8 +131,8 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
 // out = silu(gate) * up.   weight [2 F, K] packed with span F / 8, x [R, K] T, or with a norm float32; out [R, F] T
 template <class T, int SOURCE, DECODE_SHAPE>
 __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
-    decode_gate(const T* weight, const typename Input<T, SOURCE>::type* x, const float* norm, float eps, int rows,
-                int k, int ffn, T* out) {
+    decode_gate(const T* weight, const Input<T, SOURCE>* x, const float* norm, float eps, int rows, int k, int ffn,
+                T* out) {
     product<T, SOURCE, WARPS, SPLIT, TILES, COLS, DEPTH, BLOCKS, RING>(weight, x, norm, eps, nullptr, rows, k, ffn / 8,
                                                                        Gate<T>{ffn, out});
 }
@@ -141,8 +140,8 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
 // out = gelu(x W^T + bias).   weight [N, K] packed with span 1, x [R, K] T; norm and eps are not used; out [R, N] T
 template <class T, int SOURCE, DECODE_SHAPE>
 __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
-    decode_gelu(const T* weight, const typename Input<T, SOURCE>::type* x, const float* norm, float eps, int rows,
-                int k, int n, const float* bias, int tanh, T* out) {
+    decode_gelu(const T* weight, const Input<T, SOURCE>* x, const float* norm, float eps, int rows, int k, int n,
+                const float* bias, int tanh, T* out) {
     product<T, SOURCE, WARPS, SPLIT, TILES, COLS, DEPTH, BLOCKS, RING>(weight, x, norm, eps, nullptr, rows, k,
                                                                        (n + 15) / 16, Gelu<T>{n, bias, tanh, out});
 }
@@ -150,7 +149,7 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
 // Queries, keys and values of x, rotated and stored: see Rotate.   x [R, K] T, or with a norm float32
 template <class T, int SOURCE, DECODE_SHAPE>
 __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
-    decode_qkv(const T* weight, const typename Input<T, SOURCE>::type* x, const float* norm, float eps, int rows, int k,
+    decode_qkv(const T* weight, const Input<T, SOURCE>* x, const float* norm, float eps, int rows, int k,
                const float* bias, const float* rope, const int* seqs, const int* positions, const int* table, int pages,
                T* qkv, T* keys, T* values, int heads, int kv_heads, int head_dim) {
     Rotate<T> rotate{heads, kv_heads, head_dim, pages, bias, rope, seqs, positions, table, qkv, keys, values};

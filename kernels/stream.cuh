@@ -7,11 +7,12 @@
 // registers. Every lane copies what it will read itself, so that nobody waits for anybody else.
 //
 // Both take Work, which says where k tiles are, and multiply in the same order: a warp's k tiles one after the other.
+// X: x is DIRECT, in global memory, so that the ring has to bring it as well; registers hold it in any case.
 #pragma once
 #include "columns.cuh"
 
-// What a warp multiplies. X: x is DIRECT, in global memory, and comes beside the weights.
-template <class T, bool X, int WARPS, int SPLIT, int TILES, int COLS>
+// What a warp multiplies.
+template <class T, int WARPS, int SPLIT, int TILES, int COLS>
 struct Work {
     const Parts<WARPS, SPLIT> own;
     const T* weight;
@@ -31,7 +32,7 @@ struct Work {
 
 template <class T, bool X, int WARPS, int SPLIT, int TILES, int COLS, int DEPTH>
 struct InRegisters {
-    using W = Work<T, X, WARPS, SPLIT, TILES, COLS>;
+    using W = Work<T, WARPS, SPLIT, TILES, COLS>;
     static constexpr int FLOATS = 0;  // of shared memory
     FragmentA<T> a[TILES][DEPTH];
     FragmentB<T> b[COLS][DEPTH];
@@ -92,7 +93,7 @@ struct InRegisters {
 
 template <class T, bool X, int WARPS, int SPLIT, int TILES, int COLS, int DEPTH>
 struct InRing {
-    using W = Work<T, X, WARPS, SPLIT, TILES, COLS>;
+    using W = Work<T, WARPS, SPLIT, TILES, COLS>;
     static constexpr int THREADS = WARPS * 32;
     static constexpr int FLOATS = DEPTH * THREADS * (TILES * 8 + X * COLS * 4) * sizeof(T) / 4;
     FragmentA<T>* a;        // [DEPTH, TILES, THREADS], this lane's
@@ -157,13 +158,4 @@ struct InRing {
             slot = slot + 1 < DEPTH ? slot + 1 : 0;
         }
     }
-};
-
-template <bool RING, class T, bool X, int WARPS, int SPLIT, int TILES, int COLS, int DEPTH>
-struct StreamOf {
-    using type = InRegisters<T, X, WARPS, SPLIT, TILES, COLS, DEPTH>;
-};
-template <class T, bool X, int WARPS, int SPLIT, int TILES, int COLS, int DEPTH>
-struct StreamOf<true, T, X, WARPS, SPLIT, TILES, COLS, DEPTH> {
-    using type = InRing<T, X, WARPS, SPLIT, TILES, COLS, DEPTH>;
 };

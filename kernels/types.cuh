@@ -116,3 +116,13 @@ template <>
 __device__ __forceinline__ void store4<float>(float* p, float4 v) {
     *reinterpret_cast<float4*>(p) = v;
 }
+
+// One of two types.
+template <bool first, class A, class B>
+struct Choose {
+    using type = A;
+};
+template <class A, class B>
+struct Choose<false, A, B> {
+    using type = B;
+};

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import product
-from types import SimpleNamespace
-from typing import Any
 
-from ostinato.ops.cuda import CudaOps, PackedWeight
-from ostinato.ops.shapes import DECODE, MEASURED, DecodeShape, Key, Shapes, rule, shared_limit
+from ostinato.ops.shapes import DECODE, MEASURED, DecodeShape, Key, rule, shared_limit
 
 TYPES = ("bf16", "half", "float")
 
@@ -44,16 +41,13 @@ def by_rule(kernel: str, t: str, *arguments: str, normalises: bool) -> list[str]
 
 def measured(key: Key) -> list[str]:
     """The instances that multiply a matrix of the table: of bf16, which stands for half as well."""
-    (n, k, _), head = key, key[0] > HEAD
-    gpu: Any = SimpleNamespace(arch=MEASURED)
-    ops, weight, shape = CudaOps(gpu, "bfloat16"), PackedWeight(None, n, k, "rows", 1), DECODE[key]
-    ops.shapes = Shapes({}, "built in")
+    (n, k, size), shape, limit = key, DECODE[key], shared_limit(MEASURED)
     kernel = next((kernel for kernel, keys in MATRICES.items() if key in keys), "decode_store")
     arguments = "bf16, float" if kernel == "decode_store" else "bf16"
-    norm = ops._norm(weight) if head or kernel != "decode_store" else ""
+    norm = shape.norm(k, size, limit) if n > HEAD or kernel != "decode_store" else ""
     found = []
     for rows in (1, 8, 16):
-        staged = shape.launch(rows).staged and ops._shared("STAGED", weight, rows) <= shared_limit(MEASURED)
+        staged = shape.launch(rows).staged and shape.shared(rows, k, size, "STAGED") <= limit
         for source in filter(None, ("STAGED" if staged else "DIRECT", norm)):
             found.append(f"{kernel}<{arguments}, {source}, {shape.template(rows)}>")
     return found

@@ -73,8 +73,5 @@ def run(args: argparse.Namespace) -> int:
     report.check_outputs(args.json, args.plot)
     found = decode(settings)
     report.print_tables(found)
-    if args.json:
-        report.write_json(report.record(found), args.json)
-    if args.plot:
-        report.draw(found, args.plot)
+    report.keep(args, found, report.record, report.draw)
     return 0

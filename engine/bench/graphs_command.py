@@ -48,10 +48,7 @@ def run(args: argparse.Namespace) -> int:
     report.check_outputs(args.json, args.plot)
     found = graphs(settings)
     graphs_report.print_tables(found)
-    if args.json:
-        report.write_json(graphs_report.record(found), args.json)
-    if args.plot:
-        graphs_report.draw(found, args.plot)
+    report.keep(args, found, graphs_report.record, graphs_report.draw)
     for problem in found.problems():
         print(f"ostinato: the breakdown does not add up: {problem}", file=sys.stderr)
     return 1 if found.problems() else 0

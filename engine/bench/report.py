@@ -7,6 +7,7 @@ import platform
 import shlex
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib import metadata
@@ -81,6 +82,14 @@ def record(report: Report) -> dict[str, Any]:
 def write_json(found: dict[str, Any], file: str) -> None:
     """What `record` gave, as a file."""
     Path(file).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def keep(args: Any, found: Any, record: Callable[[Any], dict[str, Any]], draw: Callable[[Any, str], None]) -> None:
+    """Write and draw what was found, where a command's --json and --plot ask for it."""
+    if args.json:
+        write_json(record(found), args.json)
+    if args.plot:
+        draw(found, args.plot)
 
 
 def stdout() -> Any:

@@ -8,12 +8,10 @@ it changes nothing: what differs between two steps is in arrays. Every way has t
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -261,7 +259,7 @@ def run(args: argparse.Namespace) -> int:
     from .. import load
     from .command import chosen_model
     from .decode import Settings
-    from .report import check_outputs, stamp
+    from .report import check_outputs, stamp, write_json
 
     if args.model is None and args.shape is None:
         args.shape = "smollm2-135m"
@@ -272,8 +270,7 @@ def run(args: argparse.Namespace) -> int:
     found = measure(settings, args.backend, load.choose)
     print_table(found)
     if args.json:
-        record = {**stamp(found.machine), **asdict(found)}
-        Path(args.json).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_json({**stamp(found.machine), **asdict(found)}, args.json)
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     """Open a step up, print it, write the files; 1 if the times of a captured graph's nodes do not add up."""
     from .. import load
     from ..bench.decode import Settings
-    from ..bench.report import check_outputs, stamp
+    from ..bench.report import check_outputs, stamp, write_json
     from .dot import dot
     from .table import print_tables, record
     from .timing import TOGETHER, balanced
@@ -51,8 +50,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dot:
         Path(args.dot).write_text(dot(step), encoding="utf-8")
     if args.json:
-        found = {**stamp(machine), **record(step)}
-        Path(args.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_json({**stamp(machine), **record(step)}, args.json)
     if args.png:
         from .picture import draw
 

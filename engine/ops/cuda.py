@@ -211,23 +211,14 @@ class CudaOps(DeviceOps):
         return [w.qkv_bias, rope, *places, b.qkv, cache.k, cache.v, *sizes]
 
     def _norm(self, weight: PackedWeight) -> str:
-        """How decode kernels normalise float32 rows themselves, "" if they do not: as columns.cuh calls it. One way for
-        all numbers of rows, or the bits would differ."""
-        shape, limit = self._shape(weight), shared_limit(self.device.arch)
-        short = weight.k <= 640 and shape.single.split == shape.narrow.split == shape.wide.split == 1
-        source = "ROWS" if short else "NORM"
-        fits = all(self._shared(source, weight, rows) <= limit for rows in (1, 8, 16))
-        return source if fits and weight.k <= 512 * shape.warps else ""
+        """How a decode product normalises its rows itself, "" if a kernel of its own does."""
+        return self._shape(weight).norm(weight.k, self.dtype.itemsize, shared_limit(self.device.arch))
 
     def _shape(self, weight: PackedWeight) -> DecodeShape:
         return self.shapes.decode(weight.n, weight.k, self.dtype.itemsize)
 
     def _shared(self, source: str, weight: PackedWeight, rows: int) -> int:
-        """Bytes of shared memory of a decode kernel."""
-        shape, size = self._shape(weight), self.dtype.itemsize
-        held = 0 if source == "DIRECT" else shape.held(rows, weight.k)
-        norm = 4 * held * (source in ("NORM", "ROWS")) + 4 * rows * shape.warps * (source == "NORM")
-        return shape.shared(rows, size, source == "DIRECT") + held * rows * size + norm
+        return self._shape(weight).shared(rows, weight.k, self.dtype.itemsize, source)
 
     def _decode_plain(self, kernel: str, weight: PackedWeight, x: Any, index: list, tail: list) -> None:
         """A decode kernel of rows x [R, K] T; index: [None] for kernels that could gather rows."""

@@ -50,15 +50,22 @@ class DecodeShape:
         sizes = (self.warps, launch.split, launch.tiles, cols, launch.depth, launch.blocks)
         return ", ".join(map(str, sizes)) + f", {str(launch.ring).lower()}"
 
-    def shared(self, rows: int, itemsize: int, direct: bool) -> int:
-        """Bytes of shared memory of a kernel: where the warps' sums meet, and the ring of weights and, if direct, x."""
-        launch, cols = self.launch(rows), 1 if rows <= 8 else 2
+    def shared(self, rows: int, k: int, itemsize: int, source: str) -> int:
+        """Bytes of shared memory of a kernel that takes x from `source` (kernels/columns.cuh): where the warps' sums
+        meet, the ring of weights, and what the block holds of x; the LAUNCH lines of linear_decode.cu."""
+        launch, cols, direct = self.launch(rows), 1 if rows <= 8 else 2, source == "DIRECT"
         ring = launch.ring * launch.depth * 32 * (8 * launch.tiles + 4 * cols * direct) * itemsize
-        return self.warps * (1024 * launch.tiles * cols + ring)
+        held = 0 if direct else -(-k // 16 // self.warps) * self.warps // launch.split * 16  # elements of a row
+        norm = 4 * held * (source in ("NORM", "ROWS")) + 4 * rows * self.warps * (source == "NORM")
+        return self.warps * (1024 * launch.tiles * cols + ring) + held * rows * itemsize + norm
 
-    def held(self, rows: int, k: int) -> int:
-        """Elements of a row of x that a block keeps in shared memory; held of kernels/columns.cuh."""
-        return -(-k // 16 // self.warps) * self.warps // self.launch(rows).split * 16
+    def norm(self, k: int, itemsize: int, shared: int) -> str:
+        """How kernels normalise float32 rows of k elements themselves, as columns.cuh calls it; "" if they do not,
+        because a block has no room for them in `shared` bytes. One way for every R, or the bits would differ."""
+        short = k <= 640 and self.single.split == self.narrow.split == self.wide.split == 1
+        source = "ROWS" if short else "NORM"
+        fits = all(self.shared(rows, k, itemsize, source) <= shared for rows in (1, 8, 16))
+        return source if fits and k <= 512 * self.warps else ""
 
     def refusal(self, shared: int, itemsize: int = 2) -> str:
         """Why no GPU, or none with `shared` bytes of shared memory a block, can launch it for elements of `itemsize`
@@ -78,7 +85,7 @@ class DecodeShape:
             if self.warps * 32 * launch.blocks > THREADS:
                 most = THREADS // (self.warps * 32)
                 return f"{name}.blocks: expected at most {most} with {self.warps} warps, found {launch.blocks}"
-            if (needed := self.shared(rows, itemsize, True)) > shared:
+            if (needed := self.shared(rows, 0, itemsize, "DIRECT")) > shared:
                 return f"{name}: expected at most {shared} bytes of shared memory, found {needed}"
         return ""
 

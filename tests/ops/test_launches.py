@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 from sides import F32, SMALL, case, decode_step, same_numbers
 
-from ostinato.ops.cuda import CudaOps, PackedWeight
 from ostinato.ops.shapes import DecodeShape, Launch, Shapes
 
 LONG = replace(SMALL, hidden=1040, heads=2, kv_heads=2, head_dim=48)  # 65 k tiles for 16 warps
@@ -65,22 +62,3 @@ def test_every_schedule_gives_the_same_bits_in_a_cluster(shuffled):
     g.ops.shapes = everywhere(16, Launch(1, 3, 1, 1, 4, staged=True, ring=True))
     g.ops.norm_gate_up(LONG, g.w, g.b)
     g.ops.linear(g.b.h, g.w.up, shuffled.empty((3, 96), F32))
-
-
-@pytest.mark.parametrize(
-    ("k", "arch", "launch", "expected"),
-    [
-        pytest.param(576, 90, Launch(1, 3, 1, 1), "ROWS", id="short"),
-        pytest.param(576, 90, Launch(1, 3, 1, 1, 4), "NORM", id="short-in-clusters"),
-        pytest.param(4096, 90, Launch(1, 3, 1, 1), "NORM", id="long"),
-        pytest.param(4096, 89, Launch(1, 3, 1, 1), "", id="long-on-a-small-gpu"),
-        pytest.param(4096, 90, Launch(2, 8, 1, 1, ring=True), "", id="no-room-beside-the-ring"),
-        pytest.param(4096, 90, Launch(2, 6, 1, 1, 8, ring=True), "NORM", id="room-in-a-cluster"),
-    ],
-)
-def test_how_rows_are_normalised(k, arch, launch, expected):
-    """By the matrix alone: the number of rows must not change it, or a row would have other bits in a batch."""
-    device: Any = SimpleNamespace(arch=arch)
-    ops = CudaOps(device, "bfloat16")
-    ops.shapes = everywhere(12 if k == 576 else 16, launch)
-    assert ops._norm(PackedWeight(None, 64, k, "rows", 1)) == expected

@@ -33,7 +33,7 @@ def test_decode_fits(n, k, itemsize):
     for arch, shape in ((89, rule(n, k, itemsize)), (90, decode_shape(n, k, itemsize))):
         for rows in (1, 8, 9, 16):
             assert shape.warps * 32 * shape.launch(rows).blocks <= 2048
-            assert shape.shared(rows, itemsize, direct=True) <= shared_limit(arch)
+            assert shape.shared(rows, k, itemsize, "DIRECT") <= shared_limit(arch)
             assert int(shape.template(rows).split(", ")[3]) * 8 >= rows
 
 
@@ -126,6 +126,23 @@ def test_every_measured_shape_has_an_instance():
     for shape in DECODE.values():
         for rows in (1, 8, 16):
             assert any(name.endswith(f" {shape.template(rows)}>") for name in names)
+
+
+@pytest.mark.parametrize(
+    ("k", "arch", "launch", "expected"),
+    [
+        pytest.param(576, 90, Launch(1, 3, 1, 1), "ROWS", id="short"),
+        pytest.param(576, 90, Launch(1, 3, 1, 1, 4), "NORM", id="short-in-clusters"),
+        pytest.param(4096, 90, Launch(1, 3, 1, 1), "NORM", id="long"),
+        pytest.param(4096, 89, Launch(1, 3, 1, 1), "", id="long-on-a-small-gpu"),
+        pytest.param(4096, 90, Launch(2, 8, 1, 1, ring=True), "", id="no-room-beside-the-ring"),
+        pytest.param(4096, 90, Launch(2, 6, 1, 1, 8, ring=True), "NORM", id="room-in-a-cluster"),
+    ],
+)
+def test_how_rows_are_normalised(k, arch, launch, expected):
+    """By the matrix alone: the number of rows must not change it, or a row would have other bits in a batch."""
+    shape = DecodeShape(12 if k == 576 else 16, launch, launch, launch)
+    assert shape.norm(k, 2, shared_limit(arch)) == expected
 
 
 def test_table_goes_first(monkeypatch):
