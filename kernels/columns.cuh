@@ -61,18 +61,20 @@ template <class Own, class T>
 __device__ __forceinline__ void hold(const Own& own, const T* x, int rows, int tiles_k, T* held) {
     constexpr int EACH = 16 / sizeof(T), CHUNKS = 16 / EACH,
                   AHEAD = 4;  // elements of a load, loads of a k tile, at once
-    const int count = Own::held(tiles_k) / EACH;
+    const int count = Own::held(tiles_k) / EACH, whole = Own::THREADS / count, left = Own::THREADS - whole * count;
+    int row = static_cast<int>(threadIdx.x) / count, i = static_cast<int>(threadIdx.x) - row * count;
 #pragma unroll 1
-    for (int first = threadIdx.x; first < rows * count; first += AHEAD * Own::THREADS) {
+    while (row < rows) {
         uint4 v[AHEAD];
         T* to[AHEAD];
 #pragma unroll
         for (int j = 0; j < AHEAD; j++) {
-            const int i = first + j * Own::THREADS, row = i / count, at = i % count / CHUNKS, chunk = i % CHUNKS * EACH;
-            const int tile = own.held_tile(at);
-            to[j] = i < rows * count && tile < tiles_k ? held + (at * rows + row) * 16 + chunk : nullptr;
+            const int at = i / CHUNKS, tile = own.held_tile(at), element = i % CHUNKS * EACH;
+            to[j] = row < rows && tile < tiles_k ? held + (at * rows + row) * 16 + element : nullptr;
             if (to[j])
-                v[j] = *reinterpret_cast<const uint4*>(x + (static_cast<size_t>(row) * tiles_k + tile) * 16 + chunk);
+                v[j] = *reinterpret_cast<const uint4*>(x + (static_cast<size_t>(row) * tiles_k + tile) * 16 + element);
+            row += whole, i += left;
+            if (i >= count) row++, i -= count;
         }
 #pragma unroll
         for (int j = 0; j < AHEAD; j++)
@@ -91,67 +93,79 @@ __device__ __forceinline__ void copy_norm(const Own& own, const float* weight, i
     cp_async_commit();
 }
 
+// What hold_normed does for ROWS rows from `row` on, SPLIT apart; CHUNKS times four neighbours of each at once.
+template <int ROWS, int CHUNKS, int WARPS, int SPLIT, class T>
+__device__ __forceinline__ void normalise_rows(const Parts<WARPS, SPLIT>& own, const float* x, const int* index,
+                                               const float* weight, int row, int rows, int tiles_k, T* held,
+                                               float* part_squares) {
+    using Own = Parts<WARPS, SPLIT>;
+    const int lane = threadIdx.x % 32, steps = Own::steps(tiles_k);
+    // Beyond the last row, and the last k tile, the last one once more: the same bits are stored again, or not at all.
+    float sum[ROWS] = {};
+#pragma unroll 1
+    for (int first = 0; first < steps; first += 8 * CHUNKS) {
+        float4 v[CHUNKS][ROWS], w[CHUNKS];
+#pragma unroll
+        for (int c = 0; c < CHUNKS; c++) {
+            const int tile = min(own.tile(first + c * 8 + lane / 4), tiles_k - 1);
+            const float4* from = reinterpret_cast<const float4*>(x) + tile * 4 + lane % 4;
+            w[c] = reinterpret_cast<const float4*>(weight)[tile * 4 + lane % 4];
+#pragma unroll
+            for (int r = 0; r < ROWS; r++) {
+                const int at = min(row + r * SPLIT, rows - 1);
+                v[c][r] = from[(index ? index[at] : at) * tiles_k * 4];
+            }
+        }
+#pragma unroll
+        for (int c = 0; c < CHUNKS; c++) {
+            const int step = first + c * 8 + lane / 4, at = step * Own::PARTS + own.local;
+            if (own.tile(step) >= tiles_k) continue;
+#pragma unroll
+            for (int r = 0; r < ROWS; r++) {
+                sum[r] += squares(v[c][r]);
+                store4(held + (at * rows + min(row + r * SPLIT, rows - 1)) * 16 + lane % 4 * 4,
+                       scaled(v[c][r], 1.f / FACTOR<T>, w[c]));
+            }
+        }
+    }
+    // A butterfly in which a lane goes on with half of the rows at each step, until it has one: lane's bits say which.
+    int mine = 0;
+#pragma unroll
+    for (int offset = 1, left = ROWS / 2; offset < 32; offset *= 2, left /= 2) {
+        const bool upper = lane & offset;
+        mine += upper * left;
+#pragma unroll
+        for (int r = 0; r < max(left, 1); r++) {
+            const float give = left && !upper ? sum[r + left] : sum[r];
+            const float keep = left && upper ? sum[r + left] : sum[r];
+            sum[r] = keep + __shfl_xor_sync(0xffffffffu, give, offset);
+        }
+    }
+    if (row + mine * SPLIT < rows) {
+        float* to = part_squares + (row + mine * SPLIT) * WARPS + own.part;
+        for (int i = lane / ROWS; i < SPLIT; i += 32 / ROWS) *(SPLIT > 1 ? in_cluster(to, i) : to) = sum[0];
+    }
+}
+
 // held[r] = T(x[i] * weight / FACTOR) with i = index[r], or r without an index, and part_squares[r, p] = the sum of
 // squares of x[i] in part p, for all blocks of the cluster once they have met. Ends with a barrier of the block.
 //
-// A warp takes its part of the rows of its set, SPLIT apart, as many at once as it has lanes for: four neighbours of a
-// k tile a lane, of every eighth k tile of the part. A lane adds up in order, then the lanes as a butterfly: the same
-// tree whatever SPLIT and R.   x [*, K] float32, K <= 512 WARPS; weight as copy_norm left it
+// A warp takes its part of the rows of its set, SPLIT apart: four neighbours of a k tile a lane, of every eighth k tile
+// of the part. A lane adds up in order, then the lanes as a butterfly: the same tree whatever SPLIT and R.
+// AHEAD: how often four floats a lane has registers for.   x [*, K] float32, weight [K]
 template <int AHEAD, int WARPS, int SPLIT, class T>
 __device__ __forceinline__ void hold_normed(const Parts<WARPS, SPLIT>& own, const float* x, const int* index,
                                             const float* weight, int rows, int tiles_k, T* held, float* part_squares) {
-    using Own = Parts<WARPS, SPLIT>;
-    static_assert(AHEAD % 4 == 0, "the quads of a lane on their way: all of a row, or of several rows");
-    const int steps = Own::steps(tiles_k), lane = threadIdx.x % 32;
-    const int lanes = steps > 4 ? 5 : steps > 2 ? 4 : steps > 1 ? 3 : 2;  // 2^lanes of them take a row,
-    const int quads = steps > 16 ? 2 : steps > 8 ? 1 : 0;                 // 2^quads of it each
-    const int sub = lane & ((1 << lanes) - 1), at_once = 32 >> lanes, last = (1 << quads) - 1;
-    const int turns = (rows - own.set + SPLIT * at_once - 1) / (SPLIT * at_once), count = turns << quads;
-    auto row_of = [&](int item) { return own.set + ((item >> quads) * at_once + (lane >> lanes)) * SPLIT; };
-    auto step_of = [&](int item) { return (item & last) * 8 + sub / 4; };
+    static_assert(AHEAD == 4 || AHEAD == 8, "rows at once, or four, or one");
+    int row = own.set;
 #pragma unroll 1
-    for (int first = 0; first < count; first += AHEAD) {
-        float4 v[AHEAD];
-        float sum[AHEAD];
-#pragma unroll
-        for (int j = 0; j < AHEAD; j++) {
-            if (first + j >= count) break;
-            const int row = row_of(first + j), tile = own.tile(step_of(first + j));
-            v[j] = make_float4(0.f, 0.f, 0.f, 0.f);
-            if (row < rows && tile < tiles_k)
-                v[j] = reinterpret_cast<const float4*>(x)[((index ? index[row] : row) * tiles_k + tile) * 4 + sub % 4];
-        }
-#pragma unroll
-        for (int j = 0; j < AHEAD; j++) {
-            if (first + j >= count) break;
-            const int row = row_of(first + j), step = step_of(first + j);
-            sum[j] = squares(v[j]);
-            if (row < rows && own.tile(step) < tiles_k) {
-                const int at = step * Own::PARTS + own.local;
-                const float4 w = *reinterpret_cast<const float4*>(weight + at * 16 + sub % 4 * 4);
-                store4(held + (at * rows + row) * 16 + sub % 4 * 4, scaled(v[j], 1.f / FACTOR<T>, w));
-            }
-        }
-#pragma unroll
-        for (int j = 0; j < AHEAD; j++) {
-            if (first + j >= count) break;
-            if (quads == 1 && j % 2 == 0) sum[j] += sum[j + 1];
-            if (quads == 2 && j % 4 == 0) sum[j] = sum[j] + sum[j + 1] + sum[j + 2] + sum[j + 3];
-        }
-        for (int offset = 1; offset < 1 << lanes; offset *= 2)
-#pragma unroll
-            for (int j = 0; j < AHEAD; j++) {
-                if (first + j >= count) break;
-                sum[j] += __shfl_xor_sync(0xffffffffu, sum[j], offset);
-            }
-#pragma unroll
-        for (int j = 0; j < AHEAD; j++) {
-            const int row = row_of(first + j);
-            if (first + j >= count || row >= rows || ((first + j) & last)) continue;
-            float* to = part_squares + row * WARPS + own.part;
-            for (int i = sub; i < SPLIT; i += 1 << lanes) *(SPLIT > 1 ? in_cluster(to, i) : to) = sum[j];
-        }
+    for (; row + (AHEAD == 8 ? 4 : 1) * SPLIT < rows; row += AHEAD * SPLIT)
+        normalise_rows<AHEAD, 1>(own, x, index, weight, row, rows, tiles_k, held, part_squares);
+    if (AHEAD == 8 && row + SPLIT < rows) {
+        normalise_rows<4, 2>(own, x, index, weight, row, rows, tiles_k, held, part_squares);
+        row += 4 * SPLIT;
     }
+    if (row < rows) normalise_rows<1, 2>(own, x, index, weight, row, rows, tiles_k, held, part_squares);
     __syncthreads();
 }
 

@@ -8,7 +8,7 @@
 #include "sample.cuh"
 
 constexpr int THREADS = 512, WARPS = THREADS / 32;
-constexpr int BINS = 8 * 41, CANDIDATES = 4096, HELD = CANDIDATES / THREADS;
+constexpr int BINS = 8 * 41, CANDIDATES = 4096, HELD = CANDIDATES / THREADS, AT_ONCE = 8;
 
 // A row while a token is drawn.
 struct Draw {
@@ -152,7 +152,6 @@ __global__ void __launch_bounds__(THREADS, 1)
            const float* frequency, const u64* seed, const int* stop_ids, const int* stop_from, int* counts, int* out,
            u64* best, int* tickets, int size) {
     grid_launch();
-    grid_wait();
     const int row = blockIdx.y, seq = seqs[last[row]], position = positions[last[row]] + 1;
     Draw d;
     d.size = size;
@@ -163,12 +162,30 @@ __global__ void __launch_bounds__(THREADS, 1)
     const bool penalised = rules.repetition != 1.f || rules.presence != 0.f || rules.frequency != 0.f;
     rules.counts = penalised ? counts + size_t(seq) * size : nullptr;
     rules.banned = position < stop_from[seq] ? stop_ids + seq * STOP_IDS : nullptr;
+    grid_wait();
 
     // The largest, and of equals the first: order above, index from the end below.
     u64 mine = 0;
+    auto see = [&](float x, int v) { mine = max(mine, u64(order(x)) << 32 | (0xffffffffu - v)); };
+    const int first = blockIdx.x * THREADS + threadIdx.x, step = gridDim.x * THREADS;
+    if (size % 4 == 0 && !rules.counts && !rules.banned) {
+        const float4* quads = reinterpret_cast<const float4*>(rules.logits);
+#pragma unroll 1
+        for (int i = first; i < size / 4; i += AT_ONCE * step) {
+            float4 x[AT_ONCE];
+#pragma unroll
+            for (int j = 0; j < AT_ONCE; j++)
+                if (i + j * step < size / 4) x[j] = quads[i + j * step];
+#pragma unroll
+            for (int j = 0; j < AT_ONCE; j++) {
+                const int v = 4 * (i + j * step);
+                if (v < size) see(x[j].x, v), see(x[j].y, v + 1), see(x[j].z, v + 2), see(x[j].w, v + 3);
+            }
+        }
+    } else {
 #pragma unroll 8
-    for (int v = blockIdx.x * THREADS + threadIdx.x; v < size; v += gridDim.x * THREADS)
-        mine = max(mine, u64(order(rules.logit(v))) << 32 | (0xffffffffu - v));
+        for (int v = first; v < size; v += step) see(rules.logit(v), v);
+    }
     mine = block_max<THREADS>(mine);
     __shared__ u64 most;
     __shared__ bool comes_last;

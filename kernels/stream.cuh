@@ -99,6 +99,7 @@ struct InRing {
     FragmentA<T>* a;        // [DEPTH, TILES, THREADS], this lane's
     FragmentB<T>* b;        // [DEPTH, COLS, THREADS], this lane's
     int slot, group, step;  // slot: to be used next; group, step: the k tile to be copied next
+    const T* from;          // where that is, of the group's first row tile
 
     __device__ __forceinline__ InRing(float* memory) {
         a = reinterpret_cast<FragmentA<T>*>(memory) + threadIdx.x;
@@ -110,22 +111,29 @@ struct InRing {
         for (int c = 0; c < COLS; c++) copy_b(b + (slot * COLS + c) * THREADS, work.columns(c, step));
     }
 
+    // To the first k tile of a group, unless there is none.
+    __device__ __forceinline__ void turn_to(const W& work, int first) {
+        group = work.count() > 0 && first < work.groups ? first : work.groups;
+        step = 0, from = work.weights(work.row_tile(first, 0), 0);
+    }
+
     // The next k tile to a slot that was used. Always one set of copies, empty if there is nothing left.
     __device__ __forceinline__ void fill(const W& work, int slot, bool columns) {
         if (group < work.groups) {
 #pragma unroll
             for (int r = 0; r < TILES; r++)
                 if (work.exists(work.row_tile(group, r)))
-                    copy_a(a + (slot * TILES + r) * THREADS, work.weights(work.row_tile(group, r), step));
+                    copy_a(a + (slot * TILES + r) * THREADS, from + r * work.tiles_k * 256);
             if (columns) copy_columns(work, slot, step);
-            if (++step == work.count()) step = 0, group += work.stride;
+            from += WARPS * 256;
+            if (++step == work.count()) turn_to(work, group + work.stride);
         }
         cp_async_commit();
     }
 
     __device__ __forceinline__ void begin(const W& work, int first) {
-        slot = step = 0;
-        group = work.count() > 0 ? first : work.groups;
+        slot = 0;
+        turn_to(work, first);
 #pragma unroll 1
         for (int i = 0; i < DEPTH; i++) fill(work, i, false);
     }

@@ -22,7 +22,7 @@ from .products import address, c_type, expect
 HEAD_SIZES = (16, 32, 48, 64, 80, 96, 112, 128, 192, 256)
 PACKED_HEAD = 128  # largest head size of packed sequences: beyond it a pass for each costs too many registers
 SPLITS = 64  # most parts decode attention cuts a row into; as in attend_decode.cuh
-SAMPLED = 4096  # logits a block of sample looks at
+SAMPLED = 2048  # logits a block of sample looks at, at least
 WIDEST = 48 * 1024  # bytes of a row that a norm keeps in shared memory
 
 I32, F32 = np.dtype(np.int32), np.dtype(np.float32)
@@ -265,7 +265,8 @@ class DeviceOps(Ops):
         g = sampling
         rules = (g.temperature, g.top_k, g.top_p, g.min_p, g.repetition, g.presence, g.frequency, g.seed)
         arrays = (logits, s.last, s.seqs, s.positions, *rules, g.stop_ids, g.stop_from, g.counts, out)
-        grid = (-(-vocab // SAMPLED), rows)
+        blocks = max(1, self.device.multiprocessors // rows)  # of a row: all of them at once
+        grid = (min(blocks, -(-vocab // SAMPLED)), rows)
         self._launch("sample.cu", "sample", grid, 512, *arrays, scratch.best, scratch.scanned, np.int32(vocab))
 
     # -- checks and launches ------------------------------------------------------------------------------------------

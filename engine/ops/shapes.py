@@ -56,7 +56,7 @@ class DecodeShape:
         launch, cols, direct = self.launch(rows), 1 if rows <= 8 else 2, source == "DIRECT"
         ring = launch.ring * launch.depth * 32 * (8 * launch.tiles + 4 * cols * direct) * itemsize
         held = 0 if direct else -(-k // 16 // self.warps) * self.warps // launch.split * 16  # elements of a row
-        norm = 4 * held * (source in ("NORM", "ROWS")) + 4 * rows * self.warps * (source == "NORM")
+        norm = 4 * held * (source == "ROWS") + 4 * rows * self.warps * (source == "NORM")
         return self.warps * (1024 * launch.tiles * cols + ring) + held * rows * itemsize + norm
 
     def norm(self, k: int, itemsize: int, shared: int) -> str:
@@ -65,7 +65,7 @@ class DecodeShape:
         short = k <= 640 and self.single.split == self.narrow.split == self.wide.split == 1
         source = "ROWS" if short else "NORM"
         fits = all(self.shared(rows, k, itemsize, source) <= shared for rows in (1, 8, 16))
-        return source if fits and k <= 512 * self.warps else ""
+        return source if fits else ""
 
     def refusal(self, shared: int, itemsize: int = 2) -> str:
         """Why no GPU, or none with `shared` bytes of shared memory a block, can launch it for elements of `itemsize`
@@ -111,7 +111,7 @@ DECODE: dict[Key, DecodeShape] = {
         16,
         Launch(2, 8, 2, 1, 2, ring=True),
         Launch(2, 8, 2, 1, 2, ring=True),
-        Launch(1, 12, 1, 1, 4, staged=True, ring=True),
+        Launch(1, 12, 1, 1, 8, staged=True, ring=True),
     ),
     (3072, 576, 2): DecodeShape(12, Launch(2, 3, 1, 1), Launch(2, 3, 1, 1), Launch(2, 3, 2, 2, staged=True)),
     (3072, 2048, 2): DecodeShape(
@@ -120,18 +120,19 @@ DECODE: dict[Key, DecodeShape] = {
         Launch(2, 6, 2, 1, 4, ring=True),
         Launch(2, 6, 1, 1, 8, staged=True, ring=True),
     ),
-    (4096, 4096, 2): DecodeShape(
-        16, Launch(1, 4, 2, 2, 2), Launch(2, 8, 2, 1, 2, staged=True, ring=True), Launch(2, 6, 1, 1, 2)
-    ),
-    (4096, 14336, 2): DecodeShape(16, Launch(1, 4, 2, 2, 2), Launch(2, 8, 2, 1, ring=True), Launch(1, 3, 2, 2, 2)),
+    (4096, 4096, 2): DecodeShape(16, Launch(1, 4, 2, 2, 2), Launch(2, 8, 2, 1, 2, ring=True), Launch(2, 6, 1, 1, 2)),
+    (4096, 14336, 2): DecodeShape(16, Launch(1, 6, 2, 2, 2), Launch(2, 8, 2, 1, ring=True), Launch(1, 3, 2, 2, 2)),
     (6144, 4096, 2): DecodeShape(
-        16, Launch(2, 6, 1, 1), Launch(2, 8, 2, 1, 4, ring=True), Launch(2, 6, 1, 1, 8, staged=True)
+        16,
+        Launch(2, 8, 1, 1, ring=True),
+        Launch(2, 8, 2, 1, 2, ring=True),
+        Launch(2, 6, 2, 1, 8, staged=True, ring=True),
     ),
     (16384, 2048, 2): DecodeShape(
-        16, Launch(2, 8, 2, 1, ring=True), Launch(2, 8, 2, 1, ring=True), Launch(2, 6, 1, 1, 4, staged=True)
+        16, Launch(2, 8, 2, 1, ring=True), Launch(2, 8, 2, 1, ring=True), Launch(2, 6, 1, 1, staged=True)
     ),
     (28672, 4096, 2): DecodeShape(
-        16, Launch(1, 4, 2, 2), Launch(2, 8, 2, 1, ring=True), Launch(2, 6, 1, 1, 2, staged=True)
+        16, Launch(1, 8, 1, 1, ring=True), Launch(2, 6, 1, 1), Launch(2, 6, 1, 1, 2, staged=True)
     ),
     (49152, 576, 2): DecodeShape(12, Launch(2, 3, 2, 2), Launch(2, 3, 2, 2), Launch(2, 3, 1, 1, staged=True)),
     (128256, 2048, 2): DecodeShape(
