@@ -146,6 +146,7 @@ __device__ __forceinline__ int pick(const Draw& d, Weight kept, u64 random) {
 // counts [S + 1, size]; out [B]. best [B] and tickets [B] are 0 before and after.
 //
 // LAUNCH: grid (any; blocks share out a row, B), block 512, dependent.
+// PRECOND: all but logits and counts was complete when this step's first kernel started: it is read before the wait.
 __global__ void __launch_bounds__(THREADS, 1)
     sample(const float* logits, const int* last, const int* seqs, const int* positions, const float* temperature,
            const int* top_k, const float* top_p, const float* min_p, const float* repetition, const float* presence,
@@ -168,7 +169,7 @@ __global__ void __launch_bounds__(THREADS, 1)
     u64 mine = 0;
     auto see = [&](float x, int v) { mine = max(mine, u64(order(x)) << 32 | (0xffffffffu - v)); };
     const int first = blockIdx.x * THREADS + threadIdx.x, step = gridDim.x * THREADS;
-    if (size % 4 == 0 && !rules.counts && !rules.banned) {
+    if (size % 4 == 0 && !rules.counts && !rules.banned) {  // logits as they are: 16 bytes a load, all on their way
         const float4* quads = reinterpret_cast<const float4*>(rules.logits);
 #pragma unroll 1
         for (int i = first; i < size / 4; i += AT_ONCE * step) {

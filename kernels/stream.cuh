@@ -14,6 +14,7 @@
 // What a warp multiplies.
 template <class T, int WARPS, int SPLIT, int TILES, int COLS>
 struct Work {
+    static constexpr int K_TILE = 256;  // elements of weights: 16 rows, 16 k
     const Parts<WARPS, SPLIT> own;
     const T* weight;
     int tiles, tiles_k, groups, stride;  // stride: groups from one of this cluster to its next
@@ -25,7 +26,7 @@ struct Work {
     __device__ __forceinline__ int row_tile(int group, int r) const { return (group * SPLIT + own.set) * TILES + r; }
     __device__ __forceinline__ bool exists(int row_tile) const { return TILES * SPLIT == 1 || row_tile < tiles; }
     __device__ __forceinline__ const T* weights(int row_tile, int step) const {
-        return weight + ((static_cast<size_t>(row_tile) * tiles_k + own.tile(step)) * 32 + threadIdx.x % 32) * 8;
+        return weight + (static_cast<size_t>(row_tile) * tiles_k + own.tile(step)) * K_TILE + threadIdx.x % 32 * 8;
     }
     __device__ __forceinline__ const T* columns(int c, int step) const { return column[c] + step * column_step; }
 };
@@ -123,9 +124,9 @@ struct InRing {
 #pragma unroll
             for (int r = 0; r < TILES; r++)
                 if (work.exists(work.row_tile(group, r)))
-                    copy_a(a + (slot * TILES + r) * THREADS, from + r * work.tiles_k * 256);
+                    copy_a(a + (slot * TILES + r) * THREADS, from + r * work.tiles_k * W::K_TILE);
             if (columns) copy_columns(work, slot, step);
-            from += WARPS * 256;
+            from += WARPS * W::K_TILE;
             if (++step == work.count()) turn_to(work, group + work.stride);
         }
         cp_async_commit();
