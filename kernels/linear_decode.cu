@@ -16,7 +16,7 @@
 // the number of groups, ceil(tiles / TILES / SPLIT), block 32 * WARPS, cluster SPLIT,
 //         dependent; dynamic shared memory: sums, 2 * WARPS * TILES * COLS * 512 bytes; with RING also DEPTH * WARPS *
 //         32 times 8 TILES (DIRECT: + 4 COLS) elements of T; unless DIRECT also R * held(K) elements of T, held(K) = 16
-//         ceil(K / 16 / WARPS) WARPS / SPLIT; with ROWS also K floats, with NORM R * WARPS.
+//         ceil(K / 16 / WARPS) WARPS / SPLIT; with ROWS also held(K) floats, with NORM R * WARPS.
 // PRECOND: K % 16 == 0; x 16-byte aligned; 1 <= R <= 8 * COLS; 2 * TILES * COLS <= WARPS; SPLIT divides WARPS and is 1
 //         below sm_90; with ROWS K <= 640 and SPLIT 1.
 #include "epilogue.cuh"
@@ -31,7 +31,6 @@ __device__ __forceinline__ void product(const T* weight, const Input<T, SOURCE>*
     using Stream = typename Choose<RING, InRing<T, DIRECTLY, WARPS, SPLIT, TILES, COLS, DEPTH>,
                                    InRegisters<T, DIRECTLY, WARPS, SPLIT, TILES, COLS, DEPTH>>::type;
     constexpr int SUMS = TILES * COLS * 4, RED = WARPS * SUMS * 32;
-    static_assert(SOURCE != ROWS || SPLIT == 1, "a block has whole rows");
     static_assert(SUMS * 16 <= WARPS * 32, "a thread adds up one pair of sums");
     extern __shared__ float4 memory[];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, tiles_k = k / 16;
@@ -41,13 +40,13 @@ __device__ __forceinline__ void product(const T* weight, const Input<T, SOURCE>*
     float* red = reinterpret_cast<float*>(memory);
     float* part_squares = red + 2 * RED + Stream::FLOATS;
     float* norm_held = part_squares + (SOURCE == NORM ? rows * WARPS : 0);
-    T* held = reinterpret_cast<T*>(norm_held + (SOURCE == ROWS ? k : 0));
+    T* held = reinterpret_cast<T*>(norm_held + (SOURCE == ROWS ? Own::held(tiles_k) : 0));
     grid_launch();
 
     Stream stream(red + 2 * RED);
     if constexpr (SOURCE == NORM)
         for (int i = threadIdx.x * 32; i < k; i += Own::THREADS * 32) prefetch_l2(norm + i);
-    if constexpr (SOURCE == ROWS) copy_norm<Own::THREADS>(norm, tiles_k, norm_held);
+    if constexpr (SOURCE == ROWS) copy_norm(own, norm, tiles_k, norm_held);
     stream.begin(work, first);
     if constexpr (SOURCE == ROWS) {
         cp_async_wait<RING ? DEPTH : 0>();  // for all but the weights
@@ -66,7 +65,7 @@ __device__ __forceinline__ void product(const T* weight, const Input<T, SOURCE>*
 
     if constexpr (SOURCE == NORM)
         hold_normed<BLOCKS == 1 ? 8 : 4>(own, x, index, norm, rows, tiles_k, held, part_squares);
-    if constexpr (SOURCE == ROWS) hold_rows<WARPS>(x, index, norm_held, eps, rows, tiles_k, held);
+    if constexpr (SOURCE == ROWS) hold_rows(own, x, index, norm_held, eps, rows, tiles_k, held);
     if constexpr (SOURCE == STAGED) hold(own, x, rows, tiles_k, held);
     work.column_step = SOURCE == DIRECT ? WARPS * 16 : Own::PARTS * rows * 16;
 #pragma unroll

@@ -56,7 +56,7 @@ class DecodeShape:
         launch, cols, direct = self.launch(rows), 1 if rows <= 8 else 2, source == "DIRECT"
         ring = launch.ring * launch.depth * 32 * (8 * launch.tiles + 4 * cols * direct) * itemsize
         held = 0 if direct else -(-k // 16 // self.warps) * self.warps // launch.split * 16  # elements of a row
-        norm = 4 * k * (source == "ROWS") + 4 * rows * self.warps * (source == "NORM")
+        norm = 4 * held * (source == "ROWS") + 4 * rows * self.warps * (source == "NORM")
         return self.warps * (1024 * launch.tiles * cols + ring) + held * rows * itemsize + norm
 
     def norm(self, k: int, itemsize: int, shared: int) -> str:
