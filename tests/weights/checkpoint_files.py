@@ -22,13 +22,13 @@ TINY = 2 << 20  # bytes of Python and NumPy memory that refusing a file of some 
 
 
 def refused(call: Callable[[], Any], *words: str, error: type[CheckpointError] = CheckpointError) -> None:
-    """`call` raises `error` within a second and in little memory, in one line that has every one of `words`."""
+    """`call` raises `error` in one line with all of `words`, within a second of processor time and in little memory."""
     tracemalloc.start()
-    began = time.perf_counter()
+    began = time.process_time()
     try:
         with pytest.raises(error) as caught:
             call()
-        took, peak = time.perf_counter() - began, tracemalloc.get_traced_memory()[1]
+        took, peak = time.process_time() - began, tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     message = str(caught.value)
