@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from .bench.decode import Choose, Settings
     from .config import ModelConfig
 
-OPERATIONS = {"norm_qkv": "qkv", "linear o": "o", "norm_gate_up": "gate_up", "linear down": "down", "norm_head": "head"}
+OPERATIONS = {
+    "norm_qkv": "qkv", "linear_add o": "o", "norm_gate_up": "gate_up", "linear_add down": "down", "norm_head": "head",
+}  # fmt: skip
 PARTS = {"single": range(1, 2), "narrow": range(2, 9), "wide": range(9, 17)}  # launch of DecodeShape -> its R
 
 
@@ -89,7 +91,7 @@ class Part:
 
     name: str  # of PARTS: a field of DecodeShape
     batches: tuple[int, ...]  # that it is timed at
-    settled: tuple[int, ...]  # of the parts before, whose launches must stay what they are
+    first: bool  # only its search may change how K is cut, which is one number for all parts
 
 
 def parts(batches: Iterable[int]) -> list[Part]:
@@ -97,7 +99,7 @@ def parts(batches: Iterable[int]) -> list[Part]:
     found: list[Part] = []
     for name, rows in PARTS.items():
         if mine := tuple(b for b in batches if b in rows):
-            found.append(Part(name, mine, tuple(b for part in found for b in part.batches)))
+            found.append(Part(name, mine, first=not found))
     return found
 
 
@@ -128,7 +130,7 @@ class Steps:
     def search(self, start: Table, part: Part, seconds: float) -> Table:
         """The best table for one part of the shapes. Compiles ahead what the first round needs."""
         end = clock.perf_counter() + seconds
-        every = axes(part.name, clusters=self._ops.device.arch >= 90, warps=not part.settled)
+        every = axes(part.name, clusters=self._ops.device.arch >= 90, warps=part.first)
 
         def over() -> bool:
             return clock.perf_counter() >= end
@@ -157,14 +159,10 @@ class Steps:
         return [] if over() else [other for plan, other in others.items() if not self._spills(plan)]
 
     def _others(self, key: Key, shape: DecodeShape, axis: Axis, part: Part) -> dict[tuple, DecodeShape]:
-        """Plan -> shape: those along an axis that can be launched, and that launch something else than `shape`.
-
-        How a matrix's kernels normalise x, or that they do not, is decided by its three launches together, as the bits
-        depend on it. The part that is searched first may change that; later ones leave alone what was timed before."""
+        """Plan -> shape: those along an axis that can be launched, and that launch something else than `shape`."""
         found: dict[tuple, DecodeShape] = {}
-        stays = self._plan(key, shape, part.settled)
         for other in axis(key, shape):
-            if not other.refusal(self._shared, key[2]) and self._plan(key, other, part.settled) == stays:
+            if not other.refusal(self._shared, key[2]):
                 found.setdefault(self._plan(key, other, part.batches), other)
         found.pop(self._plan(key, shape, part.batches), None)
         return found

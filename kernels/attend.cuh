@@ -106,30 +106,30 @@ __device__ __forceinline__ void load_pairs(const T* p, Load load, Pair<T>* to) {
 
 // A lane's quarter of dims 32 i to 32 i + 31 of a row of q or k: the 8 from 8 q on; where only 16 are left, the 4 from
 // 4 q on. Two pairs each are its part of a product over 16 dims; q and k agree on which dims these are, and that is all
-// that counts.
+// that counts.   at: the row + 8 q
 template <int D, class T, class Load>
-__device__ __forceinline__ void load_part(const T* row, int i, int q, Load load, Pair<T>* to) {
+__device__ __forceinline__ void load_part(const T* at, int i, int q, Load load, Pair<T>* to) {
     if (32 * i + 32 <= D)
-        load_pairs<4>(row + 32 * i + 8 * q, load, to);
+        load_pairs<4>(at + 32 * i, load, to);
     else
-        load_pairs<2>(row + 32 * i + 4 * q, load, to);
+        load_pairs<2>(at + 32 * i - 4 * q, load, to);
 }
 
 // The lane's quarter of a whole row.
 template <int D, class T, class Load>
-__device__ __forceinline__ void load_quarter(const T* row, int q, Load load, Pair<T> (&to)[D / 8]) {
+__device__ __forceinline__ void load_quarter(const T* at, int q, Load load, Pair<T> (&to)[D / 8]) {
 #pragma unroll
-    for (int i = 0; i < (D + 31) / 32; i++) load_part<D>(row, i, q, load, to + 4 * i);
+    for (int i = 0; i < (D + 31) / 32; i++) load_part<D>(at, i, q, load, to + 4 * i);
 }
 
 // A lane's eighth of a row of v: of every 64 dims the 8 from 8 g on, of a further 32 the 4 from 4 g on, of a last 16
-// the 2 from 2 g on.
+// the 2 from 2 g on.   at: the row + 8 g
 template <int D, class T, class Load>
-__device__ __forceinline__ void load_eighth(const T* row, int g, Load load, Pair<T> (&to)[D / 16]) {
+__device__ __forceinline__ void load_eighth(const T* at, int g, Load load, Pair<T> (&to)[D / 16]) {
 #pragma unroll
-    for (int i = 0; i < D / 64; i++) load_pairs<4>(row + 64 * i + 8 * g, load, to + 4 * i);
-    if constexpr (D % 64 >= 32) load_pairs<2>(row + D / 64 * 64 + 4 * g, load, to + D / 64 * 4);
-    if constexpr (D % 32 != 0) load_pairs<1>(row + D / 32 * 32 + 2 * g, load, to + D / 16 - 1);
+    for (int i = 0; i < D / 64; i++) load_pairs<4>(at + 64 * i, load, to + 4 * i);
+    if constexpr (D % 64 >= 32) load_pairs<2>(at + D / 64 * 64 - 4 * g, load, to + D / 64 * 4);
+    if constexpr (D % 32 != 0) load_pairs<1>(at + D / 32 * 32 - 6 * g, load, to + D / 16 - 1);
 }
 
 // Where load_eighth put the pair (2 p, 2 p + 1) of a row: x = g of the lane, y = index of its pair.

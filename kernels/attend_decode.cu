@@ -1,7 +1,7 @@
 // Attention of a decode step: a few rows, each over its own sequence, read at the speed of memory.
 //
 // out[r, h] = sum_t p[t] v[t], p = softmax over the tokens t in [low, high) of q[r, h] . k[t] / sqrt(D),
-// high = visible[r], low = window ? max(0, high - window) : 0; query head h uses k/v head h / (heads / kv_heads).
+// high = visible[r], low = window ? max(0, high - window) : 0; query head h uses k/v head h / group.
 //
 // Work is cut along the tokens: a warp takes TOKENS neighbours, a block's 8 warps a tile, a split is `per` tiles and
 // belongs to one block. `per` follows from the row's own range alone (one tile while at most SPLITS of them cover it,
@@ -24,7 +24,7 @@ struct Merge {
 // Writes out or partials for dims 2 p, 2 p + 1 of head h.
 template <class T>
 __device__ __forceinline__ void write_result(T* out, float lo, float hi, float sum) {
-    float scale = sum > 0.f ? 1.f / sum : 0.f;
+    float scale = sum > 0.f ? __fdividef(1.f, sum) : 0.f;
     *reinterpret_cast<Pair<T>*>(out) = make_pair2<T>(lo * scale, hi * scale);
 }
 
@@ -55,7 +55,7 @@ __device__ __forceinline__ void merge_warps(Part<T, D, NT>& part, float* shared,
 #pragma unroll
         for (int w = 1; w < WARPS; w++) top = fmaxf(top, seen[w][h].x);
         float base = finite(top), sum = 0.f, lo = 0.f, hi = 0.f;
-#pragma unroll 2
+#pragma unroll
         for (int w = 0; w < WARPS; w++) {
             float scale = exp2_approx(seen[w][h].x - base);
             const float* a = shared + from + w * M::LINES * M::LINE;
@@ -109,36 +109,35 @@ __device__ __forceinline__ bool comes_last(int* ticket, int blocks) {
     return last;
 }
 
-// qkv [rows, (heads + 2 kv_heads) D], of which q is read. keys, values [P, kv_heads, PAGE, D]. table [*, pages].
-// partial [rows, blocks y, slots, share, D] and stats [rows, blocks y, slots, 8 NT]: for rows of more than one split,
-// slots >= the splits of any row, share = min(8 NT, heads / kv_heads). tickets [rows, blocks y], all 0.
+// heads = kv_heads group. qkv [rows, (heads + 2 kv_heads) D], of which q is read. keys, values [P, kv_heads, PAGE, D].
+// table [*, pages]. partial [rows, blocks x, slots, share, D] and stats [rows, blocks x, slots, 8 NT]: for rows of more
+// than one split, slots >= the splits of any row, share = min(8 NT, group). tickets [rows, blocks x], all 0.
 // scale = log2(e) / sqrt(D).
 //
-// LAUNCH: grid (any; blocks share out a row's splits, kv_heads ceil(heads / kv_heads / 8 NT), rows), block 256, dynamic
-//   shared memory 4 Merge<D, NT>::FLOATS, dependent.
+// LAUNCH: grid (kv_heads ceil(group / 8 NT), rows, any: these blocks share out a row's splits), block 256, dynamic
+//   shared memory 4 Merge<D, NT>::FLOATS, dependent. Blocks without a split come last, and wait for the kernel before
+//   like all: more blocks than fit at once would only have to be started and ended. BLOCKS: that a multiprocessor has
+//   registers for; two also means one beside a block of the next kernel, which then starts early.
 // PRECOND: rows <= 32; a row's tokens but those at the positions of this step's rows, and seqs, positions, visible and
 //   table, were complete when this step's first kernel started: they are read before the wait.
-template <class T, int D, int NT>
-__global__ void __launch_bounds__(THREADS, 1)
+template <class T, int D, int NT, int BLOCKS>
+__global__ void __launch_bounds__(THREADS, BLOCKS)
     attend_decode(const T* qkv, const int* seqs, const int* positions, const int* visible, const int* table,
                   const T* keys, const T* values, T* out, float* partial, float2* stats, int* tickets, int rows,
-                  int heads, int kv_heads, int pages, int window, int slots, float scale) {
+                  int group, int kv_heads, int pages, int window, int slots, float scale) {
     using P = Part<T, D, NT>;
     constexpr int HEADS = 8 * NT;
     extern __shared__ float shared[];
     grid_launch();
-    const int row = blockIdx.z, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int group = heads / kv_heads, share = min(HEADS, group), chunks = (group + HEADS - 1) / HEADS;
-    const int kv = blockIdx.y / chunks, chunk = blockIdx.y % chunks;
+    const int row = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int heads = kv_heads * group, share = min(HEADS, group), chunks = (group + HEADS - 1) / HEADS;
+    const int kv = chunks == 1 ? blockIdx.x : blockIdx.x / chunks, chunk = blockIdx.x - kv * chunks;
     const int head = kv * group + chunk * HEADS, count = min(HEADS, group - chunk * HEADS);
-    const int seq = __ldcg(seqs + row);
-    const Cut cut = cut_row<P::TILE>(__ldcg(visible + row), window);
-    if (blockIdx.x >= cut.splits) return grid_wait();
-
-    // Tokens from `fresh` on may be written by the kernel before this one.
-    int fresh = cut.high;
-    if (lane < rows && __ldcg(seqs + lane) == seq) fresh = min(fresh, __ldcg(positions + lane));
-    fresh = __reduce_min_sync(0xffffffffu, fresh);
+    // All at once, as each of them takes long where a block starts late.
+    const int seq = __ldcg(seqs + row), high = __ldcg(visible + row);
+    const int other = lane < rows ? __ldcg(seqs + lane) : -1, its_position = lane < rows ? __ldcg(positions + lane) : 0;
+    const Cut cut = cut_row<P::TILE>(high, window);
+    if (blockIdx.z >= cut.splits) return grid_wait();
 
     P part;
     auto seek = [&](int tile) {  // to the warp's tokens of a tile
@@ -146,38 +145,44 @@ __global__ void __launch_bounds__(THREADS, 1)
         size_t page = part.start < cut.high ? __ldcg(table + size_t(seq) * pages + part.start / PAGE) : 0;
         part.rows = ((page * kv_heads + kv) * PAGE + part.start % PAGE) * D;
     };
-    int split = blockIdx.x, tile = cut.first + split * cut.per;
+    int split = blockIdx.z, tile = cut.first + split * cut.per;
     seek(tile);
-    const bool settled = part.start + P::TOKENS <= fresh;
-    if constexpr (P::AHEAD) {
-        if (settled) part.load_keys(keys, cut, lane), part.load_values(values, cut, lane);
-    }
+    // Tokens from `fresh` on may be written by the kernel before this one.
+    const int fresh = __reduce_min_sync(0xffffffffu, other == seq ? min(cut.high, its_position) : cut.high);
+    auto load = [&](int low, int high) {
+        part.load_keys(keys, low, high, lane);
+        part.load_values(values, low, high, lane);
+    };
+    if constexpr (P::AHEAD) part.clear_keys(), part.clear_values(), load(cut.low, min(cut.high, fresh));
     part.clear();
+    const T* query = one_address(qkv + (size_t(row) * (heads + 2 * kv_heads) + head) * D);
     grid_wait();
-    const T* query = qkv + (size_t(row) * (heads + 2 * kv_heads) + head) * D;
     if constexpr (P::AHEAD) {
-        if (!settled) part.load_keys(keys, cut, lane), part.load_values(values, cut, lane);
+        if (part.start + P::TOKENS > fresh) load(max(cut.low, fresh), cut.high);
+        part.load_query(query, count, lane);  // behind what must wait for the loads of the same registers
     }
-    const size_t place = size_t(row) * gridDim.y + blockIdx.y;
+    const size_t place = size_t(row) * gridDim.x + blockIdx.x;
     while (true) {
         float score[P::TOKENS / 8][4];
         Pair<T> p[NT][P::TOKENS / 8];
         part.scores(score, query, count, keys, cut, scale, lane);
         // The next tile of this block: of the same split, or of its next one.
         bool ends = ++tile == min(cut.first + (split + 1) * cut.per, cut.end);
-        int next = ends ? split + gridDim.x : split;
+        int next = ends ? split + gridDim.z : split;
         bool more = next < cut.splits;
         if (ends) tile = cut.first + next * cut.per;
         part.weigh(score, p, lane);
         if constexpr (P::AHEAD) {
-            if (more) seek(tile), part.load_keys(keys, cut, lane);
+            if (more) seek(tile), part.clear_keys(), part.load_keys(keys, cut.low, cut.high, lane);
         }
         part.accumulate(values, p, cut, lane);
         if (more) {
-            if constexpr (P::AHEAD)
-                part.load_values(values, cut, lane);
-            else
+            if constexpr (P::AHEAD) {
+                part.clear_values(), part.load_values(values, cut.low, cut.high, lane);
+                part.load_query(query, count, lane);
+            } else {
                 seek(tile);
+            }
         }
         if (ends) {
             size_t slot = place * slots + split;
@@ -189,7 +194,7 @@ __global__ void __launch_bounds__(THREADS, 1)
         }
         split = next;
     }
-    if (cut.splits > 1 && comes_last(tickets + place, min(int(gridDim.x), cut.splits)))
+    if (cut.splits > 1 && comes_last(tickets + place, min(int(gridDim.z), cut.splits)))
         merge_splits<T, D, HEADS>(reinterpret_cast<float2*>(shared), count, cut.splits,
                                   partial + place * slots * share * D, share * D, stats + place * slots * HEADS,
                                   out + (size_t(row) * heads + head) * D);

@@ -38,6 +38,7 @@ struct Part {
 
     using Load = typename Choose<AHEAD, PastL1, Plainly>::type;
 
+    Pair<T> q[AHEAD ? NT : 1][D / 8];          // of heads g + 8 n
     Pair<T> k[AHEAD ? TOKENS / 8 : 1][D / 8];  // of tokens 8 j + g
     Pair<T> v[HELD][4][D / 16];                // of tokens 16 i + 2 q + {0, 1, 8, 9}
     float acc[NT][D / 16][4];    // of a pair of dims: (lo, head 2 q) (lo, head 2 q + 1) (hi, 2 q) (hi, 2 q + 1)
@@ -56,32 +57,58 @@ struct Part {
         }
     }
 
-    // The four values that belong together. Zeros matter: a weight of 0 does not make up for a NaN nobody wrote.
-    __device__ __forceinline__ void load_value(Pair<T> (&v)[4][D / 16], const T* values, int i, const Cut& c,
-                                               int lane) {
+    // Zeros for tokens that nobody loads. They matter: a weight of 0 does not make up for a NaN nobody wrote.
+    __device__ __forceinline__ void clear_keys() {
 #pragma unroll
-        for (int e = 0; e < 4; e++) {
-            int t = 16 * i + 2 * (lane % 4) + (e & 1) + 8 * (e >> 1);
-#pragma unroll
-            for (int p = 0; p < D / 16; p++) v[e][p] = {};
-            if (start + t >= c.low && start + t < c.high) load_eighth<D>(values + rows + t * D, lane / 4, Load(), v[e]);
-        }
-    }
-
-    // Zeros for what the row does not see.
-    __device__ __forceinline__ void load_keys(const T* keys, const Cut& c, int lane) {
-#pragma unroll
-        for (int j = 0; j < TOKENS / 8; j++) {
-            int t = 8 * j + lane / 4;
+        for (int j = 0; j < TOKENS / 8; j++)
 #pragma unroll
             for (int i = 0; i < D / 8; i++) k[j][i] = {};
-            if (start + t >= c.low && start + t < c.high) load_quarter<D>(keys + rows + t * D, lane % 4, Load(), k[j]);
+    }
+
+    __device__ __forceinline__ void clear_values() {
+#pragma unroll
+        for (int i = 0; i < HELD; i++) clear_value(v[i]);
+    }
+
+    __device__ __forceinline__ void clear_value(Pair<T> (&v)[4][D / 16]) {
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+#pragma unroll
+            for (int p = 0; p < D / 16; p++) v[e][p] = {};
+    }
+
+    // The keys of those of the warp's tokens that are in [low, high).
+    __device__ __forceinline__ void load_keys(const T* keys, int low, int high, int lane) {
+        const T* from = one_address(keys + rows + lane / 4 * D + lane % 4 * 8);
+        const int first = start + lane / 4;
+#pragma unroll
+        for (int j = 0; j < TOKENS / 8; j++)
+            if (first + 8 * j >= low && first + 8 * j < high)
+                load_quarter<D>(from + 8 * j * D, lane % 4, Load(), k[j]);
+    }
+
+    // Their values: of four tokens that belong together, and of all of them.
+    __device__ __forceinline__ void load_value(Pair<T> (&v)[4][D / 16], const T* values, int i, int low, int high,
+                                               int lane) {
+        const T* from = one_address(values + rows + lane % 4 * 2 * D + lane / 4 * 8);
+        const int first = start + lane % 4 * 2;
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            const int t = 16 * i + (e & 1) + 8 * (e >> 1);
+            if (first + t >= low && first + t < high) load_eighth<D>(from + t * D, lane / 4, Load(), v[e]);
         }
     }
 
-    __device__ __forceinline__ void load_values(const T* values, const Cut& c, int lane) {
+    __device__ __forceinline__ void load_values(const T* values, int low, int high, int lane) {
 #pragma unroll
-        for (int i = 0; i < HELD; i++) load_value(v[i], values, i, c, lane);
+        for (int i = 0; i < HELD; i++) load_value(v[i], values, i, low, high, lane);
+    }
+
+    // The `count` heads at `query`; beyond them anything will do.
+    __device__ __forceinline__ void load_query(const T* query, int count, int lane) {
+#pragma unroll
+        for (int n = 0; n < NT; n++)
+            load_quarter<D>(query + min(8 * n + lane / 4, count - 1) * D + lane % 4 * 8, lane % 4, Plainly(), q[n]);
     }
 
     // score[j]: heads g and g + 8 of the `count` at `query` with tokens 8 j + 2 q and the next, in units of log2; then
@@ -94,22 +121,25 @@ struct Part {
             for (int e = 0; e < 4; e++) score[j][e] = 0.f;
 #pragma unroll
         for (int i = 0; i < (D + 31) / 32; i++) {
-            Pair<T> q[NT][4], none = {};
+            Pair<T> part[NT][4], none = {};
 #pragma unroll
             for (int n = 0; n < NT; n++) {
-                int h = min(8 * n + lane / 4, count - 1);  // beyond `count` anything will do
-                load_part<D>(query + h * D, i, lane % 4, Plainly(), q[n]);
+                const T* at = query + min(8 * n + lane / 4, count - 1) * D + lane % 4 * 8;
+                if constexpr (!AHEAD) load_part<D>(at, i, lane % 4, Plainly(), part[n]);
+#pragma unroll
+                for (int e = 0; e < 4 && 4 * i + e < D / 8; e++)
+                    if constexpr (AHEAD) part[n][e] = q[n][4 * i + e];
             }
 #pragma unroll
             for (int j = 0; j < TOKENS / 8; j++) {
                 Pair<T> key[4];
-                if constexpr (!AHEAD)  // and so will tokens that nobody sees, of whatever page
-                    load_part<D>(keys + rows + (8 * j + lane / 4) * D, i, lane % 4, Plainly(), key);
+                const T* at = keys + rows + (8 * j + lane / 4) * D + lane % 4 * 8;
+                if constexpr (!AHEAD) load_part<D>(at, i, lane % 4, Plainly(), key);  // nobody's token will do as well
 #pragma unroll
                 for (int e = 0; e < 4 && 4 * i + e < D / 8; e += 2) {
                     if constexpr (AHEAD) key[e] = k[j][4 * i + e], key[e + 1] = k[j][4 * i + e + 1];
-                    mma_pairs<T>(score[j], q[0][e], NT == 2 ? q[NT - 1][e] : none, q[0][e + 1],
-                                 NT == 2 ? q[NT - 1][e + 1] : none, key[e], key[e + 1]);
+                    mma_pairs<T>(score[j], part[0][e], NT == 2 ? part[NT - 1][e] : none, part[0][e + 1],
+                                 NT == 2 ? part[NT - 1][e + 1] : none, key[e], key[e + 1]);
                 }
             }
         }
@@ -151,7 +181,7 @@ struct Part {
 #pragma unroll
         for (int i = 0; i < TOKENS / 16; i++) {
             Pair<T>(&value)[4][D / 16] = v[AHEAD ? i : 0];
-            if constexpr (!AHEAD) load_value(value, values, i, c, lane);
+            if constexpr (!AHEAD) clear_value(value), load_value(value, values, i, c.low, c.high, lane);
 #pragma unroll
             for (int d = 0; d < D / 16; d++) {
                 transpose(value[0][d], value[1][d]);

@@ -67,11 +67,12 @@ struct Rows {
     float largest[2], sum[2];
     int low[2], high[2];  // what the rows see
 
-    // score[j]: tokens 8 j + 2 q and the next: of row g, of row g + 8, in units of log2. queries: of row g, 8 rows on
-    // by `stride`; held: the same in registers, if HELD.
+    // score[j]: tokens 8 j + 2 q and the next: of row g, of row g + 8, in units of log2. queries: of row g, from
+    // 8 q on, 8 rows on by `stride`; held: the same in registers, if HELD.
     __device__ __forceinline__ void scores(float (&score)[KEYS / 8][4], const T* queries, size_t stride,
                                            const Pair<T> (&held)[2][HELD ? D / 8 : 1], const T* keys, int start,
                                            float scale, int lane) {
+        const T* own = keys + lane / 4 * Tile<T, D>::KEY_LINE + lane % 4 * 8;
 #pragma unroll
         for (int j = 0; j < KEYS / 8; j++)
 #pragma unroll
@@ -88,7 +89,7 @@ struct Rows {
 #pragma unroll
             for (int j = 0; j < KEYS / 8; j++) {
                 Pair<T> k[4];
-                load_part<D>(keys + (8 * j + lane / 4) * Tile<T, D>::KEY_LINE, i, lane % 4, Plainly(), k);
+                load_part<D>(own + 8 * j * Tile<T, D>::KEY_LINE, i, lane % 4, Plainly(), k);
 #pragma unroll
                 for (int e = 0; e < 4 && 4 * i + e < D / 8; e += 2)
                     mma_pairs<T>(score[j], query[0][e], query[1][e], query[0][e + 1], query[1][e + 1], k[e], k[e + 1]);
@@ -182,7 +183,7 @@ __global__ void __launch_bounds__(THREADS, 1)
 
         Rows<T, D> rows;
         const size_t line = size_t(heads + 2 * kv_heads) * D;
-        const T* queries = qkv + row * line + head * D;
+        const T* queries = qkv + row * line + head * D + lane % 4 * 8;
         Pair<T> held[2][Rows<T, D>::HELD ? D / 8 : 1];
 #pragma unroll
         for (int r = 0; r < 2; r++) {

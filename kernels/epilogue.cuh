@@ -1,17 +1,20 @@
 // What happens to the sums of a matrix product on their way to memory: one struct a kind.
 //
-// The thread that holds the sums of rows g and g + 8 of a tile (packed.cuh) for one column takes three steps, so that
-// what it needs from memory is there when the sums are: fetch() starts the loads whose addresses are known, follow()
-// those whose addresses fetch() brought, store() does the rest. Fused multiply-adds are written out: left to the
-// compiler, two instances of a kernel could round differently, and the bits of a column would depend on its batch.
+// The thread that holds the sums of rows g and g + 8 of a tile (packed.cuh) for one column takes four steps, so that
+// what it needs from memory is there when the sums are: begin() starts the loads of what was complete before the step
+// began, and may come before grid_wait(); fetch() those of what the kernel before has written; follow() those whose
+// addresses begin() brought; store() does the rest. Fused multiply-adds are written out: left to the compiler, two
+// instances of a kernel could round differently, and the bits of a column would depend on its batch.
 #pragma once
 #include "gelu.cuh"
+#include "norm.cuh"
 #include "packed.cuh"
 
-// All three steps at once, where nothing is gained by spreading them.
+// All steps at once, where nothing is gained by spreading them.
 template <class Epilogue>
 __device__ __forceinline__ void finish(const Epilogue& epilogue, int tile, int g, int column, float a, float b) {
     typename Epilogue::Ahead ahead;
+    epilogue.begin(ahead, tile, g, column);
     epilogue.fetch(ahead, tile, g, column);
     epilogue.follow(ahead, tile, g, column);
     epilogue.store(ahead, tile, g, column, a, b);
@@ -26,31 +29,79 @@ struct Store {
     Out* out;               // [R, N]
 
     struct Ahead {
+        int row;
         float bias[2], residual[2];
     };
 
-    __device__ __forceinline__ void fetch(Ahead& ahead, int tile, int g, int column) const {
+    __device__ __forceinline__ void begin(Ahead& ahead, int tile, int g, int) const {
+        ahead.row = first_row(tile, span, g);
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            int row = first_row(tile, span, g) + half * 8 * span;
-            if (row >= n) continue;  // a row of padding
-            if (bias) ahead.bias[half] = bias[row];
-            if (residual) ahead.residual[half] = residual[static_cast<size_t>(column) * n + row];
+            int row = ahead.row + half * 8 * span;
+            if (bias && row < n) ahead.bias[half] = bias[row];  // not of a row of padding
+        }
+    }
+
+    __device__ __forceinline__ void fetch(Ahead& ahead, int, int, int column) const {
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            int row = ahead.row + half * 8 * span;
+            if (residual && row < n) ahead.residual[half] = residual[static_cast<size_t>(column) * n + row];
         }
     }
 
     __device__ __forceinline__ void follow(Ahead&, int, int, int) const {}
 
-    __device__ __forceinline__ void store(const Ahead& ahead, int tile, int g, int column, float a, float b) const {
+    __device__ __forceinline__ void store(const Ahead& ahead, int, int, int column, float a, float b) const {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            int row = first_row(tile, span, g) + half * 8 * span;
+            int row = ahead.row + half * 8 * span;
             if (row >= n) continue;
             float sum = half ? b : a;
             if (bias) sum += ahead.bias[half];
             if (residual) sum += ahead.residual[half];
             out[static_cast<size_t>(column) * n + row] = from_float<Out>(sum);
         }
+    }
+};
+
+// x[column, row] += sum, and the first half of the norm that x goes through next (norm.cuh).
+template <class T>
+struct Add {
+    int n;              // a multiple of 16
+    float* x;           // [R, N]
+    const float* norm;  // [N]
+    T* normed;          // [R, N]
+    float* squared;     // [R, squared_line(N)]
+
+    struct Ahead {
+        float x[2], norm[2];
+    };
+
+    __device__ __forceinline__ void begin(Ahead& ahead, int tile, int g, int) const {
+#pragma unroll
+        for (int half = 0; half < 2; half++) ahead.norm[half] = norm[first_row(tile, 1, g) + half * 8];
+    }
+
+    __device__ __forceinline__ void fetch(Ahead& ahead, int tile, int g, int column) const {
+        const float* from = x + static_cast<size_t>(column) * n + first_row(tile, 1, g);
+#pragma unroll
+        for (int half = 0; half < 2; half++) ahead.x[half] = from[half * 8];
+    }
+
+    __device__ __forceinline__ void follow(Ahead&, int, int, int) const {}
+
+    __device__ __forceinline__ void store(const Ahead& ahead, int tile, int g, int column, float a, float b) const {
+        const size_t at = static_cast<size_t>(column) * n + first_row(tile, 1, g);
+        a += ahead.x[0], b += ahead.x[1];
+        x[at] = a, x[at + 8] = b;
+        normed[at] = from_float<T>(a * (1.f / FACTOR<T>)*ahead.norm[0]);
+        normed[at + 8] = from_float<T>(b * (1.f / FACTOR<T>)*ahead.norm[1]);
+        float sum = fmaf(b, b, a * a);
+        const unsigned lanes = 0x11111111u << threadIdx.x % 4;  // those of the same column
+#pragma unroll
+        for (int offset = 4; offset < 32; offset *= 2) sum += __shfl_xor_sync(lanes, sum, offset);
+        if (g == 0) squared[column * squared_line(n) + tile] = sum;
     }
 };
 
@@ -66,7 +117,7 @@ struct Gelu {
         float bias[2];
     };
 
-    __device__ __forceinline__ void fetch(Ahead& ahead, int tile, int g, int) const {
+    __device__ __forceinline__ void begin(Ahead& ahead, int tile, int g, int) const {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             int row = first_row(tile, 1, g) + half * 8;
@@ -74,6 +125,7 @@ struct Gelu {
         }
     }
 
+    __device__ __forceinline__ void fetch(Ahead&, int, int, int) const {}
     __device__ __forceinline__ void follow(Ahead&, int, int, int) const {}
 
     __device__ __forceinline__ void store(const Ahead& ahead, int tile, int g, int column, float a, float b) const {
@@ -94,6 +146,7 @@ struct Gate {
 
     struct Ahead {};
 
+    __device__ __forceinline__ void begin(Ahead&, int, int, int) const {}
     __device__ __forceinline__ void fetch(Ahead&, int, int, int) const {}
     __device__ __forceinline__ void follow(Ahead&, int, int, int) const {}
 
@@ -118,32 +171,36 @@ struct Rotate {
     T* v;                                  // [P, G, PAGE, d]
 
     struct Ahead {
+        int head, i;  // of the head whose tile it is, and the element of it
         int seq, position, page;
         float bias[2], cosine, sine;
     };
 
-    __device__ __forceinline__ void fetch(Ahead& ahead, int tile, int g, int column) const {
+    __device__ __forceinline__ void begin(Ahead& ahead, int tile, int g, int column) const {
+        int span = head_dim / 16;
+        ahead.head = tile / span, ahead.i = tile % span * 8 + g;
         ahead.position = positions[column];
         ahead.seq = seqs[column];
         if (bias) {
-            int row = first_row(tile, head_dim / 16, g);
+            int row = ahead.head * head_dim + ahead.i;
             ahead.bias[0] = bias[row];
             ahead.bias[1] = bias[row + head_dim / 2];
         }
     }
 
-    __device__ __forceinline__ void follow(Ahead& ahead, int tile, int g, int column) const {
-        int span = head_dim / 16, head = tile / span, i = tile % span * 8 + g;
-        if (head < heads + kv_heads) {
-            const float* angle = rope + static_cast<size_t>(ahead.position) * head_dim + i;
+    __device__ __forceinline__ void fetch(Ahead&, int, int, int) const {}
+
+    __device__ __forceinline__ void follow(Ahead& ahead, int, int, int) const {
+        if (ahead.head < heads + kv_heads) {
+            const float* angle = rope + static_cast<size_t>(ahead.position) * head_dim + ahead.i;
             ahead.cosine = angle[0];
             ahead.sine = angle[head_dim / 2];
         }
-        if (head >= heads) ahead.page = table[static_cast<size_t>(ahead.seq) * pages + ahead.position / PAGE];
+        if (ahead.head >= heads) ahead.page = table[static_cast<size_t>(ahead.seq) * pages + ahead.position / PAGE];
     }
 
-    __device__ __forceinline__ void store(const Ahead& ahead, int tile, int g, int column, float a, float b) const {
-        int span = head_dim / 16, head = tile / span, i = tile % span * 8 + g;
+    __device__ __forceinline__ void store(const Ahead& ahead, int, int, int column, float a, float b) const {
+        const int head = ahead.head;
         if (bias) {
             a += ahead.bias[0];
             b += ahead.bias[1];
@@ -162,7 +219,8 @@ struct Rotate {
             size_t line = (static_cast<size_t>(ahead.page) * kv_heads + kv_head) * PAGE + ahead.position % PAGE;
             to = (is_key ? k : v) + line * head_dim;
         }
-        to[i] = from_float<T>(a);
-        to[i + head_dim / 2] = from_float<T>(b);
+        to += ahead.i;
+        to[0] = from_float<T>(a);
+        to[head_dim / 2] = from_float<T>(b);
     }
 };

@@ -8,24 +8,24 @@
 // stream (stream.cuh); the first ones are on their way before grid_wait(): they are constant, x is what the kernel
 // before writes. The sums of set i meet in the shared memory of block i and are added in the order of the parts. That
 // order depends on WARPS and K and on nothing else, and a column of an mma does not influence another one: so a row of
-// x gives the same bits alone and in every batch, whatever SPLIT, TILES, COLS, DEPTH, BLOCKS, RING, and DIRECT or
-// STAGED.
+// x gives the same bits alone and in every batch, whatever SPLIT, TILES, COLS, DEPTH, BLOCKS, RING and SOURCE.
 //
-// SOURCE of x (columns.cuh): DIRECT, beside the weights; STAGED; or x / rms(x) * norm of rows of the residual stream:
-// ROWS for short ones, or NORM, of which the factor 1 / rms(x) is left to the sums. LAUNCH: grid SPLIT times at most
-// the number of groups, ceil(tiles / TILES / SPLIT), block 32 * WARPS, cluster SPLIT,
+// SOURCE of x (columns.cuh): DIRECT, beside the weights, or STAGED. With `squared`, x are rows of the residual stream
+// after the first half of a norm (norm.cuh), and the sums are multiplied by its second half.
+// LAUNCH: grid SPLIT times at most the number of groups, ceil(tiles / TILES / SPLIT), block 32 * WARPS, cluster SPLIT,
 //         dependent; dynamic shared memory: sums, 2 * WARPS * TILES * COLS * 512 bytes; with RING also DEPTH * WARPS *
-//         32 times 8 TILES (DIRECT: + 4 COLS) elements of T; unless DIRECT also R * held(K) elements of T, held(K) = 16
-//         ceil(K / 16 / WARPS) WARPS / SPLIT; with ROWS also held(K) floats, with NORM R * WARPS.
+//         32 times 8 TILES (DIRECT: + 4 COLS) elements of T; 64 bytes for scales; if STAGED also R * held(K) elements
+//         of T, held(K) = 16 ceil(K / 16 / WARPS) WARPS / SPLIT.
 // PRECOND: K % 16 == 0; x 16-byte aligned; 1 <= R <= 8 * COLS; 2 * TILES * COLS <= WARPS; SPLIT divides WARPS and is 1
-//         below sm_90; with ROWS K <= 640 and SPLIT 1.
+//         below sm_90; constants of a step (bias, norm, rope, seqs, positions, table) were complete before its first
+//         kernel started: they are read before the wait.
 #include "epilogue.cuh"
 #include "stream.cuh"
 
-template <class T, int SOURCE, int WARPS, int SPLIT, int TILES, int COLS, int DEPTH, int BLOCKS, bool RING,
+template <class T, Source SOURCE, int WARPS, int SPLIT, int TILES, int COLS, int DEPTH, int BLOCKS, bool RING,
           class Epilogue>
-__device__ __forceinline__ void product(const T* weight, const Input<T, SOURCE>* x, const float* norm, float eps,
-                                        const int* index, int rows, int k, int tiles, const Epilogue& epilogue) {
+__device__ __forceinline__ void product(const T* weight, const T* x, const float* squared, float eps, int rows, int k,
+                                        int tiles, const Epilogue& epilogue) {
     using Own = Parts<WARPS, SPLIT>;
     constexpr bool DIRECTLY = SOURCE == DIRECT;
     using Stream = typename Choose<RING, InRing<T, DIRECTLY, WARPS, SPLIT, TILES, COLS, DEPTH>,
@@ -38,22 +38,12 @@ __device__ __forceinline__ void product(const T* weight, const Input<T, SOURCE>*
     Work<T, WARPS, SPLIT, TILES, COLS> work{{}, weight, tiles, tiles_k, groups, int(gridDim.x) / SPLIT};
     const Own& own = work.own;
     float* red = reinterpret_cast<float*>(memory);
-    float* part_squares = red + 2 * RED + Stream::FLOATS;
-    float* norm_held = part_squares + (SOURCE == NORM ? rows * WARPS : 0);
-    T* held = reinterpret_cast<T*>(norm_held + (SOURCE == ROWS ? Own::held(tiles_k) : 0));
+    float* scales = red + 2 * RED + Stream::FLOATS;
+    T* held = reinterpret_cast<T*>(scales + 16);
     grid_launch();
 
     Stream stream(red + 2 * RED);
-    if constexpr (SOURCE == NORM)
-        for (int i = threadIdx.x * 32; i < k; i += Own::THREADS * 32) prefetch_l2(norm + i);
-    if constexpr (SOURCE == ROWS) copy_norm(own, norm, tiles_k, norm_held);
     stream.begin(work, first);
-    if constexpr (SOURCE == ROWS) {
-        cp_async_wait<RING ? DEPTH : 0>();  // for all but the weights
-        __syncthreads();
-    }
-    if constexpr (SPLIT > 1) cluster_sync();  // the others have begun: their shared memory can be written
-    grid_wait();
 
     // The sums that this thread adds up over the parts: rows g and g + 8 of tile `part` of its block's set, one column.
     const int g = lane / 4, half = warp % 2, part = warp / 2 / COLS,
@@ -61,26 +51,25 @@ __device__ __forceinline__ void product(const T* weight, const Input<T, SOURCE>*
     auto summed = [&](int group) { return (group * SPLIT + own.rank) * TILES + part; };  // the tile
     auto mine = [&](int group) { return part < TILES && out_column < rows && summed(group) < tiles; };
     typename Epilogue::Ahead ahead;
-    if (mine(first)) epilogue.fetch(ahead, summed(first), g, out_column);
+    if (mine(first)) epilogue.begin(ahead, summed(first), g, out_column);
 
-    if constexpr (SOURCE == NORM)
-        hold_normed<BLOCKS == 1 ? 8 : 4>(own, x, index, norm, rows, tiles_k, held, part_squares);
-    if constexpr (SOURCE == ROWS) hold_rows(own, x, index, norm_held, eps, rows, tiles_k, held);
+    if constexpr (SPLIT > 1) cluster_sync();  // the others have begun: their shared memory can be written
+    grid_wait();
+    if (mine(first)) epilogue.fetch(ahead, summed(first), g, out_column);
     if constexpr (SOURCE == STAGED) hold(own, x, rows, tiles_k, held);
-    work.column_step = SOURCE == DIRECT ? WARPS * 16 : Own::PARTS * rows * 16;
+    work.column_step = DIRECTLY ? WARPS * 16 : Own::PARTS * rows * 16;
 #pragma unroll
     for (int c = 0; c < COLS; c++) {
         int r = min(c * 8 + lane / 4, rows - 1);
-        if constexpr (SOURCE == DIRECT)
+        if constexpr (DIRECTLY)
             work.column[c] = x + static_cast<size_t>(r) * k + own.part * 16 + lane % 4 * 4;
         else
             work.column[c] = held + (own.local * rows + r) * 16 + lane % 4 * 4;
     }
     stream.begin_columns(work);
     if (mine(first)) epilogue.follow(ahead, summed(first), g, out_column);
-    const int scaled_row = min(out_column, rows - 1);
-    float scale = 0.f;
-    if constexpr (SOURCE == NORM && SPLIT == 1) scale = row_scale<T, WARPS>(part_squares, scaled_row, k, eps);
+    find_scales<T, WARPS>(squared, rows, k, eps, scales);
+    float scale = 1.f;
 
     for (int group = first, turn = 0; group < groups; group += work.stride, turn ^= 1) {
         float acc[TILES][COLS][4] = {};
@@ -97,8 +86,7 @@ __device__ __forceinline__ void product(const T* weight, const Input<T, SOURCE>*
             cluster_sync();
         else
             __syncthreads();
-        if constexpr (SOURCE == NORM && SPLIT > 1)
-            if (group == first) scale = row_scale<T, WARPS>(part_squares, scaled_row, k, eps);
+        if (squared && group == first) scale = scales[min(out_column, rows - 1)];
         if (mine(group)) {
             const float* own_sums = red + turn * RED + (warp / 2 * 4 + half) * 32 + lane;
             float low = 0.f, high = 0.f;
@@ -107,11 +95,11 @@ __device__ __forceinline__ void product(const T* weight, const Input<T, SOURCE>*
                 low += own_sums[p * SUMS * 32];
                 high += own_sums[p * SUMS * 32 + 64];
             }
-            if constexpr (SOURCE == NORM) low = __fmul_rn(low, scale), high = __fmul_rn(high, scale);
-            epilogue.store(ahead, summed(group), g, out_column, low, high);
+            epilogue.store(ahead, summed(group), g, out_column, __fmul_rn(low, scale), __fmul_rn(high, scale));
         }
         const int following = group + work.stride;
         if (mine(following)) {
+            epilogue.begin(ahead, summed(following), g, out_column);
             epilogue.fetch(ahead, summed(following), g, out_column);
             epilogue.follow(ahead, summed(following), g, out_column);
         }
@@ -119,42 +107,47 @@ __device__ __forceinline__ void product(const T* weight, const Input<T, SOURCE>*
 }
 
 #define DECODE_SHAPE int WARPS, int SPLIT, int TILES, int COLS, int DEPTH, int BLOCKS, bool RING
+#define PRODUCT product<T, SOURCE, WARPS, SPLIT, TILES, COLS, DEPTH, BLOCKS, RING>
 
-// out = x W^T + bias + residual.   x [R, K] T, or with a norm rows `index` of x [*, K] float32; out [R, N] Out
-template <class T, class Out, int SOURCE, DECODE_SHAPE>
+// Of all kernels: x [R, K] T; squared [R, squared_line(K)], null unless x is half normalised; eps of the norm.
+
+// out = x W^T + bias + residual.   bias and residual may be null; out [R, N] Out
+template <class T, class Out, Source SOURCE, DECODE_SHAPE>
 __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
-    decode_store(const T* weight, const Input<T, SOURCE>* x, const float* norm, float eps, const int* index, int rows,
-                 int k, int n, int span, const float* bias, const float* residual, Out* out) {
-    Store<Out> store{n, span, bias, residual, out};
-    product<T, SOURCE, WARPS, SPLIT, TILES, COLS, DEPTH, BLOCKS, RING>(weight, x, norm, eps, index, rows, k,
-                                                                       (n + 15) / 16, store);
+    decode_store(const T* weight, const T* x, const float* squared, float eps, int rows, int k, int n, int span,
+                 const float* bias, const float* residual, Out* out) {
+    PRODUCT(weight, x, squared, eps, rows, k, (n + 15) / 16, Store<Out>{n, span, bias, residual, out});
 }
 
-// out = silu(gate) * up.   weight [2 F, K] packed with span F / 8, x [R, K] T, or with a norm float32; out [R, F] T
-template <class T, int SOURCE, DECODE_SHAPE>
+// out += x W^T, and the first half of the norm that comes next: see Add.   weight packed with span 1, N % 16 == 0
+template <class T, Source SOURCE, DECODE_SHAPE>
 __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
-    decode_gate(const T* weight, const Input<T, SOURCE>* x, const float* norm, float eps, int rows, int k, int ffn,
-                T* out) {
-    product<T, SOURCE, WARPS, SPLIT, TILES, COLS, DEPTH, BLOCKS, RING>(weight, x, norm, eps, nullptr, rows, k, ffn / 8,
-                                                                       Gate<T>{ffn, out});
+    decode_add(const T* weight, const T* x, const float* squared, float eps, int rows, int k, int n, float* out,
+               const float* norm, T* normed, float* out_squared) {
+    PRODUCT(weight, x, squared, eps, rows, k, n / 16, Add<T>{n, out, norm, normed, out_squared});
 }
 
-// out = gelu(x W^T + bias).   weight [N, K] packed with span 1, x [R, K] T; norm and eps are not used; out [R, N] T
-template <class T, int SOURCE, DECODE_SHAPE>
+// out = silu(gate) * up.   weight [2 F, K] packed with span F / 8; out [R, F] T
+template <class T, Source SOURCE, DECODE_SHAPE>
 __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
-    decode_gelu(const T* weight, const Input<T, SOURCE>* x, const float* norm, float eps, int rows, int k, int n,
-                const float* bias, int tanh, T* out) {
-    product<T, SOURCE, WARPS, SPLIT, TILES, COLS, DEPTH, BLOCKS, RING>(weight, x, norm, eps, nullptr, rows, k,
-                                                                       (n + 15) / 16, Gelu<T>{n, bias, tanh, out});
+    decode_gate(const T* weight, const T* x, const float* squared, float eps, int rows, int k, int ffn, T* out) {
+    PRODUCT(weight, x, squared, eps, rows, k, ffn / 8, Gate<T>{ffn, out});
 }
 
-// Queries, keys and values of x, rotated and stored: see Rotate.   x [R, K] T, or with a norm float32
-template <class T, int SOURCE, DECODE_SHAPE>
+// out = gelu(x W^T + bias).   weight [N, K] packed with span 1; out [R, N] T
+template <class T, Source SOURCE, DECODE_SHAPE>
 __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
-    decode_qkv(const T* weight, const Input<T, SOURCE>* x, const float* norm, float eps, int rows, int k,
-               const float* bias, const float* rope, const int* seqs, const int* positions, const int* table, int pages,
-               T* qkv, T* keys, T* values, int heads, int kv_heads, int head_dim) {
+    decode_gelu(const T* weight, const T* x, const float* squared, float eps, int rows, int k, int n, const float* bias,
+                int tanh, T* out) {
+    PRODUCT(weight, x, squared, eps, rows, k, (n + 15) / 16, Gelu<T>{n, bias, tanh, out});
+}
+
+// Queries, keys and values of x, rotated and stored: see Rotate.
+template <class T, Source SOURCE, DECODE_SHAPE>
+__global__ void __launch_bounds__(WARPS * 32, BLOCKS)
+    decode_qkv(const T* weight, const T* x, const float* squared, float eps, int rows, int k, const float* bias,
+               const float* rope, const int* seqs, const int* positions, const int* table, int pages, T* qkv, T* keys,
+               T* values, int heads, int kv_heads, int head_dim) {
     Rotate<T> rotate{heads, kv_heads, head_dim, pages, bias, rope, seqs, positions, table, qkv, keys, values};
-    product<T, SOURCE, WARPS, SPLIT, TILES, COLS, DEPTH, BLOCKS, RING>(weight, x, norm, eps, nullptr, rows, k,
-                                                                       (heads + 2 * kv_heads) * head_dim / 16, rotate);
+    PRODUCT(weight, x, squared, eps, rows, k, (heads + 2 * kv_heads) * head_dim / 16, rotate);
 }

@@ -1,4 +1,5 @@
 // Packing weights once at load, and reading rows back out of a packed table.
+#include "norm.cuh"
 #include "packed.cuh"
 
 // Rows first .. first + count of a matrix [N, K] into their places of its packed form; rows from N on become zeros.
@@ -29,32 +30,44 @@ __device__ __forceinline__ float4 plus(float4 a, float4 b) {
     return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
 }
 
-// out[r] = table[ids[r]] + places[at[r]] of a table packed with span 1; without the second where places is null.
-//   ids, at [R], table [V, K] packed, places [T, K] float32, out [R, K] float32
-// LAUNCH: grid R, block 128, dependent. PRECOND: 0 <= ids[r] < V, 0 <= at[r] < T, K % 16 == 0.
+// out[r] = table[ids[r]] + places[at[r]] of a table packed with span 1; without the second where places is null. With
+// norm also the first half of the norm that out goes through next (norm.cuh).
+//   ids, at [R], table [V, K] packed, places [T, K] float32, out [R, K] float32; norm [K] or null, normed [R, K] T,
+//   squared [R, squared_line(K)]
+// LAUNCH: grid (R, any), block 128, dependent. PRECOND: 0 <= ids[r] < V, 0 <= at[r] < T, K % 16 == 0.
 template <class T>
 __global__ void __launch_bounds__(128)
-    embed_packed(const int* ids, const T* table, const int* at, const float* places, float* out, int k) {
+    embed_packed(const int* ids, const T* table, const int* at, const float* places, float* out, int k,
+                 const float* norm, T* normed, float* squared) {
     grid_wait();    // ids may be what the step before has sampled
     grid_launch();  // not earlier: the step's kernels may count on its positions being there when they start
-    int id = ids[blockIdx.x], tiles_k = k / 16;
+    int row = blockIdx.x, id = ids[row], tiles_k = k / 16;
     const T* tile = table + static_cast<size_t>(id / 16) * tiles_k * 256 + id % 8 * 32 + id % 16 / 8 * 2;
-    for (int i = threadIdx.x; i < k / 4; i += blockDim.x) {
+    for (int i = blockIdx.y * blockDim.x + threadIdx.x; i < k / 4; i += gridDim.y * blockDim.x) {
         const T* p = tile + (i / 4) * 256 + i % 4 * 8;
         float4 v = make_float4(to_float(p[0]), to_float(p[1]), to_float(p[4]), to_float(p[5]));
-        if (places) v = plus(v, reinterpret_cast<const float4*>(places + static_cast<size_t>(at[blockIdx.x]) * k)[i]);
-        reinterpret_cast<float4*>(out + static_cast<size_t>(blockIdx.x) * k)[i] = v;
+        if (places) v = plus(v, reinterpret_cast<const float4*>(places + static_cast<size_t>(at[row]) * k)[i]);
+        reinterpret_cast<float4*>(out + static_cast<size_t>(row) * k)[i] = v;
+        if (norm) {
+            float4 weight = reinterpret_cast<const float4*>(norm)[i];
+            store4(normed + static_cast<size_t>(row) * k + i * 4, scaled(v, 1.f / FACTOR<T>, weight));
+            float sum = squares(v);
+            const unsigned lanes = 0xfu << threadIdx.x % 32 / 4 * 4;  // those of the same sixteen
+            sum += __shfl_xor_sync(lanes, sum, 1);
+            sum += __shfl_xor_sync(lanes, sum, 2);
+            if (i % 4 == 0) squared[row * squared_line(k) + i / 4] = sum;
+        }
     }
 }
 
-// The same from a plain table [V, K], for products by cuBLAS. LAUNCH and PRECOND as above.
+// out as above from a plain table [V, K], for products by cuBLAS. LAUNCH and PRECOND as above.
 template <class T>
 __global__ void __launch_bounds__(128)
     embed_plain(const int* ids, const T* table, const int* at, const float* places, float* out, int k) {
     grid_wait();
     grid_launch();
     const T* row = table + static_cast<size_t>(ids[blockIdx.x]) * k;
-    for (int i = threadIdx.x; i < k / 8; i += blockDim.x) {
+    for (int i = blockIdx.y * blockDim.x + threadIdx.x; i < k / 8; i += gridDim.y * blockDim.x) {
         float v[8];
         load8(row + i * 8, v);
         if (places) {

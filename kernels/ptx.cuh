@@ -192,6 +192,14 @@ PTX void pin(uint4 v) {
     asm volatile("" ::"r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
 
+// p itself, of which the compiler then knows nothing: what is read at fixed distances from it shares one address, where
+// it would else add up base and index for each.
+template <class T>
+PTX const T* one_address(const T* p) {
+    asm volatile("" : "+l"(p));
+    return p;
+}
+
 PTX void prefetch_l2(const void* p) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
 }

@@ -40,10 +40,24 @@ struct InRegisters {
 
     __device__ __forceinline__ InRegisters(float*) {}
 
-    __device__ __forceinline__ void load_weights(const W& work, int slot, int group, int step) {
+    // Where the k tiles of a group are, from `step` on.
+    struct From {
+        const T* tile[TILES];
+        bool exists[TILES];
+
+        __device__ __forceinline__ From(const W& work, int group, int step) {
+#pragma unroll
+            for (int r = 0; r < TILES; r++) {
+                exists[r] = work.exists(work.row_tile(group, r));
+                tile[r] = one_address(work.weights(work.row_tile(group, r), step));
+            }
+        }
+    };
+
+    __device__ __forceinline__ void load_weights(const From& from, int slot) {
 #pragma unroll
         for (int r = 0; r < TILES; r++)
-            if (work.exists(work.row_tile(group, r))) a[r][slot] = load_a(work.weights(work.row_tile(group, r), step));
+            if (from.exists[r]) a[r][slot] = load_a(from.tile[r] + slot * WARPS * W::K_TILE);
     }
 
     __device__ __forceinline__ void load_columns(const W& work, int slot, int step) {
@@ -53,9 +67,10 @@ struct InRegisters {
 
     // The first weights, kept above a grid_wait().
     __device__ __forceinline__ void begin(const W& work, int group) {
+        const From from(work, group, 0);
 #pragma unroll
         for (int slot = 0; slot < DEPTH; slot++)
-            if (work.has(slot)) load_weights(work, slot, group, slot);
+            if (work.has(slot)) load_weights(from, slot);
 #pragma unroll
         for (int slot = 0; slot < DEPTH; slot++)
 #pragma unroll
@@ -69,24 +84,33 @@ struct InRegisters {
             if (work.has(slot)) load_columns(work, slot, slot);
     }
 
-    // acc += the group's weights times x.
+    __device__ __forceinline__ void multiply_slot(float (&acc)[TILES][COLS][4], int slot) const {
+#pragma unroll
+        for (int c = 0; c < COLS; c++)
+#pragma unroll
+            for (int r = 0; r < TILES; r++) multiply<T>(acc[r][c], a[r][slot], b[c][slot]);
+    }
+
+    // acc += the group's weights times x. Short streams end in their first round, so that has no loads to skip.
     __device__ __forceinline__ void multiply_group(const W& work, float (&acc)[TILES][COLS][4], int group) {
         const int steps = (Parts<WARPS, SPLIT>::steps(work.tiles_k) + DEPTH - 1) / DEPTH * DEPTH;
         for (int step = 0; step < steps; step += DEPTH) {
             bool last = step + DEPTH >= steps;
             int next = last ? group + work.stride : group, next_step = last ? 0 : step + DEPTH;
+            if (next < work.groups) {
+                const From from(work, next, next_step);
 #pragma unroll
-            for (int slot = 0; slot < DEPTH; slot++) {
-                if (work.has(step + slot)) {
-#pragma unroll
-                    for (int c = 0; c < COLS; c++)
-#pragma unroll
-                        for (int r = 0; r < TILES; r++) multiply<T>(acc[r][c], a[r][slot], b[c][slot]);
+                for (int slot = 0; slot < DEPTH; slot++) {
+                    if (work.has(step + slot)) multiply_slot(acc, slot);
+                    if (work.has(next_step + slot)) {
+                        load_weights(from, slot);
+                        load_columns(work, slot, next_step + slot);
+                    }
                 }
-                if (next < work.groups && work.has(next_step + slot)) {
-                    load_weights(work, slot, next, next_step + slot);
-                    load_columns(work, slot, next_step + slot);
-                }
+            } else {
+#pragma unroll
+                for (int slot = 0; slot < DEPTH; slot++)
+                    if (work.has(step + slot)) multiply_slot(acc, slot);
             }
         }
     }
@@ -132,16 +156,38 @@ struct InRing {
         cp_async_commit();
     }
 
+    // A block that starts late has nothing else to do: where the first group has DEPTH k tiles, straight away.
     __device__ __forceinline__ void begin(const W& work, int first) {
         slot = 0;
         turn_to(work, first);
+        if (group == work.groups || work.count() < DEPTH) {
 #pragma unroll 1
-        for (int i = 0; i < DEPTH; i++) fill(work, i, false);
+            for (int i = 0; i < DEPTH; i++) fill(work, i, false);
+            return;
+        }
+        const T* tile[TILES];
+#pragma unroll
+        for (int r = 0; r < TILES; r++) tile[r] = one_address(from + r * work.tiles_k * W::K_TILE);
+#pragma unroll
+        for (int i = 0; i < DEPTH; i++) {
+#pragma unroll
+            for (int r = 0; r < TILES; r++)
+                if (work.exists(work.row_tile(group, r)))
+                    copy_a(a + (i * TILES + r) * THREADS, tile[r] + i * WARPS * W::K_TILE);
+            cp_async_commit();
+        }
+        step = DEPTH, from += DEPTH * WARPS * W::K_TILE;
+        if (step == work.count()) turn_to(work, group + work.stride);
     }
 
     // Sets of copies of their own, behind those of the weights: so the last DEPTH sets end with what is used next.
     __device__ __forceinline__ void begin_columns(const W& work) {
         if constexpr (X) {
+            if (work.count() >= DEPTH) {
+#pragma unroll
+                for (int i = 0; i < DEPTH; i++) copy_columns(work, i, i), cp_async_commit();
+                return;
+            }
 #pragma unroll 1
             for (int i = 0, step = 0; i < DEPTH; i++, step = step + 1 < work.count() ? step + 1 : 0) {
                 if (work.count() > 0) copy_columns(work, i, step);

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import product
 
-from ostinato.ops.shapes import DECODE, MEASURED, DecodeShape, Key, rule, shared_limit
+from ostinato.ops.shapes import BESIDE, DECODE, MEASURED, DecodeShape, Key, rule, shared_limit
 
 TYPES = ("bf16", "half", "float")
 
@@ -28,36 +28,32 @@ def templates(shapes: Iterable[DecodeShape]) -> list[str]:
     return list(dict.fromkeys(shape.template(rows) for shape in shapes for rows in (1, 8, 16)))
 
 
-def by_rule(kernel: str, t: str, *arguments: str, normalises: bool) -> list[str]:
-    """The instances of a decode product for all shapes of the rule, and all that x may come from."""
-    found = []
-    for template in templates(RULES[4 if t == "float" else 2]):
-        warps, _, _, cols, *_ = template.split(", ")
-        norms = [*["NORM"] * (warps != "4"), *["ROWS"] * (warps != "16")] if normalises else []  # ROWS: K <= 640
-        for source in ("DIRECT", *["STAGED"] * (cols == "2"), *norms):
-            found.append(f"{kernel}<{', '.join((t, *arguments, source, template))}>")
-    return found
+def by_rule(kernel: str, t: str, *arguments: str) -> list[str]:
+    """The instances of a decode product for all shapes of the rule."""
+    return [
+        f"{kernel}<{', '.join((t, *arguments, source, template))}>"
+        for template in templates(RULES[4 if t == "float" else 2])
+        for source in ("DIRECT", *["STAGED"] * (template.split(", ")[3] == "2"))
+    ]
 
 
 def measured(key: Key) -> list[str]:
     """The instances that multiply a matrix of the table: of bf16, which stands for half as well."""
-    (n, k, size), shape, limit = key, DECODE[key], shared_limit(MEASURED)
-    kernel = next((kernel for kernel, keys in MATRICES.items() if key in keys), "decode_store")
+    (_, k, size), shape, limit = key, DECODE[key], shared_limit(MEASURED)
+    kernel = next(kernel for kernel, keys in MATRICES.items() if key in keys)
     arguments = "bf16, float" if kernel == "decode_store" else "bf16"
-    norm = shape.norm(k, size, limit) if n > HEAD or kernel != "decode_store" else ""
-    found = []
-    for rows in (1, 8, 16):
-        staged = shape.launch(rows).staged and shape.shared(rows, k, size, "STAGED") <= limit
-        for source in filter(None, ("STAGED" if staged else "DIRECT", norm)):
-            found.append(f"{kernel}<{arguments}, {source}, {shape.template(rows)}>")
-    return found
+    sources = {rows: shape.source(rows, k, size, limit)[0] for rows in (1, 8, 16)}
+    return [f"{kernel}<{arguments}, {source}, {shape.template(rows)}>" for rows, source in sources.items()]
 
 
 MATRICES: dict[str, list[Key]] = {
     "decode_qkv": [(960, 576, 2), (3072, 2048, 2), (6144, 4096, 2)],
     "decode_gate": [(3072, 576, 2), (16384, 2048, 2), (28672, 4096, 2)],
+    "decode_add": [
+        (n, k, 2) for n, ks in ((576, (576, 1536)), (2048, (2048, 8192)), (4096, (4096, 14336))) for k in ks
+    ],
+    "decode_store": [(49152, 576, 2), (128256, 2048, 2), (128256, 4096, 2)],
 }
-HEAD = 40000  # rows of a matrix, and more, that make it a head
 
 PREFILL_SHAPES = {t: ["4, 2, 4, 8, 4", "4, 2, 2, 8, 4", "2, 2, 2, 4, 4"] for t in ("bf16", "half")}
 PREFILL_SHAPES["float"] = ["4, 2, 2, 4, 4", "2, 2, 2, 4, 4"]
@@ -67,8 +63,8 @@ HEAD_SIZES = (16, 32, 48, 64, 80, 96, 112, 128, 192, 256)
 # "file.cu": [*each("kernel", TYPES, (64, 128)), "plain_kernel"],
 INSTANCES: dict[str, list[str]] = {
     "attend_decode.cu": [
-        *each("attend_decode", TYPES, HEAD_SIZES, (1,)),
-        *each("attend_decode", TYPES, [d for d in HEAD_SIZES if d <= 128], (2,)),
+        *each("attend_decode", TYPES, HEAD_SIZES, (1,), (1,)),
+        *each("attend_decode", TYPES, [d for d in HEAD_SIZES if d <= 128], (2,), (1,)),
     ],
     "attend_prefill.cu": [
         *each("attend_prefill", TYPES, HEAD_SIZES, ("false",)),
@@ -80,11 +76,12 @@ INSTANCES: dict[str, list[str]] = {
         name
         for t in TYPES
         for name in (
-            *by_rule("decode_store", t, "float", normalises=True),
-            *(by_rule("decode_store", t, t, normalises=False) if t != "float" else ()),
-            *by_rule("decode_gate", t, normalises=True),
-            *by_rule("decode_qkv", t, normalises=True),
-            *by_rule("decode_gelu", t, normalises=False),
+            *by_rule("decode_store", t, "float"),
+            *(by_rule("decode_store", t, t) if t != "float" else ()),
+            *by_rule("decode_add", t),
+            *by_rule("decode_gate", t),
+            *by_rule("decode_qkv", t),
+            *by_rule("decode_gelu", t),
         )
     ],
     "linear_prefill.cu": [
@@ -110,6 +107,10 @@ INSTANCES: dict[str, list[str]] = {
 
 def on(arch: int) -> dict[str, list[str]]:
     """The instances that the engine can ask a GPU of this arch for: the measured shapes are for one kind of GPU."""
-    table = [name for key in DECODE for name in measured(key)] if arch == MEASURED else []
-    more = {"linear_decode.cu": table}
+    if arch != MEASURED:
+        return INSTANCES
+    more = {
+        "linear_decode.cu": [name for key in DECODE for name in measured(key)],
+        "attend_decode.cu": each("attend_decode", TYPES[:2], sorted({d for _, d, _ in BESIDE}), (1,), (2,)),
+    }
     return {file: list(dict.fromkeys([*names, *more.get(file, ())])) for file, names in INSTANCES.items()}

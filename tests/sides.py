@@ -77,6 +77,7 @@ def case(device, dtype, c, s) -> Case:
     matrices = {
         "qkv": ([random(n * d, c.hidden) / c.hidden**0.5 for n in (c.heads, c.kv_heads, c.kv_heads)], "qkv", d),
         "gate_up": ([random(c.ffn, c.hidden) / c.hidden**0.5 for _ in range(2)], "gate_up", 0),
+        "o": ([random(c.hidden, c.heads * d) / c.hidden**0.5], "rows", 0),
         "head": ([random(c.vocab, c.hidden) / c.hidden**0.5], "rows", 0),
         "up": ([random(c.ffn, c.hidden) / c.hidden**0.5], "rows", 0),
     }
@@ -98,6 +99,13 @@ def case(device, dtype, c, s) -> Case:
         sides.append(SimpleNamespace(ops=ops, w=w, b=b, s=Step(**arrays), cache=cache))
         ops.device.synchronize()
     return Case(c, *sides)
+
+
+def ready(side, norm, b=None):
+    """What wrote b.x would have seen to a part of the next norm, of this weight: add a product with zeros to it."""
+    b = b or side.b
+    side.ops.device.write(b.attn, np.zeros(b.attn.shape, b.attn.dtype))
+    side.ops.linear_add(b.attn, side.w.o, b, norm)
 
 
 def close(found, expected, dtype, factors=1):

@@ -33,8 +33,8 @@ TINY = ModelConfig(
     arch="decoder", layers=2, hidden=64, heads=4, kv_heads=2, head_dim=16, ffn=96, vocab=80, max_len=256, eps=1e-5,
     tied=True, dtype="float32",
 )  # fmt: skip
-KINDS = ["embed", "norm_qkv", "attend", "linear o", "norm_gate_up", "linear down", "norm_head", "sample", "advance"]
-F32 = np.dtype(np.float32)
+LAYER = ["norm_qkv", "attend", "linear_add o", "norm_gate_up", "linear_add down"]
+KINDS = ["embed_tokens", *LAYER, "norm_head", "sample", "advance"]
 
 # -- random weights ---------------------------------------------------------------------------------------------------
 
@@ -50,7 +50,7 @@ def test_random_numbers_are_the_same_on_every_device(device: Device, dtype: Any,
 
 
 def test_random_numbers_are_nearly_normal() -> None:
-    x = synthetic.random(HostDevice(), (1500, 1000), F32, 3)
+    x = synthetic.random(HostDevice(), (1500, 1000), np.dtype(np.float32), 3)
     assert abs(x.mean()) < 1e-4 and x.std() == pytest.approx(synthetic.DEVIATION, rel=5e-3)
     assert np.abs(x).max() < 4 * synthetic.DEVIATION
     assert abs(np.corrcoef(x[:-1].ravel(), x[1:].ravel())[0, 1]) < 5e-3
@@ -201,7 +201,7 @@ def test_numpy_rows_agree_with_themselves(capsys: pytest.CaptureFixture[str]) ->
         assert r.percent == pytest.approx(100 * r.gb_per_s / found.ceilings["numpy"])
     assert [(r.batch, r.kind) for r in found.operations] == [(b, kind) for b in (1, 3) for kind in KINDS]
     for r in found.operations:
-        assert r.calls == (TINY.layers if r.kind in KINDS[1:6] else 1)
+        assert r.calls == (TINY.layers if r.kind in LAYER else 1)
         assert (r.gb_per_s is None) == (r.percent is None) == (r.us < operations.SEEN)
         assert r.gb_per_s is None or r.gb_per_s == pytest.approx(r.bytes / r.us / 1e3)
     written = json.loads(json.dumps(report.record(found)))
@@ -210,7 +210,7 @@ def test_numpy_rows_agree_with_themselves(capsys: pytest.CaptureFixture[str]) ->
     found.operations[0] = replace(found.operations[0], gb_per_s=None, percent=None)  # too fast for a rate
     report.print_tables(found)
     out = capsys.readouterr().out
-    assert f"{found.rows[-1].step_ms:.3f}" in out and "linear down" in out
+    assert f"{found.rows[-1].step_ms:.3f}" in out and "linear_add down" in out
 
 
 def emulated(ops: Any) -> decode.Choose:
@@ -223,7 +223,7 @@ def test_kernels_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     asked = settings(batches=(1,), backends=("cuda",), graphs=("step",), max_tokens=2, read_bytes=STEP)
     found = decode.decode(asked, emulated(ops))
     kernels = {r.kind: {name.split("<")[0]: n for name, n in r.kernels.items()} for r in found.operations}
-    layer = {"norm_qkv": {"decode_qkv": 2}, "norm_gate_up": {"decode_gate": 2}, "linear o": {"decode_store": 2}}
+    layer = {"norm_qkv": {"decode_qkv": 2}, "norm_gate_up": {"decode_gate": 2}, "linear_add o": {"decode_add": 2}}
     assert list(kernels) == KINDS and {kind: kernels[kind] for kind in layer} == layer
     written = json.loads(json.dumps(report.record(found)))["operations"]
     assert [row["kernels"] for row in written] == [r.kernels for r in found.operations]

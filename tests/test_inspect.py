@@ -192,12 +192,13 @@ def test_command_shows_the_calls_where_nothing_is_captured(
     found = json.loads(json_file.read_text())
     assert code == 0 and found["apart"] == pytest.approx(abs(found["nodes_us"] / found["replay_us"] - 1))
     assert found["graphs"] == graphs and not found["captured"] and found["graph_bytes"] == 0
-    operations = ["norm_qkv", "attend", "linear o", "all_reduce", "norm_gate_up", "linear down", "all_reduce"]
-    assert [n["operation"] for n in found["nodes"]] == ["embed", *operations * 3, "norm_head", "sample", "advance"]
+    layer = ["norm_qkv", "attend", "linear_add o", "norm_gate_up", "linear_add down"]
+    operations = ["embed_tokens", *layer * 3, "norm_head", "sample", "advance"]
+    assert [n["operation"] for n in found["nodes"]] == operations
     assert len(found["edges"]) == len(found["nodes"]) - graphs and all(n["us"] > 0 for n in found["nodes"])
     assert found["nodes_us"] == pytest.approx(sum(n["us"] for n in found["nodes"]))
     assert dot_file.read_text().count("subgraph") == 5
-    assert found["nodes"][3]["arrays"] == "x [2, 48], weight [48, 48], out [2, 48], residual [2, 48]"
+    assert found["nodes"][3]["arrays"] == "x [2, 48], weight [48, 48], b.x [2, 48], norm [48]"
     assert "layers 1 to 2, each" in capsys.readouterr().out
 
 

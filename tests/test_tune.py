@@ -41,9 +41,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("batches", "expected"),
     [
-        pytest.param((1, 4, 16), [("single", (1,), ()), ("narrow", (4,), (1,)), ("wide", (16,), (1, 4))], id="three"),
-        pytest.param((9, 8, 2), [("narrow", (8, 2), ()), ("wide", (9,), (8, 2))], id="two"),
-        pytest.param((16,), [("wide", (16,), ())], id="one"),
+        pytest.param((1, 4, 16), [("single", (1,), True), ("narrow", (4,), False), ("wide", (16,), False)], id="three"),
+        pytest.param((9, 8, 2), [("narrow", (8, 2), True), ("wide", (9,), False)], id="two"),
+        pytest.param((16,), [("wide", (16,), True)], id="one"),
     ],
 )
 def test_parts(batches: tuple[int, ...], expected: list[tuple]) -> None:
@@ -169,7 +169,7 @@ def test_a_step_is_timed(ops: CudaOps) -> None:
     table = {key: decode_shape(*key) for key in steps.keys.values()}
     table[80, 64, 2] = SHAPE
     assert steps.ms(table, [1]) > 0
-    assert "decode_store<bf16, float, ROWS, 16, 1, 1, 1, 4, 2, false>" in ops.device.launches
+    assert "decode_store<bf16, float, DIRECT, 16, 1, 1, 1, 4, 2, false>" in ops.device.launches
 
 
 @pytest.mark.parametrize(("arch", "clusters"), [(89, False), (90, True)])
@@ -189,23 +189,16 @@ def test_clusters_where_there_are_some_and_warps_at_first(
     ]
 
 
-@pytest.mark.parametrize(
-    ("part", "found"),
-    [
-        pytest.param(tune.Part("narrow", (2,), ()), {(t, s) for t in (1, 2) for s in (1, 2, 4)}, id="first"),
-        pytest.param(tune.Part("narrow", (2,), (1,)), {(1, 1), (2, 1)}, id="what-is-settled-stays"),
-    ],
-)
-def test_one_part_leaves_the_norm_of_those_before(ops: CudaOps, part: tune.Part, found: set) -> None:
-    """Split over a cluster, short rows are normalised in another way: by the launches of all parts."""
+def test_only_what_can_be_launched_is_tried(ops: CudaOps) -> None:
+    """Of four warps: not four tiles, and not eight blocks of a cluster."""
     steps, key = steps_of(ops, asked((1, 2))), (80, 64, 2)
     shape = DecodeShape(4, Launch(1, 2, 2, 2), Launch(1, 3, 2, 2), Launch(1, 2, 2, 2))
 
     def axis(key: descent.Key, shape: DecodeShape) -> list[DecodeShape]:
         return [replace(shape, narrow=Launch(t, 2, 2, 2, s)) for t in (1, 2, 4) for s in (1, 2, 4, 8)]
 
-    others = steps._others(key, shape, axis, part)
-    assert {(s.narrow.tiles, s.narrow.split) for s in others.values()} == found
+    others = steps._others(key, shape, axis, tune.Part("narrow", (2,), True))
+    assert {(s.narrow.tiles, s.narrow.split) for s in others.values()} == {(t, s) for t in (1, 2) for s in (1, 2, 4)}
 
 
 def test_plans_differ_by_what_is_launched(ops: CudaOps) -> None:

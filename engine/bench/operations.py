@@ -21,7 +21,8 @@ from ..ops.base import Ops
 from .ceiling import Reader
 from .session import Load, Session
 
-NAMES = ("embed", "norm_qkv", "attend", "linear", "norm_gate_up", "norm_head", "sample", "advance")  # as Ops has them
+# As Ops has them.
+NAMES = ("embed_tokens", "norm_qkv", "attend", "linear_add", "norm_gate_up", "norm_head", "sample", "advance")
 IN_CACHE = ("sample", "advance")  # read what the operation before has just written
 REPEATS, MANY = 20, 33
 SEEN = 0.5  # us
@@ -35,7 +36,7 @@ FORMULA = (
 class Call:
     """One operation of a step, and the kernels it launched."""
 
-    kind: str  # "norm_qkv", "linear o"
+    kind: str  # "norm_qkv", "linear_add o"
     name: str  # of the method of Ops
     args: tuple
     kwargs: dict
@@ -63,12 +64,12 @@ def bytes_read(c: ModelConfig, itemsize: int, load: Load) -> dict[str, int]:
     norm = 4 * c.hidden
     extra = 4 * c.qkv * c.qkv_bias + 8 * c.head_dim * c.qk_norm
     return {
-        "embed": load.batch * c.hidden * itemsize,
+        "embed_tokens": load.batch * c.hidden * itemsize,
         "norm_qkv": c.qkv * c.hidden * itemsize + norm + extra,
         "attend": round(load.batch * context * 2 * c.kv_heads * c.head_dim * itemsize),
-        "linear o": c.hidden * q * itemsize,
+        "linear_add o": c.hidden * q * itemsize,
         "norm_gate_up": 2 * c.ffn * c.hidden * itemsize + norm,
-        "linear down": c.hidden * c.ffn * itemsize,
+        "linear_add down": c.hidden * c.ffn * itemsize,
         "norm_head": c.vocab * c.hidden * itemsize + norm,
         "sample": load.batch * c.vocab * 4,
         "advance": 0,
@@ -78,8 +79,8 @@ def bytes_read(c: ModelConfig, itemsize: int, load: Load) -> dict[str, int]:
 def step_bytes(c: ModelConfig, itemsize: int, load: Load) -> int:
     """Bytes that a step must read on average, as FORMULA says."""
     each = bytes_read(c, itemsize, load)
-    once = each["embed"] + each["norm_head"]
-    return once + c.layers * sum(n for kind, n in each.items() if kind not in ("embed", "norm_head", *IN_CACHE))
+    once = each["embed_tokens"] + each["norm_head"]
+    return once + c.layers * sum(n for kind, n in each.items() if kind not in ("embed_tokens", "norm_head", *IN_CACHE))
 
 
 def operations(
@@ -110,7 +111,7 @@ class _Tap:
 
     def __init__(self, ops: Ops, w: SimpleNamespace) -> None:
         self._ops, self._launches = ops, ops.device.launches
-        self._linear = {id(getattr(layer, part)): f"linear {part}" for layer in w.layers for part in ("o", "down")}
+        self._matrices = {id(getattr(layer, part)): part for layer in w.layers for part in ("o", "down")}
         self.calls: list[Call] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -121,7 +122,7 @@ class _Tap:
         def call(*args: Any, **kwargs: Any) -> None:
             before = Counter(self._launches)
             operation(*args, **kwargs)
-            kind = self._linear[id(args[1])] if name == "linear" else name
+            kind = f"{name} {self._matrices[id(args[1])]}" if name == "linear_add" else name
             self.calls.append(Call(kind, name, args, kwargs, self._launches - before))
 
         return call

@@ -24,7 +24,7 @@ class Node:
     kind: str  # "kernel", "memset", ... as the driver has it; "call" where there is no graph
     name: str  # of the kernel, with its template arguments; of the operation for a call
     part: str = ""  # "layer 3"
-    operation: str = ""  # "norm_qkv", "linear o"
+    operation: str = ""  # "norm_qkv", "linear_add o"
     grid: tuple[int, ...] = ()
     block: tuple[int, ...] = ()
     shared: int = 0  # bytes of dynamic shared memory
@@ -90,9 +90,9 @@ def recorded(graphs: list[Graph], names: dict[int, str]) -> tuple[list[Node], li
 
 
 def operation(call: Call, names: dict[int, str]) -> str:
-    """The operation's name, with the matrix's where the operation alone does not tell: "linear o"."""
-    found = next((names[id(a)] for a in call.args if id(a) in names), "") if call.name == "linear" else ""
-    return f"{call.name} {found}".rstrip()
+    """The operation's name, with the matrix's where the operation alone does not tell: "linear_add o"."""
+    matrix = (names[id(a)] for a in call.args if id(a) in names) if call.name in ("linear", "linear_add") else ()
+    return f"{call.name} {next(iter(matrix), '')}".rstrip()
 
 
 def matrices(w: Any) -> dict[int, str]:

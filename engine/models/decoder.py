@@ -4,15 +4,13 @@ c ModelConfig · w weights as weights/names.py lays them out · b Buffers · s S
 """
 
 
-def layer(ops, c, w, b, s, cache, rope):
-    """One decoder layer: reads and writes the residual stream b.x [R, D]."""
+def layer(ops, c, w, b, s, cache, rope, following):
+    """One decoder layer: reads and writes the residual stream b.x [R, D]. following: weight of the norm after it."""
     ops.norm_qkv(c, w, b, s, cache, rope)
     ops.attend(b.qkv, s, cache, c.heads, c.window, b.attn, b.scratch)
-    ops.linear(b.attn, w.o, b.x, residual=b.x)
-    ops.all_reduce(b.x)
+    ops.linear_add(b.attn, w.o, b, w.mlp_norm)
     ops.norm_gate_up(c, w, b)
-    ops.linear(b.ffn, w.down, b.x, residual=b.x)
-    ops.all_reduce(b.x)
+    ops.linear_add(b.ffn, w.down, b, following)
 
 
 def head(ops, c, w, b, s):
@@ -22,7 +20,8 @@ def head(ops, c, w, b, s):
 
 def parts(ops, c, w, b, s, caches):
     """The forward pass as callables, to be run, or captured one by one or together; the result is b.logits."""
-    yield lambda: ops.embed(s.ids, w.embed, b.x)
-    for lw, cache in zip(w.layers, caches, strict=True):
-        yield lambda lw=lw, cache=cache: layer(ops, c, lw, b, s, cache, w.rope)
+    norms = [*(lw.attn_norm for lw in w.layers), w.norm]
+    yield lambda: ops.embed_tokens(b, s, w.embed, norms[0])
+    for lw, cache, following in zip(w.layers, caches, norms[1:], strict=True):
+        yield lambda lw=lw, cache=cache, following=following: layer(ops, c, lw, b, s, cache, w.rope, following)
     yield lambda: head(ops, c, w, b, s)

@@ -51,7 +51,7 @@ class Step:
     positions: Array  # [R] int32, where the token stands in its sequence
     visible: Array  # [R] int32, the row attends to the first visible[r] tokens of its sequence
     table: Array  # [S + 1, pages per sequence] int32, page table: page of token t is table[seq, t // PAGE]
-    last: Array  # [B] int32, the rows whose logits are wanted
+    last: Array  # [B] int32, the rows whose logits are wanted; of a decode step all of them, in order
 
 
 @dataclass
@@ -217,7 +217,18 @@ class Ops:
         rows (seqs == S) stay as they are, and send nothing.  tokens [R] int32; decode steps only: B == R"""
         raise NotImplementedError
 
-    # -- composites: a decoder layer is norm_qkv, attend, linear, norm_gate_up, linear -----------------------------
+    # -- composites: a decoder is embed_tokens, in each layer norm_qkv, attend, linear_add, norm_gate_up and linear_add,
+    # -- and norm_head. What adds to the residual stream b.x is told the weight [D] of the RMS norm that comes next, so
+    # -- that a fused kernel can see to a part of it; norm_* may rely on that.
+
+    def embed_tokens(self, b: Buffers, s: Step, table: Weight, norm: Array) -> None:
+        """b.x = the rows s.ids of the embedding table [V, D]."""
+        self.embed(s.ids, table, b.x)
+
+    def linear_add(self, x: Array, weight: Weight, b: Buffers, norm: Array) -> None:
+        """b.x += x @ weight.T, summed over the ranks.  x [R, K] T, weight [D, K]"""
+        self.linear(x, weight, b.x, residual=b.x)
+        self.all_reduce(b.x)
 
     def linear_append(self, c: ModelConfig, w: Any, b: Buffers, s: Step, cache: Cache) -> None:
         """From the normalised b.h to queries in b.qkv and new keys and values in the cache, nothing rotated."""

@@ -19,7 +19,7 @@ from . import tuned
 from .base import DECODE_ROWS, Buffers, Cache, Step
 from .products import c_type, check_linear, expect
 from .rows import DeviceOps
-from .shapes import DecodeShape, Shapes, prefill_shape, shared_limit
+from .shapes import Shapes, prefill_shape, shared_limit
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,8 @@ class CudaOps(DeviceOps):
 
     def buffers(self, c, rows, last):
         b = super().buffers(c, rows, last)
+        line = squared_line(c.hidden)
+        b.scratch = replace(b.scratch, squared=self.device.upload(np.zeros((min(rows, DECODE_ROWS), line), np.float32)))
         if not c.rope_theta:  # the kernels always rotate: by angles of 0
             shape = c.max_len, c.head_dim
             if shape not in self._stills:
@@ -106,7 +108,7 @@ class CudaOps(DeviceOps):
 
     def embed_at(self, ids, table, at, places, out):
         expect("embed", "out", out, np.float32, (len(out), table.k))
-        self._embed("embed_packed", table.data, ids, out, at, places)
+        self._embed("embed_packed", table.data, ids, out, at, places, None, None, None)
 
     def linear(self, x, weight, out, bias=None, residual=None):
         rows = len(x)
@@ -117,7 +119,7 @@ class CudaOps(DeviceOps):
         if rows > DECODE_ROWS:
             self._prefill(f"prefill_store<{self._t}, {kind}", weight, x, store)
             return
-        self._decode_plain(f"decode_store<{self._t}, {kind}", weight, x, [None], store)
+        self._decode(f"decode_store<{self._t}, {kind}", weight, x, store)
 
     def head(self, x, weight, out, bias):
         """Always the decode kernel, up to 16 rows at a time: a row's logits have the same bits in every company."""
@@ -126,79 +128,109 @@ class CudaOps(DeviceOps):
 
     # -- composites -----------------------------------------------------------------------------------------------
 
+    def embed_tokens(self, b, s, table, norm):
+        if len(b.x) > DECODE_ROWS:
+            self.embed(s.ids, table, b.x)
+            return
+        expect("embed_tokens", "x", b.x, np.float32, (len(b.x), table.k))
+        half = self._half_norm("embed_tokens", b, norm)
+        self._embed("embed_packed", table.data, s.ids, b.x, None, None, *half)
+
+    def linear_add(self, x, weight, b, norm):
+        rows = len(x)
+        if rows > DECODE_ROWS:
+            super().linear_add(x, weight, b, norm)
+            return
+        expect("linear_add", "x", x, self.dtype, (rows, weight.k))
+        check_linear("linear_add", (rows, weight.n), self.dtype, b.x, None, None)
+        if weight.n % 16 or weight.span != 1:
+            raise DeviceError(f'linear_add: expected a weight of a multiple of 16 rows in layout "rows", '
+                              f'found {weight.n} in "{weight.layout}"')  # fmt: skip
+        half = self._half_norm("linear_add", b, norm)
+        self._decode(f"decode_add<{self._t}", weight, x, [np.int32(weight.n), b.x, *half])
+
     def norm_qkv(self, c, w, b, s, cache, rope):
         weight = w.qkv
-        if c.qk_norm or weight.layout != "qkv":
-            super().norm_qkv(c, w, b, s, cache, rope)  # a head norm needs whole heads, which no thread here holds
-            return
-        self._expect_norm("norm_qkv", b.x, w.attn_norm, weight)
         expect("norm_qkv", "rope", rope, np.float32, (len(rope), c.head_dim))
-        self._normed("qkv", c, weight, w.attn_norm, b, self._qkv_tail("norm_qkv", c, w, b, s, cache, rope))
+        tail = self._qkv_tail("norm_qkv", c, w, b, s, cache, rope)
+        if weight.layout == "qkv" and not c.qk_norm:
+            self._normed("norm_qkv", f"qkv<{self._t}", c, weight, w.attn_norm, b, tail)
+            return
+        store = [np.int32(weight.n), np.int32(weight.span), w.qkv_bias, None, b.qkv]
+        self._normed("norm_qkv", f"store<{self._t}, {self._t}", c, weight, w.attn_norm, b, store)
+        if c.qk_norm:  # of whole heads, which no thread of a product holds
+            self.head_norm(b.qkv, w.q_norm, w.k_norm, c.eps, c.heads, c.kv_heads)
+        self.rope_append(b.qkv, rope, s, cache, c.heads)
 
     def norm_gate_up(self, c, w, b):
         rows, weight = len(b.x), w.gate_up
-        if weight.layout != "gate_up":
-            super().norm_gate_up(c, w, b)
-            return
-        self._expect_norm("norm_gate_up", b.x, w.mlp_norm, weight)
         expect("norm_gate_up", "ffn", b.ffn, self.dtype, (rows, weight.n // 2))
-        tail = [np.int32(weight.n // 2), b.ffn]
-        self._normed("gate", c, weight, w.mlp_norm, b, tail)
+        if weight.layout == "gate_up":
+            tail = [np.int32(weight.n // 2), b.ffn]
+            self._normed("norm_gate_up", f"gate<{self._t}", c, weight, w.mlp_norm, b, tail)
+            return
+        expect("norm_gate_up", "gate_up", b.gate_up, self.dtype, (rows, weight.n))
+        store = [np.int32(weight.n), np.int32(weight.span), None, None, b.gate_up]
+        self._normed("norm_gate_up", f"store<{self._t}, {self._t}", c, weight, w.mlp_norm, b, store)
+        self.silu_mul(b.gate_up, b.ffn)
 
     def norm_head(self, c, w, b, s):
         """Always the decode kernel, up to 16 rows at a time: a row's logits have the same bits in every company."""
-        weight, count = w.head, len(s.last)
-        self._expect_norm("norm_head", b.x, w.norm, weight)
-        expect("norm_head", "last", s.last, np.int32, (count,))
+        rows, weight, count = len(b.x), w.head, len(s.last)
+        if rows > DECODE_ROWS:
+            super().norm_head(c, w, b, s)
+            return
+        expect("norm_head", "last", s.last, np.int32, (rows,))
         check_linear("norm_head", (count, weight.n), np.dtype(np.float32), b.logits, w.head_bias, None)
-        kernel = f"decode_store<{self._t}, float"
-        for i in range(0, count, DECODE_ROWS):
-            last, logits = s.last[i : i + DECODE_ROWS], b.logits[i : i + DECODE_ROWS]
-            rows = len(last)
-            tail = [np.int32(weight.n), np.int32(weight.span), w.head_bias, None, logits]
-            if norm := self._norm(weight):
-                head = [weight.data, b.x, w.norm, np.float32(c.eps), last, np.int32(rows), np.int32(weight.k)]
-                self._decode(kernel, norm, weight, rows, [*head, *tail])
-            else:
-                self.rms_norm(b.x, w.norm, c.eps, b.h[:rows], rows=last)
-                self._decode_plain(kernel, weight, b.h[:rows], [None], tail)
+        store = [np.int32(weight.n), np.int32(weight.span), w.head_bias, None, b.logits]
+        self._normed("norm_head", f"store<{self._t}, float", c, weight, w.norm, b, store)
 
     def linear_append(self, c, w, b, s, cache):
         if w.qkv.layout != "qkv":
             super().linear_append(c, w, b, s, cache)
             return
         expect("linear_append", "still", b.scratch.still, np.float32, (c.max_len, c.head_dim))
-        self._plain("qkv", w.qkv, b.h, self._qkv_tail("linear_append", c, w, b, s, cache, b.scratch.still))
+        tail = self._qkv_tail("linear_append", c, w, b, s, cache, b.scratch.still)
+        self._plain("linear_append", f"qkv<{self._t}", w.qkv, b.h, tail)
 
     def linear_gelu(self, c, w, b):
         rows, weight = len(b.h), w.up
         check_linear("linear_gelu", (rows, weight.n), self.dtype, b.ffn, w.up_bias, None)
         tail = [np.int32(weight.n), w.up_bias, np.int32(c.activation == "gelu_tanh"), b.ffn]
-        self._plain("gelu", weight, b.h, tail)
+        self._plain("linear_gelu", f"gelu<{self._t}", weight, b.h, tail)
 
     # -- checks and launches ------------------------------------------------------------------------------------
 
-    def _expect_norm(self, op: str, x: Any, norm: Any, weight: PackedWeight) -> None:
-        expect(op, "x", x, np.float32, (len(x), weight.k))
+    def _half_norm(self, op: str, b: Buffers, norm: Any) -> list:
+        """Where the first half of the next norm goes, checked: what embed_packed and decode_add take last."""
+        rows, k = b.x.shape
+        expect(op, "norm weight", norm, np.float32, (k,))
+        expect(op, "h", b.h, self.dtype, (rows, k))
+        return [norm, b.h, self._squared(op, b)]
+
+    def _squared(self, op: str, b: Buffers) -> Any:
+        most = len(b.scratch.squared)
+        if len(b.x) > most:
+            raise DeviceError(f"{op}: expected at most {most} rows, as the buffers were made for, found {len(b.x)}")
+        expect(op, "scratch.squared", b.scratch.squared, np.float32, (most, squared_line(b.x.shape[1])))
+        return b.scratch.squared
+
+    def _normed(self, op: str, kernel: str, c: Any, weight: PackedWeight, norm: Any, b: Buffers, tail: list) -> None:
+        """A product of the normalised rows of b.x. In a decode step who wrote b.x has done half of the norm."""
+        expect(op, "x", b.x, np.float32, (len(b.x), weight.k))
         expect(op, "norm weight", norm, np.float32, (weight.k,))
-
-    def _normed(self, kind: str, c: Any, weight: PackedWeight, norm: Any, b: Buffers, tail: list) -> None:
-        """A fused product of the normalised rows of b.x."""
-        rows = len(b.x)
-        if rows <= DECODE_ROWS and (source := self._norm(weight)):
-            head = [weight.data, b.x, norm, np.float32(c.eps), np.int32(rows), np.int32(weight.k)]
-            self._decode(f"decode_{kind}<{self._t}", source, weight, rows, [*head, *tail])
-            return
-        self.rms_norm(b.x, norm, c.eps, b.h)
-        self._plain(kind, weight, b.h, tail)
-
-    def _plain(self, kind: str, weight: PackedWeight, x: Any, tail: list) -> None:
-        """A fused product of the rows x [R, K] T."""
-        expect(kind, "x", x, self.dtype, (len(x), weight.k))
-        if len(x) > DECODE_ROWS:
-            self._prefill(f"prefill_{kind}<{self._t}", weight, x, tail)
+        if len(b.x) > DECODE_ROWS:
+            self.rms_norm(b.x, norm, c.eps, b.h)
+            self._plain(op, kernel, weight, b.h, tail)
         else:
-            self._decode_plain(f"decode_{kind}<{self._t}", weight, x, [], tail)
+            expect(op, "h", b.h, self.dtype, b.x.shape)
+            self._decode(f"decode_{kernel}", weight, b.h, tail, self._squared(op, b), c.eps)
+
+    def _plain(self, op: str, kernel: str, weight: PackedWeight, x: Any, tail: list) -> None:
+        """A fused product of the rows x [R, K] T. kernel: "qkv<bf16", what follows "decode_" or "prefill_"."""
+        expect(op, "h", x, self.dtype, (len(x), weight.k))
+        launch = self._prefill if len(x) > DECODE_ROWS else self._decode
+        launch(f"{'prefill' if len(x) > DECODE_ROWS else 'decode'}_{kernel}", weight, x, tail)
 
     def _qkv_tail(self, op: str, c: Any, w: Any, b: Buffers, s: Step, cache: Cache, rope: Any) -> list:
         """What the kernels decode_qkv and prefill_qkv take behind K, checked."""
@@ -210,35 +242,22 @@ class CudaOps(DeviceOps):
         places = [s.seqs, s.positions, s.table, np.int32(s.table.shape[1])]
         return [w.qkv_bias, rope, *places, b.qkv, cache.k, cache.v, *sizes]
 
-    def _norm(self, weight: PackedWeight) -> str:
-        """How a decode product normalises its rows itself, "" if a kernel of its own does."""
-        return self._shape(weight).norm(weight.k, self.dtype.itemsize, shared_limit(self.device.arch))
-
-    def _shape(self, weight: PackedWeight) -> DecodeShape:
-        return self.shapes.decode(weight.n, weight.k, self.dtype.itemsize)
-
-    def _shared(self, source: str, weight: PackedWeight, rows: int) -> int:
-        return self._shape(weight).shared(rows, weight.k, self.dtype.itemsize, source)
-
-    def _decode_plain(self, kernel: str, weight: PackedWeight, x: Any, index: list, tail: list) -> None:
-        """A decode kernel of rows x [R, K] T; index: [None] for kernels that could gather rows."""
-        rows = len(x)
-        staged = self._shape(weight).launch(rows).staged
-        fits = self._shared("STAGED", weight, rows) <= shared_limit(self.device.arch)
-        args = [weight.data, x, None, np.float32(0), *index, np.int32(rows), np.int32(weight.k), *tail]
-        self._decode(kernel, "STAGED" if staged and fits else "DIRECT", weight, rows, args)
-
-    def _decode(self, kernel: str, source: str, weight: PackedWeight, rows: int, args: list) -> None:
-        """kernel: name and template arguments up to the source."""
-        shape, gpu = self._shape(weight), self.device
-        launch, shared, threads = shape.launch(rows), self._shared(source, weight, rows), (shape.warps * 32,)
+    def _decode(
+        self, kernel: str, weight: PackedWeight, x: Any, tail: list, squared: Any = None, eps: float = 0
+    ) -> None:
+        """A decode kernel, named up to T, of rows x [R, K] T; with `squared` rows after the first half of a norm."""
+        gpu, rows, size = self.device, len(x), self.dtype.itemsize
+        shape, limit = self.shapes.decode(weight.n, weight.k, size), shared_limit(gpu.arch)
+        source, shared = shape.source(rows, weight.k, size, limit)
+        launch, threads = shape.launch(rows), (shape.warps * 32,)
         function = gpu.kernel("linear_decode.cu", f"{kernel}, {source}, {shape.template(rows)}>")
-        resident = max(1, min(launch.grid, shared_limit(gpu.arch) // shared))
+        resident = max(1, min(launch.grid, limit // shared))
         most = max(1, gpu.multiprocessors * resident // launch.split)
         if launch.split > 1:  # more than are there at once would begin when the first ones end
             most = min(most, gpu.clusters(function, threads, shared, launch.split))
         groups = -(-weight.tiles // (launch.tiles * launch.split))
         grid = (min(groups, most) * launch.split,)
+        args = [weight.data, x, squared, np.float32(eps), np.int32(rows), np.int32(weight.k), *tail]
         gpu.launch(function, grid, threads, args, shared, dependent=True, cluster=launch.split)
 
     def _prefill(self, kernel: str, weight: PackedWeight, x: Any, tail: list) -> None:
@@ -247,6 +266,11 @@ class CudaOps(DeviceOps):
         function = gpu.kernel("linear_prefill.cu", f"{kernel}, {shape.template}>")
         args = [weight.data, x, np.int32(len(x)), np.int32(weight.k), *tail]
         gpu.launch(function, shape.grid(weight.tiles, len(x)), (shape.threads,), args, shape.shared, dependent=True)
+
+
+def squared_line(k: int) -> int:
+    """Floats of Scratch.squared a row of k elements; as in kernels/norm.cuh."""
+    return -(-k // 64) * 4
 
 
 def _interleave(layout: str, n: int, head_dim: int) -> tuple[str, int]:

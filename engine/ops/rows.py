@@ -18,6 +18,7 @@ from ..errors import DeviceError, UnsupportedModel
 from .base import DECODE_ROWS, MAIL, PAGE, STOP_IDS, Array, Buffers, Cache, Ops, Sampling, Step
 from .device import Device
 from .products import address, c_type, expect
+from .shapes import attend_blocks
 
 HEAD_SIZES = (16, 32, 48, 64, 80, 96, 112, 128, 192, 256)
 PACKED_HEAD = 128  # largest head size of packed sequences: beyond it a pass for each costs too many registers
@@ -40,6 +41,7 @@ class Scratch:
     best: Array  # [B] uint64, order and index of the largest logit so far
     scanned: Array  # [B] int32, blocks of sample that are done
     still: Array | None = None  # [T, d] float32, of models without rotary positions: angles that turn nothing
+    squared: Array | None = None  # [R, n] float32, sums of squares of rows of b.x, sixteen by sixteen: kernels/norm.cuh
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class DeviceOps(Ops):
         )
         return b
 
-    def _embed(self, kernel: str, table: Array, ids: Array, out: Array, at: Array | None, places: Array | None) -> None:
+    def _embed(self, kernel: str, table: Array, ids: Array, out: Array, at: Any, places: Any, *more: Any) -> None:
         """Rows of a table as `kernel` of pack.cu reads it, and with `at` a row of places added to each."""
         rows, k = out.shape
         expect("embed", "ids", ids, I32, (rows,))
@@ -115,9 +117,9 @@ class DeviceOps(Ops):
         if at is not None and places is not None:
             expect("embed", "at", at, I32, (rows,))
             expect("embed", "places", places, F32, (len(places), k))
-        self._launch(
-            "pack.cu", f"{kernel}<{c_type(self.dtype)}>", (rows,), 128, ids, table, at, places, out, np.int32(k)
-        )
+        name = f"{kernel}<{c_type(self.dtype)}>"
+        grid = (rows, -(-k // 512))  # four elements a thread: one after the other they would take as long as a layer
+        self._launch("pack.cu", name, grid, 128, ids, table, at, places, out, np.int32(k), *more)
 
     # -- norms and single elements ----------------------------------------------------------------------------------
 
@@ -224,30 +226,30 @@ class DeviceOps(Ops):
         if window < 0:
             raise DeviceError(f"attend: expected a window of 0 (off) or more tokens, found {window}")
         scale = np.float32(math.log2(math.e) / math.sqrt(d))
-        sizes = [np.int32(v) for v in (heads, kv_heads, s.table.shape[1], window)]
         if rows > DECODE_ROWS:
             if rows % PAGE:
                 raise DeviceError(f"attend: expected at most {DECODE_ROWS} rows or a multiple of {PAGE}, found {rows}")
+            sizes = [np.int32(v) for v in (heads, kv_heads, s.table.shape[1], window, len(s.table) - 1)]
             arrays = (qkv, s.seqs, s.visible, s.table, cache.k, cache.v, out)
             shared = prefill_shared(self.dtype.itemsize, d)
             if packed and d > PACKED_HEAD:
                 raise DeviceError(f"attend: expected packed heads of at most {PACKED_HEAD} elements, found {d}")
             name = f"attend_prefill<{c_type(self.dtype)}, {d}, {str(packed).lower()}>"
-            sizes.append(np.int32(len(s.table) - 1))
             self._launch("attend_prefill.cu", name, (rows // PAGE, heads), 128, *arrays, *sizes, scale, shared=shared)
             return
         tile = DecodeTile.of(self.dtype.itemsize, d, heads // kv_heads)
-        splits, y = tile.splits(s.table.shape[1] * PAGE), kv_heads * tile.chunks
-        if scratch.slots < splits or len(scratch.arrived) < rows * y:
-            found = f"{len(scratch.arrived) // y} rows in {scratch.slots} splits"
+        splits, units = tile.splits(s.table.shape[1] * PAGE), kv_heads * tile.chunks
+        if scratch.slots < splits or len(scratch.arrived) < rows * units:
+            found = f"{len(scratch.arrived) // units} rows in {scratch.slots} splits"
             raise DeviceError(f"attend: expected scratch for {rows} rows in {splits} splits, found it for {found}")
-        # Two blocks a multiprocessor are enough to read at full speed; more would only have to be started and ended.
-        x = max(1, min(splits, -(-2 * self.device.multiprocessors // (y * rows))))
+        grid = (units, rows, max(1, min(splits, self.device.multiprocessors // (units * rows))))
         arrays = (qkv, s.seqs, s.positions, s.visible, s.table, cache.k, cache.v, out)
-        name = f"attend_decode<{c_type(self.dtype)}, {d}, {tile.tiles}>"
+        blocks = attend_blocks(kv_heads, d, self.dtype.itemsize, self.device.arch)
+        name = f"attend_decode<{c_type(self.dtype)}, {d}, {tile.tiles}, {blocks}>"
         state = (scratch.partial, scratch.stats, scratch.arrived)
-        sizes = (np.int32(rows), *sizes, np.int32(scratch.slots), scale)
-        self._launch("attend_decode.cu", name, (x, y, rows), 256, *arrays, *state, *sizes, shared=tile.shared)
+        sizes = (rows, heads // kv_heads, kv_heads, s.table.shape[1], window, scratch.slots)
+        sizes = (*(np.int32(v) for v in sizes), scale)
+        self._launch("attend_decode.cu", name, grid, 256, *arrays, *state, *sizes, shared=tile.shared)
 
     # -- sampling ---------------------------------------------------------------------------------------------------
 

@@ -52,20 +52,18 @@ class DecodeShape:
 
     def shared(self, rows: int, k: int, itemsize: int, source: str) -> int:
         """Bytes of shared memory of a kernel that takes x from `source` (kernels/columns.cuh): where the warps' sums
-        meet, the ring of weights, and what the block holds of x; the LAUNCH lines of linear_decode.cu."""
+        meet, the ring of weights, scales, and what the block holds of x; the LAUNCH lines of linear_decode.cu."""
         launch, cols, direct = self.launch(rows), 1 if rows <= 8 else 2, source == "DIRECT"
         ring = launch.ring * launch.depth * 32 * (8 * launch.tiles + 4 * cols * direct) * itemsize
         held = 0 if direct else -(-k // 16 // self.warps) * self.warps // launch.split * 16  # elements of a row
-        norm = 4 * held * (source == "ROWS") + 4 * rows * self.warps * (source == "NORM")
-        return self.warps * (1024 * launch.tiles * cols + ring) + held * rows * itemsize + norm
+        return self.warps * (1024 * launch.tiles * cols + ring) + 64 + held * rows * itemsize
 
-    def norm(self, k: int, itemsize: int, shared: int) -> str:
-        """How kernels normalise float32 rows of k elements themselves, as columns.cuh calls it; "" if they do not,
-        because a block has no room for them in `shared` bytes. One way for every R, or the bits would differ."""
-        short = k <= 640 and self.single.split == self.narrow.split == self.wide.split == 1
-        source = "ROWS" if short else "NORM"
-        fits = all(self.shared(rows, k, itemsize, source) <= shared for rows in (1, 8, 16))
-        return source if fits else ""
+    def source(self, rows: int, k: int, itemsize: int, limit: int) -> tuple[str, int]:
+        """Where a kernel takes x from, and its bytes of shared memory, of which it may have `limit`."""
+        staged = self.shared(rows, k, itemsize, "STAGED")
+        if self.launch(rows).staged and staged <= limit:
+            return "STAGED", staged
+        return "DIRECT", self.shared(rows, k, itemsize, "DIRECT")
 
     def refusal(self, shared: int, itemsize: int = 2) -> str:
         """Why no GPU, or none with `shared` bytes of shared memory a block, can launch it for elements of `itemsize`
@@ -101,47 +99,44 @@ Key = tuple[int, int, int]  # of a matrix: N, K, bytes of T
 # of the rule, so that GPUs that go by the rule get the same bits.
 MEASURED = 90  # arch of the H200
 DECODE: dict[Key, DecodeShape] = {
-    (576, 576, 2): DecodeShape(12, Launch(2, 3, 2, 2), Launch(2, 3, 2, 2), Launch(2, 3, 1, 1)),
+    (576, 576, 2): DecodeShape(12, Launch(2, 4, 1, 1), Launch(2, 3, 2, 2), Launch(2, 3, 1, 1)),
     (576, 1536, 2): DecodeShape(16, Launch(2, 6, 1, 1), Launch(2, 6, 1, 1), Launch(2, 6, 1, 1)),
-    (960, 576, 2): DecodeShape(12, Launch(1, 4, 1, 1), Launch(1, 4, 1, 1), Launch(2, 3, 2, 2, staged=True)),
-    (2048, 2048, 2): DecodeShape(
-        16, Launch(2, 6, 1, 1), Launch(2, 6, 1, 1), Launch(2, 6, 1, 1, 4, staged=True, ring=True)
-    ),
+    (960, 576, 2): DecodeShape(12, Launch(2, 3, 1, 1), Launch(2, 3, 1, 1), Launch(2, 3, 1, 1)),
+    (2048, 2048, 2): DecodeShape(16, Launch(2, 6, 1, 1), Launch(1, 4, 2, 2), Launch(2, 6, 1, 1)),
     (2048, 8192, 2): DecodeShape(
-        16,
-        Launch(2, 8, 2, 1, 2, ring=True),
-        Launch(2, 8, 2, 1, 2, ring=True),
-        Launch(1, 12, 1, 1, 8, staged=True, ring=True),
+        16, Launch(1, 12, 1, 1, ring=True), Launch(2, 8, 2, 1, 2, ring=True), Launch(2, 6, 1, 1, 2)
     ),
-    (3072, 576, 2): DecodeShape(12, Launch(2, 3, 1, 1), Launch(2, 3, 1, 1), Launch(2, 3, 2, 2, staged=True)),
-    (3072, 2048, 2): DecodeShape(
-        16,
-        Launch(2, 8, 2, 1, ring=True),
-        Launch(2, 6, 2, 1, 4, ring=True),
-        Launch(2, 6, 1, 1, 8, staged=True, ring=True),
+    (3072, 576, 2): DecodeShape(12, Launch(2, 3, 1, 1), Launch(2, 3, 2, 2), Launch(2, 3, 1, 1)),
+    (3072, 2048, 2): DecodeShape(16, Launch(2, 6, 1, 1), Launch(2, 6, 1, 1), Launch(2, 6, 1, 1, 2)),
+    (4096, 4096, 2): DecodeShape(16, Launch(2, 6, 1, 1), Launch(2, 8, 2, 1, 2, ring=True), Launch(2, 6, 1, 1, 2)),
+    (4096, 14336, 2): DecodeShape(
+        16, Launch(2, 8, 2, 1, ring=True), Launch(2, 8, 2, 1, 2, ring=True), Launch(2, 6, 1, 1, 2, staged=True)
     ),
-    (4096, 4096, 2): DecodeShape(16, Launch(1, 4, 2, 2, 2), Launch(2, 8, 2, 1, 2, ring=True), Launch(2, 6, 1, 1, 2)),
-    (4096, 14336, 2): DecodeShape(16, Launch(1, 6, 2, 2, 2), Launch(2, 8, 2, 1, ring=True), Launch(1, 3, 2, 2, 2)),
     (6144, 4096, 2): DecodeShape(
-        16,
-        Launch(2, 8, 1, 1, ring=True),
-        Launch(2, 8, 2, 1, 2, ring=True),
-        Launch(2, 6, 2, 1, 8, staged=True, ring=True),
+        16, Launch(2, 6, 1, 1), Launch(2, 6, 1, 1), Launch(2, 6, 2, 1, 8, staged=True, ring=True)
     ),
     (16384, 2048, 2): DecodeShape(
         16, Launch(2, 8, 2, 1, ring=True), Launch(2, 8, 2, 1, ring=True), Launch(2, 6, 1, 1, staged=True)
     ),
-    (28672, 4096, 2): DecodeShape(
-        16, Launch(1, 8, 1, 1, ring=True), Launch(2, 6, 1, 1), Launch(2, 6, 1, 1, 2, staged=True)
-    ),
-    (49152, 576, 2): DecodeShape(12, Launch(2, 3, 2, 2), Launch(2, 3, 2, 2), Launch(2, 3, 1, 1, staged=True)),
+    (28672, 4096, 2): DecodeShape(16, Launch(2, 6, 1, 1), Launch(2, 6, 1, 1), Launch(2, 6, 1, 1, staged=True)),
+    (49152, 576, 2): DecodeShape(12, Launch(2, 3, 2, 2), Launch(2, 3, 2, 2), Launch(1, 3, 2, 2, staged=True)),
     (128256, 2048, 2): DecodeShape(
-        16, Launch(2, 8, 2, 1, ring=True), Launch(2, 6, 1, 1), Launch(2, 4, 1, 1, staged=True)
+        16, Launch(2, 8, 2, 1, ring=True), Launch(2, 4, 1, 1, staged=True), Launch(2, 4, 1, 1, staged=True)
     ),
     (128256, 4096, 2): DecodeShape(
         16, Launch(1, 4, 2, 2), Launch(2, 8, 2, 1, ring=True), Launch(2, 4, 1, 1, staged=True)
     ),
 }
+
+
+# Models whose decode attention makes do with the registers of half a multiprocessor, so that a product may start beside
+# it, by k/v heads, head size and bytes of T: the 1B gains by it, for the 135M it is 2 to 7 % slower, 128 do not fit.
+BESIDE = {(8, 64, 2)}
+
+
+def attend_blocks(kv_heads: int, head_dim: int, itemsize: int, arch: int) -> int:
+    """Blocks of attend_decode.cu that a multiprocessor has registers for."""
+    return 2 if arch == MEASURED and (kv_heads, head_dim, itemsize) in BESIDE else 1
 
 
 @lru_cache(maxsize=1024)

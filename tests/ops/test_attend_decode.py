@@ -19,6 +19,7 @@ SHAPES = [  # heads, key/value heads, head size
     pytest.param(6, 1, 112, id="6x112"),
     pytest.param(8, 1, 128, id="8x128"),
     pytest.param(14, 2, 64, id="7x64"),
+    pytest.param(16, 8, 64, id="2x64-in-half-the-registers"),
     pytest.param(11, 1, 128, id="11x128"),
     pytest.param(35, 1, 32, id="35x32"),
     pytest.param(9, 1, 192, id="9x192"),

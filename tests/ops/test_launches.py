@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from sides import F32, SMALL, case, decode_step, same_numbers
+from sides import F32, SMALL, case, decode_step, ready, same_numbers
 
 from ostinato.ops.shapes import DecodeShape, Launch, Shapes
 
@@ -47,10 +47,13 @@ def test_launches_do_not_change_bits(device, launch):
                 replace(g.s, **{n: getattr(g.s, n)[:rows] for n in ("seqs", "positions", "visible")}),
             )
             out = device.upload(np.full((rows, 96), np.nan, F32))
+            ready(g, g.w.attn_norm, b)
             g.ops.norm_qkv(LONG, g.w, b, s, g.cache, g.w.rope)
             g.ops.norm_gate_up(LONG, g.w, b)
             g.ops.linear(b.h, g.w.up, out)
-            found.append([device.read(a).astype(F32) for a in (b.qkv[:, :96], b.ffn, out)])
+            queries = device.upload(device.read(b.qkv)[:, :96].copy())
+            g.ops.linear_add(queries, g.w.o, b, g.w.mlp_norm)
+            found.append([device.read(a).astype(F32) for a in (queries, b.ffn, out, b.x, b.h)])
     for plain, other in zip(found[:3], found[3:], strict=True):
         for expected, seen in zip(plain, other, strict=True):
             assert np.isfinite(expected).all()
@@ -60,5 +63,6 @@ def test_launches_do_not_change_bits(device, launch):
 def test_every_schedule_gives_the_same_bits_in_a_cluster(shuffled):
     g = case(shuffled, "bfloat16", LONG, decode_step(3)).gpu
     g.ops.shapes = everywhere(16, Launch(1, 3, 1, 1, 4, staged=True, ring=True))
+    ready(g, g.w.mlp_norm)
     g.ops.norm_gate_up(LONG, g.w, g.b)
     g.ops.linear(g.b.h, g.w.up, shuffled.empty((3, 96), F32))

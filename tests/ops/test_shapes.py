@@ -110,7 +110,7 @@ def test_prefill_prefers_large_tiles_only_when_they_fill_the_gpu():
 
 
 @pytest.mark.parametrize("t", TYPES)
-@pytest.mark.parametrize("kernel", ["decode_store", "decode_gate", "decode_qkv", "decode_gelu"])
+@pytest.mark.parametrize("kernel", ["decode_store", "decode_add", "decode_gate", "decode_qkv", "decode_gelu"])
 def test_instances_are_complete(kernel, t):
     """Every shape that the rule gives is compiled by the tests for every GPU."""
     itemsize = 4 if t == "float" else 2
@@ -129,20 +129,18 @@ def test_every_measured_shape_has_an_instance():
 
 
 @pytest.mark.parametrize(
-    ("k", "arch", "launch", "expected"),
+    ("arch", "launch", "expected"),
     [
-        pytest.param(576, 90, Launch(1, 3, 1, 1), "ROWS", id="short"),
-        pytest.param(576, 90, Launch(1, 3, 1, 1, 4), "NORM", id="short-in-clusters"),
-        pytest.param(4096, 90, Launch(1, 3, 1, 1), "NORM", id="long"),
-        pytest.param(4096, 89, Launch(1, 3, 1, 1), "", id="long-on-a-small-gpu"),
-        pytest.param(4096, 90, Launch(2, 8, 1, 1, ring=True), "", id="no-room-beside-the-ring"),
-        pytest.param(4096, 90, Launch(2, 6, 1, 1, 8, ring=True), "NORM", id="room-in-a-cluster"),
+        pytest.param(90, Launch(1, 3, 1, 1), "DIRECT", id="not-asked-for"),
+        pytest.param(90, Launch(1, 3, 1, 1, staged=True), "STAGED", id="room"),
+        pytest.param(89, Launch(1, 3, 1, 1, staged=True), "DIRECT", id="no-room-on-a-small-gpu"),
+        pytest.param(90, Launch(2, 6, 1, 1, staged=True, ring=True), "DIRECT", id="no-room-beside-the-ring"),
+        pytest.param(90, Launch(2, 6, 1, 1, 8, staged=True, ring=True), "STAGED", id="room-in-a-cluster"),
     ],
 )
-def test_how_rows_are_normalised(k, arch, launch, expected):
-    """By the matrix alone: the number of rows must not change it, or a row would have other bits in a batch."""
-    shape = DecodeShape(12 if k == 576 else 16, launch, launch, launch)
-    assert shape.norm(k, 2, shared_limit(arch)) == expected
+def test_where_x_is_taken_from(arch, launch, expected):
+    shape = DecodeShape(16, launch, launch, launch)
+    assert shape.source(16, 4096, 2, shared_limit(arch)) == (expected, shape.shared(16, 4096, 2, expected))
 
 
 def test_table_goes_first(monkeypatch):

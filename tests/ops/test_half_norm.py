@@ -1,0 +1,134 @@
+"""The first half of a norm: what embed_tokens and linear_add leave beside the residual stream in a decode step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sides import EPS, F32, SMALL, case, close, decode_step, prefill_step, random, rng, same_numbers
+
+from ostinato.errors import DeviceError
+from ostinato.ops.cuda import squared_line
+
+FACTOR = {"bfloat16": 1, "float16": 16, "float32": 1}  # of kernels/norm.cuh
+CONFIGS = [
+    pytest.param(SMALL, id="64"),
+    pytest.param(replace(SMALL, hidden=1040, heads=2, kv_heads=2, head_dim=48), id="1040"),  # 65 sums of squares
+    pytest.param(replace(SMALL, hidden=4096, heads=1, kv_heads=1, head_dim=16, vocab=16, ffn=16), id="4096"),
+]
+ROWS = [pytest.param(n, id=f"{n}-rows") for n in (1, 5, 8, 9, 16)]
+
+
+@pytest.fixture(autouse=True)
+def numbers():
+    """Every test draws the same numbers, alone and in any company."""
+    same_numbers()
+
+
+def expect_half(device, dtype, c, side, norm):
+    """b.h and the sums of squares are those of b.x; what fills up a line stays 0."""
+    b, weight = side.b, device.read(norm)
+    x = device.read(b.x)
+    half = x * F32.type(1 / FACTOR[dtype]) * weight
+    np.testing.assert_array_equal(device.read(b.h), half.astype(b.h.dtype))
+    squared, line = device.read(b.scratch.squared)[: len(x)], squared_line(c.hidden)
+    assert squared.shape == (len(x), line) and line % 4 == 0
+    exact = np.square(x.astype(np.float64)).reshape(len(x), -1, 16).sum(-1)
+    np.testing.assert_allclose(squared[:, : c.hidden // 16], exact, rtol=1e-6)
+    assert not squared[:, c.hidden // 16 :].any()
+
+
+@pytest.mark.parametrize("dtype", EPS)
+@pytest.mark.parametrize("c", CONFIGS)
+@pytest.mark.parametrize("rows", ROWS)
+def test_linear_add(device, dtype, c, rows):
+    t = case(device, dtype, c, decode_step(rows))
+    x = random(rows, c.heads * c.head_dim)
+    for side in (t.host, t.gpu):
+        side.ops.device.write(side.b.attn, x.astype(t.gpu.ops.dtype).astype(side.b.attn.dtype))
+        side.ops.linear_add(side.b.attn, side.w.o, side.b, side.w.mlp_norm)
+    close(device.read(t.gpu.b.x), t.host.b.x, dtype)
+    expect_half(device, dtype, c, t.gpu, t.gpu.w.mlp_norm)
+
+
+@pytest.mark.parametrize("dtype", EPS)
+@pytest.mark.parametrize("c", CONFIGS)
+@pytest.mark.parametrize("rows", ROWS)
+def test_embed_tokens(device, dtype, c, rows):
+    t = case(device, dtype, c, decode_step(rows))
+    ids = rng.integers(0, c.vocab, rows).astype(np.int32)
+    for side in (t.host, t.gpu):
+        side.ops.device.write(side.s.ids, ids)
+        side.ops.embed_tokens(side.b, side.s, side.w.head, side.w.attn_norm)
+    np.testing.assert_array_equal(device.read(t.gpu.b.x), t.host.b.x)
+    expect_half(device, dtype, c, t.gpu, t.gpu.w.attn_norm)
+
+
+@pytest.mark.parametrize("dtype", EPS)
+def test_prompts_leave_it_to_the_norm(device, dtype):
+    """More rows than a decode step has: only the residual stream is written."""
+    t = case(device, dtype, SMALL, prefill_step(64, [0]))
+    before = device.read(t.gpu.b.h)
+    for side in (t.host, t.gpu):
+        side.ops.embed_tokens(side.b, side.s, side.w.head, side.w.attn_norm)
+        side.ops.device.write(side.b.attn, np.ones(side.b.attn.shape, side.b.attn.dtype))
+        side.ops.linear_add(side.b.attn, side.w.o, side.b, side.w.mlp_norm)
+    close(device.read(t.gpu.b.x), t.host.b.x, dtype)
+    np.testing.assert_array_equal(device.read(t.gpu.b.h), before)
+
+
+@pytest.mark.parametrize("dtype", EPS)
+def test_bits_do_not_depend_on_the_batch(device, dtype):
+    g = case(device, dtype, SMALL, decode_step(16)).gpu
+    x, values = device.read(g.b.x), random(16, 128).astype(g.ops.dtype)
+
+    def run(rows):
+        b = g.ops.buffers(SMALL, len(rows), len(rows))
+        device.write(b.x, x[rows])
+        g.ops.linear_add(device.upload(values[rows]), g.w.o, b, g.w.norm)
+        return [device.read(a) for a in (b.x, b.h, b.scratch.squared)]
+
+    alone = [np.concatenate(a) for a in zip(*(run([r]) for r in range(16)), strict=True)]
+    for count in (2, 8, 9, 16):
+        rows = rng.permutation(16)[:count]
+        for found, expected in zip(run(rows), alone, strict=True):
+            np.testing.assert_array_equal(found, expected[rows], err_msg=f"batch of {count}")
+
+
+@pytest.mark.parametrize(
+    ("op", "where", "name", "shape", "message"),
+    [
+        pytest.param("linear_add", "b", "attn", (3, 96), r"linear_add: expected x to be bfloat16 \[3, 128\]", id="x"),
+        pytest.param("linear_add", "b", "x", (3, 48), r"linear_add: expected out to be .*\[3, 64\]", id="stream"),
+        pytest.param("linear_add", "b", "h", (2, 64), r"linear_add: expected h to be bfloat16 \[3, 64\]", id="h"),
+        pytest.param("linear_add", "w", "norm", (48,), r"linear_add: expected norm weight .*\[64\]", id="norm"),
+        pytest.param("embed_tokens", "b", "x", (3, 48), r"embed_tokens: expected x to be .*\[3, 64\]", id="embed-x"),
+        pytest.param("embed_tokens", "w", "norm", (48,), r"embed_tokens: expected norm weight", id="embed-norm"),
+    ],
+)
+def test_bad_arrays(device, op, where, name, shape, message):
+    g = case(device, "bfloat16", SMALL, decode_step(3)).gpu
+    setattr(getattr(g, where), name, device.empty(shape, F32 if name in ("x", "norm") else g.ops.dtype))
+    with pytest.raises(DeviceError, match=message):
+        if op == "linear_add":
+            g.ops.linear_add(g.b.attn, g.w.o, g.b, g.w.norm)
+        else:
+            g.ops.embed_tokens(g.b, g.s, g.w.head, g.w.norm)
+
+
+def test_more_rows_than_the_buffers_were_made_for(device):
+    g = case(device, "bfloat16", SMALL, decode_step(3)).gpu
+    b = replace(g.ops.buffers(SMALL, 5, 5), scratch=g.b.scratch)
+    with pytest.raises(DeviceError, match=r"linear_add: expected at most 3 rows, .* found 5"):
+        g.ops.linear_add(b.attn, g.w.o, b, g.w.norm)
+
+
+@pytest.mark.parametrize("layout", ["gate_up", "rows"])
+def test_rows_of_weights_stand_in_tiles_of_their_own(device, layout):
+    """A tile of sixteen neighbours is what a sum of squares is of."""
+    g = case(device, "bfloat16", SMALL, decode_step(3)).gpu
+    rows = 64 if layout == "gate_up" else 72
+    weight = g.ops.weight([random(rows // 2, 128)] * 2, layout)
+    with pytest.raises(DeviceError, match="linear_add: expected a weight of a multiple of 16 rows"):
+        g.ops.linear_add(g.b.attn, weight, replace(g.b, x=device.empty((3, rows), F32)), g.w.norm)
