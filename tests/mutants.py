@@ -1,4 +1,4 @@
-"""Do the tests notice mistakes? Makes ten one-line mistakes in kernels, one at a time, and runs the tests on each.
+"""Do the tests notice mistakes? Makes one-line mistakes in kernels, one at a time, and runs the tests on each.
 
 Run by `make mutants`; no GPU needed. Works on copies, laid out as an installed package, and prints what caught each
 mistake. Ends with 1 if one survived, or if the tests fail on the kernels as they are.
@@ -84,6 +84,11 @@ MUTANTS = (
         "if constexpr (SPLIT > 1)\n            cluster_sync();",
         "if constexpr (SPLIT > 8)\n            cluster_sync();",
         ("tests/ops/test_launches.py",),
+    ),
+    Mutant(
+        "squares of half of a tile", "epilogue.cuh",
+        "int offset = 4; offset < 32; offset *= 2) sum +=", "int offset = 4; offset < 16; offset *= 2) sum +=",
+        ("tests/ops/test_half_norm.py",),
     ),
     Mutant(
         "a missing barrier between rounds", "attend_decode.cu",

@@ -9,8 +9,8 @@ from mutants import MUTANTS, Mutant, Survived
 from ostinato.ops.device import KERNELS
 
 
-def test_there_are_twelve():
-    assert len(MUTANTS) == len({m.kind for m in MUTANTS}) == 12
+def test_there_are_thirteen():
+    assert len(MUTANTS) == len({m.kind for m in MUTANTS}) == 13
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.kind)

@@ -90,7 +90,7 @@ class Buffers:
     """Where activations live between operations; made once by Ops.buffers for R rows and B wanted rows."""
 
     x: Array  # [R, D] float32, the residual stream
-    h: Array  # [R, D] T, normalised x
+    h: Array  # [R, D] T, normalised x, or what a backend prepares for a norm
     qkv: Array  # [R, (H + 2 G) d] T; attend reads the first H d columns
     attn: Array  # [R, H d] T
     gate_up: Array  # [R, 2 F] T, gate columns first

@@ -111,15 +111,8 @@ class CudaOps(DeviceOps):
         self._embed("embed_packed", table.data, ids, out, at, places, None, None, None)
 
     def linear(self, x, weight, out, bias=None, residual=None):
-        rows = len(x)
-        expect("linear", "x", x, self.dtype, (rows, weight.k))
-        check_linear("linear", (rows, weight.n), self.dtype, out, bias, residual)
-        kind = c_type(out.dtype)
-        store = [np.int32(weight.n), np.int32(weight.span), bias, residual, out]
-        if rows > DECODE_ROWS:
-            self._prefill(f"prefill_store<{self._t}, {kind}", weight, x, store)
-            return
-        self._decode(f"decode_store<{self._t}, {kind}", weight, x, store)
+        check_linear("linear", (len(x), weight.n), self.dtype, out, bias, residual)
+        self._plain("linear", f"store<{self._t}, {c_type(out.dtype)}", weight, x, _store(weight, out, bias, residual))
 
     def head(self, x, weight, out, bias):
         """Always the decode kernel, up to 16 rows at a time: a row's logits have the same bits in every company."""
@@ -146,7 +139,7 @@ class CudaOps(DeviceOps):
         if weight.n % 16 or weight.span != 1:
             raise DeviceError(f'linear_add: expected a weight of a multiple of 16 rows in layout "rows", '
                               f'found {weight.n} in "{weight.layout}"')  # fmt: skip
-        half = self._half_norm("linear_add", b, norm)
+        half = self._half_norm("linear_add", b, norm)  # of the sum over the ranks: there is one
         self._decode(f"decode_add<{self._t}", weight, x, [np.int32(weight.n), b.x, *half])
 
     def norm_qkv(self, c, w, b, s, cache, rope):
@@ -156,8 +149,8 @@ class CudaOps(DeviceOps):
         if weight.layout == "qkv" and not c.qk_norm:
             self._normed("norm_qkv", f"qkv<{self._t}", c, weight, w.attn_norm, b, tail)
             return
-        store = [np.int32(weight.n), np.int32(weight.span), w.qkv_bias, None, b.qkv]
-        self._normed("norm_qkv", f"store<{self._t}, {self._t}", c, weight, w.attn_norm, b, store)
+        tail = _store(weight, b.qkv, w.qkv_bias)
+        self._normed("norm_qkv", f"store<{self._t}, {self._t}", c, weight, w.attn_norm, b, tail)
         if c.qk_norm:  # of whole heads, which no thread of a product holds
             self.head_norm(b.qkv, w.q_norm, w.k_norm, c.eps, c.heads, c.kv_heads)
         self.rope_append(b.qkv, rope, s, cache, c.heads)
@@ -170,8 +163,8 @@ class CudaOps(DeviceOps):
             self._normed("norm_gate_up", f"gate<{self._t}", c, weight, w.mlp_norm, b, tail)
             return
         expect("norm_gate_up", "gate_up", b.gate_up, self.dtype, (rows, weight.n))
-        store = [np.int32(weight.n), np.int32(weight.span), None, None, b.gate_up]
-        self._normed("norm_gate_up", f"store<{self._t}, {self._t}", c, weight, w.mlp_norm, b, store)
+        tail = _store(weight, b.gate_up)
+        self._normed("norm_gate_up", f"store<{self._t}, {self._t}", c, weight, w.mlp_norm, b, tail)
         self.silu_mul(b.gate_up, b.ffn)
 
     def norm_head(self, c, w, b, s):
@@ -182,8 +175,8 @@ class CudaOps(DeviceOps):
             return
         expect("norm_head", "last", s.last, np.int32, (rows,))
         check_linear("norm_head", (count, weight.n), np.dtype(np.float32), b.logits, w.head_bias, None)
-        store = [np.int32(weight.n), np.int32(weight.span), w.head_bias, None, b.logits]
-        self._normed("norm_head", f"store<{self._t}, float", c, weight, w.norm, b, store)
+        tail = _store(weight, b.logits, w.head_bias)
+        self._normed("norm_head", f"store<{self._t}, float", c, weight, w.norm, b, tail)
 
     def linear_append(self, c, w, b, s, cache):
         if w.qkv.layout != "qkv":
@@ -227,8 +220,8 @@ class CudaOps(DeviceOps):
             self._decode(f"decode_{kernel}", weight, b.h, tail, self._squared(op, b), c.eps)
 
     def _plain(self, op: str, kernel: str, weight: PackedWeight, x: Any, tail: list) -> None:
-        """A fused product of the rows x [R, K] T. kernel: "qkv<bf16", what follows "decode_" or "prefill_"."""
-        expect(op, "h", x, self.dtype, (len(x), weight.k))
+        """A product of the rows x [R, K] T. kernel: "qkv<bf16", what follows "decode_" or "prefill_"."""
+        expect(op, "x", x, self.dtype, (len(x), weight.k))
         launch = self._prefill if len(x) > DECODE_ROWS else self._decode
         launch(f"{'prefill' if len(x) > DECODE_ROWS else 'decode'}_{kernel}", weight, x, tail)
 
@@ -242,9 +235,7 @@ class CudaOps(DeviceOps):
         places = [s.seqs, s.positions, s.table, np.int32(s.table.shape[1])]
         return [w.qkv_bias, rope, *places, b.qkv, cache.k, cache.v, *sizes]
 
-    def _decode(
-        self, kernel: str, weight: PackedWeight, x: Any, tail: list, squared: Any = None, eps: float = 0
-    ) -> None:
+    def _decode(self, kernel: str, weight: PackedWeight, x: Any, tail: list, squared: Any = None, eps: float = 0):
         """A decode kernel, named up to T, of rows x [R, K] T; with `squared` rows after the first half of a norm."""
         gpu, rows, size = self.device, len(x), self.dtype.itemsize
         shape, limit = self.shapes.decode(weight.n, weight.k, size), shared_limit(gpu.arch)
@@ -266,6 +257,11 @@ class CudaOps(DeviceOps):
         function = gpu.kernel("linear_prefill.cu", f"{kernel}, {shape.template}>")
         args = [weight.data, x, np.int32(len(x)), np.int32(weight.k), *tail]
         gpu.launch(function, shape.grid(weight.tiles, len(x)), (shape.threads,), args, shape.shared, dependent=True)
+
+
+def _store(weight: PackedWeight, out: Any, bias: Any = None, residual: Any = None) -> list:
+    """What the kernels decode_store and prefill_store take behind K."""
+    return [np.int32(weight.n), np.int32(weight.span), bias, residual, out]
 
 
 def squared_line(k: int) -> int:

@@ -174,7 +174,7 @@ def test_decode_bits_do_not_depend_on_the_batch(device, dtype, c):
         pytest.param("norm_qkv", "w", "attn_norm", (48,), r"norm_qkv: expected norm weight .*\[64\]", id="qkv-norm"),
         pytest.param("norm_qkv", "w", "rope", (9, 16), r"norm_qkv: expected rope .*\[9, 32\], found", id="qkv-rope"),
         pytest.param("norm_gate_up", "b", "x", (3, 48), r"norm_gate_up: expected x .*\[3, 64\]", id="gate_up-x"),
-        pytest.param("linear_append", "b", "h", (3, 64), r"linear_append: expected h to be bfloat16", id="append-h"),
+        pytest.param("linear_append", "b", "h", (3, 64), r"linear_append: expected x to be bfloat16", id="append-h"),
         pytest.param(
             "linear_append", "w", "qkv_bias", (9,), r"linear_append: expected bias .*\[256\]", id="append-bias"
         ),
