@@ -27,7 +27,7 @@ SHAPES = [  # heads, key/value heads, head size
 ]
 
 
-def run(device, memory, dtype, heads, queries, seqs, visible, window, blocks=None):
+def run(device, memory, dtype, heads, queries, seqs, visible, window):
     """Output [R, H, d] of rows `queries` [R, H, d]."""
     g, d = memory.keys[0].shape[1:]
     ops = RowOps(device, dtype)
