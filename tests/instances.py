@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import product
 
-from ostinato.ops.shapes import BESIDE, DECODE, MEASURED, DecodeShape, Key, rule, shared_limit
+from ostinato.ops.shapes import BESIDE, DECODE, MEASURED, Key, rule, shared_limit
 
 TYPES = ("bf16", "half", "float")
+KS = (16, 368, 384, 1008, 1024, 65536)
 
 
 def each(kernel: str, *arguments: Iterable[object]) -> list[str]:
@@ -19,22 +20,20 @@ def each(kernel: str, *arguments: Iterable[object]) -> list[str]:
     return [f"{kernel}<{', '.join(map(str, chosen))}>" for chosen in product(*arguments)]
 
 
-# What the rule can give: by K and N, for 16 bits and for 32.
-RULES = {size: [rule(n, k, size) for k in (1024, 384, 16) for n in (16, 8192)] for size in (2, 4)}
-
-
-def templates(shapes: Iterable[DecodeShape]) -> list[str]:
-    """Template arguments of shapes, without repetition, for every number of rows."""
-    return list(dict.fromkeys(shape.template(rows) for shape in shapes for rows in (1, 8, 16)))
+# What the rule tells apart, by bytes of T: the smallest and the largest K of each class, few and many rows. And the
+# most shared memory that GPUs have, on which it depends where x is taken from.
+SHAPES = {size: [(rule(n, k, size), k) for k in KS for n in (16, 8192)] for size in (2, 4)}
+LIMITS = sorted({shared_limit(arch) for arch in (80, 89, 90)})
 
 
 def by_rule(kernel: str, t: str, *arguments: str) -> list[str]:
-    """The instances of a decode product for all shapes of the rule."""
-    return [
-        f"{kernel}<{', '.join((t, *arguments, source, template))}>"
-        for template in templates(RULES[4 if t == "float" else 2])
-        for source in ("DIRECT", *["STAGED"] * (template.split(", ")[3] == "2"))
-    ]
+    """The instances of a decode product for all shapes of the rule, without repetition."""
+    size = 4 if t == "float" else 2
+    found = dict.fromkeys(
+        (shape.source(rows, k, size, limit)[0], shape.template(rows))
+        for shape, k in SHAPES[size] for rows in (1, 8, 16) for limit in LIMITS
+    )  # fmt: skip
+    return [f"{kernel}<{', '.join((t, *arguments, *source_and_template))}>" for source_and_template in found]
 
 
 def measured(key: Key) -> list[str]:
