@@ -22,21 +22,45 @@
 #include "epilogue.cuh"
 #include "stream.cuh"
 
+// The sums that a thread adds up over the parts: rows g and g + 8 of one tile of its block's set, one column.
+template <int SPLIT, int TILES, int COLS>
+struct Share {
+    int rank, rows, tiles;  // of the block; of x; of the matrix
+    int g, half, part, column;
+
+    __device__ __forceinline__ Share(int rank, int rows, int tiles) : rank(rank), rows(rows), tiles(tiles) {
+        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+        g = lane / 4, half = warp % 2, part = warp / 2 / COLS, column = warp / 2 % COLS * 8 + lane % 4 * 2 + half;
+    }
+
+    __device__ __forceinline__ int tile(int group) const { return (group * SPLIT + rank) * TILES + part; }
+    __device__ __forceinline__ bool exists(int group) const {
+        return part < TILES && column < rows && tile(group) < tiles;
+    }
+
+    // low and high = the sums of WARPS parts, in their order.   red [WARPS, SUMS, 32]
+    template <int WARPS>
+    __device__ __forceinline__ void add_up(const float* red, float& low, float& high) const {
+        const float* own = red + (threadIdx.x / 64 * 4 + half) * 32 + threadIdx.x % 32;
+        low = high = 0.f;
+#pragma unroll
+        for (int p = 0; p < WARPS; p++) low += own[p * TILES * COLS * 128], high += own[p * TILES * COLS * 128 + 64];
+    }
+};
+
 template <class T, Source SOURCE, int WARPS, int SPLIT, int TILES, int COLS, int DEPTH, int BLOCKS, bool RING,
           class Epilogue>
 __device__ __forceinline__ void product(const T* weight, const T* x, const float* squared, float eps, int rows, int k,
                                         int tiles, const Epilogue& epilogue) {
-    using Own = Parts<WARPS, SPLIT>;
     constexpr bool DIRECTLY = SOURCE == DIRECT;
     using Stream = typename Choose<RING, InRing<T, DIRECTLY, WARPS, SPLIT, TILES, COLS, DEPTH>,
                                    InRegisters<T, DIRECTLY, WARPS, SPLIT, TILES, COLS, DEPTH>>::type;
     constexpr int SUMS = TILES * COLS * 4, RED = WARPS * SUMS * 32;
     static_assert(SUMS * 16 <= WARPS * 32, "a thread adds up one pair of sums");
     extern __shared__ float4 memory[];
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, tiles_k = k / 16;
+    const int lane = threadIdx.x % 32, tiles_k = k / 16;
     const int first = blockIdx.x / SPLIT, groups = (tiles + TILES * SPLIT - 1) / (TILES * SPLIT);
     Work<T, WARPS, SPLIT, TILES, COLS> work{{}, weight, tiles, tiles_k, groups, int(gridDim.x) / SPLIT};
-    const Own& own = work.own;
     float* red = reinterpret_cast<float*>(memory);
     float* scales = red + 2 * RED + Stream::FLOATS;
     T* held = reinterpret_cast<T*>(scales + 16);
@@ -44,30 +68,17 @@ __device__ __forceinline__ void product(const T* weight, const T* x, const float
 
     Stream stream(red + 2 * RED);
     stream.begin(work, first);
-
-    // The sums that this thread adds up over the parts: rows g and g + 8 of tile `part` of its block's set, one column.
-    const int g = lane / 4, half = warp % 2, part = warp / 2 / COLS,
-              out_column = warp / 2 % COLS * 8 + lane % 4 * 2 + half;
-    auto summed = [&](int group) { return (group * SPLIT + own.rank) * TILES + part; };  // the tile
-    auto mine = [&](int group) { return part < TILES && out_column < rows && summed(group) < tiles; };
+    const Share<SPLIT, TILES, COLS> mine(work.own.rank, rows, tiles);
     typename Epilogue::Ahead ahead;
-    if (mine(first)) epilogue.begin(ahead, summed(first), g, out_column);
+    if (mine.exists(first)) epilogue.begin(ahead, mine.tile(first), mine.g, mine.column);
 
     if constexpr (SPLIT > 1) cluster_sync();  // the others have begun: their shared memory can be written
     grid_wait();
-    if (mine(first)) epilogue.fetch(ahead, summed(first), g, out_column);
-    if constexpr (SOURCE == STAGED) hold(own, x, rows, tiles_k, held);
-    work.column_step = DIRECTLY ? WARPS * 16 : Own::PARTS * rows * 16;
-#pragma unroll
-    for (int c = 0; c < COLS; c++) {
-        int r = min(c * 8 + lane / 4, rows - 1);
-        if constexpr (DIRECTLY)
-            work.column[c] = x + static_cast<size_t>(r) * k + own.part * 16 + lane % 4 * 4;
-        else
-            work.column[c] = held + (own.local * rows + r) * 16 + lane % 4 * 4;
-    }
+    if (mine.exists(first)) epilogue.fetch(ahead, mine.tile(first), mine.g, mine.column);
+    if constexpr (SOURCE == STAGED) hold(work.own, x, rows, tiles_k, held);
+    work.template take_columns<DIRECTLY>(DIRECTLY ? x : held, rows, k);
     stream.begin_columns(work);
-    if (mine(first)) epilogue.follow(ahead, summed(first), g, out_column);
+    if (mine.exists(first)) epilogue.follow(ahead, mine.tile(first), mine.g, mine.column);
     find_scales<T, WARPS>(squared, rows, k, eps, scales);
     float scale = 1.f;
 
@@ -75,33 +86,25 @@ __device__ __forceinline__ void product(const T* weight, const T* x, const float
         float acc[TILES][COLS][4] = {};
         stream.multiply_group(work, acc, group);
         // Two buffers: who writes one has passed the barrier after which everybody had read it.
-        float* sums = SPLIT > 1 ? in_cluster(red + turn * RED, own.set) : red + turn * RED;
+        float* sums = SPLIT > 1 ? in_cluster(red + turn * RED, work.own.set) : red + turn * RED;
 #pragma unroll
-        for (int r = 0; r < TILES; r++)
-#pragma unroll
-            for (int c = 0; c < COLS; c++)
-#pragma unroll
-                for (int i = 0; i < 4; i++) sums[(own.part * SUMS + (r * COLS + c) * 4 + i) * 32 + lane] = acc[r][c][i];
+        for (int i = 0; i < SUMS; i++)
+            sums[(work.own.part * SUMS + i) * 32 + lane] = acc[i / (COLS * 4)][i / 4 % COLS][i % 4];
         if constexpr (SPLIT > 1)
             cluster_sync();
         else
             __syncthreads();
-        if (squared && group == first) scale = scales[min(out_column, rows - 1)];
-        if (mine(group)) {
-            const float* own_sums = red + turn * RED + (warp / 2 * 4 + half) * 32 + lane;
-            float low = 0.f, high = 0.f;
-#pragma unroll
-            for (int p = 0; p < WARPS; p++) {
-                low += own_sums[p * SUMS * 32];
-                high += own_sums[p * SUMS * 32 + 64];
-            }
-            epilogue.store(ahead, summed(group), g, out_column, __fmul_rn(low, scale), __fmul_rn(high, scale));
+        if (squared && group == first) scale = scales[min(mine.column, rows - 1)];
+        if (mine.exists(group)) {
+            float low, high;
+            mine.template add_up<WARPS>(red + turn * RED, low, high);
+            epilogue.store(ahead, mine.tile(group), mine.g, mine.column, __fmul_rn(low, scale), __fmul_rn(high, scale));
         }
         const int following = group + work.stride;
-        if (mine(following)) {
-            epilogue.begin(ahead, summed(following), g, out_column);
-            epilogue.fetch(ahead, summed(following), g, out_column);
-            epilogue.follow(ahead, summed(following), g, out_column);
+        if (mine.exists(following)) {
+            epilogue.begin(ahead, mine.tile(following), mine.g, mine.column);
+            epilogue.fetch(ahead, mine.tile(following), mine.g, mine.column);
+            epilogue.follow(ahead, mine.tile(following), mine.g, mine.column);
         }
     }
 }

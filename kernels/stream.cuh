@@ -22,6 +22,19 @@ struct Work {
     const T* column[COLS];               // a lane's four k of the part's first tile, once x is there
     int column_step;                     // elements to the next
 
+    // Where a lane finds x: in global memory, rows of k elements, or in what the block holds of it (columns.cuh).
+    template <bool DIRECTLY>
+    __device__ __forceinline__ void take_columns(const T* x, int rows, int k) {
+        const int lane = threadIdx.x % 32;
+        column_step = DIRECTLY ? WARPS * 16 : own.PARTS * rows * 16;
+#pragma unroll
+        for (int c = 0; c < COLS; c++) {
+            const int r = min(c * 8 + lane / 4, rows - 1);
+            const T* at = DIRECTLY ? x + static_cast<size_t>(r) * k + own.part * 16 : x + (own.local * rows + r) * 16;
+            column[c] = at + lane % 4 * 4;
+        }
+    }
+
     __device__ __forceinline__ bool has(int step) const { return own.tile(step) < tiles_k; }
     __device__ __forceinline__ int count() const { return (tiles_k - own.part + WARPS - 1) / WARPS; }
     __device__ __forceinline__ int row_tile(int group, int r) const { return (group * SPLIT + own.set) * TILES + r; }
