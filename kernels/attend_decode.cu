@@ -134,9 +134,9 @@ __global__ void __launch_bounds__(THREADS, BLOCKS)
     const int kv = chunks == 1 ? blockIdx.x : blockIdx.x / chunks, chunk = blockIdx.x - kv * chunks;
     const int head = kv * group + chunk * HEADS, count = min(HEADS, group - chunk * HEADS);
     // All at once, as each of them takes long where a block starts late.
-    const int seq = __ldcg(seqs + row), high = __ldcg(visible + row);
+    const int seq = __ldcg(seqs + row), sees = __ldcg(visible + row);
     const int other = lane < rows ? __ldcg(seqs + lane) : -1, its_position = lane < rows ? __ldcg(positions + lane) : 0;
-    const Cut cut = cut_row<P::TILE>(high, window);
+    const Cut cut = cut_row<P::TILE>(sees, window);
     if (blockIdx.z >= cut.splits) return grid_wait();
 
     P part;

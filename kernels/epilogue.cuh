@@ -95,8 +95,8 @@ struct Add {
         const size_t at = static_cast<size_t>(column) * n + first_row(tile, 1, g);
         a += ahead.x[0], b += ahead.x[1];
         x[at] = a, x[at + 8] = b;
-        normed[at] = from_float<T>(a * (1.f / FACTOR<T>)*ahead.norm[0]);
-        normed[at + 8] = from_float<T>(b * (1.f / FACTOR<T>)*ahead.norm[1]);
+        normed[at] = from_float<T>(a * (1.f / FACTOR<T>) * ahead.norm[0]);
+        normed[at + 8] = from_float<T>(b * (1.f / FACTOR<T>) * ahead.norm[1]);
         float sum = fmaf(b, b, a * a);
         const unsigned lanes = 0x11111111u << threadIdx.x % 4;  // those of the same column
 #pragma unroll

@@ -21,7 +21,7 @@ def head(ops, c, w, b, s):
 def parts(ops, c, w, b, s, caches):
     """The forward pass as callables, to be run, or captured one by one or together; the result is b.logits."""
     norms = [*(lw.attn_norm for lw in w.layers), w.norm]
-    yield lambda: ops.embed_tokens(b, s, w.embed, norms[0])
+    yield lambda: ops.embed_tokens(s, w.embed, b, norms[0])
     for lw, cache, following in zip(w.layers, caches, norms[1:], strict=True):
         yield lambda lw=lw, cache=cache, following=following: layer(ops, c, lw, b, s, cache, w.rope, following)
     yield lambda: head(ops, c, w, b, s)

@@ -221,7 +221,7 @@ class Ops:
     # -- and norm_head. What adds to the residual stream b.x is told the weight [D] of the RMS norm that comes next, so
     # -- that a fused kernel can see to a part of it; norm_* may rely on that.
 
-    def embed_tokens(self, b: Buffers, s: Step, table: Weight, norm: Array) -> None:
+    def embed_tokens(self, s: Step, table: Weight, b: Buffers, norm: Array) -> None:
         """b.x = the rows s.ids of the embedding table [V, D]."""
         self.embed(s.ids, table, b.x)
 

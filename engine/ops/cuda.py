@@ -38,7 +38,7 @@ class PackedWeight:
 
 
 class CudaOps(DeviceOps):
-    """Products of packed weights by mma.sync, fused with norms before and RoPE, residual or SiLU after."""
+    """Products of packed weights by mma.sync, fused with RoPE, SiLU, or residual and half of a norm."""
 
     name = "cuda"
 
@@ -121,7 +121,7 @@ class CudaOps(DeviceOps):
 
     # -- composites -----------------------------------------------------------------------------------------------
 
-    def embed_tokens(self, b, s, table, norm):
+    def embed_tokens(self, s, table, b, norm):
         if len(b.x) > DECODE_ROWS:
             self.embed(s.ids, table, b.x)
             return

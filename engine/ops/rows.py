@@ -242,6 +242,7 @@ class DeviceOps(Ops):
         if scratch.slots < splits or len(scratch.arrived) < rows * units:
             found = f"{len(scratch.arrived) // units} rows in {scratch.slots} splits"
             raise DeviceError(f"attend: expected scratch for {rows} rows in {splits} splits, found it for {found}")
+        # At most a block a multiprocessor: those without a split wait as well, and hold the place of others meanwhile.
         grid = (units, rows, max(1, min(splits, self.device.multiprocessors // (units * rows))))
         arrays = (qkv, s.seqs, s.positions, s.visible, s.table, cache.k, cache.v, out)
         blocks = attend_blocks(kv_heads, d, self.dtype.itemsize, self.device.arch)

@@ -68,7 +68,7 @@ def _again(seq: Any) -> Any:
 def _frozen(ops: Any, c: Any, w: Any, b: Any, s: Any, caches: Any) -> Any:
     """A planted mistake: the tokens are those that stood in the array when the operations were listed."""
     _, *others = PARTS(ops, c, w, b, s, caches)
-    yield lambda: ops.embed_tokens(b, replace(s, ids=s.ids.copy()), w.embed, w.layers[0].attn_norm)
+    yield lambda: ops.embed_tokens(replace(s, ids=s.ids.copy()), w.embed, b, w.layers[0].attn_norm)
     yield from others
 
 

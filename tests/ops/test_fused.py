@@ -184,14 +184,28 @@ def test_decode_bits_do_not_depend_on_the_batch(device, dtype, c):
         pytest.param("norm_head", "s", "last", (2,), r"norm_head: expected last to be int32 \[3\]", id="head-last"),
         pytest.param("norm_head", "b", "logits", (3, 200), r"norm_head: expected out .*\[3, 209\]", id="head-logits"),
         pytest.param("norm_head", "w", "head_bias", (200,), r"norm_head: expected bias .*\[209\]", id="head-bias"),
+        pytest.param(
+            "linear_add", "b", "attn", (3, 96), r"linear_add: expected x to be bfloat16 \[3, 128\]", id="add-x"
+        ),
+        pytest.param("linear_add", "b", "x", (3, 48), r"linear_add: expected out to be .*\[3, 64\]", id="add-out"),
+        pytest.param("linear_add", "b", "h", (2, 64), r"linear_add: expected h to be bfloat16 \[3, 64\]", id="add-h"),
+        pytest.param("linear_add", "w", "norm", (48,), r"linear_add: expected norm weight .*\[64\]", id="add-norm"),
+        pytest.param("embed_tokens", "b", "x", (3, 48), r"embed_tokens: expected x to be .*\[3, 64\]", id="embed-x"),
+        pytest.param("embed_tokens", "w", "norm", (48,), r"embed_tokens: expected norm weight", id="embed-norm"),
     ],
 )
 def test_bad_arrays(device, op, where, name, shape, message):
     g = case(device, "bfloat16", replace(SMALL, rope_theta=0), decode_step(3)).gpu
     setattr(getattr(g, where), name, device.empty(shape, F32))
-    rest = {"norm_qkv": (g.s, g.cache, g.w.rope), "linear_append": (g.s, g.cache), "norm_head": (g.s,)}.get(op, ())
+    arguments = {
+        "norm_qkv": (SMALL, g.w, g.b, g.s, g.cache, g.w.rope),
+        "linear_append": (SMALL, g.w, g.b, g.s, g.cache),
+        "norm_head": (SMALL, g.w, g.b, g.s),
+        "linear_add": (g.b.attn, g.w.o, g.b, g.w.norm),
+        "embed_tokens": (g.s, g.w.head, g.b, g.w.norm),
+    }
     with pytest.raises(DeviceError, match=message):
-        getattr(g.ops, op)(SMALL, g.w, g.b, *rest)
+        getattr(g.ops, op)(*arguments.get(op, (SMALL, g.w, g.b)))
 
 
 def test_every_schedule_gives_the_same_bits(shuffled):
