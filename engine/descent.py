@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from .ops.shapes import BLOCKS, DEPTHS, SPLITS, TILES, WARPS, DecodeShape, Key
+from .ops.shapes import BLOCKS, DEPTHS, SPLITS, TILES, WARPS, DecodeShape, Key, Launch
 
 Table = dict[Key, DecodeShape]
 Axis = Callable[[Key, DecodeShape], Iterable[DecodeShape]]  # shapes that differ from the one given in one respect
@@ -62,11 +62,20 @@ def axes(part: str, clusters: bool, warps: bool) -> tuple[Axis, ...]:
 
     def stream(key: Key, shape: DecodeShape) -> list[DecodeShape]:
         now = getattr(shape, part)
-        ways = [(now.ring, now.depth), *((False, d) for d in REGISTERS), *((True, d) for d in RING)]
-        return [_changed(shape, part, ring=r, depth=d, blocks=b) for r, d in dict.fromkeys(ways) for b in BLOCKS]
+        once, left = divmod(key[1] // 16, shape.warps)  # the depth that takes all of K at once
+        ways = [
+            (now.ring, now.once, now.depth),
+            *((False, False, d) for d in REGISTERS),
+            *((True, False, d) for d in RING),
+        ]
+        if not left and once in DEPTHS:
+            ways.append((False, True, once))
+        return [
+            _changed(shape, part, ring=r, once=o, depth=d, blocks=b) for r, o, d in dict.fromkeys(ways) for b in BLOCKS
+        ]
 
     def cutting(key: Key, shape: DecodeShape) -> list[DecodeShape]:
-        return [replace(shape, warps=n) for n in WARPS if n <= key[1] // 16]
+        return [_cut(shape, n, key[1] // 16) for n in WARPS if n <= key[1] // 16]
 
     def staging(key: Key, shape: DecodeShape) -> list[DecodeShape]:
         return [_changed(shape, part, staged=not getattr(shape, part).staged)]
@@ -76,3 +85,12 @@ def axes(part: str, clusters: bool, warps: bool) -> tuple[Axis, ...]:
 
 def _changed(shape: DecodeShape, part: str, **fields: Any) -> DecodeShape:
     return replace(shape, **{part: replace(getattr(shape, part), **fields)})
+
+
+def _cut(shape: DecodeShape, warps: int, tiles_k: int) -> DecodeShape:
+    """K in so many parts. A launch that takes it at once needs the depth that goes with that."""
+
+    def fit(launch: Launch) -> Launch:
+        return replace(launch, depth=tiles_k // warps) if launch.once else launch
+
+    return DecodeShape(warps, fit(shape.single), fit(shape.narrow), fit(shape.wide))

@@ -162,7 +162,7 @@ class Steps:
         """Plan -> shape: those along an axis that can be launched, and that launch something else than `shape`."""
         found: dict[tuple, DecodeShape] = {}
         for other in axis(key, shape):
-            if not other.refusal(self._shared, key[2]):
+            if not other.refusal(key, self._shared):
                 found.setdefault(self._plan(key, other, part.batches), other)
         found.pop(self._plan(key, shape, part.batches), None)
         return found
@@ -270,7 +270,7 @@ def _code(shape: DecodeShape) -> str:
 
 def _launch(v: Launch) -> str:
     numbers = [v.tiles, v.depth, v.blocks, v.grid, *([v.split] if v.split != 1 else [])]
-    switches = [f"{name}=True" for name in ("staged", "ring") if getattr(v, name)]
+    switches = [f"{name}=True" for name in ("staged", "ring", "once") if getattr(v, name)]
     return f"Launch({', '.join([*map(str, numbers), *switches])})"
 
 

@@ -1,12 +1,12 @@
 // What works on single elements: what stands between the products of the feed-forward part, the step to the next token.
-#include "gelu.cuh"
+#include "activation.cuh"
 #include "ptx.cuh"
 #include "types.cuh"
 
 constexpr int THREADS = 256;
 constexpr int MAIL = 4;  // tokens of a row that the host can still read; as in ops/base.py
 
-// out[r, c] = g / (1 + exp(-g)) * gate_up[r, width + c],  g = gate_up[r, c].
+// out[r, c] = silu(gate_up[r, c]) * gate_up[r, width + c].
 // gate_up [rows, 2 width], out [rows, width]
 //
 // LAUNCH: grid (ceil(width / VEC / 256), rows), block 256, dependent.
@@ -24,11 +24,10 @@ __global__ void __launch_bounds__(THREADS) silu_mul(const T* gate_up, T* out, in
         load8(from, gate);
         load8(from + width, up);
 #pragma unroll
-        for (int e = 0; e < 8; e++) gate[e] = gate[e] / (1.f + __expf(-gate[e])) * up[e];
+        for (int e = 0; e < 8; e++) gate[e] = silu(gate[e]) * up[e];
         store8(to, gate);
     } else {
-        float gate = to_float(from[0]);
-        to[0] = from_float<T>(gate / (1.f + __expf(-gate)) * to_float(from[width]));
+        to[0] = from_float<T>(silu(to_float(from[0])) * to_float(from[width]));
     }
 }
 

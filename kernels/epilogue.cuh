@@ -6,7 +6,7 @@
 // addresses begin() brought; store() does the rest. Fused multiply-adds are written out: left to the compiler, two
 // instances of a kernel could round differently, and the bits of a column would depend on its batch.
 #pragma once
-#include "gelu.cuh"
+#include "activation.cuh"
 #include "norm.cuh"
 #include "packed.cuh"
 
@@ -151,8 +151,7 @@ struct Gate {
     __device__ __forceinline__ void follow(Ahead&, int, int, int) const {}
 
     __device__ __forceinline__ void store(const Ahead&, int tile, int g, int column, float gate, float up) const {
-        float silu = gate / __fadd_rn(1.f, expf(-gate));
-        out[static_cast<size_t>(column) * ffn + tile * 8 + g] = from_float<T>(silu * up);
+        out[static_cast<size_t>(column) * ffn + tile * 8 + g] = from_float<T>(silu(gate) * up);
     }
 };
 

@@ -8,65 +8,51 @@
 // stream (stream.cuh); the first ones are on their way before grid_wait(): they are constant, x is what the kernel
 // before writes. The sums of set i meet in the shared memory of block i and are added in the order of the parts. That
 // order depends on WARPS and K and on nothing else, and a column of an mma does not influence another one: so a row of
-// x gives the same bits alone and in every batch, whatever SPLIT, TILES, COLS, DEPTH, BLOCKS, RING and SOURCE.
+// x gives the same bits alone and in every batch, whatever SPLIT, TILES, COLS, DEPTH, BLOCKS, WAY and SOURCE.
 //
 // SOURCE of x (columns.cuh): DIRECT, beside the weights, or STAGED. With `squared`, x are rows of the residual stream
-// after the first half of a norm (norm.cuh), and the sums are multiplied by its second half.
+// after the first half of a norm (norm.cuh), and the sums are multiplied by its second half. WAY: what was said of
+// streams, through REGISTERS or a RING; or all weights of a block at ONCE (at_once.cuh).
 // LAUNCH: grid SPLIT times at most the number of groups, ceil(tiles / TILES / SPLIT), block 32 * WARPS, cluster SPLIT,
 //         dependent; dynamic shared memory: sums, 2 * WARPS * TILES * COLS * 512 bytes; with RING also DEPTH * WARPS *
 //         32 times 8 TILES (DIRECT: + 4 COLS) elements of T; 64 bytes for scales; if STAGED also R * held(K) elements
 //         of T, held(K) = 16 ceil(K / 16 / WARPS) WARPS / SPLIT.
+//         ONCE: grid the number of groups, block 32 * (WARPS + 1), dependent; dynamic shared memory: sums, WARPS *
+//         TILES * COLS * 512 bytes; 64 bytes for scales; if STAGED also 8 * COLS * K elements of T.
 // PRECOND: K % 16 == 0; x 16-byte aligned; 1 <= R <= 8 * COLS; 2 * TILES * COLS <= WARPS; SPLIT divides WARPS and is 1
 //         below sm_90; constants of a step (bias, norm, rope, seqs, positions, table) were complete before its first
-//         kernel started: they are read before the wait.
+//         kernel started: they are read before the wait. ONCE: K = 16 WARPS DEPTH <= 4096; TILES divides the number of
+//         row tiles; SPLIT 1.
+#include "at_once.cuh"
 #include "epilogue.cuh"
 #include "stream.cuh"
+#include "sums.cuh"
 
-// The sums that a thread adds up over the parts: rows g and g + 8 of one tile of its block's set, one column.
-template <int SPLIT, int TILES, int COLS>
-struct Share {
-    int rank, rows, tiles;  // of the block; of x; of the matrix
-    int g, half, part, column;
-
-    __device__ __forceinline__ Share(int rank, int rows, int tiles) : rank(rank), rows(rows), tiles(tiles) {
-        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-        g = lane / 4, half = warp % 2, part = warp / 2 / COLS, column = warp / 2 % COLS * 8 + lane % 4 * 2 + half;
-    }
-
-    __device__ __forceinline__ int tile(int group) const { return (group * SPLIT + rank) * TILES + part; }
-    __device__ __forceinline__ bool exists(int group) const {
-        return part < TILES && column < rows && tile(group) < tiles;
-    }
-
-    // low and high = the sums of WARPS parts, in their order.   red [WARPS, SUMS, 32]
-    template <int WARPS>
-    __device__ __forceinline__ void add_up(const float* red, float& low, float& high) const {
-        const float* own = red + (threadIdx.x / 64 * 4 + half) * 32 + threadIdx.x % 32;
-        low = high = 0.f;
-#pragma unroll
-        for (int p = 0; p < WARPS; p++) low += own[p * TILES * COLS * 128], high += own[p * TILES * COLS * 128 + 64];
-    }
-};
-
-template <class T, Source SOURCE, int WARPS, int SPLIT, int TILES, int COLS, int DEPTH, int BLOCKS, bool RING,
+template <class T, Source SOURCE, int WARPS, int SPLIT, int TILES, int COLS, int DEPTH, int BLOCKS, Way WAY,
           class Epilogue>
 __device__ __forceinline__ void product(const T* weight, const T* x, const float* squared, float eps, int rows, int k,
                                         int tiles, const Epilogue& epilogue) {
+    if constexpr (WAY == ONCE) {
+        product_at_once<T, SOURCE, WARPS, TILES, COLS, DEPTH>(weight, x, squared, eps, rows, tiles, epilogue);
+        return;
+    }
     constexpr bool DIRECTLY = SOURCE == DIRECT;
-    using Stream = typename Choose<RING, InRing<T, DIRECTLY, WARPS, SPLIT, TILES, COLS, DEPTH>,
+    using Stream = typename Choose<WAY == RING, InRing<T, DIRECTLY, WARPS, SPLIT, TILES, COLS, DEPTH>,
                                    InRegisters<T, DIRECTLY, WARPS, SPLIT, TILES, COLS, DEPTH>>::type;
-    constexpr int SUMS = TILES * COLS * 4, RED = WARPS * SUMS * 32;
-    static_assert(SUMS * 16 <= WARPS * 32, "a thread adds up one pair of sums");
+    constexpr int PAIRS = Sums<TILES, COLS>::PAIRS, RED = WARPS * PAIRS * 32;
+    constexpr int AHEAD = BLOCKS == 1 ? WARPS : 8;  // parts of a sum in registers
+    static_assert(PAIRS <= WARPS, "a thread adds up one pair of sums");
     extern __shared__ float4 memory[];
     const int lane = threadIdx.x % 32, tiles_k = k / 16;
     const int first = blockIdx.x / SPLIT, groups = (tiles + TILES * SPLIT - 1) / (TILES * SPLIT);
     Work<T, WARPS, SPLIT, TILES, COLS> work{{}, weight, tiles, tiles_k, groups, int(gridDim.x) / SPLIT};
-    float* red = reinterpret_cast<float*>(memory);
-    float* scales = red + 2 * RED + Stream::FLOATS;
+    float2* red = reinterpret_cast<float2*>(memory);
+    float* stream_memory = reinterpret_cast<float*>(red + 2 * RED);
+    float* scales = stream_memory + Stream::FLOATS;
     T* held = reinterpret_cast<T*>(scales + 16);
     grid_launch();
 
-    Stream stream(red + 2 * RED);
+    Stream stream(stream_memory);
     stream.begin(work, first);
     const Share<SPLIT, TILES, COLS> mine(work.own.rank, rows, tiles);
     typename Epilogue::Ahead ahead;
@@ -86,19 +72,17 @@ __device__ __forceinline__ void product(const T* weight, const T* x, const float
         float acc[TILES][COLS][4] = {};
         stream.multiply_group(work, acc, group);
         // Two buffers: who writes one has passed the barrier after which everybody had read it.
-        float* sums = SPLIT > 1 ? in_cluster(red + turn * RED, work.own.set) : red + turn * RED;
-#pragma unroll
-        for (int i = 0; i < SUMS; i++)
-            sums[(work.own.part * SUMS + i) * 32 + lane] = acc[i / (COLS * 4)][i / 4 % COLS][i % 4];
+        float2* sums = SPLIT > 1 ? in_cluster(red + turn * RED, work.own.set) : red + turn * RED;
+        Sums<TILES, COLS>::leave(sums + work.own.part * PAIRS * 32 + lane, acc);
         if constexpr (SPLIT > 1)
             cluster_sync();
         else
             __syncthreads();
         if (squared && group == first) scale = scales[min(mine.column, rows - 1)];
         if (mine.exists(group)) {
-            float low, high;
-            mine.template add_up<WARPS>(red + turn * RED, low, high);
-            epilogue.store(ahead, mine.tile(group), mine.g, mine.column, __fmul_rn(low, scale), __fmul_rn(high, scale));
+            const float2 sum = mine.template add_up<WARPS, AHEAD>(red + turn * RED);
+            epilogue.store(ahead, mine.tile(group), mine.g, mine.column, __fmul_rn(sum.x, scale),
+                           __fmul_rn(sum.y, scale));
         }
         const int following = group + work.stride;
         if (mine.exists(following)) {
@@ -109,37 +93,38 @@ __device__ __forceinline__ void product(const T* weight, const T* x, const float
     }
 }
 
-#define DECODE_SHAPE int WARPS, int SPLIT, int TILES, int COLS, int DEPTH, int BLOCKS, bool RING
-#define PRODUCT product<T, SOURCE, WARPS, SPLIT, TILES, COLS, DEPTH, BLOCKS, RING>
+#define DECODE_SHAPE int WARPS, int SPLIT, int TILES, int COLS, int DEPTH, int BLOCKS, Way WAY
+#define PRODUCT product<T, SOURCE, WARPS, SPLIT, TILES, COLS, DEPTH, BLOCKS, WAY>
 
 // Of all kernels: x [R, K] T; squared [R, squared_line(K)], null unless x is half normalised; eps of the norm.
 
 // out = x W^T + bias + residual.   bias and residual may be null; out [R, N] Out
 template <class T, class Out, Source SOURCE, DECODE_SHAPE>
-__global__ void __launch_bounds__(WARPS * 32, BLOCKS)
+__global__ void __launch_bounds__(WARPS * 32 + (WAY == ONCE) * 32, BLOCKS)
     decode_store(const T* weight, const T* x, const float* squared, float eps, int rows, int k, int n, int span,
                  const float* bias, const float* residual, Out* out) {
     PRODUCT(weight, x, squared, eps, rows, k, (n + 15) / 16, Store<Out>{n, span, bias, residual, out});
 }
 
-// out += x W^T, and the first half of the norm that comes next: see Add.   weight packed with span 1, N % 16 == 0
+// out += x W^T, and the first half of the norm that comes next: see Add. x is no row of the residual stream, so there
+// are no scales to find.   weight packed with span 1, N % 16 == 0
 template <class T, Source SOURCE, DECODE_SHAPE>
-__global__ void __launch_bounds__(WARPS * 32, BLOCKS)
-    decode_add(const T* weight, const T* x, const float* squared, float eps, int rows, int k, int n, float* out,
-               const float* norm, T* normed, float* out_squared) {
-    PRODUCT(weight, x, squared, eps, rows, k, n / 16, Add<T>{n, out, norm, normed, out_squared});
+__global__ void __launch_bounds__(WARPS * 32 + (WAY == ONCE) * 32, BLOCKS)
+    decode_add(const T* weight, const T* x, const float*, float, int rows, int k, int n, float* out, const float* norm,
+               T* normed, float* out_squared) {
+    PRODUCT(weight, x, nullptr, 0.f, rows, k, n / 16, Add<T>{n, out, norm, normed, out_squared});
 }
 
 // out = silu(gate) * up.   weight [2 F, K] packed with span F / 8; out [R, F] T
 template <class T, Source SOURCE, DECODE_SHAPE>
-__global__ void __launch_bounds__(WARPS * 32, BLOCKS)
+__global__ void __launch_bounds__(WARPS * 32 + (WAY == ONCE) * 32, BLOCKS)
     decode_gate(const T* weight, const T* x, const float* squared, float eps, int rows, int k, int ffn, T* out) {
     PRODUCT(weight, x, squared, eps, rows, k, ffn / 8, Gate<T>{ffn, out});
 }
 
 // out = gelu(x W^T + bias).   weight [N, K] packed with span 1; out [R, N] T
 template <class T, Source SOURCE, DECODE_SHAPE>
-__global__ void __launch_bounds__(WARPS * 32, BLOCKS)
+__global__ void __launch_bounds__(WARPS * 32 + (WAY == ONCE) * 32, BLOCKS)
     decode_gelu(const T* weight, const T* x, const float* squared, float eps, int rows, int k, int n, const float* bias,
                 int tanh, T* out) {
     PRODUCT(weight, x, squared, eps, rows, k, (n + 15) / 16, Gelu<T>{n, bias, tanh, out});
@@ -147,7 +132,7 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
 
 // Queries, keys and values of x, rotated and stored: see Rotate.
 template <class T, Source SOURCE, DECODE_SHAPE>
-__global__ void __launch_bounds__(WARPS * 32, BLOCKS)
+__global__ void __launch_bounds__(WARPS * 32 + (WAY == ONCE) * 32, BLOCKS)
     decode_qkv(const T* weight, const T* x, const float* squared, float eps, int rows, int k, const float* bias,
                const float* rope, const int* seqs, const int* positions, const int* table, int pages, T* qkv, T* keys,
                T* values, int heads, int kv_heads, int head_dim) {

@@ -57,16 +57,6 @@ __device__ __forceinline__ FragmentA<float> load_a<float>(const float* p) {
     return {load_stream(v), load_stream(v + 1)};
 }
 
-template <class T>
-__device__ __forceinline__ void pin_a(const FragmentA<T>& a) {
-    pin(a.v);
-}
-template <>
-__device__ __forceinline__ void pin_a<float>(const FragmentA<float>& a) {
-    pin(a.v);
-    pin(a.w);
-}
-
 // The same from any memory.
 template <class T>
 __device__ __forceinline__ FragmentA<T> read_a(const T* p) {

@@ -140,6 +140,19 @@ PTX void grid_launch() {
 #endif
 }
 
+// -- named barriers, 1 to 15, of a part of a block's warps ------------------------------------------------------------
+
+// Waits until `threads` threads, a multiple of 32, have come to the barrier; they see what was written to shared memory
+// before.
+PTX void barrier_wait(int barrier, int threads) {
+    asm volatile("barrier.cta.sync.aligned %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
+// Comes to the barrier and goes on.
+PTX void barrier_arrive(int barrier, int threads) {
+    asm volatile("barrier.cta.arrive.aligned %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
 // -- clusters (sm_90 and later; below, a block is a cluster of its own) -----------------------------------------------
 
 // This block's place in its cluster.
@@ -178,26 +191,23 @@ PTX void cluster_sync() {
 
 // -- loads and arithmetic ---------------------------------------------------------------------------------------------
 
-// 16 bytes that are read once in this kernel: weights. The memory must not change while the kernel runs.
+// 16 bytes that are read once in this kernel: weights. Not by the path for read-only data, though they are: ptxas moves
+// such loads down to their first use, past a grid_wait, before which they were to be on their way.
 PTX uint4 load_stream(const uint4* p) {
     uint4 v;
-    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
-        : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-        : "l"(p));
+    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p));
     return v;
 }
 
-// Keeps the load of v above what follows (a grid_wait): the compiler would move it down to its first use.
-PTX void pin(uint4 v) {
-    asm volatile("" ::"r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
-}
-
-// p itself, of which the compiler then knows nothing: what is read at fixed distances from it shares one address, where
-// it would else add up base and index for each.
+// p itself, of which the compiler then knows only that it is global memory: what is read at fixed distances from it
+// shares one address, where it would else add up base and index for each.
 template <class T>
 PTX const T* one_address(const T* p) {
-    asm volatile("" : "+l"(p));
-    return p;
+    size_t at = __cvta_generic_to_global(p);
+    asm volatile("" : "+l"(at));
+    return static_cast<const T*>(__cvta_global_to_generic(at));
 }
 
 PTX void prefetch_l2(const void* p) {

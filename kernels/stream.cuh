@@ -12,6 +12,12 @@
 #pragma once
 #include "columns.cuh"
 
+enum Way {
+    REGISTERS,
+    RING,
+    ONCE,  // no stream: at_once.cuh
+};
+
 // What a warp multiplies.
 template <class T, int WARPS, int SPLIT, int TILES, int COLS>
 struct Work {
@@ -79,16 +85,12 @@ struct InRegisters {
         for (int c = 0; c < COLS; c++) b[c][slot] = load_b(work.columns(c, step));
     }
 
-    // The first weights, kept above a grid_wait().
+    // The first weights.
     __device__ __forceinline__ void begin(const W& work, int group) {
         const From from(work, group, 0);
 #pragma unroll
         for (int slot = 0; slot < DEPTH; slot++)
             if (work.has(slot)) load_weights(from, slot);
-#pragma unroll
-        for (int slot = 0; slot < DEPTH; slot++)
-#pragma unroll
-            for (int r = 0; r < TILES; r++) pin_a<T>(a[r][slot]);
     }
 
     // What belongs to them, once x is there.

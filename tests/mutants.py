@@ -86,6 +86,19 @@ MUTANTS = (
         ("tests/ops/test_launches.py",),
     ),
     Mutant(
+        "x used before all of it is copied", "at_once.cuh",
+        "        barrier_wait(COPIED, THREADS);\n", "",
+        ("tests/ops/test_launches.py",),
+    ),
+    Mutant(
+        "scales handed on before they are found", "at_once.cuh",
+        "        if (squared) find_scales_at_once<T, 16 * TILES_K>(squared, rows, eps, scales);\n"
+        "        barrier_arrive(SUMMED, THREADS + 32);\n",
+        "        barrier_arrive(SUMMED, THREADS + 32);\n"
+        "        if (squared) find_scales_at_once<T, 16 * TILES_K>(squared, rows, eps, scales);\n",
+        ("tests/ops/test_launches.py",),
+    ),
+    Mutant(
         "squares of half of a tile", "epilogue.cuh",
         "int offset = 4; offset < 32; offset *= 2) sum +=", "int offset = 4; offset < 16; offset *= 2) sum +=",
         ("tests/ops/test_half_norm.py",),

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from emulator.build import cache_directory
+from machine_code import early_loads
 
 from ostinato.ops.device import KERNELS, headers_hash, kernel_source
 
@@ -29,6 +30,7 @@ class Usage:
     spills: int  # bytes stored and loaded because registers ran out
     threads: int  # of a block at most: __launch_bounds__
     shared: int  # bytes, static
+    early: int  # loads of weights before the first grid_wait, in the order of the machine code
 
 
 class CompileError(Exception):
@@ -70,8 +72,8 @@ def usage(file: str, names: list[str], arch: int) -> dict[str, Usage]:
     kept = cache_directory() / f"ptxas-{hashlib.sha256(key.encode()).hexdigest()[:20]}.json"
     if kept.exists():
         return {name: Usage(**u) for name, u in json.loads(kept.read_text()).items()}
-    log, ptx, lowered = _compile(file, names, arch)
-    found = {name: _parse(log, ptx, lowered[name]) for name in names}
+    log, ptx, cubin, lowered = _compile(file, names, arch)
+    found = {name: _parse(log, ptx, cubin, lowered[name]) for name in names}
     kept.write_text(json.dumps({name: asdict(u) for name, u in found.items()}))
     return found
 
@@ -83,8 +85,8 @@ def _found(module: str) -> bool:
         return False
 
 
-def _compile(file: str, names: list[str], arch: int) -> tuple[str, str, dict[str, str]]:
-    """Log, PTX and the mangled name of each instance."""
+def _compile(file: str, names: list[str], arch: int) -> tuple[str, str, bytes, dict[str, str]]:
+    """Log, PTX, machine code, and the mangled name of each instance."""
     from cuda.bindings import nvrtc
 
     options = [f"--gpu-architecture=sm_{arch}", "-std=c++17", f"-I{KERNELS}", f"-I{include_directory()}"]
@@ -98,19 +100,24 @@ def _compile(file: str, names: list[str], arch: int) -> tuple[str, str, dict[str
         if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
             raise CompileError(f"{file} for sm_{arch}: {log.strip()[:3000] or status.name}")
         lowered = {name: nvrtc.nvrtcGetLoweredName(program, name.encode())[1].decode() for name in names}
-        return log, _text(program, nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX), lowered
+        cubin = _read(program, nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN)
+        return log, _text(program, nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX), cubin, lowered
     finally:
         nvrtc.nvrtcDestroyProgram(program)
 
 
-def _text(program, size, get) -> str:
+def _read(program, size, get) -> bytes:
     buffer = b" " * size(program)[1]
     get(program, buffer)
-    return buffer.decode(errors="replace").rstrip("\0")
+    return buffer
 
 
-def _parse(log: str, ptx: str, symbol: str) -> Usage:
-    """ptxas's lines about one kernel; a line that is missing is an error, not a zero."""
+def _text(program, size, get) -> str:
+    return _read(program, size, get).decode(errors="replace").rstrip("\0")
+
+
+def _parse(log: str, ptx: str, cubin: bytes, symbol: str) -> Usage:
+    """ptxas's lines about one kernel, and its code; a line that is missing is an error, not a zero."""
     part = log.split(f"Compiling entry function '{symbol}'", 1)[1].split("Compiling entry function", 1)[0]
     function = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part)
     used = re.search(r"Used (\d+) registers", part)
@@ -123,4 +130,5 @@ def _parse(log: str, ptx: str, symbol: str) -> Usage:
     if bound:
         threads = int(bound[1]) * int(bound[2] or 1) * int(bound[3] or 1)
     stack, stores, loads = map(int, function.groups())
-    return Usage(int(used[1]), stack, stores + loads, threads, int(shared[1]) if shared else 0)
+    early = early_loads(cubin, symbol)
+    return Usage(int(used[1]), stack, stores + loads, threads, int(shared[1]) if shared else 0, early)

@@ -82,8 +82,20 @@ def test_a_new_way_for_weights_has_a_fitting_depth() -> None:
     for now in (SHAPE.single, SHAPE.narrow, FAST.narrow, FAST.wide):
         shape = replace(SHAPE, narrow=now)
         axes = descent.axes("narrow", clusters=True, warps=False)
-        turned = [s.narrow for axis in axes for s in axis(A, shape) if s.narrow.ring != now.ring]
+        turned = [s.narrow for axis in axes for s in axis((960, 592, 2), shape) if s.narrow.ring != now.ring]
         assert {v.depth for v in turned} == ({4} if now.ring else {4, 8})
+
+
+def test_all_at_once_has_the_depth_that_fits() -> None:
+    found = [s for axis in descent.axes("narrow", clusters=True, warps=True) for s in axis(A, replace(SHAPE, warps=12))]
+    assert {(s.warps, s.narrow.depth) for s in found if s.narrow.once} == {(12, 3)}, "36 tiles of k"
+    launch = Launch(1, 4, 1, 1, once=True)
+    once = DecodeShape(8, launch, launch, Launch(1, 3, 1, 1))
+    key = 960, 512, 2  # 32 tiles of k
+    cut = list(descent.axes("narrow", clusters=True, warps=True)[3](key, once))
+    depths = {s.warps: (s.single.depth, s.narrow.depth, s.wide.depth) for s in cut}
+    assert depths == {4: (8, 8, 3), 8: (4, 4, 3), 12: (2, 2, 3), 16: (2, 2, 3)}
+    assert [s.warps for s in cut if not s.refusal(key, shared_limit(90))] == [4, 8, 16]
 
 
 @pytest.mark.parametrize(
@@ -98,4 +110,4 @@ def test_a_new_way_for_weights_has_a_fitting_depth() -> None:
     ],
 )
 def test_refusal_is_by_elements(shape: DecodeShape, itemsize: int, arch: int, expected: bool) -> None:
-    assert (not shape.refusal(shared_limit(arch), itemsize)) == expected
+    assert (not shape.refusal((960, 576, itemsize), shared_limit(arch))) == expected

@@ -40,6 +40,16 @@ def test_instances(jobs: Jobs, file: str, arch: int):
     assert not wide, "more registers than a block of __launch_bounds__ threads can have"
 
 
+def test_weights_are_on_their_way_before_the_wait(jobs: Jobs):
+    """Of a decode product, all that a warp has in flight at a time: what ptxas moves behind the wait comes late."""
+    late = {}
+    for name, u in jobs["linear_decode.cu", 90].result().items():
+        _, _, tiles, _, depth, *_ = name.split(", ")[-7:]
+        if u.early < int(tiles) * int(depth):
+            late[name] = u.early
+    assert not late
+
+
 @pytest.mark.parametrize("file", sorted(p.name for p in KERNELS.glob("*.cu")))
 def test_every_kernel_has_an_instance(file: str):
     source = re.sub(r"//[^\n]*", "", (KERNELS / file).read_text())
@@ -71,6 +81,15 @@ def test_local_memory_is_found(jobs: Jobs, kind: str, monkeypatch):
     found = usage("planted.cu", ["planted"], 90)["planted"]
     assert found.stack > 0 and (found.spills > 0) == (kind == "spill")
     assert found.threads == 1024
+
+
+def test_loads_before_the_wait_are_counted(jobs: Jobs, monkeypatch):
+    body = "grid_wait(); out[threadIdx.x] = v.x;"
+    for before, after, early in (("v = load_stream(x);", "", 1), ("", "v = load_stream(x);", 0)):
+        source = '#include "ptx.cuh"\nextern "C" __global__ void planted(const uint4* x, unsigned* out) {'
+        source += f"uint4 v; {before} {body.replace(';', f'; {after}', 1)} }}"
+        monkeypatch.setattr("ptxas.kernel_source", lambda file, source=source: source)
+        assert usage("planted.cu", ["planted"], 90)["planted"].early == early
 
 
 def test_error_of_the_compiler_is_shown(jobs: Jobs, monkeypatch):

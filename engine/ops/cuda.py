@@ -240,14 +240,14 @@ class CudaOps(DeviceOps):
         gpu, rows, size = self.device, len(x), self.dtype.itemsize
         shape, limit = self.shapes.decode(weight.n, weight.k, size), shared_limit(gpu.arch)
         source, shared = shape.source(rows, weight.k, size, limit)
-        launch, threads = shape.launch(rows), (shape.warps * 32,)
+        launch, threads = shape.launch(rows), (shape.threads(rows),)
         function = gpu.kernel("linear_decode.cu", f"{kernel}, {source}, {shape.template(rows)}>")
         resident = max(1, min(launch.grid, limit // shared))
         most = max(1, gpu.multiprocessors * resident // launch.split)
         if launch.split > 1:  # more than are there at once would begin when the first ones end
             most = min(most, gpu.clusters(function, threads, shared, launch.split))
         groups = -(-weight.tiles // (launch.tiles * launch.split))
-        grid = (min(groups, most) * launch.split,)
+        grid = (groups if launch.once else min(groups, most) * launch.split,)
         args = [weight.data, x, squared, np.float32(eps), np.int32(rows), np.int32(weight.k), *tail]
         gpu.launch(function, grid, threads, args, shared, dependent=True, cluster=launch.split)
 

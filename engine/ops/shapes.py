@@ -19,6 +19,9 @@ def shared_limit(arch: int) -> int:
     return _SHARED.get(arch, 99) << 10
 
 
+Key = tuple[int, int, int]  # of a matrix: N, K, bytes of T
+
+
 @dataclass(frozen=True)
 class Launch:
     """How a decode kernel runs for one row, for up to 8, or up to 16."""
@@ -30,6 +33,12 @@ class Launch:
     split: int = 1  # blocks of a cluster, which share out K: more than 1 needs sm_90
     staged: bool = False  # copy x to shared memory before the products, where it fits
     ring: bool = False  # weights come through shared memory and not through registers
+    once: bool = False  # all of a block's weights are on their way from the start: kernels/at_once.cuh
+
+    @property
+    def way(self) -> str:
+        """How weights come, as kernels/stream.cuh has it."""
+        return "ONCE" if self.once else "RING" if self.ring else "REGISTERS"
 
 
 @dataclass(frozen=True)
@@ -45,15 +54,21 @@ class DecodeShape:
         return self.single if rows == 1 else self.narrow if rows <= 8 else self.wide
 
     def template(self, rows: int) -> str:
-        """Template arguments of the kernel: WARPS, SPLIT, TILES, COLS, DEPTH, BLOCKS, RING."""
+        """Template arguments of the kernel: WARPS, SPLIT, TILES, COLS, DEPTH, BLOCKS, WAY."""
         launch, cols = self.launch(rows), 1 if rows <= 8 else 2
         sizes = (self.warps, launch.split, launch.tiles, cols, launch.depth, launch.blocks)
-        return ", ".join(map(str, sizes)) + f", {str(launch.ring).lower()}"
+        return ", ".join(map(str, (*sizes, launch.way)))
+
+    def threads(self, rows: int) -> int:
+        """Of a block."""
+        return 32 * (self.warps + self.launch(rows).once)
 
     def shared(self, rows: int, k: int, itemsize: int, source: str) -> int:
         """Bytes of shared memory of a kernel that takes x from `source` (kernels/columns.cuh): where the warps' sums
         meet, the ring of weights, scales, and what the block holds of x; the LAUNCH lines of linear_decode.cu."""
         launch, cols, direct = self.launch(rows), 1 if rows <= 8 else 2, source == "DIRECT"
+        if launch.once:
+            return self.warps * 512 * launch.tiles * cols + 64 + (0 if direct else 8 * cols * k * itemsize)
         ring = launch.ring * launch.depth * 32 * (8 * launch.tiles + 4 * cols * direct) * itemsize
         held = 0 if direct else -(-k // 16 // self.warps) * self.warps // launch.split * 16  # elements of a row
         return self.warps * (1024 * launch.tiles * cols + ring) + 64 + held * rows * itemsize
@@ -65,9 +80,10 @@ class DecodeShape:
             return "STAGED", staged
         return "DIRECT", self.shared(rows, k, itemsize, "DIRECT")
 
-    def refusal(self, shared: int, itemsize: int = 2) -> str:
-        """Why no GPU, or none with `shared` bytes of shared memory a block, can launch it for elements of `itemsize`
-        bytes; "" if it can."""
+    def refusal(self, key: Key, shared: int) -> str:
+        """Why no GPU, or none with `shared` bytes of shared memory a block, can launch it for this matrix; "" if it
+        can."""
+        n, k, itemsize = key
         if self.warps not in WARPS:
             return f"warps: expected one of {WARPS}, found {self.warps}"
         for name, rows in (("single", 1), ("narrow", 8), ("wide", 16)):
@@ -80,6 +96,11 @@ class DecodeShape:
             if launch.tiles * cols * 64 > self.warps * 32:
                 most = self.warps // (2 * cols)
                 return f"{name}.tiles: expected at most {most} with {self.warps} warps, found {launch.tiles}"
+            if launch.once:
+                if k != 16 * self.warps * launch.depth:
+                    return f"{name}.depth: expected {k / 16 / self.warps:g} at once, found {launch.depth}"
+                if n % (16 * launch.tiles) or launch.split > 1 or launch.ring:
+                    return f"{name}.once: expected tiles that divide {n / 16:g}, no split and no ring"
             if self.warps * 32 * launch.blocks > THREADS:
                 most = THREADS // (self.warps * 32)
                 return f"{name}.blocks: expected at most {most} with {self.warps} warps, found {launch.blocks}"
@@ -93,32 +114,41 @@ WARPS, TILES, DEPTHS, BLOCKS, SPLITS = (4, 8, 12, 16), (1, 2, 4), (*range(1, 9),
 _ALLOWED = {"tiles": TILES, "depth": DEPTHS, "blocks": BLOCKS, "grid": BLOCKS, "split": SPLITS}
 THREADS = 1024  # resident on a multiprocessor, of one kernel: more have too few registers each
 
-Key = tuple[int, int, int]  # of a matrix: N, K, bytes of T
-
 # Measured choices on an H200, in the order of their keys; `ostinato tune` prints lines for here. Their warps are those
 # of the rule, so that GPUs that go by the rule get the same bits.
 MEASURED = 90  # arch of the H200
 DECODE: dict[Key, DecodeShape] = {
-    (576, 576, 2): DecodeShape(12, Launch(2, 4, 1, 1), Launch(2, 3, 2, 2), Launch(2, 3, 1, 1)),
-    (576, 1536, 2): DecodeShape(16, Launch(2, 6, 1, 1), Launch(2, 6, 1, 1), Launch(2, 6, 1, 1)),
-    (960, 576, 2): DecodeShape(12, Launch(2, 3, 1, 1), Launch(2, 3, 1, 1), Launch(2, 3, 1, 1)),
+    (576, 576, 2): DecodeShape(
+        12, Launch(2, 3, 1, 1, once=True), Launch(2, 3, 1, 1, once=True), Launch(2, 3, 1, 1, once=True)
+    ),
+    (576, 1536, 2): DecodeShape(
+        16, Launch(2, 6, 1, 1, once=True), Launch(2, 6, 1, 1, once=True), Launch(1, 6, 1, 1, once=True)
+    ),
+    (960, 576, 2): DecodeShape(
+        12, Launch(4, 3, 1, 1, once=True), Launch(2, 3, 1, 1, once=True), Launch(2, 3, 1, 1, once=True)
+    ),
     (2048, 2048, 2): DecodeShape(16, Launch(2, 6, 1, 1), Launch(1, 4, 2, 2), Launch(2, 6, 1, 1)),
     (2048, 8192, 2): DecodeShape(
         16, Launch(1, 12, 1, 1, ring=True), Launch(2, 8, 2, 1, 2, ring=True), Launch(2, 6, 1, 1, 2)
     ),
-    (3072, 576, 2): DecodeShape(12, Launch(2, 3, 1, 1), Launch(2, 3, 2, 2), Launch(2, 3, 1, 1)),
-    (3072, 2048, 2): DecodeShape(16, Launch(2, 6, 1, 1), Launch(2, 6, 1, 1), Launch(2, 6, 1, 1, 2)),
-    (4096, 4096, 2): DecodeShape(16, Launch(2, 6, 1, 1), Launch(2, 8, 2, 1, 2, ring=True), Launch(2, 6, 1, 1, 2)),
+    (3072, 576, 2): DecodeShape(
+        12,
+        Launch(2, 3, 1, 1, staged=True, once=True),
+        Launch(2, 3, 1, 1, staged=True, once=True),
+        Launch(2, 3, 1, 1, once=True),
+    ),
+    (3072, 2048, 2): DecodeShape(16, Launch(2, 4, 1, 1), Launch(2, 6, 1, 1), Launch(2, 6, 1, 1, 2)),
+    (4096, 4096, 2): DecodeShape(16, Launch(2, 6, 1, 1), Launch(2, 6, 1, 1), Launch(2, 6, 1, 1, 2)),
     (4096, 14336, 2): DecodeShape(
         16, Launch(2, 8, 2, 1, ring=True), Launch(2, 8, 2, 1, 2, ring=True), Launch(2, 6, 1, 1, 2, staged=True)
     ),
     (6144, 4096, 2): DecodeShape(
         16, Launch(2, 6, 1, 1), Launch(2, 6, 1, 1), Launch(2, 6, 2, 1, 8, staged=True, ring=True)
     ),
-    (16384, 2048, 2): DecodeShape(
-        16, Launch(2, 8, 2, 1, ring=True), Launch(2, 8, 2, 1, ring=True), Launch(2, 6, 1, 1, staged=True)
+    (16384, 2048, 2): DecodeShape(16, Launch(2, 8, 2, 1, ring=True), Launch(2, 8, 2, 1, ring=True), Launch(2, 4, 1, 1)),
+    (28672, 4096, 2): DecodeShape(
+        16, Launch(2, 6, 1, 1), Launch(2, 8, 2, 1, ring=True), Launch(2, 6, 1, 1, staged=True)
     ),
-    (28672, 4096, 2): DecodeShape(16, Launch(2, 6, 1, 1), Launch(2, 6, 1, 1), Launch(2, 6, 1, 1, staged=True)),
     (49152, 576, 2): DecodeShape(12, Launch(2, 3, 2, 2), Launch(2, 3, 2, 2), Launch(1, 3, 2, 2, staged=True)),
     (128256, 2048, 2): DecodeShape(
         16, Launch(2, 8, 2, 1, ring=True), Launch(2, 4, 1, 1, staged=True), Launch(2, 4, 1, 1, staged=True)

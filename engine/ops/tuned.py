@@ -22,7 +22,8 @@ from .device import Device, headers_hash, kernel_source
 from .shapes import DecodeShape, Key, Launch, Shapes, shared_limit
 
 _FIELDS = {"n": int, "k": int, "itemsize": int, "warps": int, "single": dict, "narrow": dict, "wide": dict}
-_LAUNCH = {"tiles": int, "depth": int, "blocks": int, "grid": int, "split": int, "staged": bool, "ring": bool}
+_SIZES, _SWITCHES = ("tiles", "depth", "blocks", "grid", "split"), ("staged", "ring", "once")
+_LAUNCH = {**dict.fromkeys(_SIZES, int), **dict.fromkeys(_SWITCHES, bool)}
 
 
 def kernels_hash() -> str:
@@ -84,9 +85,10 @@ def _entry(file: Path, key: str, value: Any, device: Device) -> tuple[Key, Decod
         if launches[-1].split > 1 and device.arch < 90:
             raise _bad(file, f"{key}.{name}.split: expected 1 below sm_90, found {launches[-1].split}")
     shape = DecodeShape(value["warps"], *launches)
-    if reason := shape.refusal(shared_limit(device.arch), value["itemsize"]):
+    matrix = value["n"], value["k"], value["itemsize"]
+    if reason := shape.refusal(matrix, shared_limit(device.arch)):
         raise _bad(file, f"{key}.{reason}")
-    return (value["n"], value["k"], value["itemsize"]), shape
+    return matrix, shape
 
 
 def _fields(file: Path, key: str, value: Any, fields: Mapping[str, type]) -> None:

@@ -11,11 +11,17 @@ from sides import F32, SMALL, case, decode_step, ready, same_numbers
 from ostinato.ops.shapes import DecodeShape, Launch, Shapes
 
 LONG = replace(SMALL, hidden=1040, heads=2, kv_heads=2, head_dim=48)  # 65 k tiles for 16 warps
+EVEN = replace(SMALL, hidden=256, heads=4, kv_heads=2, head_dim=64)  # two k tiles for each of 8 warps, in every matrix
+CLUSTER, ONCE = Launch(1, 3, 1, 1, 4, staged=True, ring=True), Launch(2, 2, 1, 1, once=True)
 LAUNCHES = [
-    pytest.param(Launch(2, 2, 1, 1, 2), id="two-blocks"),
-    pytest.param(Launch(1, 3, 1, 1, 4, staged=True, ring=True), id="four-blocks-ring-staged"),
-    pytest.param(Launch(2, 5, 1, 1, 8, ring=True), id="eight-blocks-ring"),
-    pytest.param(Launch(1, 12, 1, 1, ring=True), id="deep-ring"),
+    pytest.param(LONG, 16, Launch(2, 2, 1, 1, 2), "bfloat16", id="two-blocks"),
+    pytest.param(LONG, 16, CLUSTER, "bfloat16", id="four-blocks-ring-staged"),
+    pytest.param(LONG, 16, Launch(2, 5, 1, 1, 8, ring=True), "bfloat16", id="eight-blocks-ring"),
+    pytest.param(LONG, 16, Launch(1, 12, 1, 1, ring=True), "bfloat16", id="deep-ring"),
+    pytest.param(EVEN, 8, ONCE, "bfloat16", id="once"),
+    pytest.param(EVEN, 8, replace(ONCE, tiles=1, staged=True), "bfloat16", id="once-staged"),
+    pytest.param(EVEN, 8, replace(ONCE, staged=True), "float16", id="once-of-halves"),
+    pytest.param(EVEN, 8, replace(ONCE, tiles=1, staged=True), "float32", id="once-of-floats"),
 ]
 
 
@@ -31,16 +37,16 @@ def everywhere(warps: int, launch: Launch) -> Shapes:
     return Everywhere({(0, 0, 0): DecodeShape(warps, launch, launch, launch)}, "given")
 
 
-@pytest.mark.parametrize("launch", LAUNCHES)
-def test_launches_do_not_change_bits(device, launch):
+@pytest.mark.parametrize(("c", "warps", "launch", "dtype"), LAUNCHES)
+def test_launches_do_not_change_bits(device, c, warps, launch, dtype):
     """Clusters, tiles, depth, and how weights and x come: by all of them the sums that a plain launch gives."""
     if launch.split > 1 and device.arch < 90:
         pytest.skip("clusters need a GPU of compute capability 9.0")
     found = []
     for used in (Launch(1, 3, 1, 1), launch):
         same_numbers()
-        g = case(device, "bfloat16", LONG, decode_step(16)).gpu
-        g.ops.shapes = everywhere(16, used)
+        g = case(device, dtype, c, decode_step(16)).gpu
+        g.ops.shapes = everywhere(warps, used)
         for rows in (1, 5, 16):
             b, s = (
                 g.b.first(rows),
@@ -48,10 +54,10 @@ def test_launches_do_not_change_bits(device, launch):
             )
             out = device.upload(np.full((rows, 96), np.nan, F32))
             ready(g, g.w.attn_norm, b)
-            g.ops.norm_qkv(LONG, g.w, b, s, g.cache, g.w.rope)
-            g.ops.norm_gate_up(LONG, g.w, b)
+            g.ops.norm_qkv(c, g.w, b, s, g.cache, g.w.rope)
+            g.ops.norm_gate_up(c, g.w, b)
             g.ops.linear(b.h, g.w.up, out)
-            queries = device.upload(device.read(b.qkv)[:, :96].copy())
+            queries = device.upload(device.read(b.qkv)[:, : c.heads * c.head_dim].copy())
             g.ops.linear_add(queries, g.w.o, b, g.w.mlp_norm)
             found.append([device.read(a).astype(F32) for a in (queries, b.ffn, out, b.x, b.h)])
     for plain, other in zip(found[:3], found[3:], strict=True):
@@ -60,9 +66,17 @@ def test_launches_do_not_change_bits(device, launch):
             np.testing.assert_array_equal(seen, expected)
 
 
-def test_every_schedule_gives_the_same_bits_in_a_cluster(shuffled):
-    g = case(shuffled, "bfloat16", LONG, decode_step(3)).gpu
-    g.ops.shapes = everywhere(16, Launch(1, 3, 1, 1, 4, staged=True, ring=True))
+@pytest.mark.parametrize(
+    ("c", "warps", "launch"),
+    [
+        pytest.param(LONG, 16, CLUSTER, id="cluster"),
+        pytest.param(EVEN, 8, ONCE, id="once"),
+        pytest.param(EVEN, 8, replace(ONCE, staged=True), id="once-staged"),
+    ],
+)
+def test_every_schedule_gives_the_same_bits(shuffled, c, warps, launch):
+    g = case(shuffled, "bfloat16", c, decode_step(3)).gpu
+    g.ops.shapes = everywhere(warps, launch)
     ready(g, g.w.mlp_norm)
-    g.ops.norm_gate_up(LONG, g.w, g.b)
+    g.ops.norm_gate_up(c, g.w, g.b)
     g.ops.linear(g.b.h, g.w.up, shuffled.empty((3, 96), F32))

@@ -52,6 +52,7 @@ def test_only_the_measured_gpu_gets_clusters():
 
 
 SHAPE = DecodeShape(16, Launch(1, 4, 2, 2), Launch(1, 4, 2, 2), Launch(1, 4, 2, 2, staged=True))
+ONCE = DecodeShape(12, Launch(2, 3, 1, 1, once=True), Launch(1, 3, 1, 1, staged=True, once=True), Launch(1, 3, 1, 1))
 SMALL = DecodeShape(8, Launch(2, 3, 4, 4), Launch(2, 3, 4, 4), Launch(2, 2, 1, 1))
 
 
@@ -75,18 +76,36 @@ SMALL = DecodeShape(8, Launch(2, 3, 4, 4), Launch(2, 3, 4, 4), Launch(2, 2, 1, 1
         pytest.param(
             replace(SHAPE, narrow=Launch(1, 12, 1, 1, ring=True)), "narrow: expected at most 101376 bytes", id="ring"
         ),
+        pytest.param(ONCE, "", id="once"),
+        pytest.param(
+            replace(ONCE, single=Launch(2, 4, 1, 1, once=True)), "single.depth: expected 3 at once,", id="too-deep"
+        ),
+        pytest.param(replace(ONCE, warps=16), "single.depth: expected 2.25 at once,", id="parts-of-other-sizes"),
+        *(
+            pytest.param(replace(ONCE, narrow=launch), "narrow.once: expected tiles that divide 60,", id=f"once-{what}")
+            for what, launch in (
+                ("in-clusters", Launch(1, 3, 1, 1, 2, once=True)),
+                ("in-a-ring", Launch(1, 3, 1, 1, ring=True, once=True)),
+            )
+        ),
     ],
 )
 def test_refusal(shape: DecodeShape, says: str) -> None:
-    found = shape.refusal(shared_limit(89))
+    found = shape.refusal((960, 576, 2), shared_limit(89))
     assert found.startswith(says) and bool(found) == bool(says)
+
+
+def test_rows_left_over_are_not_taken_at_once() -> None:
+    """A block has whole groups: 36 tiles are no groups of 8, and 58 rows no tiles."""
+    for n, says in ((576, ""), (592, "single.once: expected tiles that divide 37,"), (570, "single.once: expected")):
+        assert ONCE.refusal((n, 576, 2), shared_limit(90)).startswith(says) and bool(says) == (n != 576)
 
 
 def test_what_is_built_in_can_be_launched() -> None:
     """By every GPU, whatever the rule gives; the table by the one it is for, and in order, so that a line is found."""
     chosen = {(*key, size): rule(*key, size) for key in MATRICES for size in (2, 4)}
-    assert {key: reason for key, s in chosen.items() if (reason := s.refusal(shared_limit(89)))} == {}
-    assert {key: reason for key, s in DECODE.items() if (reason := s.refusal(shared_limit(MEASURED)))} == {}
+    assert {key: reason for key, s in chosen.items() if (reason := s.refusal(key, shared_limit(89)))} == {}
+    assert {key: reason for key, s in DECODE.items() if (reason := s.refusal(key, shared_limit(MEASURED)))} == {}
     assert list(DECODE) == sorted(DECODE)
     assert {key for key, s in DECODE.items() if s.warps != rule(*key).warps} == set(), "other sums than by the rule"
 
@@ -136,6 +155,8 @@ def test_every_measured_shape_has_an_instance():
         pytest.param(89, Launch(1, 3, 1, 1, staged=True), "DIRECT", id="no-room-on-a-small-gpu"),
         pytest.param(90, Launch(2, 6, 1, 1, staged=True, ring=True), "DIRECT", id="no-room-beside-the-ring"),
         pytest.param(90, Launch(2, 6, 1, 1, 8, staged=True, ring=True), "STAGED", id="room-in-a-cluster"),
+        pytest.param(90, Launch(1, 16, 1, 1, staged=True, once=True), "STAGED", id="room-at-once"),
+        pytest.param(89, Launch(1, 16, 1, 1, staged=True, once=True), "DIRECT", id="no-room-at-once"),
     ],
 )
 def test_where_x_is_taken_from(arch, launch, expected):

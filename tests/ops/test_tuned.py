@@ -83,6 +83,7 @@ def changed(path: str, value: Any) -> Any:
         pytest.param(
             changed("shapes.0.narrow.ring", None), "shapes[0].narrow: expected an object of tiles,", id="ring"
         ),
+        pytest.param(changed("shapes.0.narrow.once", True), "shapes[0].narrow.depth: expected 12 at once", id="once"),
         pytest.param(changed("shapes.0.single.grid", 2.0), "shapes[0].single.grid: expected int, found 2.0", id="grid"),
         pytest.param(changed("shapes.0.narrow.split", True), "shapes[0].narrow.split: expected int", id="split"),
         pytest.param(changed("shapes.0.narrow.split", 3), "shapes[0].narrow.split: expected one of", id="clusters"),

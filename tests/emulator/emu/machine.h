@@ -24,7 +24,18 @@ struct Site {
     int line;
 };
 
-enum class State : uint8_t { ready, at_warp, at_barrier, at_grid_wait, at_cluster_sync, at_grid_sync, done };
+enum class State : uint8_t {
+    ready,
+    at_warp,
+    at_barrier,
+    at_named_barrier,
+    at_grid_wait,
+    at_cluster_sync,
+    at_grid_sync,
+    done,
+};
+
+constexpr int named_barriers = 16;  // 0 is that of __syncthreads
 
 // A copy to shared memory on its way, of 16 bytes at most: the data is read when issued and arrives when waited for.
 struct Copy {
@@ -45,6 +56,7 @@ struct Thread {
     void* out;                                     // at_warp: where the result goes
     void (*finish)(Thread* warp, unsigned lanes);  // at_warp: computes the results of all lanes
     int vote;                                      // at_barrier: what it gives to __syncthreads_count and the like
+    int named;                                     // at_named_barrier: which
     bool waited;                                   // has called grid_wait
     int group;                                     // cp.async groups committed
     std::vector<Copy> copies;
@@ -68,6 +80,8 @@ struct Block {
     bool synced;                     // has passed such a barrier: all of its cluster have started
     Site reached;                    // where it called in_cluster since then; what: null if it has not
     unsigned alive, at_barrier, at_grid_wait;
+    unsigned came[named_barriers];    // threads that have come to each since it last opened
+    unsigned wanted[named_barriers];  // how many it opens for, as the last of those said
     unsigned at_sync;       // threads that wait for other blocks
     int votes, true_votes;  // of the last barrier: threads, and those that voted true
     bool waited;            // some thread has called grid_wait
@@ -127,6 +141,9 @@ void wait_for_blocks(State state, Site site);
 
 // Arrives at the barrier of the block with a vote; returns when all threads that have not ended are there.
 void barrier(int vote, Site site);
+
+// Comes to a named barrier, which opens for `threads` threads, and waits there unless it only arrives.
+void named_barrier(int barrier, unsigned threads, bool waits, Site site);
 
 // Waits for the other lanes of mask at the same collective; the last one calls finish for all.
 void meet(unsigned mask, Site site, const void* in, void* out, void (*finish)(Thread* warp, unsigned lanes));

@@ -163,6 +163,14 @@ inline unsigned cluster_rank() {
     return emu::block->rank;
 }
 
+inline void barrier_wait(int barrier, int threads, EMU_SITE) {
+    emu::named_barrier(barrier, unsigned(threads), true, {"barrier_wait", file, line});
+}
+
+inline void barrier_arrive(int barrier, int threads, EMU_SITE) {
+    emu::named_barrier(barrier, unsigned(threads), false, {"barrier_arrive", file, line});
+}
+
 template <class T>
 T* in_cluster(T* p, unsigned rank, EMU_SITE) {
     return static_cast<T*>(emu::in_cluster(const_cast<std::remove_cv_t<T>*>(p), rank, {"in_cluster", file, line}));
@@ -175,8 +183,6 @@ inline void cluster_sync(EMU_SITE) {
 inline uint4 load_stream(const uint4* p) {
     return *p;
 }
-
-inline void pin(uint4) {}
 
 template <class T>
 inline const T* one_address(const T* p) {

@@ -167,6 +167,48 @@ __global__ void __launch_bounds__(64) two_barriers(const float* x, float* out) {
     out[threadIdx.x] = x[threadIdx.x];
 }
 
+// The second warp leaves what it has found for the first, which is not waited for.
+template <bool wrong>
+__global__ void __launch_bounds__(64) named_too_early(const float* x, float* out) {
+    __shared__ float found[32];
+    out[threadIdx.x] = 0.f;
+    if (threadIdx.x >= 32) {
+        if (wrong) barrier_arrive(1, 64);
+        found[threadIdx.x - 32] = x[threadIdx.x];
+        if (!wrong) barrier_arrive(1, 64);
+    } else {
+        barrier_wait(1, 64);
+        out[threadIdx.x] = found[threadIdx.x];
+    }
+}
+
+template <bool wrong>
+__global__ void __launch_bounds__(64) named_and_nobody_comes(const float* x, float* out) {
+    if (!wrong || threadIdx.x < 32) barrier_wait(2, 64);
+    out[threadIdx.x] = x[threadIdx.x];
+}
+
+template <bool wrong>
+__global__ void __launch_bounds__(64) named_once_too_often(const float* x, float* out) {
+    if (threadIdx.x < 32) barrier_arrive(1, 64);
+    if (threadIdx.x >= 32) barrier_wait(1, 64);
+    if (wrong && threadIdx.x >= 32) barrier_arrive(1, 64);
+    out[threadIdx.x] = x[threadIdx.x];
+}
+
+template <bool wrong>
+__global__ void __launch_bounds__(64) named_for_two_sizes(const float* x, float* out) {
+    if (threadIdx.x < 32) barrier_arrive(1, 64);
+    if (threadIdx.x >= 32) barrier_wait(1, wrong ? 32 : 64);
+    out[threadIdx.x] = x[threadIdx.x];
+}
+
+template <bool wrong>
+__global__ void __launch_bounds__(64) named_for_half_a_warp(const float* x, float* out) {
+    if (threadIdx.x < 32) barrier_wait(1, wrong ? 16 : 32);
+    out[threadIdx.x] = x[threadIdx.x];
+}
+
 template <bool wrong>
 __global__ void __launch_bounds__(64) barrier_and_shuffle(const float* x, float* out) {
     if (wrong && threadIdx.x < 16) __syncthreads();

@@ -96,6 +96,9 @@ void stop_block() {
 void end_block() {
     block->state = State::done;
     check_shared();
+    for (int i = 0; i < named_barriers; i++)
+        if (block->came[i]) fail("ended while barrier %d waits for %u of its %u threads", i,
+                                 block->wanted[i] - block->came[i], block->wanted[i]);
     if (launch->dependent && !block->waited)
         fail("launched as dependent, and no thread of the block calls grid_wait");
     if (const Site& site = block->reached; site.what)
@@ -171,6 +174,7 @@ void start_block(Block& b, unsigned linear, Block** cluster) {
     b.state = State::ready;
     b.alive = threads_per_block;
     b.at_barrier = b.at_grid_wait = b.at_sync = 0;
+    for (unsigned& came : b.came) came = 0;
     b.waited = b.guarded = b.synced = false;
     b.reached = {};
     for (unsigned i = 0; i * 32 < threads_per_block; i++) {
@@ -244,6 +248,32 @@ void barrier(int vote, Site site) {
         release_barrier();
     else
         leave();
+}
+
+void named_barrier(int barrier, unsigned threads, bool waits, Site site) {
+    Thread* me = self;
+    if (barrier < 1 || barrier >= named_barriers || threads % 32 || !threads || threads > threads_per_block)
+        fail("%s (%s:%d): expected barrier 1 to %d and a multiple of 32 threads of the block's %u, found barrier %d "
+             "and %u threads",
+             site.what, site.file, site.line, named_barriers - 1, threads_per_block, barrier, threads);
+    unsigned& came = block->came[barrier];
+    if (came && block->wanted[barrier] != threads)
+        fail("%s (%s:%d): barrier %d is for %u threads here and for %u where others came to it", site.what, site.file,
+             site.line, barrier, threads, block->wanted[barrier]);
+    block->wanted[barrier] = threads;
+    me->mask = 0;
+    me->site = site;
+    me->named = barrier;
+    if (++came == threads) {
+        came = 0;
+        for (unsigned i = 0; i < threads_per_block; i++) {
+            Thread& t = block->threads[i];
+            if (t.state == State::at_named_barrier && t.named == barrier) t.state = State::ready;
+        }
+    } else if (waits) {
+        me->state = State::at_named_barrier;
+    }
+    leave();  // who only arrives is ready, but others may go first
 }
 
 void meet(unsigned mask, Site site, const void* in, void* out, void (*finish)(Thread* warp, unsigned lanes)) {
