@@ -134,10 +134,10 @@ __device__ __forceinline__ void load_eighth(const T* at, int g, Load load, Pair<
 
 // Where load_eighth put the pair (2 p, 2 p + 1) of a row: x = g of the lane, y = index of its pair.
 template <int D>
-__device__ __forceinline__ int2 place_of_pair(int p) {
-    constexpr int WIDE = D / 64 * 32, MIDDLE = D % 64 >= 32 ? 16 : 0;
-    if (p < WIDE) return make_int2(p % 32 / 4, p / 32 * 4 + p % 4);
+__device__ __forceinline__ uint2 place_of_pair(unsigned p) {
+    constexpr unsigned WIDE = D / 64 * 32, MIDDLE = D % 64 >= 32 ? 16 : 0;
+    if (p < WIDE) return make_uint2(p % 32 / 4, p / 32 * 4 + p % 4);
     p -= WIDE;
-    if (p < MIDDLE) return make_int2(p / 2, D / 64 * 4 + p % 2);
-    return make_int2(p - MIDDLE, D / 16 - 1);
+    if (p < MIDDLE) return make_uint2(p / 2, D / 64 * 4 + p % 2);
+    return make_uint2(p - MIDDLE, D / 16 - 1);
 }

@@ -9,15 +9,15 @@
 // not on the grid, not on the batch. All query heads of a k/v head ride in one mma, so k and v are read once.
 #include "attend_decode.cuh"
 
-// Shared memory while the warps' parts of a split are put together. Lines of 33 floats: neighbouring pairs of dims lie
-// in neighbouring lines and are read at once.
+// Shared memory while the warps' parts of a split are put together: pairs of dims, each with its index in Part::acc and
+// whether its head is odd. Lines of 33: neighbouring pairs lie in neighbouring lines and are read at once.
 template <int D, int NT>
 struct Merge {
-    static constexpr int LINES = 4 * NT * (D / 16), LINE = 33;
-    static constexpr int FLOATS = WARPS * LINES * LINE;
+    static constexpr int LINES = 2 * NT * (D / 16), LINE = 33;
+    static constexpr int PAIRS = WARPS * LINES * LINE;
 
-    static __device__ __forceinline__ int line(int warp, int e, int n, int i) {
-        return (warp * LINES + (e * NT + n) * (D / 16) + i) * LINE;
+    static __device__ __forceinline__ int line(int warp, int odd, int n, int i) {
+        return (warp * LINES + (odd * NT + n) * (D / 16) + i) * LINE;
     }
 };
 
@@ -31,7 +31,7 @@ __device__ __forceinline__ void write_result(T* out, float lo, float hi, float s
 // The block's warps' parts of one split, added in the order of the warps. One split: straight into out. More: sums to
 // `partial` [count, D], largest score and sum of weights to `stats` [count].
 template <class T, int D, int NT>
-__device__ __forceinline__ void merge_warps(Part<T, D, NT>& part, float* shared, int count, bool only, T* out,
+__device__ __forceinline__ void merge_warps(Part<T, D, NT>& part, float2* shared, int count, bool only, T* out,
                                             float* partial, float2* stats) {
     using M = Merge<D, NT>;
     __shared__ float2 seen[WARPS][8 * NT];  // largest, sum
@@ -43,14 +43,15 @@ __device__ __forceinline__ void merge_warps(Part<T, D, NT>& part, float* shared,
 #pragma unroll
         for (int i = 0; i < D / 16; i++)
 #pragma unroll
-            for (int e = 0; e < 4; e++) shared[M::line(warp, e, n, i) + lane] = part.acc[n][i][e];
+            for (int odd = 0; odd < 2; odd++)
+                shared[M::line(warp, odd, n, i) + lane] = make_float2(part.acc[n][i][odd], part.acc[n][i][odd + 2]);
     }
     __syncthreads();
 #pragma unroll 1
-    for (int u = threadIdx.x; u < count * (D / 2); u += THREADS) {
-        int h = u / (D / 2), p = u % (D / 2);
-        int2 place = place_of_pair<D>(p);
-        int from = M::line(0, h & 1, h / 8, place.y) + place.x * 4 + h % 8 / 2;
+    for (unsigned u = threadIdx.x; u < count * (D / 2); u += THREADS) {
+        const unsigned h = u / (D / 2), p = u % (D / 2);
+        const uint2 place = place_of_pair<D>(p);
+        const float2* from = shared + M::line(0, h & 1, h / 8, place.y) + place.x * 4 + h % 8 / 2;
         float top = seen[0][h].x;
 #pragma unroll
         for (int w = 1; w < WARPS; w++) top = fmaxf(top, seen[w][h].x);
@@ -58,8 +59,8 @@ __device__ __forceinline__ void merge_warps(Part<T, D, NT>& part, float* shared,
 #pragma unroll
         for (int w = 0; w < WARPS; w++) {
             float scale = exp2_approx(seen[w][h].x - base);
-            const float* a = shared + from + w * M::LINES * M::LINE;
-            sum += scale * seen[w][h].y, lo += scale * a[0], hi += scale * a[2 * NT * (D / 16) * M::LINE];
+            const float2 a = from[w * M::LINES * M::LINE];
+            sum += scale * seen[w][h].y, lo += scale * a.x, hi += scale * a.y;
         }
         if (only) {
             write_result<T>(out + h * D + 2 * p, lo, hi, sum);
@@ -115,7 +116,7 @@ __device__ __forceinline__ bool comes_last(int* ticket, int blocks) {
 // scale = log2(e) / sqrt(D).
 //
 // LAUNCH: grid (kv_heads ceil(group / 8 NT), rows, any: these blocks share out a row's splits), block 256, dynamic
-//   shared memory 4 Merge<D, NT>::FLOATS, dependent. Blocks without a split come last, and wait for the kernel before
+//   shared memory 8 Merge<D, NT>::PAIRS, dependent. Blocks without a split come last, and wait for the kernel before
 //   like all: more blocks than fit at once would only have to be started and ended. BLOCKS: that a multiprocessor has
 //   registers for; two also means one beside a block of the next kernel, which then starts early.
 // PRECOND: rows <= 32; a row's tokens but those at the positions of this step's rows, and seqs, positions, visible and
@@ -127,7 +128,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS)
                   int group, int kv_heads, int pages, int window, int slots, float scale) {
     using P = Part<T, D, NT>;
     constexpr int HEADS = 8 * NT;
-    extern __shared__ float shared[];
+    extern __shared__ float2 shared[];
     grid_launch();
     const int row = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int heads = kv_heads * group, share = min(HEADS, group), chunks = (group + HEADS - 1) / HEADS;
@@ -142,60 +143,65 @@ __global__ void __launch_bounds__(THREADS, BLOCKS)
     P part;
     auto seek = [&](int tile) {  // to the warp's tokens of a tile
         part.start = tile * P::TILE + warp * P::TOKENS;
-        size_t page = part.start < cut.high ? __ldcg(table + size_t(seq) * pages + part.start / PAGE) : 0;
-        part.rows = ((page * kv_heads + kv) * PAGE + part.start % PAGE) * D;
+        const size_t page = part.start < cut.high ? __ldcg(table + size_t(seq) * pages + part.start / PAGE) : 0;
+        const size_t first = ((page * kv_heads + kv) * PAGE + part.start % PAGE) * D;
+        part.key = one_address(keys + first + lane / 4 * D + lane % 4 * 8);
+        part.value = one_address(values + first + lane % 4 * 2 * D + lane / 4 * 8);
     };
     int split = blockIdx.z, tile = cut.first + split * cut.per;
     seek(tile);
     // Tokens from `fresh` on may be written by the kernel before this one.
     const int fresh = __reduce_min_sync(0xffffffffu, other == seq ? min(cut.high, its_position) : cut.high);
-    auto load = [&](int low, int high) {
-        part.load_keys(keys, low, high, lane);
-        part.load_values(values, low, high, lane);
-    };
-    if constexpr (P::AHEAD) part.clear_keys(), part.clear_values(), load(cut.low, min(cut.high, fresh));
+    const Span seen(cut.low, cut.high);
+    auto load = [&](Span tokens) { part.load_keys(tokens, lane), part.load_values(tokens, lane); };
+    if constexpr (P::AHEAD) part.clear_keys(), part.clear_values(), load(Span(cut.low, fresh));
     part.clear();
     const T* query = one_address(qkv + (size_t(row) * (heads + 2 * kv_heads) + head) * D);
+    const size_t place = size_t(row) * gridDim.x + blockIdx.x;
     grid_wait();
     if constexpr (P::AHEAD) {
-        if (part.start + P::TOKENS > fresh) load(max(cut.low, fresh), cut.high);
-        part.load_query(query, count, lane);  // behind what must wait for the loads of the same registers
+        if (part.start + P::TOKENS > fresh) load(Span(max(cut.low, fresh), cut.high));
+        __syncwarp();  // keeps ptxas from asking for the query first, for which the loads above would wait
+        part.load_query(query, count, lane);
     }
-    const size_t place = size_t(row) * gridDim.x + blockIdx.x;
-    while (true) {
+    // One tile; whether there is another one for this block, of the same split or of its next one.
+    auto pass = [&](bool first) {
         float score[P::TOKENS / 8][4];
         Pair<T> p[NT][P::TOKENS / 8];
-        part.scores(score, query, count, keys, cut, scale, lane);
-        // The next tile of this block: of the same split, or of its next one.
-        bool ends = ++tile == min(cut.first + (split + 1) * cut.per, cut.end);
-        int next = ends ? split + gridDim.z : split;
-        bool more = next < cut.splits;
+        part.scores(score, query, count, seen, scale, lane);
+        const bool ends = ++tile == min(cut.first + (split + 1) * cut.per, cut.end);
+        const int next = ends ? split + gridDim.z : split;
+        const bool more = next < cut.splits;
         if (ends) tile = cut.first + next * cut.per;
-        part.weigh(score, p, lane);
+        part.weigh(score, p, lane, first);
         if constexpr (P::AHEAD) {
-            if (more) seek(tile), part.clear_keys(), part.load_keys(keys, cut.low, cut.high, lane);
+            if (more) seek(tile), part.clear_keys(), part.load_keys(seen, lane);
         }
-        part.accumulate(values, p, cut, lane);
+        part.accumulate(p, seen, lane);
         if (more) {
             if constexpr (P::AHEAD) {
-                part.clear_values(), part.load_values(values, cut.low, cut.high, lane);
+                part.clear_values(), part.load_values(seen, lane);
                 part.load_query(query, count, lane);
             } else {
                 seek(tile);
             }
         }
         if (ends) {
-            size_t slot = place * slots + split;
+            const size_t slot = place * slots + split;
             merge_warps<T, D, NT>(part, shared, count, cut.splits == 1, out + (size_t(row) * heads + head) * D,
                                   partial + slot * share * D, stats + slot * HEADS);
-            if (!more) break;
+            if (!more) return false;
             part.clear();
             __syncthreads();  // the shared sums are read before the next ones are written
         }
         split = next;
-    }
+        return true;
+    };
+    bool more = true;
+    // Most rows are short: their only tile does without what later ones need, where registers allow for two copies.
+    if constexpr (D <= 64 && BLOCKS == 1) more = pass(true);
+    while (more) more = pass(false);
     if (cut.splits > 1 && comes_last(tickets + place, min(int(gridDim.z), cut.splits)))
-        merge_splits<T, D, HEADS>(reinterpret_cast<float2*>(shared), count, cut.splits,
-                                  partial + place * slots * share * D, share * D, stats + place * slots * HEADS,
-                                  out + (size_t(row) * heads + head) * D);
+        merge_splits<T, D, HEADS>(shared, count, cut.splits, partial + place * slots * share * D, share * D,
+                                  stats + place * slots * HEADS, out + (size_t(row) * heads + head) * D);
 }

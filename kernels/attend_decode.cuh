@@ -28,6 +28,15 @@ __device__ __forceinline__ Cut cut_row(int visible, int window) {
     return c;
 }
 
+// Tokens [low, high).
+struct Span {
+    int low;
+    unsigned count;
+
+    __device__ __forceinline__ Span(int low, int high) : low(low), count(max(high - low, 0)) {}
+    __device__ __forceinline__ bool has(int token) const { return static_cast<unsigned>(token - low) < count; }
+};
+
 // One warp's part of a split: 8 NT query heads against its tokens of each tile. Lane l has g = l / 4, q = l % 4.
 template <class T, int D, int NT>
 struct Part {
@@ -43,7 +52,7 @@ struct Part {
     Pair<T> v[HELD][4][D / 16];                // of tokens 16 i + 2 q + {0, 1, 8, 9}
     float acc[NT][D / 16][4];    // of a pair of dims: (lo, head 2 q) (lo, head 2 q + 1) (hi, 2 q) (hi, 2 q + 1)
     float largest[NT], sum[NT];  // of heads g + 8 n; sum only over this lane's tokens
-    size_t rows;                 // where the warp's first token is in the keys, and in the values
+    const T *key, *value;        // the lane's part of the warp's first token
     int start;                   // the warp's first token
 
     __device__ __forceinline__ void clear() {
@@ -77,44 +86,40 @@ struct Part {
             for (int p = 0; p < D / 16; p++) v[e][p] = {};
     }
 
-    // The keys of those of the warp's tokens that are in [low, high).
-    __device__ __forceinline__ void load_keys(const T* keys, int low, int high, int lane) {
-        const T* from = one_address(keys + rows + lane / 4 * D + lane % 4 * 8);
+    // The keys of those of the warp's tokens that are among `tokens`.
+    __device__ __forceinline__ void load_keys(Span tokens, int lane) {
         const int first = start + lane / 4;
 #pragma unroll
         for (int j = 0; j < TOKENS / 8; j++)
-            if (first + 8 * j >= low && first + 8 * j < high)
-                load_quarter<D>(from + 8 * j * D, lane % 4, Load(), k[j]);
+            if (tokens.has(first + 8 * j)) load_quarter<D>(key + 8 * j * D, lane % 4, Load(), k[j]);
     }
 
     // Their values: of four tokens that belong together, and of all of them.
-    __device__ __forceinline__ void load_value(Pair<T> (&v)[4][D / 16], const T* values, int i, int low, int high,
-                                               int lane) {
-        const T* from = one_address(values + rows + lane % 4 * 2 * D + lane / 4 * 8);
+    __device__ __forceinline__ void load_value(Pair<T> (&v)[4][D / 16], int i, Span tokens, int lane) {
         const int first = start + lane % 4 * 2;
 #pragma unroll
         for (int e = 0; e < 4; e++) {
             const int t = 16 * i + (e & 1) + 8 * (e >> 1);
-            if (first + t >= low && first + t < high) load_eighth<D>(from + t * D, lane / 4, Load(), v[e]);
+            if (tokens.has(first + t)) load_eighth<D>(value + t * D, lane / 4, Load(), v[e]);
         }
     }
 
-    __device__ __forceinline__ void load_values(const T* values, int low, int high, int lane) {
+    __device__ __forceinline__ void load_values(Span tokens, int lane) {
 #pragma unroll
-        for (int i = 0; i < HELD; i++) load_value(v[i], values, i, low, high, lane);
+        for (int i = 0; i < HELD; i++) load_value(v[i], i, tokens, lane);
     }
 
     // The `count` heads at `query`; beyond them anything will do.
     __device__ __forceinline__ void load_query(const T* query, int count, int lane) {
 #pragma unroll
         for (int n = 0; n < NT; n++)
-            load_quarter<D>(query + min(8 * n + lane / 4, count - 1) * D + lane % 4 * 8, lane % 4, Plainly(), q[n]);
+            load_quarter<D>(query + min(8 * n + lane / 4, count - 1) * D + lane % 4 * 8, lane % 4, Load(), q[n]);
     }
 
     // score[j]: heads g and g + 8 of the `count` at `query` with tokens 8 j + 2 q and the next, in units of log2; then
     // k is free.
-    __device__ __forceinline__ void scores(float (&score)[TOKENS / 8][4], const T* query, int count, const T* keys,
-                                           const Cut& c, float scale, int lane) {
+    __device__ __forceinline__ void scores(float (&score)[TOKENS / 8][4], const T* query, int count, Span tokens,
+                                           float scale, int lane) {
 #pragma unroll
         for (int j = 0; j < TOKENS / 8; j++)
 #pragma unroll
@@ -132,14 +137,14 @@ struct Part {
             }
 #pragma unroll
             for (int j = 0; j < TOKENS / 8; j++) {
-                Pair<T> key[4];
-                const T* at = keys + rows + (8 * j + lane / 4) * D + lane % 4 * 8;
-                if constexpr (!AHEAD) load_part<D>(at, i, lane % 4, Plainly(), key);  // nobody's token will do as well
+                Pair<T> token[4];
+                if constexpr (!AHEAD)  // nobody's token will do as well
+                    load_part<D>(key + 8 * j * D, i, lane % 4, Plainly(), token);
 #pragma unroll
                 for (int e = 0; e < 4 && 4 * i + e < D / 8; e += 2) {
-                    if constexpr (AHEAD) key[e] = k[j][4 * i + e], key[e + 1] = k[j][4 * i + e + 1];
+                    if constexpr (AHEAD) token[e] = k[j][4 * i + e], token[e + 1] = k[j][4 * i + e + 1];
                     mma_pairs<T>(score[j], part[0][e], NT == 2 ? part[NT - 1][e] : none, part[0][e + 1],
-                                 NT == 2 ? part[NT - 1][e + 1] : none, key[e], key[e + 1]);
+                                 NT == 2 ? part[NT - 1][e + 1] : none, token[e], token[e + 1]);
                 }
             }
         }
@@ -148,26 +153,28 @@ struct Part {
 #pragma unroll
             for (int e = 0; e < 4; e++) {
                 int t = start + 8 * j + 2 * (lane % 4) + (e & 1);
-                score[j][e] = t >= c.low && t < c.high ? score[j][e] * scale : nothing();
+                score[j][e] = tokens.has(t) ? score[j][e] * scale : nothing();
             }
     }
 
-    // Scores become weights; what was summed before is scaled to the new largest score.
-    __device__ __forceinline__ void weigh(float (&score)[TOKENS / 8][4], Pair<T> (&p)[NT][TOKENS / 8], int lane) {
+    // Scores become weights; what was summed before is scaled to the new largest score, unless there is nothing yet.
+    __device__ __forceinline__ void weigh(float (&score)[TOKENS / 8][4], Pair<T> (&p)[NT][TOKENS / 8], int lane,
+                                          bool first) {
 #pragma unroll
         for (int n = 0; n < NT; n++) {
-            float top = largest[n];
+            float top = first ? nothing() : largest[n];
 #pragma unroll
             for (int j = 0; j < TOKENS / 8; j++) top = fmaxf(top, fmaxf(score[j][2 * n], score[j][2 * n + 1]));
             top = warp_max<4>(top);
-            float base = finite(top), scale = exp2_approx(largest[n] - base);
-            largest[n] = top, sum[n] *= scale;
+            const float base = finite(top), scale = first ? 0.f : exp2_approx(largest[n] - base);
+            largest[n] = top, sum[n] = first ? 0.f : sum[n] * scale;
 #pragma unroll
             for (int j = 0; j < TOKENS / 8; j++) {
                 p[n][j] = make_pair2<T>(exp2_approx(score[j][2 * n] - base), exp2_approx(score[j][2 * n + 1] - base));
                 float2 rounded = unpack(p[n][j]);
                 sum[n] += rounded.x + rounded.y;
             }
+            if (first) continue;
             float even = __shfl_sync(0xffffffffu, scale, lane % 4 * 8);
             float odd = __shfl_sync(0xffffffffu, scale, lane % 4 * 8 + 4);
 #pragma unroll
@@ -177,19 +184,18 @@ struct Part {
     }
 
     // acc += weights times values; then v is free.
-    __device__ __forceinline__ void accumulate(const T* values, Pair<T> (&p)[NT][TOKENS / 8], const Cut& c, int lane) {
+    __device__ __forceinline__ void accumulate(Pair<T> (&p)[NT][TOKENS / 8], Span tokens, int lane) {
 #pragma unroll
         for (int i = 0; i < TOKENS / 16; i++) {
-            Pair<T>(&value)[4][D / 16] = v[AHEAD ? i : 0];
-            if constexpr (!AHEAD) clear_value(value), load_value(value, values, i, c.low, c.high, lane);
+            Pair<T>(&own)[4][D / 16] = v[AHEAD ? i : 0];
+            if constexpr (!AHEAD) clear_value(own), load_value(own, i, tokens, lane);
 #pragma unroll
             for (int d = 0; d < D / 16; d++) {
-                transpose(value[0][d], value[1][d]);
-                transpose(value[2][d], value[3][d]);
+                transpose(own[0][d], own[1][d]);
+                transpose(own[2][d], own[3][d]);
 #pragma unroll
                 for (int n = 0; n < NT; n++)
-                    mma_pairs<T>(acc[n][d], value[0][d], value[1][d], value[2][d], value[3][d], p[n][2 * i],
-                                 p[n][2 * i + 1]);
+                    mma_pairs<T>(acc[n][d], own[0][d], own[1][d], own[2][d], own[3][d], p[n][2 * i], p[n][2 * i + 1]);
             }
         }
     }
