@@ -29,6 +29,7 @@ enum class State : uint8_t {
     at_warp,
     at_barrier,
     at_named_barrier,
+    arrived,  // at a named barrier, and goes on: when the others cannot
     at_grid_wait,
     at_cluster_sync,
     at_grid_sync,

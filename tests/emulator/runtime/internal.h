@@ -14,7 +14,7 @@ extern void (*kernel)(void** arguments);
 extern unsigned threads_per_block;
 void start_block(Block& b, unsigned linear, Block** cluster);  // all its threads ready
 void run_block(Block& b);             // until they have ended, or all wait for other blocks; b.state says which
-void release(Block& b, State state);  // all its threads in that state are ready
+bool release(Block& b, State state);  // all its threads in that state are ready; whether there were any
 
 // launch.cpp
 extern std::vector<std::unique_ptr<Block>> resident;  // blocks that have memory

@@ -197,9 +197,11 @@ void start_block(Block& b, unsigned linear, Block** cluster) {
     poison_shared();
 }
 
-void release(Block& b, State state) {
+bool release(Block& b, State state) {
+    bool any = false;
     for (unsigned i = 0; i < threads_per_block; i++)
-        if (b.threads[i].state == state) b.threads[i].state = State::ready;
+        if (b.threads[i].state == state) b.threads[i].state = State::ready, any = true;
+    return any;
 }
 
 void run_block(Block& b) {
@@ -213,6 +215,7 @@ void run_block(Block& b) {
         }
         self = nullptr;
         if (!b.alive) return end_block();
+        if (release(b, State::arrived)) continue;
         if (b.at_sync == b.alive) return stop_block();
         if (!b.at_grid_wait) report_deadlock();
         unguard_regions();
@@ -264,16 +267,15 @@ void named_barrier(int barrier, unsigned threads, bool waits, Site site) {
     me->mask = 0;
     me->site = site;
     me->named = barrier;
-    if (++came == threads) {
-        came = 0;
-        for (unsigned i = 0; i < threads_per_block; i++) {
-            Thread& t = block->threads[i];
-            if (t.state == State::at_named_barrier && t.named == barrier) t.state = State::ready;
-        }
-    } else if (waits) {
-        me->state = State::at_named_barrier;
+    const bool opens = ++came == threads;
+    if (opens) came = 0;
+    for (unsigned i = 0; opens && i < threads_per_block; i++) {
+        Thread& t = block->threads[i];
+        if (t.state == State::at_named_barrier && t.named == barrier) t.state = State::ready;
     }
-    leave();  // who only arrives is ready, but others may go first
+    // Who only arrives goes on at once in the first schedule, and after all others in the rest.
+    if (waits ? !opens : launch->seed > 0) me->state = waits ? State::at_named_barrier : State::arrived;
+    leave();
 }
 
 void meet(unsigned mask, Site site, const void* in, void* out, void (*finish)(Thread* warp, unsigned lanes)) {
