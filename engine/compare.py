@@ -167,6 +167,7 @@ def compare(settings: Settings) -> Report:
                         eager.setdefault(backend, digest if graph == "off" else "")
                         row.equals_eager = digest == eager[backend] if eager[backend] else None
                 report.rows.append(row)
+                _say(_summary(row))
         del reference
     return report
 
@@ -174,6 +175,13 @@ def compare(settings: Settings) -> Report:
 def _open(s: Settings, backend: str, graph: str) -> LLM:
     need = max(s.tokens if s.windows else 0, PROMPT + s.decode)
     return LLM(s.model, backend=backend, graph=graph, dtype=s.dtype, max_batch=s.batch, max_len=need, quiet=True)
+
+
+def _summary(row: Row) -> str:
+    """What is known of a row as soon as it is measured: a run may be ended before its table."""
+    words = [f"{row.backend}, graph {row.graph}: {row.step_ms:.3f} ms a step"]
+    words += [f"{name} {row.agreement[name]:.6g}" for name in ("mean_kl", "perplexity_ratio") if name in row.agreement]
+    return ", ".join([*words, *(["not the bits of graph off"] if row.equals_eager is False else [])])
 
 
 def _say(what: str) -> None:

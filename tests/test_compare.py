@@ -18,7 +18,11 @@ LLAMA = str(Path(__file__).parent / "fixtures" / "llama")
 def test_replayed_equals_eager(capsys: pytest.CaptureFixture[str]) -> None:
     options = "--backends numpy --windows 2 --tokens 24 --decode 4 --json"
     assert cli.main(["compare", LLAMA, *options.split()]) == 0
-    report = json.loads(capsys.readouterr().out)
+    out, err = capsys.readouterr()
+    report = json.loads(out)
+    for graph in ("off", "layer", "step"):  # told as soon as it is known
+        line = rf"compare: numpy, graph {graph}: [\d.]+ ms a step, mean_kl 0, perplexity_ratio 1\n"
+        assert re.search(line, err)
     assert [(r["backend"], r["graph"]) for r in report["rows"]] == [("numpy", g) for g in ("off", "layer", "step")]
     for row in report["rows"]:
         assert row["equals_eager"] is True
@@ -77,3 +81,18 @@ def test_windows_are_spread_over_the_text() -> None:
 def test_settings_out_of_range(options: dict, says: str) -> None:
     with pytest.raises(ostinato.RequestError, match=says):
         compare.Settings(LLAMA, **options)
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        pytest.param({}, "cuda, graph step: 0.250 ms a step", id="speed-only"),
+        pytest.param(
+            {"agreement": {"mean_kl": 2e-4, "perplexity_ratio": 1.0003}, "equals_eager": False},
+            "cuda, graph step: 0.250 ms a step, mean_kl 0.0002, perplexity_ratio 1.0003, not the bits of graph off",
+            id="other-bits",
+        ),
+    ],
+)
+def test_summary_of_a_row(row: dict, expected: str) -> None:
+    assert compare._summary(compare.Row("cuda", "step", "some GPU", "bfloat16", 4000.0, 0.25, 1, **row)) == expected
