@@ -30,12 +30,8 @@
 
 template <class T, Source SOURCE, int WARPS, int SPLIT, int TILES, int COLS, int DEPTH, int BLOCKS, Way WAY,
           class Epilogue>
-__device__ __forceinline__ void product(const T* weight, const T* x, const float* squared, float eps, int rows, int k,
-                                        int tiles, const Epilogue& epilogue) {
-    if constexpr (WAY == ONCE) {
-        product_at_once<T, SOURCE, WARPS, TILES, COLS, DEPTH>(weight, x, squared, eps, rows, tiles, epilogue);
-        return;
-    }
+__device__ __forceinline__ void product_of_stream(const T* weight, const T* x, const float* squared, float eps,
+                                                  int rows, int k, int tiles, const Epilogue& epilogue) {
     constexpr bool DIRECTLY = SOURCE == DIRECT;
     using Stream = typename Choose<WAY == RING, InRing<T, DIRECTLY, WARPS, SPLIT, TILES, COLS, DEPTH>,
                                    InRegisters<T, DIRECTLY, WARPS, SPLIT, TILES, COLS, DEPTH>>::type;
@@ -91,6 +87,17 @@ __device__ __forceinline__ void product(const T* weight, const T* x, const float
             epilogue.follow(ahead, mine.tile(following), mine.g, mine.column);
         }
     }
+}
+
+template <class T, Source SOURCE, int WARPS, int SPLIT, int TILES, int COLS, int DEPTH, int BLOCKS, Way WAY,
+          class Epilogue>
+__device__ __forceinline__ void product(const T* weight, const T* x, const float* squared, float eps, int rows, int k,
+                                        int tiles, const Epilogue& epilogue) {
+    if constexpr (WAY == ONCE)
+        product_at_once<T, SOURCE, WARPS, TILES, COLS, DEPTH>(weight, x, squared, eps, rows, tiles, epilogue);
+    else
+        product_of_stream<T, SOURCE, WARPS, SPLIT, TILES, COLS, DEPTH, BLOCKS, WAY>(weight, x, squared, eps, rows, k,
+                                                                                    tiles, epilogue);
 }
 
 #define DECODE_SHAPE int WARPS, int SPLIT, int TILES, int COLS, int DEPTH, int BLOCKS, Way WAY

@@ -71,7 +71,7 @@ def runtime() -> ctypes.CDLL:
     return ctypes.CDLL(str(target), mode=ctypes.RTLD_GLOBAL)
 
 
-def library(file: str, names: tuple[str, ...], directory: Path = KERNELS) -> Path:
+def shared_object(file: str, names: tuple[str, ...], directory: Path = KERNELS) -> Path:
     """The shared library with the instances `names` of <directory>/<file>, compiled if it was not before."""
     sources = _sources(file, directory)
     entries = ", ".join(f"EMU_ENTRY({name})" for name in names)
@@ -95,7 +95,7 @@ def compile_all(instances: Iterable[tuple[str, str]], stop: Callable[[], bool]) 
         if stop():
             return
         with contextlib.suppress(CompileError, OSError, ValueError):
-            library(file, (name,))
+            shared_object(file, (name,))
 
 
 def source_line(library: Path, offset: int) -> str:

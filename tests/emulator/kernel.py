@@ -40,7 +40,7 @@ class EmulatedKernel:
     file: str
     name: str
     path: Path
-    library: ctypes.CDLL
+    loaded: ctypes.CDLL
     entry: Entry
     parameters: tuple[str, ...]
 
@@ -50,13 +50,13 @@ class EmulatedKernel:
 
         together: instances to compile at the same time, which takes less than one by one."""
         names = tuple(together) if name in together else (name,)
-        path = build.library(file, names, directory)
+        path = build.shared_object(file, names, directory)
         build.runtime()  # before the kernel, which is linked to it
-        library = ctypes.CDLL(str(path))
-        entries = (ctypes.POINTER(Entry) * len(names)).in_dll(library, "emu_entries")
+        loaded = ctypes.CDLL(str(path))
+        entries = (ctypes.POINTER(Entry) * len(names)).in_dll(loaded, "emu_entries")
         entry = entries[names.index(name)].contents
         parameters = build.parameter_names(file, directory).get(base_name(name), [])
-        return cls(file, name, path, library, entry, tuple(parameters))
+        return cls(file, name, path, loaded, entry, tuple(parameters))
 
     def __str__(self) -> str:
         return f"{self.file} {self.name}"

@@ -112,7 +112,7 @@ def _explain(kernel: EmulatedKernel, launch: Launch, message: str, arrays: list[
     """The runtime's message; of a fault: where in the source, and what lies at the address."""
     if not launch.faulted:
         return message
-    base = ctypes.c_size_t.from_address(kernel.library._handle).value  # the link map begins with the load address
+    base = ctypes.c_size_t.from_address(kernel.loaded._handle).value  # the link map begins with the load address
     line = build.source_line(kernel.path, launch.instruction - base)
     verb = "writes" if launch.fault_is_write else "reads"
     return f"{message.split(': ')[0]}: {verb} {_place(kernel, launch, arrays)}" + (f" ({line})" if line else "")
