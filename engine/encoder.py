@@ -75,7 +75,7 @@ class Encoder:
         progress: Callable[[int, int], None] = lambda done, all: None,
     ) -> None:
         expect_kind(c, causal=False)
-        _, self.ops, self._program = nvtx.prepared(ops, e.nvtx)
+        self.ops, self._program = nvtx.prepared(ops, e.nvtx)
         self.c, self.w, self.device = c, w, ops.device
         self.max_len = longest(c, e)
         self._pages = pages_of(self.max_len)

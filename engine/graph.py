@@ -1,4 +1,4 @@
-"""Parts of a decode step, run eagerly or recorded once and replayed: CUDA graphs on a GPU, Recording elsewhere.
+"""Parts of a step, run eagerly or recorded once and replayed: CUDA graphs on a GPU, Recording elsewhere.
 
 Called by the runner. A graph replays the same operations on the same arrays, so whatever changes from step to step has
 to live in arrays. With CUDA graphs this module imports CuPy, else it touches only what it is given.
@@ -28,6 +28,9 @@ class CaptureReport:
     graphs: int = 0
     seconds: float = 0.0
     bytes: int = 0  # device memory the graphs hold
+
+    def __add__(self, other: CaptureReport) -> CaptureReport:
+        return CaptureReport(self.graphs + other.graphs, self.seconds + other.seconds, self.bytes + other.bytes)
 
 
 @dataclass
@@ -105,7 +108,7 @@ class Graph:
 
 @dataclass
 class Program:
-    """A decode step for one bucket, ready to be run again and again."""
+    """A step or pass of one size, ready to be run again and again."""
 
     eager: Callable[[], None]
     graphs: list[Graph] | None = field(default=None)  # None: run eagerly

@@ -139,7 +139,8 @@ class LLM:
     @property
     def captured(self) -> CaptureReport:
         """How many graphs, seconds, bytes."""
-        return self._open_model.captured
+        on = self._open_model
+        return on.captured + on.prompts.captured if isinstance(on, Runner) else on.captured
 
     # -- generating -----------------------------------------------------------------------------------------------
 

@@ -60,12 +60,12 @@ class Ranges:
         return _NamedGraph(graph.ops, graph.calls, graph.executable, graph.stream, self, name)
 
 
-def prepared(ops: Ops, wanted: bool) -> tuple[Ranges | None, Any, Callable[..., Program]]:
-    """(ranges, operations, graph.program) for a runner: in ranges if they are wanted, else as they are."""
+def prepared(ops: Ops, wanted: bool) -> tuple[Any, Callable[..., Program]]:
+    """(operations, graph.program) for a runner: in ranges if they are wanted, else as they are."""
     if not wanted:
-        return None, ops, program
+        return ops, program
     ranges = Ranges(ops.device)
-    return ranges, ranges.ops(ops), ranges.program
+    return ranges.ops(ops), ranges.program
 
 
 @dataclass

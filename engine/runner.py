@@ -1,7 +1,7 @@
 """Weights, buffers, caches and graphs of one model on one device: prefill(chunks), start(rows), decode().
 
-Called by the generation loop (loop.py), and by compare and bench for single steps. Holds all device memory; knows
-nothing of text, of who waits, or of when a sequence ends.
+Called by the generation loop (loop.py), and by compare and bench for single steps. Holds all device memory, together
+with prompts.py, which runs the prompts; knows nothing of text, of who waits, or of when a sequence ends.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from .graph import CaptureReport, Part, Program
 from .models import MODELS
 from .ops.base import DECODE_ROWS, MAIL, PAGE, Array, Buffers, Cache, Mail, Ops, Sampling, Step
 from .ops.device import Device
-from .passes import Piece, expect_kind, fill, longest, rows_of, spare_rows
+from .passes import Piece, expect_kind, longest, spare_rows
+from .prompts import Prompts
 from .scheduler import PROMPTS, Chunk, Sequence
 from .slots import Slots
 
@@ -83,14 +84,14 @@ class Runner:
         progress: Callable[[int, int], None] = lambda done, all: None,
     ) -> None:
         expect_kind(c, causal=True)
-        self._ranges, self.ops, self._program = nvtx.prepared(ops, e.nvtx)
+        self.ops, self._program = nvtx.prepared(ops, e.nvtx)
         self.c, self.device, self.slots = c, ops.device, e.max_batch
         self.max_len = longest(c, e)
         self.model = MODELS[c.arch]
         angles = self.device.upload(rope.table(c, self.max_len)) if c.rope_theta else None
         self.w = SimpleNamespace(**{**vars(w), "rope": angles})
         self.prefill_rows = min(e.prefill_rows, pages_of(self.max_len) * PAGE * e.max_batch)
-        self._prefill = ops.buffers(c, self.prefill_rows, min(PROMPTS, self.prefill_rows // PAGE))
+        whole = ops.buffers(c, self.prefill_rows, min(PROMPTS, self.prefill_rows // PAGE))
         self._slots = Slots(self.device, e.max_batch, c.vocab)
         self._mail, self._box = self.device.pinned((e.max_batch, MAIL), np.dtype(np.int32))
         self._place = 0  # where in the mail the next step leaves its tokens
@@ -101,15 +102,21 @@ class Runner:
         new = partial(self.device.empty, shape, ops.dtype)
         self.caches = [Cache(new(), new()) for _ in range(c.layers)]
         self._table = self.device.upload(self.table.host)
+        self.prompts = Prompts(self.ops, self._program, self._pass, whole, self._table, self.slots)
         self.captured = CaptureReport()
         self._buckets: dict[int, Bucket] = {}
+        passes = self.prompts.sizes if e.graph != "off" else ()
+        all = len(sizes) + len(passes)
         for done, (rows, buffers) in enumerate(zip(sizes, work, strict=True)):
-            progress(done, len(sizes))
+            progress(done, all)
             self._buckets[rows] = self.bucket(rows, buffers, e.graph)
-        progress(len(sizes), len(sizes))
+        for done, rows in enumerate(passes, len(sizes)):
+            progress(done, all)
+            self.prompts.prepare(rows, e.graph)
+        progress(all, all)
         self._current, self._rows = self._buckets[sizes[0]], 0
         if self.device.stream is not None:
-            self._warm_prefill()
+            self._warm_prompts()
 
     @property
     def buckets(self) -> tuple[int, ...]:
@@ -137,9 +144,9 @@ class Runner:
 
         tokens [n] int32; logits [n, V] float32 or None when none of those sequences wants logprobs."""
         pieces = [Piece(k.seq.slot, k.seq.prompt[k.first : k.last], k.first) for k in chunks]
-        s = self._prompt_step(pieces, [i for i, k in enumerate(chunks) if k.ends])
-        b = self._run_prefill(s, len(s.last))
-        if not len(s.last):
+        ends = [i for i, k in enumerate(chunks) if k.ends]
+        b, s = self.prompts.run(pieces, ends)
+        if not ends:
             return np.empty(0, np.int32), None
         self.ops.sample(b.logits, s, self._slots.sampling, b.tokens, b.scratch)
         wanted = any(k.ends and k.seq.params.logprobs is not None for k in chunks)
@@ -192,37 +199,21 @@ class Runner:
         plain = SimpleNamespace(**{**vars(self.w), "head_bias": None})
         for first in range(0, len(ids), self.prefill_rows):
             piece = ids[first : first + self.prefill_rows]
-            s = self._prompt_step([Piece(0, piece, first)], [])
-            b = self._run_prefill(s, 0)
+            b, s = self.prompts.run([Piece(0, piece, first)])
             for row in range(0, len(s.ids), PAGE):
                 wanted = self.device.upload(np.arange(row, row + PAGE, dtype=np.int32))
                 self.model.head(self.ops, self.c, plain, replace(b, logits=out), replace(s, last=wanted))
                 yield self.device.read(out)[: len(piece) - row]
 
-    def _warm_prefill(self) -> None:
-        """Compile the kernels of a prefill, which would else count as the first request's time: one spare tile."""
-        s = self._prompt_step([Piece(self.slots, [0])], [0])
-        b = self._run_prefill(s, 1)
+    def _warm_prompts(self) -> None:
+        """Compile the kernels of prompts, which would else count as the first request's time: one spare tile."""
+        b, s = self.prompts.run([Piece(self.slots, [0])], [0])
         self.ops.sample(b.logits, s, self._slots.sampling, b.tokens, b.scratch)
         self.device.synchronize()
 
-    def _prompt_step(self, pieces: list[Piece], ends: list[int]) -> Step:
-        """The Step of pieces, each filled up to whole tiles with spare rows; ends: which of them want logits."""
-        state = spare_rows(rows_of(pieces), self.slots)
-        starts = fill(state, pieces, causal=True)
-        wanted = np.array([starts[i] + len(pieces[i].ids) - 1 for i in ends], np.int32)
-        return Step(*self.device.upload(state), table=self._table, last=self.device.upload(wanted))
-
-    def _run_prefill(self, s: Step, last: int) -> Buffers:
-        """The forward pass over the first len(s.ids) rows of the prefill buffers; without the head if last is 0."""
-        whole = self._prefill
-        b = whole.first(len(s.ids), logits=whole.logits[:last], tokens=whole.tokens[:last])
-        parts = _named(self.model.parts(self.ops, self.c, self.w, b, s, self.caches))
-        if self._ranges:
-            parts = self._ranges.parts(parts)
-        for _, part in parts if last else parts[:-1]:
-            part()
-        return b
+    def _pass(self, ops: Ops, b: Buffers, s: Step) -> list[Part]:
+        """The forward pass over ops: embed, layers and head."""
+        return _named(self.model.parts(ops, self.c, self.w, b, s, self.caches))
 
     def bucket(self, rows: int, b: Buffers, scope: str) -> Bucket:
         """Prepare decode steps of `rows` (at most max_batch) rows: groups of DECODE_ROWS that share the activations b.
@@ -251,7 +242,7 @@ class Runner:
     def _parts(self, groups: list[tuple[Buffers, Step, Mail]], ops: Ops) -> Iterator[Part]:
         """A decode step from embedding to next token over ops, in named parts."""
         for b, s, mail in groups:
-            *body, (name, head) = _named(self.model.parts(ops, self.c, self.w, b, s, self.caches))
+            *body, (name, head) = self._pass(ops, b, s)
             yield from body
             yield name, partial(_head, ops, head, b, s, self._slots.sampling, mail)
 

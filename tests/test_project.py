@@ -36,7 +36,7 @@ LAYERS = [
     ["models"],
     ["ops", "sampling", "rope"],
     ["graph", "cache", "report", "cuda_graph", "nvtx"],
-    ["scheduler", "slots", "passes"],
+    ["scheduler", "slots", "passes", "prompts"],
     ["runner", "encoder", "load"],
     ["tokenizer", "detokenizer", "gguf_vocab", "template", "template_worker", "sandbox"],
     ["loop", "outputs", "requests"],

@@ -18,6 +18,7 @@ from ostinato.graph import Call, CaptureReport, Recording, program
 from ostinato.models import decoder
 from ostinato.ops.device import HostDevice
 from ostinato.ops.numpy import NumpyOps
+from ostinato.passes import Piece
 from ostinato.runner import Row, Runner
 
 PARTS = decoder.parts
@@ -53,6 +54,37 @@ def test_one_graph_a_step_or_a_part_and_bucket(scope: str, graphs: int) -> None:
     on = runner(graph=scope, max_batch=3)
     assert on.buckets == (1, 2, 3) and on.captured.graphs == graphs
     assert (on.captured.seconds > 0) == (scope != "off")
+
+
+@pytest.mark.parametrize(("scope", "graphs"), [("off", 0), ("layer", 8 * (1 + 3)), ("step", 8)])
+def test_one_graph_a_pass_or_a_part_of_it_for_prompts_of_few_rows(scope: str, graphs: int) -> None:
+    on = runner(graph=scope)
+    sizes = range(64, 513, 64) if graphs else ()
+    assert on.prompts.recorded == (*sizes,) and on.prompts.captured.graphs == graphs
+    assert runner(graph=scope, prefill_rows=128).prompts.recorded == (*sizes[:2],)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("scope", ["layer", "step"])
+@pytest.mark.parametrize("length", [1, 64, 65, 400, 511])
+def test_prompts_that_are_replayed_have_the_bits_of_eager_ones(name: str, scope: str, length: int) -> None:
+    """Twice, and another one between, of which nothing may be left."""
+    eager, recorded = (runner(MODELS[name], graph=g) for g in ("off", scope))
+    ids = np.random.default_rng(length).integers(0, 131, length).tolist()
+    expected = eager.logits(ids)
+    for again in (ids, ids[::-1], ids):
+        np.testing.assert_array_equal(recorded.logits(again), expected if again is ids else eager.logits(again))
+
+
+@pytest.mark.parametrize(("lengths", "listed"), [([1], 0), ([440, 2], 0), ([440, 100], 1)])
+def test_recorded_prompts_list_no_operations_anew(
+    lengths: list[int], listed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of 64, 512 and 576, of which the last are too many to be recorded."""
+    on, calls = runner(), []
+    monkeypatch.setattr(on.model, "parts", lambda *given: calls.append(1) or PARTS(*given))
+    on.prompts.run([Piece(slot, [1] * n) for slot, n in enumerate(lengths)])
+    assert len(calls) == listed
 
 
 @pytest.mark.parametrize("scope", ["off", "layer", "step"])
