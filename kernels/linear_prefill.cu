@@ -22,28 +22,52 @@ struct Tiling {
     static constexpr int WEIGHTS = ROW_TILES * STEP * 16;  // elements of a stage
     static constexpr int STAGE = WEIGHTS + TOKENS * STEP;
 
-    // Weights of row tiles from first_tile, k tiles from first_kt; zeros beyond the matrix.
-    static __device__ __forceinline__ void copy_weights(T* stage, const T* weight, int first_tile, int tiles,
-                                                        int first_kt, int tiles_k) {
-#pragma unroll
-        for (int i = threadIdx.x; i < WEIGHTS / EACH; i += THREADS) {
-            int at = i * EACH, tile = first_tile + at / (STEP * 16), kt = first_kt + at % (STEP * 16) / 256;
-            bool there = tile < tiles && kt < tiles_k;
-            const T* from = weight + (static_cast<size_t>(tile) * tiles_k + kt) * 256 + at % 256;
-            cp_async16(stage + at, there ? from : weight, there ? 16 : 0);
-        }
-    }
+    // A thread's copies of a stage: to the same places in each, from places that move on by STEP. Beyond the matrices
+    // nothing is read, and the stage gets zeros. K tile c of token t lies at slot c ^ t.
+    struct Copies {
+        static constexpr int CHUNKS = 128, PER_TOKEN = 8;  // of 16 bytes: of a row tile, of a token
+        static constexpr int TILES_APART = THREADS / CHUNKS, TOKENS_APART = THREADS / PER_TOKEN;
+        static constexpr int OF_WEIGHTS = ROW_TILES / TILES_APART, OF_X = TOKENS / TOKENS_APART;
+        static_assert(THREADS % CHUNKS == 0 && ROW_TILES % TILES_APART == 0 && TOKENS % TOKENS_APART == 0);
+        static_assert(TOKENS_APART % STEP_TILES == 0, "a thread's tokens have their k tiles in the same slots");
+        const T *weight, *x;             // where the first copy comes from
+        size_t weight_stride, x_stride;  // elements from there to the next one
+        int weights, tokens;             // copies that are within the matrices
+        int weight_k, x_k;               // the copies' k, in the stage
+        int weight_to, x_to;             // where the first one goes, in the stage
 
-    // Rows of x from first_row, k from first_k; zeros beyond the matrix. K tile c of token t lies at slot c ^ t.
-    static __device__ __forceinline__ void copy_x(T* stage, const T* x, int first_token, int rows, int first_k, int k) {
-#pragma unroll
-        for (int i = threadIdx.x; i < TOKENS * STEP / EACH; i += THREADS) {
-            int at = i * EACH, token = at / STEP, from_k = at % STEP, slot = (from_k / 16) ^ (token % STEP_TILES);
-            bool there = first_token + token < rows && first_k + from_k < k;
-            const T* from = x + static_cast<size_t>(first_token + token) * k + first_k + from_k;
-            cp_async16(stage + WEIGHTS + token * STEP + slot * 16 + from_k % 16, there ? from : x, there ? 16 : 0);
+        __device__ __forceinline__ Copies(const T* w, const T* columns, int first_tile, int tiles, int first_token,
+                                          int rows, int k) {
+            const int tile = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
+            const int token = threadIdx.x / PER_TOKEN, from_k = threadIdx.x % PER_TOKEN * EACH;
+            weight = w + size_t(first_tile + tile) * k * 16 + chunk * EACH;
+            x = columns + size_t(first_token + token) * k + from_k;
+            weight_stride = size_t(TILES_APART) * k * 16, x_stride = size_t(TOKENS_APART) * k;
+            weights = (tiles - first_tile - tile + TILES_APART - 1) / TILES_APART;
+            tokens = (rows - first_token - token + TOKENS_APART - 1) / TOKENS_APART;
+            weight_k = chunk * EACH / 256 * 16, x_k = from_k;
+            weight_to = threadIdx.x * EACH;
+            x_to = WEIGHTS + token * STEP + ((from_k / 16) ^ (token % STEP_TILES)) * 16 + from_k % 16;
         }
-    }
+
+        // Both move on to the next stage. left: of k, from this one on.
+        __device__ __forceinline__ void copy_weights(T* stage, int left) {
+            copy<OF_WEIGHTS, THREADS * EACH>(stage + weight_to, weight, weight_stride, weights, left, weight_k);
+            weight += STEP * 16;
+        }
+
+        __device__ __forceinline__ void copy_x(T* stage, int left) {
+            copy<OF_X, TOKENS_APART * STEP>(stage + x_to, x, x_stride, tokens, left, x_k);
+            x += STEP;
+        }
+
+        template <int N, int APART>
+        static __device__ __forceinline__ void copy(T* to, const T* from, size_t stride, int count, int left, int k) {
+#pragma unroll
+            for (int i = 0; i < N; i++, from += stride)
+                cp_async16(to + i * APART, from, i < count && k < left ? 16 : 0);
+        }
+    };
 
     // acc += the products of one stage. weights, tokens: the lane's part of the warp's first row tile, and token.
     static __device__ __forceinline__ void multiply_stage(float (&acc)[TILES][COLS][4], const T* weights,
@@ -68,37 +92,36 @@ template <class T, int ROW_WARPS, int COL_WARPS, int TILES, int COLS, int STAGES
 __device__ __forceinline__ void product(const T* weight, const T* x, int rows, int k, int tiles,
                                         const Epilogue& epilogue) {
     using Tile = Tiling<T, ROW_WARPS, COL_WARPS, TILES, COLS, STAGES>;
-    constexpr int STEP = Tile::STEP, STEP_TILES = Tile::STEP_TILES;
+    constexpr int STEP = Tile::STEP;
     extern __shared__ float4 memory[];
     T* stages = reinterpret_cast<T*>(memory);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
     const int row_warp = warp % ROW_WARPS, col_warp = warp / ROW_WARPS;
     const int first_tile = blockIdx.y * Tile::ROW_TILES, first_token = blockIdx.x * Tile::TOKENS;
-    const int tiles_k = k / 16, steps = (k + STEP - 1) / STEP;
+    typename Tile::Copies copies(weight, x, first_tile, tiles, first_token, rows, k);
 
-#pragma unroll
-    for (int s = 0; s < STAGES - 1; s++)
-        Tile::copy_weights(stages + s * Tile::STAGE, weight, first_tile, tiles, s * STEP_TILES, tiles_k);
+#pragma unroll 1
+    for (int s = 0; s < STAGES - 1; s++) copies.copy_weights(stages + s * Tile::STAGE, k - s * STEP);
     grid_wait();  // weights are constant, x is not
-#pragma unroll
+#pragma unroll 1
     for (int s = 0; s < STAGES - 1; s++) {
-        Tile::copy_x(stages + s * Tile::STAGE, x, first_token, rows, s * STEP, k);
+        copies.copy_x(stages + s * Tile::STAGE, k - s * STEP);
         cp_async_commit();
     }
 
     float acc[TILES][COLS][4] = {};
-    for (int step = 0; step < steps; step++) {
+    int full = 0, empty = (STAGES - 1) * Tile::STAGE;  // the stages that are multiplied, and filled, next
+#pragma unroll 1
+    for (int left = k; left > 0; left -= STEP) {
         cp_async_wait<STAGES - 2>();
         __syncthreads();  // this stage has arrived for all, and nobody reads the one that is filled next
-        int ahead = step + STAGES - 1;
-        if (ahead < steps) {
-            T* stage = stages + ahead % STAGES * Tile::STAGE;
-            Tile::copy_weights(stage, weight, first_tile, tiles, ahead * STEP_TILES, tiles_k);
-            Tile::copy_x(stage, x, first_token, rows, ahead * STEP, k);
-        }
+        const int ahead = left - (STAGES - 1) * STEP;
+        if (ahead > 0) copies.copy_weights(stages + empty, ahead), copies.copy_x(stages + empty, ahead);
         cp_async_commit();  // an empty group keeps the count
-        if (step == steps - 1) grid_launch();
-        const T* stage = stages + step % STAGES * Tile::STAGE;
+        if (left <= STEP) grid_launch();
+        const T* stage = stages + full;
+        empty = full;
+        full = full + Tile::STAGE < STAGES * Tile::STAGE ? full + Tile::STAGE : 0;
         const T* weights = stage + row_warp * TILES * STEP * 16 + lane * 8;
         const T* tokens = stage + Tile::WEIGHTS + (col_warp * COLS * 8 + g) * STEP + q * 4;
         if constexpr (sizeof(T) == 4) {
@@ -147,7 +170,8 @@ __global__ void __launch_bounds__(ROW_WARPS * COL_WARPS * 32, 1)
 template <class T, PREFILL_SHAPE>
 __global__ void __launch_bounds__(ROW_WARPS * COL_WARPS * 32, 1)
     prefill_gelu(const T* weight, const T* x, int rows, int k, int n, const float* bias, int tanh, T* out) {
-    product<T, ROW_WARPS, COL_WARPS, TILES, COLS, STAGES>(weight, x, rows, k, (n + 15) / 16, Gelu<T>{n, bias, tanh, out});
+    product<T, ROW_WARPS, COL_WARPS, TILES, COLS, STAGES>(weight, x, rows, k, (n + 15) / 16,
+                                                          Gelu<T>{n, bias, tanh, out});
 }
 
 // Queries, keys and values of the rows of x, rotated and stored: see Rotate.   x [R, K] T

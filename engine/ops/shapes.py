@@ -7,6 +7,7 @@ same bits in every shape.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -214,7 +215,7 @@ class PrefillShape:
     tiles: int  # 16-row tiles of weights a warp
     cols: int  # 8-token tiles a warp
     stages: int  # steps of 128 bytes of k in flight
-    cost: float  # of a multiply-add, compared with the largest shape
+    steps: tuple[int, ...]  # ns that a step takes, with 1, 2, ... blocks on a multiprocessor: measured on an H100
 
     @property
     def row_tiles(self) -> int:
@@ -242,18 +243,23 @@ class PrefillShape:
 
 
 PREFILL = {
-    2: (PrefillShape(4, 2, 4, 8, 4, 1.0), PrefillShape(4, 2, 2, 8, 4, 1.1), PrefillShape(2, 2, 2, 4, 4, 1.6)),
-    4: (PrefillShape(4, 2, 2, 4, 4, 1.0), PrefillShape(2, 2, 2, 4, 4, 1.3)),
+    2: (
+        PrefillShape(4, 1, 1, 2, 8, (216, 272)),
+        PrefillShape(2, 2, 2, 4, 6, (362, 526)),
+        PrefillShape(1, 4, 4, 4, 4, (547, 792)),
+        PrefillShape(2, 2, 4, 8, 3, (962, 1485)),
+    ),
+    4: (PrefillShape(4, 1, 1, 2, 8, (420, 600)), PrefillShape(2, 2, 2, 4, 3, (820, 1380, 2100, 2740))),
 }
 
 
 @lru_cache(maxsize=4096)
 def prefill_shape(tiles: int, rows: int, itemsize: int, multiprocessors: int, shared: int) -> PrefillShape:
-    """The shape that keeps the busiest multiprocessor busy for the least time, among those that fit."""
+    """The shape that takes the least time among those that fit: full multiprocessors wave by wave, then the rest."""
 
-    def time(shape: PrefillShape) -> float:
-        along_rows, along_tiles = shape.grid(tiles, rows)
-        waves = -(-along_rows * along_tiles // multiprocessors)
-        return waves * shape.row_tiles * shape.tokens * shape.cost
+    def time(shape: PrefillShape) -> int:
+        resident = min(len(shape.steps), shared // shape.shared)
+        waves, rest = divmod(math.prod(shape.grid(tiles, rows)), multiprocessors * resident)
+        return waves * shape.steps[resident - 1] + (shape.steps[-(-rest // multiprocessors) - 1] if rest else 0)
 
     return min((s for s in PREFILL[itemsize] if s.shared <= shared), key=time)

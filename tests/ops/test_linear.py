@@ -8,6 +8,7 @@ import pytest
 
 from ostinato.errors import DeviceError, UnsupportedModel
 from ostinato.ops.cuda import CudaOps
+from ostinato.ops.shapes import PREFILL
 
 TYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16), "float32": np.dtype(np.float32)}
 EPS = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-20}  # of a value rounded to T
@@ -124,6 +125,21 @@ def test_prefill_bits_do_not_depend_on_the_rows_beside(device, dtype):
         out = unwritten(device, (len(beside), 209), F32)
         ops.linear(device.upload(beside), weight, out)
         np.testing.assert_array_equal(device.read(out)[before : before + 64], device.read(alone))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_prefill_bits_do_not_depend_on_the_shape(device, dtype, monkeypatch):
+    """Tiles beyond the last row tile and the last token, and a last step of K that is not full, in every shape."""
+    ops, weight, plain = matrix(device, dtype, "rows", 0, (209,), 336)
+    x, found = random((192, 336), ops.dtype), []
+    for shape in PREFILL[ops.dtype.itemsize]:
+        monkeypatch.setattr("ostinato.ops.cuda.prefill_shape", lambda *sizes, shape=shape: shape)
+        out = unwritten(device, (192, 209), F32)
+        ops.linear(device.upload(x), weight, out)
+        found.append(device.read(out))
+    close(found[0], x.astype(float) @ plain.T, 2.0**-19)
+    for other in found[1:]:
+        np.testing.assert_array_equal(other, found[0])
 
 
 @pytest.mark.parametrize("rows", [16, 64])
