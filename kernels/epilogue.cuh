@@ -10,16 +10,6 @@
 #include "norm.cuh"
 #include "packed.cuh"
 
-// All steps at once, where nothing is gained by spreading them.
-template <class Epilogue>
-__device__ __forceinline__ void finish(const Epilogue& epilogue, int tile, int g, int column, float a, float b) {
-    typename Epilogue::Ahead ahead;
-    epilogue.begin(ahead, tile, g, column);
-    epilogue.fetch(ahead, tile, g, column);
-    epilogue.follow(ahead, tile, g, column);
-    epilogue.store(ahead, tile, g, column, a, b);
-}
-
 // out[column, row] = sum + bias[row] + residual[column, row].   out [R, N] T or float32; bias, residual may be null
 template <class Out>
 struct Store {

@@ -2,20 +2,21 @@
 //
 //   out[r, n] = sum_k x[r, k] W[n, k]          x [R, K] T, W packed (packed.cuh), sums float32
 //
-// A block makes ROW_WARPS * TILES row tiles times COL_WARPS * COLS * 8 tokens; a warp TILES row tiles times COLS * 8
+// A block of two by two warps makes 2 * TILES row tiles times 16 * COLS tokens; a warp TILES row tiles times 8 * COLS
 // tokens. Weights and x come through shared memory by cp.async, STAGES steps of 128 bytes of k deep: the weights as
 // they are packed, the rows of x with their k tiles permuted so that the eight tokens of a fragment fall into different
 // banks. A sum is taken in the order of k by one warp: it depends on neither R nor any of the template's sizes.
 //
-// LAUNCH: grid (ceil(R / (COL_WARPS * COLS * 8)), ceil(tiles / (ROW_WARPS * TILES))), block 32 * ROW_WARPS * COL_WARPS,
-//         dependent; dynamic shared memory STAGES * (ROW_WARPS * TILES * 2048 + COL_WARPS * COLS * 1024) bytes.
+// LAUNCH: grid (ceil(R / (16 * COLS)), ceil(tiles / (2 * TILES))), block 128, dependent; dynamic shared memory
+//         STAGES * (4096 * TILES + 2048 * COLS) bytes.
 // PRECOND: K % 16 == 0; x 16-byte aligned.
 #include "epilogue.cuh"
 
-template <class T, int ROW_WARPS, int COL_WARPS, int TILES, int COLS, int STAGES>
+constexpr int THREADS = 128;
+
+template <class T, int TILES, int COLS, int STAGES>
 struct Tiling {
-    static constexpr int THREADS = ROW_WARPS * COL_WARPS * 32, ROW_TILES = ROW_WARPS * TILES,
-                         TOKENS = COL_WARPS * COLS * 8;
+    static constexpr int ROW_TILES = 2 * TILES, TOKENS = 16 * COLS;
     static constexpr int EACH = 16 / sizeof(T);            // elements of a copy
     static constexpr int STEP = 128 / sizeof(T);           // k of a stage
     static constexpr int STEP_TILES = STEP / 16;           // k tiles of a stage: 4, or 2 for float
@@ -25,11 +26,9 @@ struct Tiling {
     // A thread's copies of a stage: to the same places in each, from places that move on by STEP. Beyond the matrices
     // nothing is read, and the stage gets zeros. K tile c of token t lies at slot c ^ t.
     struct Copies {
-        static constexpr int CHUNKS = 128, PER_TOKEN = 8;  // of 16 bytes: of a row tile, of a token
-        static constexpr int TILES_APART = THREADS / CHUNKS, TOKENS_APART = THREADS / PER_TOKEN;
-        static constexpr int OF_WEIGHTS = ROW_TILES / TILES_APART, OF_X = TOKENS / TOKENS_APART;
-        static_assert(THREADS % CHUNKS == 0 && ROW_TILES % TILES_APART == 0 && TOKENS % TOKENS_APART == 0);
-        static_assert(TOKENS_APART % STEP_TILES == 0, "a thread's tokens have their k tiles in the same slots");
+        static constexpr int PER_TOKEN = 8;                // copies, of 16 bytes; of a row tile, one a thread
+        static constexpr int APART = THREADS / PER_TOKEN;  // tokens
+        static_assert(STEP * 16 == THREADS * EACH && APART % STEP_TILES == 0);
         const T *weight, *x;             // where the first copy comes from
         size_t weight_stride, x_stride;  // elements from there to the next one
         int weights, tokens;             // copies that are within the matrices
@@ -38,34 +37,32 @@ struct Tiling {
 
         __device__ __forceinline__ Copies(const T* w, const T* columns, int first_tile, int tiles, int first_token,
                                           int rows, int k) {
-            const int tile = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
             const int token = threadIdx.x / PER_TOKEN, from_k = threadIdx.x % PER_TOKEN * EACH;
-            weight = w + size_t(first_tile + tile) * k * 16 + chunk * EACH;
+            weight = w + size_t(first_tile) * k * 16 + threadIdx.x * EACH;
             x = columns + size_t(first_token + token) * k + from_k;
-            weight_stride = size_t(TILES_APART) * k * 16, x_stride = size_t(TOKENS_APART) * k;
-            weights = (tiles - first_tile - tile + TILES_APART - 1) / TILES_APART;
-            tokens = (rows - first_token - token + TOKENS_APART - 1) / TOKENS_APART;
-            weight_k = chunk * EACH / 256 * 16, x_k = from_k;
+            weight_stride = size_t(k) * 16, x_stride = size_t(APART) * k;
+            weights = tiles - first_tile, tokens = (rows - first_token - token + APART - 1) / APART;
+            weight_k = threadIdx.x * EACH / 256 * 16, x_k = from_k;
             weight_to = threadIdx.x * EACH;
             x_to = WEIGHTS + token * STEP + ((from_k / 16) ^ (token % STEP_TILES)) * 16 + from_k % 16;
         }
 
         // Both move on to the next stage. left: of k, from this one on.
         __device__ __forceinline__ void copy_weights(T* stage, int left) {
-            copy<OF_WEIGHTS, THREADS * EACH>(stage + weight_to, weight, weight_stride, weights, left, weight_k);
+            copy<ROW_TILES, STEP * 16>(stage + weight_to, weight, weight_stride, weights, left, weight_k);
             weight += STEP * 16;
         }
 
         __device__ __forceinline__ void copy_x(T* stage, int left) {
-            copy<OF_X, TOKENS_APART * STEP>(stage + x_to, x, x_stride, tokens, left, x_k);
+            copy<TOKENS / APART, APART * STEP>(stage + x_to, x, x_stride, tokens, left, x_k);
             x += STEP;
         }
 
-        template <int N, int APART>
+        template <int N, int ELEMENTS>
         static __device__ __forceinline__ void copy(T* to, const T* from, size_t stride, int count, int left, int k) {
 #pragma unroll
             for (int i = 0; i < N; i++, from += stride)
-                cp_async16(to + i * APART, from, i < count && k < left ? 16 : 0);
+                cp_async16(to + i * ELEMENTS, from, i < count && k < left ? 16 : 0);
         }
     };
 
@@ -88,15 +85,60 @@ struct Tiling {
     }
 };
 
-template <class T, int ROW_WARPS, int COL_WARPS, int TILES, int COLS, int STAGES, class Epilogue>
+// A warp's sums go through its part of shared memory, so that neighbouring lanes store neighbours, and a few
+// instructions again and again do what would be thousands in a row. sums: [COLS * 8, LINE] pairs of rows g and g + 8.
+template <int TILES, int COLS, class Epilogue>
+struct Finish {
+    static constexpr int PAIRS = TILES * 8, LINE = PAIRS + 2;  // of a column; two more for the banks
+    static constexpr int AT_ONCE = 32 / PAIRS, AHEAD = 4;      // columns; those for which a lane asks together
+    static_assert(32 % PAIRS == 0 && COLS * 8 % (AT_ONCE * AHEAD) == 0);
+
+    static __device__ __forceinline__ void run(const Epilogue& epilogue, const float (&acc)[TILES][COLS][4],
+                                               float2* sums, int first_tile, int tiles, int first_column, int rows) {
+        const int lane = threadIdx.x % 32, q = lane % 4;
+#pragma unroll
+        for (int r = 0; r < TILES; r++)
+#pragma unroll
+            for (int c = 0; c < COLS; c++)
+#pragma unroll
+                for (int i = 0; i < 2; i++)
+                    sums[(c * 8 + q * 2 + i) * LINE + r * 8 + lane / 4] = make_float2(acc[r][c][i], acc[r][c][i + 2]);
+        __syncwarp();
+        const int tile = first_tile + lane % PAIRS / 8, g = lane % 8;
+        if (tile >= tiles) return;
+        sums += lane / PAIRS * LINE + lane % PAIRS;
+        first_column += lane / PAIRS;
+        const int count = min(COLS * 8, rows - first_column);
+#pragma unroll 1
+        for (int c = 0; c < count; c += AT_ONCE * AHEAD) {
+            typename Epilogue::Ahead ahead[AHEAD];
+            int column[AHEAD];  // beyond the last one the last one, so that nothing but a store has a condition
+#pragma unroll
+            for (int i = 0; i < AHEAD; i++) column[i] = first_column + min(c + i * AT_ONCE, count - 1);
+#pragma unroll
+            for (int i = 0; i < AHEAD; i++) epilogue.begin(ahead[i], tile, g, column[i]);
+#pragma unroll
+            for (int i = 0; i < AHEAD; i++) epilogue.fetch(ahead[i], tile, g, column[i]);
+#pragma unroll
+            for (int i = 0; i < AHEAD; i++) epilogue.follow(ahead[i], tile, g, column[i]);
+#pragma unroll
+            for (int i = 0; i < AHEAD; i++) {
+                const float2 sum = sums[(c + i * AT_ONCE) * LINE];
+                if (c + i * AT_ONCE < count) epilogue.store(ahead[i], tile, g, column[i], sum.x, sum.y);
+            }
+        }
+    }
+};
+
+template <class T, int TILES, int COLS, int STAGES, class Epilogue>
 __device__ __forceinline__ void product(const T* weight, const T* x, int rows, int k, int tiles,
                                         const Epilogue& epilogue) {
-    using Tile = Tiling<T, ROW_WARPS, COL_WARPS, TILES, COLS, STAGES>;
+    using Tile = Tiling<T, TILES, COLS, STAGES>;
     constexpr int STEP = Tile::STEP;
     extern __shared__ float4 memory[];
     T* stages = reinterpret_cast<T*>(memory);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
-    const int row_warp = warp % ROW_WARPS, col_warp = warp / ROW_WARPS;
+    const int row_warp = warp % 2, col_warp = warp / 2;
     const int first_tile = blockIdx.y * Tile::ROW_TILES, first_token = blockIdx.x * Tile::TOKENS;
     typename Tile::Copies copies(weight, x, first_tile, tiles, first_token, rows, k);
 
@@ -135,52 +177,44 @@ __device__ __forceinline__ void product(const T* weight, const T* x, int rows, i
             Tile::multiply_stage(acc, weights, tokens);
         }
     }
-#pragma unroll
-    for (int r = 0; r < TILES; r++) {
-        int tile = first_tile + row_warp * TILES + r;
-        if (tile >= tiles) break;
-#pragma unroll
-        for (int c = 0; c < COLS; c++) {
-            int column = first_token + (col_warp * COLS + c) * 8 + q * 2;
-            if (column < rows) finish(epilogue, tile, g, column, acc[r][c][0], acc[r][c][2]);
-            if (column + 1 < rows) finish(epilogue, tile, g, column + 1, acc[r][c][1], acc[r][c][3]);
-        }
-    }
+    using End = Finish<TILES, COLS, Epilogue>;
+    static_assert(4 * COLS * 8 * End::LINE * 8 <= STAGES * Tile::STAGE * sizeof(T));
+    __syncthreads();  // nobody reads a stage any more
+    End::run(epilogue, acc, reinterpret_cast<float2*>(memory) + warp * COLS * 8 * End::LINE,
+             first_tile + row_warp * TILES, tiles, first_token + col_warp * COLS * 8, rows);
 }
 
-#define PREFILL_SHAPE int ROW_WARPS, int COL_WARPS, int TILES, int COLS, int STAGES
+#define PREFILL_SHAPE int TILES, int COLS, int STAGES
 
 // out = x W^T + bias + residual.   x [R, K] T, out [R, N] Out
 template <class T, class Out, PREFILL_SHAPE>
-__global__ void __launch_bounds__(ROW_WARPS * COL_WARPS * 32, 1)
+__global__ void __launch_bounds__(THREADS, 1)
     prefill_store(const T* weight, const T* x, int rows, int k, int n, int span, const float* bias,
                   const float* residual, Out* out) {
     Store<Out> store{n, span, bias, residual, out};
-    product<T, ROW_WARPS, COL_WARPS, TILES, COLS, STAGES>(weight, x, rows, k, (n + 15) / 16, store);
+    product<T, TILES, COLS, STAGES>(weight, x, rows, k, (n + 15) / 16, store);
 }
 
 // out = silu(gate) * up.   weight [2 F, K] packed with span F / 8, x [R, K] T, out [R, F] T
 template <class T, PREFILL_SHAPE>
-__global__ void __launch_bounds__(ROW_WARPS * COL_WARPS * 32, 1)
+__global__ void __launch_bounds__(THREADS, 1)
     prefill_gate(const T* weight, const T* x, int rows, int k, int ffn, T* out) {
-    product<T, ROW_WARPS, COL_WARPS, TILES, COLS, STAGES>(weight, x, rows, k, ffn / 8, Gate<T>{ffn, out});
+    product<T, TILES, COLS, STAGES>(weight, x, rows, k, ffn / 8, Gate<T>{ffn, out});
 }
 
 // out = gelu(x W^T + bias).   weight [N, K] packed with span 1, x [R, K] T, out [R, N] T
 template <class T, PREFILL_SHAPE>
-__global__ void __launch_bounds__(ROW_WARPS * COL_WARPS * 32, 1)
+__global__ void __launch_bounds__(THREADS, 1)
     prefill_gelu(const T* weight, const T* x, int rows, int k, int n, const float* bias, int tanh, T* out) {
-    product<T, ROW_WARPS, COL_WARPS, TILES, COLS, STAGES>(weight, x, rows, k, (n + 15) / 16,
-                                                          Gelu<T>{n, bias, tanh, out});
+    product<T, TILES, COLS, STAGES>(weight, x, rows, k, (n + 15) / 16, Gelu<T>{n, bias, tanh, out});
 }
 
 // Queries, keys and values of the rows of x, rotated and stored: see Rotate.   x [R, K] T
 template <class T, PREFILL_SHAPE>
-__global__ void __launch_bounds__(ROW_WARPS * COL_WARPS * 32, 1)
+__global__ void __launch_bounds__(THREADS, 1)
     prefill_qkv(const T* weight, const T* x, int rows, int k, const float* bias, const float* rope, const int* seqs,
                 const int* positions, const int* table, int pages, T* qkv, T* keys, T* values, int heads, int kv_heads,
                 int head_dim) {
     Rotate<T> rotate{heads, kv_heads, head_dim, pages, bias, rope, seqs, positions, table, qkv, keys, values};
-    product<T, ROW_WARPS, COL_WARPS, TILES, COLS, STAGES>(weight, x, rows, k, (heads + 2 * kv_heads) * head_dim / 16,
-                                                          rotate);
+    product<T, TILES, COLS, STAGES>(weight, x, rows, k, (heads + 2 * kv_heads) * head_dim / 16, rotate);
 }

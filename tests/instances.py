@@ -54,8 +54,8 @@ MATRICES: dict[str, list[Key]] = {
     "decode_store": [(49152, 576, 2), (128256, 2048, 2), (128256, 4096, 2)],
 }
 
-_HALVES = ["4, 1, 1, 2, 8", "2, 2, 2, 4, 6", "1, 4, 4, 4, 4", "2, 2, 4, 8, 3"]
-PREFILL_SHAPES = {"bf16": _HALVES, "half": _HALVES, "float": ["4, 1, 1, 2, 8", "2, 2, 2, 4, 3"]}
+_HALVES = ["1, 2, 8", "2, 4, 6", "2, 8, 4", "4, 8, 3"]
+PREFILL_SHAPES = {"bf16": _HALVES, "half": _HALVES, "float": ["1, 2, 6", "2, 4, 3"]}
 
 HEAD_SIZES = (16, 32, 48, 64, 80, 96, 112, 128, 192, 256)
 

@@ -19,7 +19,7 @@ from . import tuned
 from .base import DECODE_ROWS, Buffers, Cache, Step
 from .products import c_type, check_linear, expect
 from .rows import DeviceOps
-from .shapes import Shapes, prefill_shape, shared_limit
+from .shapes import PREFILL_THREADS, Shapes, prefill_shape, shared_limit
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ class CudaOps(DeviceOps):
         shape = prefill_shape(weight.tiles, len(x), size, gpu.multiprocessors, shared_limit(gpu.arch))
         function = gpu.kernel("linear_prefill.cu", f"{kernel}, {shape.template}>")
         args = [weight.data, x, np.int32(len(x)), np.int32(weight.k), *tail]
-        gpu.launch(function, shape.grid(weight.tiles, len(x)), (shape.threads,), args, shape.shared, dependent=True)
+        gpu.launch(function, shape.grid(weight.tiles, len(x)), (PREFILL_THREADS,), args, shape.shared, dependent=True)
 
 
 def _store(weight: PackedWeight, out: Any, bias: Any = None, residual: Any = None) -> list:

@@ -208,48 +208,37 @@ class Shapes:
 
 @dataclass(frozen=True)
 class PrefillShape:
-    """How a prefill kernel cuts [N, R]: warps over rows and tokens, and what each warp takes."""
+    """How a prefill kernel cuts [N, R]: what each of a block's two by two warps takes."""
 
-    row_warps: int
-    col_warps: int
     tiles: int  # 16-row tiles of weights a warp
     cols: int  # 8-token tiles a warp
     stages: int  # steps of 128 bytes of k in flight
     steps: tuple[int, ...]  # ns that a step takes, with 1, 2, ... blocks on a multiprocessor: measured on an H100
 
     @property
-    def row_tiles(self) -> int:
-        return self.row_warps * self.tiles
-
-    @property
-    def tokens(self) -> int:
-        return self.col_warps * self.cols * 8
-
-    @property
-    def threads(self) -> int:
-        return self.row_warps * self.col_warps * 32
-
-    @property
     def shared(self) -> int:
-        return self.stages * (self.row_tiles * 2048 + self.tokens * 128)
+        """Bytes of shared memory of a block."""
+        return self.stages * (4096 * self.tiles + 2048 * self.cols)
 
     @property
     def template(self) -> str:
-        return f"{self.row_warps}, {self.col_warps}, {self.tiles}, {self.cols}, {self.stages}"
+        """Template arguments of the kernel: TILES, COLS, STAGES."""
+        return f"{self.tiles}, {self.cols}, {self.stages}"
 
     def grid(self, tiles: int, rows: int) -> tuple[int, int]:
-        """Blocks along the tokens and along the rows of the weights."""
-        return -(-rows // self.tokens), -(-tiles // self.row_tiles)
+        """Blocks along the tokens and along the row tiles of the weights."""
+        return -(-rows // (16 * self.cols)), -(-tiles // (2 * self.tiles))
 
 
+PREFILL_THREADS = 128  # of a block
 PREFILL = {
     2: (
-        PrefillShape(4, 1, 1, 2, 8, (216, 272)),
-        PrefillShape(2, 2, 2, 4, 6, (362, 526)),
-        PrefillShape(1, 4, 4, 4, 4, (547, 792)),
-        PrefillShape(2, 2, 4, 8, 3, (962, 1485)),
+        PrefillShape(1, 2, 8, (207, 320, 364)),
+        PrefillShape(2, 4, 6, (385, 544)),
+        PrefillShape(2, 8, 4, (594, 802)),
+        PrefillShape(4, 8, 3, (962, 1450)),
     ),
-    4: (PrefillShape(4, 1, 1, 2, 8, (420, 600)), PrefillShape(2, 2, 2, 4, 3, (820, 1380, 2100, 2740))),
+    4: (PrefillShape(1, 2, 6, (420, 730, 1000, 1090)), PrefillShape(2, 4, 3, (820, 1380, 2100, 2740))),
 }
 
 

@@ -116,9 +116,9 @@ def test_prefill_fits_every_gpu(arch, itemsize):
     for tiles in (3, 36, 1792):
         for rows in (64, 128, 2048):
             shape = prefill_shape(tiles, rows, itemsize, 132, shared_limit(arch))
-            assert shape.shared <= shared_limit(arch) and shape.threads <= 1024
             along_rows, along_tiles = shape.grid(tiles, rows)
-            assert along_rows * shape.tokens >= rows and along_tiles * shape.row_tiles >= tiles
+            assert shape.shared <= shared_limit(arch)
+            assert along_rows * 16 * shape.cols >= rows and along_tiles * 2 * shape.tiles >= tiles
 
 
 def test_prefill_prefers_large_tiles_only_when_they_fill_the_gpu():
