@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,6 +37,16 @@ class PackedWeight:
         return -(-self.n // 16)
 
 
+class _Planned(NamedTuple):
+    """How one decode kernel is launched for one matrix and number of rows."""
+
+    function: Any
+    grid: tuple[int, ...]
+    block: tuple[int, ...]
+    shared: int  # bytes of shared memory of a block
+    cluster: int
+
+
 class CudaOps(DeviceOps):
     """Products of packed weights by mma.sync, fused with RoPE, SiLU, or residual and half of a norm."""
 
@@ -51,7 +61,7 @@ class CudaOps(DeviceOps):
         """The launch shapes of decode products. DeviceError if a tuned file of this device is damaged."""
         return tuned.shapes(self.device)
 
-    @property
+    @cached_property
     def _t(self) -> str:
         """T as the kernels spell it."""
         return c_type(self.dtype)
@@ -237,19 +247,27 @@ class CudaOps(DeviceOps):
 
     def _decode(self, kernel: str, weight: PackedWeight, x: Any, tail: list, squared: Any = None, eps: float = 0):
         """A decode kernel, named up to T, of rows x [R, K] T; with `squared` rows after the first half of a norm."""
-        gpu, rows, size = self.device, len(x), self.dtype.itemsize
+        rows, plans = len(x), self.shapes.plans
+        key = kernel, weight.n, weight.k, rows
+        plan = plans.get(key) or plans.setdefault(key, self._plan(kernel, weight, rows))
+        args = [weight.data, x, squared, np.float32(eps), np.int32(rows), np.int32(weight.k), *tail]
+        function, grid, block, shared, cluster = plan
+        self.device.launch(function, grid, block, args, shared, dependent=True, cluster=cluster)
+
+    def _plan(self, kernel: str, weight: PackedWeight, rows: int) -> _Planned:
+        """How a decode kernel is launched for `rows` rows: worked out once."""
+        gpu, size = self.device, self.dtype.itemsize
         shape, limit = self.shapes.decode(weight.n, weight.k, size), shared_limit(gpu.arch)
         source, shared = shape.source(rows, weight.k, size, limit)
-        launch, threads = shape.launch(rows), (shape.threads(rows),)
+        launch, block = shape.launch(rows), (shape.threads(rows),)
         function = gpu.kernel("linear_decode.cu", f"{kernel}, {source}, {shape.template(rows)}>")
         resident = max(1, min(launch.grid, limit // shared))
         most = max(1, gpu.multiprocessors * resident // launch.split)
         if launch.split > 1:  # more than are there at once would begin when the first ones end
-            most = min(most, gpu.clusters(function, threads, shared, launch.split))
+            most = min(most, gpu.clusters(function, block, shared, launch.split))
         groups = -(-weight.tiles // (launch.tiles * launch.split))
         grid = (groups if launch.once else min(groups, most) * launch.split,)
-        args = [weight.data, x, squared, np.float32(eps), np.int32(rows), np.int32(weight.k), *tail]
-        gpu.launch(function, grid, threads, args, shared, dependent=True, cluster=launch.split)
+        return _Planned(function, grid, block, shared, launch.split)
 
     def _prefill(self, kernel: str, weight: PackedWeight, x: Any, tail: list) -> None:
         size, gpu = self.dtype.itemsize, self.device

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import re
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DeviceError
-from .arguments import word
+from .arguments import Arguments
 from .device import KERNELS, Device, Dim, headers_hash, kernel_source
 
 
@@ -41,6 +40,7 @@ class CupyDevice(Device):
         self.functions: dict[tuple[str, str], _Function] = {}
         self._configs: dict[tuple, Any] = {}
         self._clusters: dict[tuple, int] = {}
+        self._rooms: dict[int, Arguments] = {}
 
     def empty(self, shape, dtype):
         with self.stream:
@@ -106,11 +106,9 @@ class CupyDevice(Device):
         config = self._configs.get(key)
         if config is None:
             config = self._configs[key] = self._config(*key)
-        # One 8-byte word an argument: a kernel reads the first bytes of it, as many as its parameter has.
-        words = (ctypes.c_uint64 * len(args))(*[word(a) for a in args])
-        first = ctypes.addressof(words)
-        pointers = (ctypes.c_void_p * len(args))(*range(first, first + 8 * len(args), 8))
-        (status,) = self._driver.cuLaunchKernelEx(config, kernel.handle, ctypes.addressof(pointers), 0)
+        room = self._rooms.get(len(args)) or self._rooms.setdefault(len(args), Arguments(len(args)))
+        room.fill(args)
+        (status,) = self._driver.cuLaunchKernelEx(config, kernel.handle, room.address, 0)
         if status:
             sizes = f"grid {grid}, block {block}, cluster {cluster}, {shared} B shared"
             raise DeviceError(f"launch of {kernel.name} with {sizes}: {status.name}")

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 _SHARED = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99, 121: 99}
 
@@ -89,9 +90,9 @@ class DecodeShape:
             return f"warps: expected one of {WARPS}, found {self.warps}"
         for name, rows in (("single", 1), ("narrow", 8), ("wide", 16)):
             launch, cols = self.launch(rows), -(-rows // 8)
-            for field, allowed in _ALLOWED.items():
-                if getattr(launch, field) not in allowed:
-                    return f"{name}.{field}: expected one of {allowed}, found {getattr(launch, field)}"
+            for size, allowed in _ALLOWED.items():
+                if getattr(launch, size) not in allowed:
+                    return f"{name}.{size}: expected one of {allowed}, found {getattr(launch, size)}"
             if self.warps % launch.split:
                 return f"{name}.split: expected a divisor of {self.warps} warps, found {launch.split}"
             if launch.tiles * cols * 64 > self.warps * 32:
@@ -200,6 +201,7 @@ class Shapes:
     tuned: Mapping[Key, DecodeShape]
     source: str  # what doctor says of them
     arch: int = MEASURED
+    plans: dict[tuple, Any] = field(default_factory=dict, repr=False, compare=False)  # CudaOps' own: what follows
 
     def decode(self, n: int, k: int, itemsize: int) -> DecodeShape:
         """The shape for a matrix [n, k]."""
