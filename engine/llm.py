@@ -139,8 +139,7 @@ class LLM:
     @property
     def captured(self) -> CaptureReport:
         """How many graphs, seconds, bytes."""
-        on = self._open_model
-        return on.captured + on.prompts.captured if isinstance(on, Runner) else on.captured
+        return self._open_model.captured
 
     # -- generating -----------------------------------------------------------------------------------------------
 

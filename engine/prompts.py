@@ -47,11 +47,6 @@ class Prompts:
         """Rows of the passes that `prepare` records."""
         return range(PAGE, min(RECORDED, len(self._b.x)) + 1, PAGE)
 
-    @property
-    def recorded(self) -> tuple[int, ...]:
-        """Rows of the passes that were recorded, ascending."""
-        return tuple(self._recorded)
-
     def prepare(self, rows: int, scope: str) -> None:
         """Record passes of `rows` rows: "layer" (a graph a part) or "step" (one graph). CaptureError if it fails."""
         self._ops.device.write(self._state[: 4 * rows], spare_rows(rows, self._spare).ravel())

@@ -103,17 +103,17 @@ class Runner:
         self.caches = [Cache(new(), new()) for _ in range(c.layers)]
         self._table = self.device.upload(self.table.host)
         self.prompts = Prompts(self.ops, self._program, self._pass, whole, self._table, self.slots)
-        self.captured = CaptureReport()
+        self.steps_captured = CaptureReport()  # those of decode steps alone
         self._buckets: dict[int, Bucket] = {}
         passes = self.prompts.sizes if e.graph != "off" else ()
-        all = len(sizes) + len(passes)
+        total = len(sizes) + len(passes)
         for done, (rows, buffers) in enumerate(zip(sizes, work, strict=True)):
-            progress(done, all)
+            progress(done, total)
             self._buckets[rows] = self.bucket(rows, buffers, e.graph)
         for done, rows in enumerate(passes, len(sizes)):
-            progress(done, all)
+            progress(done, total)
             self.prompts.prepare(rows, e.graph)
-        progress(all, all)
+        progress(total, total)
         self._current, self._rows = self._buckets[sizes[0]], 0
         if self.device.stream is not None:
             self._warm_prompts()
@@ -122,6 +122,11 @@ class Runner:
     def buckets(self) -> tuple[int, ...]:
         """Batch sizes that a decode step was prepared for, ascending; the last is max_batch."""
         return tuple(self._buckets)
+
+    @property
+    def captured(self) -> CaptureReport:
+        """What making all graphs took, those of prompts included."""
+        return self.steps_captured + self.prompts.captured
 
     @property
     def current(self) -> Bucket:
@@ -232,7 +237,7 @@ class Runner:
             mail = Mail(self._box[a:z], state[4, a:z])
             groups.append((b.first(z - a, logits=logits[a:z], tokens=tokens[a:z]), s, mail))
         make = partial(self._parts, groups)
-        step = self._program(device, self.ops, make, scope, f"graph {scope}, bucket {rows}", self.captured)
+        step = self._program(device, self.ops, make, scope, f"graph {scope}, bucket {rows}", self.steps_captured)
         return Bucket(rows, state, tokens, logits, step)
 
     def _spare_state(self, rows: int) -> np.ndarray:

@@ -101,7 +101,25 @@ def sums() -> Iterator[str]:
            f"a replay takes {inside['replay_us']:.1f}: {inside['apart']:.1%} apart").replace("%", " %")  # fmt: skip
 
 
-@pytest.mark.parametrize("table", [steps, speeds, shares, updates, ratios, sums], ids=lambda table: table.__name__)
+def another_gpu() -> Iterator[str]:
+    """What was measured on an H100: accuracy, decode steps and first tokens of all shapes, samples a second."""
+    by = {r["backend"]: r for r in read("smollm2-135m-compare.json")["rows"]}
+    assert all(r["device"].startswith("NVIDIA H100") and r["equals_eager"] for r in by.values())
+    cuda, cublas = (f"{{perplexity_ratio:.4f}} and {middle}{{mean_kl:.5f}}" for middle in ("mean KL divergence ", ""))
+    yield f"{cuda.format(**by['cuda'])} for `cuda`, {cublas.format(**by['cublas'])} for `cublas`"
+    found = [read(f"{shape}-h100.json") for shape in SHAPES]
+    first = [next(r for r in f["rows"] if (r["backend"], r["graph"]) == ("cuda", "step")) for f in found]
+    yield "one NVIDIA H100, {}. So did".format(*{f["date"][:10] for f in found})
+    yield "a step takes {:.3f}, {:.3f} and {:.3f} ms".format(*(r["step_ms"] for r in first))
+    yield "{:.0f}, {:.0f} and {:.0f} % of what".format(*(r["percent"] for r in first))
+    yield "{:.1f}, {:.1f} and {:.1f} ms to its first token".format(*(r["ttft_ms"] for r in first))
+    rows = [r for r in read("graphs-h100.json")["rows"] if (r["batch"], r["graph"]) == (1, "step")]
+    yield "{:.0f} samples a second of MiniLM and {:.0f} of SmolLM2".format(*(r["samples_per_s"] for r in rows))
+
+
+@pytest.mark.parametrize(
+    "table", [steps, speeds, shares, updates, ratios, sums, another_gpu], ids=lambda table: table.__name__
+)
 def test_readme_says_what_was_measured(table: Any) -> None:
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     missing = [text for text in table() if " ".join(text.split()) not in readme]

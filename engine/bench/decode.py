@@ -190,7 +190,7 @@ def measure(
     before = Counter(launches)
     steps = [ms for _ in range(repeats) for ms in session.step_times()]
     stepped = launches - before  # nothing with CUDA graphs
-    made = session.runner.captured
+    made = session.runner.steps_captured
     prove(ops, graph, recorded, stepped, made, len(session.runner.buckets) * (1 if graph == "step" else c.layers + 2))
     p10, median, p90 = np.percentile(steps, PERCENTILES).tolist()
     ttft, wall = (statistics.median(column) for column in zip(*served, strict=True))

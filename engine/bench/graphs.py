@@ -144,7 +144,7 @@ class Decoding:
         load = Load(batch, max(map(len, self._ids)), self.steps)
         self._session = Session(subject.ops, subject.c, subject.w, graph, load, self._ids[:batch])
         runner = self._session.runner
-        self.captured, self.programs = runner.captured, len(runner.buckets)
+        self.captured, self.programs = runner.steps_captured, len(runner.buckets)
         self.prepare, self.begin, self.step = self._session.prefill, self._session.restart, runner.decode
 
     def run(self, first: int | None = None) -> None:

@@ -201,7 +201,7 @@ class Shapes:
     tuned: Mapping[Key, DecodeShape]
     source: str  # what doctor says of them
     arch: int = MEASURED
-    plans: dict[tuple, Any] = field(default_factory=dict, repr=False, compare=False)  # CudaOps' own: what follows
+    plans: dict[tuple, Any] = field(default_factory=dict, repr=False, compare=False)  # CudaOps' launches by these
 
     def decode(self, n: int, k: int, itemsize: int) -> DecodeShape:
         """The shape for a matrix [n, k]."""

@@ -52,16 +52,16 @@ def test_replay_equals_eager_bit_for_bit_at_full_and_padded_buckets(name: str, s
 @pytest.mark.parametrize(("scope", "graphs"), [("off", 0), ("layer", 3 * (1 + 3 + 1)), ("step", 3)])
 def test_one_graph_a_step_or_a_part_and_bucket(scope: str, graphs: int) -> None:
     on = runner(graph=scope, max_batch=3)
-    assert on.buckets == (1, 2, 3) and on.captured.graphs == graphs
-    assert (on.captured.seconds > 0) == (scope != "off")
+    assert on.buckets == (1, 2, 3) and on.steps_captured.graphs == graphs
+    assert (on.steps_captured.seconds > 0) == (scope != "off")
 
 
 @pytest.mark.parametrize(("scope", "graphs"), [("off", 0), ("layer", 8 * (1 + 3)), ("step", 8)])
 def test_one_graph_a_pass_or_a_part_of_it_for_prompts_of_few_rows(scope: str, graphs: int) -> None:
-    on = runner(graph=scope)
-    sizes = range(64, 513, 64) if graphs else ()
-    assert on.prompts.recorded == (*sizes,) and on.prompts.captured.graphs == graphs
-    assert runner(graph=scope, prefill_rows=128).prompts.recorded == (*sizes[:2],)
+    on, few = runner(graph=scope), runner(graph=scope, prefill_rows=128)
+    assert [*on.prompts.sizes] == [64, 128, 192, 256, 320, 384, 448, 512] and [*few.prompts.sizes] == [64, 128]
+    assert (on.prompts.captured.graphs, few.prompts.captured.graphs) == (graphs, graphs / 4)
+    assert on.captured.graphs == on.steps_captured.graphs + graphs
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import ml_dtypes
 import numpy as np
 import pytest
 
 from ostinato.errors import DeviceError, UnsupportedModel
 from ostinato.ops.cuda import CudaOps
-from ostinato.ops.shapes import PREFILL
+from ostinato.ops.shapes import PREFILL, DecodeShape, Launch, Shapes
 
 TYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16), "float32": np.dtype(np.float32)}
 EPS = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-20}  # of a value rounded to T
@@ -125,6 +127,22 @@ def test_prefill_bits_do_not_depend_on_the_rows_beside(device, dtype):
         out = unwritten(device, (len(beside), 209), F32)
         ops.linear(device.upload(beside), weight, out)
         np.testing.assert_array_equal(device.read(out)[before : before + 64], device.read(alone))
+
+
+def test_other_launch_shapes_are_taken_at_once(device):
+    """How a decode product is launched is worked out once, but not beyond the shapes it follows from."""
+    ops, weight, _ = matrix(device, "bfloat16", "rows", 0, (49,), 80)
+    names = []
+    for warps in (4, 8, 4):
+        launch = Launch(1, 2, 1, 1)
+        ops.shapes = Shapes({(49, 80, 2): DecodeShape(warps, launch, launch, launch)}, "", device.arch)
+        before = Counter(device.launches)
+        for _ in range(2):
+            ops.linear(device.upload(random((1, 80), ops.dtype)), weight, unwritten(device, (1, 49), F32))
+        ((name, count),) = (device.launches - before).items()
+        assert count == 2
+        names.append(name)
+    assert names[0] == names[2] and " 4, 1, 1, 1, 2" in names[0] and " 8, 1, 1, 1, 2" in names[1]
 
 
 @pytest.mark.parametrize("dtype", TYPES)
