@@ -14,7 +14,7 @@ import re
 import struct
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -62,14 +62,16 @@ def find_file(directory: Path) -> Path | None:
     files = [name for name in names if name.lower().endswith(".gguf") and is_gguf(directory / name)]
     if not files or any(name.lower().endswith(".safetensors") for name in names):
         return None
-    if len(files) == 1:
-        return directory / files[0]
+    if len(files) > 1:
+        _refuse_several(directory, files)
+    return directory / files[0]
+
+
+def _refuse_several(directory: Path, files: list[str]) -> NoReturn:
     listed = ", ".join(files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
-    parts = [_PART.fullmatch(name) for name in files]
-    if all(parts) and len({part.groups() for part in parts if part}) == 1:
-        raise UnsupportedModel(
-            f"{directory}: expected one .gguf file, found one in {len(files)} parts: {listed}; {MERGE}"
-        )
+    models = {part.groups() if (part := _PART.fullmatch(name)) else None for name in files}
+    if len(models) == 1 and None not in models:
+        raise UnsupportedModel(f"{directory}: expected one .gguf file, found one in parts: {listed}; {MERGE}")
     raise CheckpointError(f"{directory}: expected one .gguf file, found {listed}; give the path of one of them")
 
 

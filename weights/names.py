@@ -75,9 +75,7 @@ def check(checkpoint: Checkpoint, c: Any) -> list[Entry]:
     for planned in plan(
         c, prefix
     ):  # one at a time: a configuration of a billion layers ends at the first that is missing
-        entry = planned._replace(tensors=tuple(_as_stored(checkpoint, t, name) for name in planned.tensors))
-        if planned.path == "embed" and c.tied and entry.tensors[0] not in checkpoint and t.shared in checkpoint:
-            entry = entry._replace(tensors=(t.shared,))  # of tied weights a file may have either name only
+        entry = _as_stored(checkpoint, t, c, planned)
         for name, shape in zip(entry.tensors, entry.shapes, strict=True):
             _check_tensor(checkpoint, name, shape)
         wanted.update(entry.tensors)
@@ -88,7 +86,15 @@ def check(checkpoint: Checkpoint, c: Any) -> list[Entry]:
     return entries
 
 
-def _as_stored(checkpoint: Checkpoint, t: Table, name: str) -> str:
+def _as_stored(checkpoint: Checkpoint, t: Table, c: Any, entry: Entry) -> Entry:
+    """The entry with the names under which the checkpoint has its tensors. Of tied weights a file may have either."""
+    found = tuple(_spelled(checkpoint, t, name) for name in entry.tensors)
+    if entry.path == "embed" and c.tied and found[0] not in checkpoint and t.shared in checkpoint:
+        found = (t.shared,)
+    return entry._replace(tensors=found)
+
+
+def _spelled(checkpoint: Checkpoint, t: Table, name: str) -> str:
     """The name, or the older one under which the checkpoint has that tensor."""
     spellings = (name.removesuffix(new) + old for new, old in t.old if name.endswith(new))
     return name if name in checkpoint else next((s for s in spellings if s in checkpoint), name)

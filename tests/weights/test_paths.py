@@ -108,7 +108,7 @@ PARTS = [f"x-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
     [
         pytest.param(["x.gguf", "y.GGUF"], ["x.gguf, y.GGUF", "one of them"], CheckpointError, id="two"),
         pytest.param([f"{i}.gguf" for i in range(8)], ["4.gguf and 3 more"], CheckpointError, id="eight"),
-        pytest.param(PARTS, ["3 parts", *PARTS, "gguf-split"], UnsupportedModel, id="parts of one"),
+        pytest.param(PARTS, ["in parts", *PARTS, "gguf-split"], UnsupportedModel, id="parts of one"),
         pytest.param([*PARTS, "y.gguf"], [*PARTS, "y.gguf"], CheckpointError, id="parts and another"),
         pytest.param(["x.txt"], ["config.json"], CheckpointError, id="none"),
     ],
