@@ -1,5 +1,6 @@
 """ostinato: a small-batch transformer engine of hand-written CUDA kernels replayed as CUDA graphs."""
 
+from .async_llm import AsyncLLM
 from .config import EngineConfig, ModelConfig, SamplingParams
 from .errors import (
     CacheFull,
@@ -14,10 +15,13 @@ from .errors import (
 )
 from .llm import LLM, generate
 from .outputs import CompletionOutput, RequestOutput, StreamChunk
+from .stream import AsyncStream, Stream
 
 __version__ = "0.1.0"
 
 __all__ = [  # noqa: RUF022 - in the order of sorted()
+    "AsyncLLM",
+    "AsyncStream",
     "CacheFull",
     "CaptureError",
     "CheckpointError",
@@ -31,6 +35,7 @@ __all__ = [  # noqa: RUF022 - in the order of sorted()
     "RequestError",
     "RequestOutput",
     "SamplingParams",
+    "Stream",
     "StreamChunk",
     "TokenizerError",
     "UnsupportedModel",

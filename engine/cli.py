@@ -12,7 +12,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import embed, tune
@@ -21,7 +21,7 @@ from .errors import EngineError, RequestError
 from .inspect import command as inspect
 
 if TYPE_CHECKING:
-    from . import LLM, RequestOutput, SamplingParams, StreamChunk
+    from . import LLM, RequestOutput, SamplingParams, Stream
 
 SAMPLING = {  # option -> (type, help); names and defaults are those of SamplingParams
     "max_tokens": (int, "tokens to generate at most (default: what fits)"),
@@ -164,10 +164,10 @@ def _record(llm: LLM, out: RequestOutput) -> dict[str, Any]:
     }
 
 
-def _stream(chunks: Generator[StreamChunk, None, None]) -> RequestOutput:
+def _stream(chunks: Stream) -> RequestOutput:
     """Print the text of each chunk at once; the finished output."""
     output = None
-    with contextlib.closing(chunks):  # its pages are freed before the exception of a closed pipe or Ctrl-C goes on
+    with chunks:  # its pages are freed before the exception of a closed pipe or Ctrl-C goes on
         for chunk in chunks:
             print(chunk.text, end="", flush=True)
             output = chunk.output or output
