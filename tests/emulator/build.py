@@ -73,20 +73,30 @@ def runtime() -> ctypes.CDLL:
 
 def shared_object(file: str, names: tuple[str, ...], directory: Path = KERNELS) -> Path:
     """The shared library with the instances `names` of <directory>/<file>, compiled if it was not before."""
-    sources = _sources(file, directory)
-    entries = ", ".join(f"EMU_ENTRY({name})" for name in names)
-    entries = f'\nextern "C" const emu::Entry* const emu_entries[] = {{{entries}}};\n'
+    sources, entries = _sources(file, directory), _entries(names)
     key = _digest(_machine(), *KERNEL_FLAGS, *sources.values(), entries)
     target = cache_directory() / f"{Path(file).stem}-{key}.so"
     with _locks[target]:  # a background thread may be at it
         if target.exists():
             return target
         with tempfile.TemporaryDirectory() as work:
-            for name, text in sources.items():
-                Path(work, name).write_text(text + (entries if name == file else ""), encoding="utf-8")
-            headers = ["-include", "emu/cuda.h", f"-I{work}", f"-I{HERE}"]
+            headers = _write(work, file, sources, entries)
             _compile([*KERNEL_FLAGS, *headers, "-x", "c++", f"{work}/{file}"], target)
     return target
+
+
+def machine_code(file: str, names: tuple[str, ...], directory: Path) -> str:
+    """The instances `names` of <directory>/<file> as optimised assembly, without checks and line numbers: of two
+    versions of a kernel that differ in nothing that matters it is the same."""
+    sources, entries = _sources(file, directory), _entries(names)
+    flags = [flag for flag in KERNEL_FLAGS if not flag.startswith(("-fsanitize", "-fno-sanitize", "-g", "-O"))]
+    with tempfile.TemporaryDirectory() as work:
+        headers = _write(work, file, sources, entries)
+        command = [str(compiler()), *flags, "-O2", "-g0", "-S", *headers, "-x", "c++", file, "-o", "-"]
+        done = subprocess.run(command, cwd=work, capture_output=True, text=True)
+    if done.returncode:
+        raise CompileError(done.stderr[:6000])
+    return done.stdout
 
 
 def compile_all(instances: Iterable[tuple[str, str]], stop: Callable[[], bool]) -> None:
@@ -131,6 +141,19 @@ def _sources(file: str, directory: Path) -> dict[str, str]:
         found[name] = rewrite(path.read_text(encoding="utf-8"), name)
         waiting += _INCLUDE.findall(found[name])
     return found
+
+
+def _entries(names: tuple[str, ...]) -> str:
+    """What makes a library of a kernel's source: its instances, by name."""
+    entries = ", ".join(f"EMU_ENTRY({name})" for name in names)
+    return f'\nextern "C" const emu::Entry* const emu_entries[] = {{{entries}}};\n'
+
+
+def _write(work: str, file: str, sources: dict[str, str], entries: str) -> list[str]:
+    """Put a kernel, its headers and its entries into a directory; the arguments with which it compiles there."""
+    for name, text in sources.items():
+        Path(work, name).write_text(text + (entries if name == file else ""), encoding="utf-8")
+    return ["-include", "emu/cuda.h", f"-I{work}", f"-I{HERE}"]
 
 
 @cache
