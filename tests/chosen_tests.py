@@ -71,11 +71,11 @@ def choose(tests: Iterable[Test], kernels: Collection[tuple[str, str]], seconds:
     chosen: list[Test] = []
     seen: set[object] = set()
     compiled: set[Instance] = set()
+
+    def cost(t: Test) -> float:
+        return 0.02 + t.seconds + COMPILE * sum(i[0] in files and i not in compiled for i in t.instances)
+
     while left and seconds > 0:
-
-        def cost(t: Test) -> float:
-            return 0.02 + t.seconds + COMPILE * sum(i[0] in files and i not in compiled for i in t.instances)
-
         best = max(left, key=lambda t: (0.01 + len(left[t] - seen)) / cost(t))
         seconds -= cost(best)
         if seconds > 0 or not chosen:

@@ -111,6 +111,22 @@ MUTANTS = (
         ("tests/ops/test_attend_decode.py",),
     ),
     Mutant(
+        "a sum of squares left out of the second load", "columns.cuh",
+        "(w.x + w.y + (w.z + w.w));", "(w.x + w.y + w.z);",
+        ("tests/ops/test_half_norm.py::test_scales_of_every_width",),
+    ),
+    Mutant(
+        "a second load of one quad too many", "columns.cuh",
+        "w = i + 32 < quads ? line[i + 32]", "w = i + 32 <= quads ? line[i + 32]",
+        ("tests/ops/test_half_norm.py::test_scales_of_every_width",),
+    ),
+    Mutant(
+        "tokens of other rows of the sequence read too early", "attend_decode.cu",
+        "__reduce_min_sync(0xffffffffu, other == seq ? min(cut.high, its_position) : cut.high);",
+        "min(cut.high, __ldcg(positions + row));",
+        ("tests/ops/test_attend_decode.py::test_rows_of_one_sequence_wait_for_each_other",),
+    ),
+    Mutant(
         "of equal logits the last", "sample.cu",
         "<< 32 | (0xffffffffu - v)", "<< 32 | v",
         ("tests/ops/test_sample.py",),

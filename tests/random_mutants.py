@@ -59,6 +59,7 @@ class Change:
     line: int
     before: str
     after: str
+    text: str  # of the line
 
     def apply(self, source: str) -> str:
         return source[: self.start] + self.after + source[self.end :]
@@ -75,8 +76,9 @@ def changes(file: str, source: str) -> Iterator[Change]:
     for kind, pattern in _KINDS.items():
         for found in pattern.finditer(text):
             line = source.count("\n", 0, found.start()) + 1
+            whole = source.splitlines()[line - 1].strip()
             for after in _replacements(kind, found.group()):
-                yield Change(file, kind, found.start(), found.end(), line, found.group(), after)
+                yield Change(file, kind, found.start(), found.end(), line, found.group(), after, whole)
 
 
 def _replacements(kind: str, token: str) -> tuple[str, ...]:
@@ -144,14 +146,11 @@ def _declaration(text: str, start: int, end: int) -> Declaration:
     chunk = text[start:end]
     plain = _DECORATION.sub(" ", chunk)
     names = re.findall(r"#\s*define\s+(\w+)", plain)
-    if not names and (named := re.match(r"\s*(?:struct|enum|using)\s+(\w+)", plain)):
-        names = [named.group(1)]
-        names += re.findall(r"[{,]\s*([A-Z_]+)\b", plain) if "enum" in plain.split() else []
-    elif (
-        not names
-        and (function := re.search(r"(\w+)\s*(?:<\w+>\s*)?\(", plain))
-        and "=" not in plain[: function.start()]
-    ):
+    named = re.match(r"\s*(struct|enum|using)\s+(\w+)", plain)
+    function = re.search(r"(\w+)\s*(?:<\w+>\s*)?\(", plain)
+    if not names and named:
+        names = [named.group(2), *(re.findall(r"[{,]\s*([A-Z_]+)\b", plain) if named.group(1) == "enum" else [])]
+    elif not names and function and "=" not in plain[: function.start()]:
         names = [function.group(1)]
     elif not names:
         names = re.findall(r"(\w+)\s*(?:<\w+>\s*)?=", plain)

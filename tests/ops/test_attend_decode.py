@@ -96,8 +96,8 @@ def test_rows_of_one_sequence_wait_for_each_other(shuffled, positions):
     rng = np.random.default_rng(7)
     g, d, dtype = 1, 64, TYPES["bfloat16"]
     memory = Memory.of(shuffled, rng, [40, 72], g, d, dtype)
-    ops, seqs = RowOps(shuffled, dtype), [1, 1, 1, 0]
-    positions = [*positions, 39]
+    ops, seqs = RowOps(shuffled, dtype), [1, 0, 1, 1]  # the first and the last block are watched before grid_wait
+    positions = [positions[0], 39, *positions[1:]]
     visible = [p + 1 for p in positions]
     new = np.stack([rng.standard_normal((4, g, d)).astype(dtype), rng.standard_normal((4, g, d)).astype(dtype)], 1)
     for row, (seq, p) in enumerate(zip(seqs, positions, strict=True)):
