@@ -1,7 +1,7 @@
 """Compiles kernels for the CPU with the system's C++ compiler, once: results stay in a cache directory.
 
 Called by device.py for one instance, by conftest.py for many at once. A result is keyed by everything that went in:
-the kernel, its headers, the emulator, the flags, the compiler and the CPU.
+the kernel, its headers, the emulator's, the flags, the compiler and the CPU.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def cache_directory() -> Path:
 def runtime() -> ctypes.CDLL:
     """The compiled scheduler, to which kernels are linked when they are loaded."""
     sources = sorted((HERE / "runtime").glob("*.cpp"))
-    target = cache_directory() / f"runtime-{_machine()}.so"
+    target = cache_directory() / f"runtime-{_digest(_machine(), *(p.read_bytes() for p in sources))}.so"
     if not target.exists():
         _compile([*RUNTIME_FLAGS, f"-I{HERE}", *map(str, sources)], target)
     return ctypes.CDLL(str(target), mode=ctypes.RTLD_GLOBAL)
@@ -158,8 +158,8 @@ def _write(work: str, file: str, sources: dict[str, str], entries: str) -> list[
 
 @cache
 def _machine() -> str:
-    """Digest of the emulator's own sources, the compiler and the CPU."""
-    sources = [p.read_bytes() for p in sorted(HERE.rglob("*")) if p.suffix in (".h", ".cpp")]
+    """Digest of the emulator's headers, the compiler and the CPU."""
+    sources = [p.read_bytes() for p in sorted(HERE.rglob("*.h"))]
     version = subprocess.run([str(compiler()), "--version"], capture_output=True).stdout
     info = Path("/proc/cpuinfo")
     cpu = re.search(r"^flags.*$", info.read_text(), re.M) if info.exists() else None
