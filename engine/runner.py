@@ -192,14 +192,15 @@ class Runner:
     # -- inside ---------------------------------------------------------------------------------------------------
 
     def _evaluate(self, ids: list[int], slot: int) -> Iterator[np.ndarray]:
-        """Logits of ids in order, in pieces: the body once per prefill_rows, then the head for 64 rows at a time."""
-        out = self.device.empty((PAGE, self.c.vocab), np.dtype(np.float32))
+        """Logits of ids in order, in pieces: the body once per prefill_rows, then the head for a tile at a time."""
+        tile = self.ops.tile
+        out = self.device.empty((tile, self.c.vocab), np.dtype(np.float32))
         plain = SimpleNamespace(**{**vars(self.w), "head_bias": None})
         for first in range(0, len(ids), self.prefill_rows):
             piece = ids[first : first + self.prefill_rows]
             b, s = self.prompts.run([Piece(slot, piece, first)])
-            for row in range(0, len(s.ids), PAGE):
-                wanted = self.device.upload(np.arange(row, row + PAGE, dtype=np.int32))
+            for row in range(0, len(s.ids), tile):
+                wanted = self.device.upload(np.arange(row, row + tile, dtype=np.int32))
                 self.model.head(self.ops, self.c, plain, replace(b, logits=out), replace(s, last=wanted))
                 yield self.device.read(out)[: len(piece) - row]
 
