@@ -13,11 +13,11 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
-from . import load, requests
+from . import forks, load, requests
 from .checks import choice, flag
 from .config import EngineConfig, ModelConfig, SamplingParams
 from .encoder import Encoder
@@ -70,6 +70,7 @@ class LLM:
         self._lock, self._random = threading.Lock(), random.Random(self.engine.seed)
         with open_checkpoint(resolve(str(model), progress=not quiet)) as ck:
             self._open(ck, ops, report)
+        forks.in_child(self._after_fork)
         self.load_s = time.perf_counter() - began
         made = self.captured
         what = "no graphs" if self.graph == "off" else f"graph {self.graph}: {made.graphs} recorded"
@@ -103,6 +104,7 @@ class LLM:
     def _open_model(self) -> Runner | Encoder:
         if self._prepared is None:
             raise RequestError("LLM: expected an open one, found it closed")
+        self._prepared.device.check()
         return self._prepared
 
     @property
@@ -212,6 +214,9 @@ class LLM:
             self._template.close()
         self._prepared = None
 
+    def __reduce__(self) -> NoReturn:
+        raise RequestError("LLM: cannot be copied or sent to another process; make one there")
+
     def __enter__(self) -> LLM:
         return self
 
@@ -227,12 +232,23 @@ class LLM:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Nobody else runs on this LLM inside; RequestError if somebody does."""
-        if not self._lock.acquire(blocking=False):
+        lock = self._lock
+        if not lock.acquire(blocking=False):
             raise RequestError("LLM: expected one call at a time, found another not ended")
         try:
             yield
         finally:
-            self._lock.release()
+            lock.release()
+
+    def _after_fork(self) -> None:
+        """In a forked child: the calls that are not ended are the parent's, and so is a GPU with all that is on it."""
+        self._lock = threading.Lock()
+        if self.engine.seed is None:
+            self._random.seed()  # else every child would choose what the parent chooses
+        if isinstance(self._prepared, Runner):
+            self._prepared.table.clear()
+        if self._prepared is not None and self._prepared.device.stream is not None:
+            forks.never_destroy(self._prepared)
 
     def _run(self, todo: list[Request]) -> Generator[tuple[Completion, int], None, None]:
         """Each token of the requests as it comes, with the completion it was added to."""

@@ -8,13 +8,14 @@ ahead.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from .errors import DeviceError
+from .errors import DeviceError, RequestError
 from .runner import Row, Runner, Ticket
 from .scheduler import Scheduler, Sequence
 
@@ -36,6 +37,7 @@ class Loop:
         self.scheduler = Scheduler(runner.slots, runner.prefill_rows, runner.table)
         self._flight: deque[tuple[Ticket, list[Sequence]]] = deque()
         self._started: list[Sequence] = []  # whose rows stand on the device
+        self._process = os.getpid()
 
     def run(self, sequences: list[Sequence]) -> Generator[Event, None, None]:
         """Tokens as they come, until all have ended. The caller may end a sequence with scheduler.finish on its event.
@@ -55,12 +57,14 @@ class Loop:
                     self._launch()
                 yield from self._take(ticket, rows)
         finally:
-            self.scheduler.clear()
+            if os.getpid() == self._process:  # else the pages are no longer this run's
+                self.scheduler.clear()
 
     def _fill(self) -> Iterator[Event]:
         """Admit who can be, and run prompts until every running sequence has its first token."""
         scheduler = self.scheduler
         while True:
+            self._not_forked()
             admitted = scheduler.admit()
             if admitted:
                 self.runner.admit(admitted)
@@ -75,6 +79,7 @@ class Loop:
 
     def _launch(self) -> None:
         """Launch a decode step for the running sequences, whose rows go to the device first if they have changed."""
+        self._not_forked()
         rows = list(self.scheduler.running)
         if rows != self._started:
             self.runner.start([Row(seq.slot, seq.tokens[-1], len(seq.prompt) + len(seq.tokens) - 1) for seq in rows])
@@ -83,6 +88,12 @@ class Loop:
         for seq in rows:
             seq.ahead += 1
         self._flight.append((ticket, rows))
+
+    def _not_forked(self) -> None:
+        """RequestError, or DeviceError of a GPU, in the copy of this run that a process forked since has."""
+        if os.getpid() != self._process:
+            self.runner.device.check()
+            raise RequestError("stream: expected the process that began it, found one forked from it; begin another")
 
     def _may_go_on(self, rows: list[Sequence]) -> bool:
         """Whether a step can follow before the tokens of the one in flight are known."""

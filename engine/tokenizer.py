@@ -8,7 +8,6 @@ tokenizer_config.json; the encoding itself is done by the `tokenizers` package.
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import WordPiece
 
-from . import gguf_vocab
+from . import forks, gguf_vocab
 from .checks import found, refuse
 from .detokenizer import ALPHABET, Decoder, Spelling
 from .errors import EngineError, RequestError, TokenizerError
@@ -32,7 +31,7 @@ class Tokenizer:
         self.source = source  # for messages
         self.names = names or {}
         self._backend = backend
-        self._lock = threading.Lock()  # encoding with or without control tokens is a switch of the backend
+        self._lock = forks.Lock()  # encoding with or without control tokens is a switch of the backend
         backend.no_truncation()
         backend.no_padding()
         state = backend.decoder.__getstate__() if backend.decoder is not None else b"null"  # its JSON

@@ -31,7 +31,7 @@ ALLOWED = {
 
 # Who stands on whom: a module imports from its own line and from lines above it. A folder is one name.
 LAYERS = [
-    ["errors", "child"],
+    ["errors", "child", "forks"],
     ["checks", "config", "hf_config", "hf_keys", "hf_learned", "hf_rope"],
     ["models"],
     ["ops", "sampling", "rope"],
