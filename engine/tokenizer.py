@@ -162,11 +162,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
-    """A file's text; TokenizerError if it is too large or not UTF-8."""
+    """A file's text, without a byte order mark before it; TokenizerError if it is too large or not UTF-8."""
     try:
         if (size := path.stat().st_size) > LARGEST:
             raise TokenizerError(f"{path}: expected at most {LARGEST} bytes, found {size}")
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8").removeprefix("\ufeff")
     except (OSError, UnicodeDecodeError) as e:
         raise TokenizerError(f"{path}: cannot be read: {e}") from e
 
