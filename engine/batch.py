@@ -12,7 +12,8 @@ from collections import deque
 
 import numpy as np
 
-from .errors import DeviceError, RequestError
+from . import forks
+from .errors import DeviceError, EngineError, RequestError
 from .runner import Row, Runner, Ticket
 from .scheduler import Chunk, Scheduler
 from .sequence import Event, Sequence
@@ -60,6 +61,17 @@ class Batch:
         self._flight.clear()
         self._started = []
         self.scheduler.clear()
+
+    def forked(self) -> EngineError:
+        """In a forked child: why the sequences that were running cannot go on."""
+        device = self.runner.device
+        if device.stream is not None:
+            forks.never_destroy(tuple(self._flight))
+        try:
+            device.check()
+        except DeviceError as e:
+            return e
+        return RequestError("request: expected the process that began it, found one forked from it; begin another")
 
     def logits(self, ids: list[int], decode_from: int | None = None) -> np.ndarray | None:
         """[T, V] float32, as Runner.logits; None while a step is under way, or without a free slot and pages.

@@ -11,15 +11,14 @@ takes over (turn.py). A hand-over costs 20 to 50 us, a fifth of a decode step of
 
 from __future__ import annotations
 
-import os
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
 
+from . import forks
 from .batch import Batch
 from .errors import DeviceError, RequestError
 from .handle import Handle
@@ -40,7 +39,7 @@ class Engine:
         self._closed = False
         self._turn = Turn()  # its owner alone touches the batch
         self._breakable = False  # Ctrl-C may break off what runs: nobody else has a part in it
-        _ENGINES.add(self)
+        forks.in_child(self._forked)
 
     # -- requests: from any thread ------------------------------------------------------------------------------------
 
@@ -228,22 +227,14 @@ class Engine:
         self._deliver([seq.end("error") for seq in self._open])
 
     def _forked(self) -> None:
-        """In the child after a fork: locks that other threads held are free; a step they were in cannot go on."""
-        broken, self._turn = self._turn.taken, Turn()
-        if broken:
-            self._fail(RequestError("LLM: expected no fork while another thread generates, found one in this process"))
+        """In a forked child: locks are free, whoever held them; what was running is the parent's."""
+        self._turn, self._breakable = Turn(), False
+        told = self.batch.forked()
+        while self._arrived:
+            self._open.update(dict.fromkeys(self._arrived[0].sequences, self._arrived.popleft()))
+        self._aborted.clear()
+        self._fail(told)
 
 
 def _closed() -> RequestError:
     return RequestError("LLM: expected an open one, found it closed")
-
-
-_ENGINES: weakref.WeakSet[Engine] = weakref.WeakSet()  # of this process
-
-
-def _after_fork() -> None:
-    for engine in list(_ENGINES):
-        engine._forked()
-
-
-os.register_at_fork(after_in_child=_after_fork)

@@ -8,11 +8,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
-from . import load, requests
+from . import forks, load, requests
 from .checks import choice, flag
 from .config import EngineConfig, ModelConfig, SamplingParams
 from .encoder import Encoder
@@ -66,6 +66,7 @@ class LLM:
         self._encoding = threading.Lock()  # an encoder has the arrays of one pass
         with open_checkpoint(resolve(str(model), progress=not quiet)) as ck:
             self._open(ck, ops, report)
+        forks.in_child(self._after_fork)
         self.load_s = time.perf_counter() - began
         made = self.captured
         what = "no graphs" if self.graph == "off" else f"graph {self.graph}: {made.graphs} recorded"
@@ -100,6 +101,7 @@ class LLM:
     def _open_model(self) -> Runner | Encoder:
         if self._prepared is None:
             raise RequestError("LLM: expected an open one, found it closed")
+        self._prepared.device.check()
         return self._prepared
 
     @property
@@ -216,6 +218,9 @@ class LLM:
             self._engine.close()
         self._prepared = self._engine = None
 
+    def __reduce__(self) -> NoReturn:
+        raise RequestError("LLM: cannot be copied or sent to another process; make one there")
+
     def __enter__(self) -> LLM:
         return self
 
@@ -250,6 +255,14 @@ class LLM:
             except RequestError as e:
                 raise requests.of_prompt(i, e) if several else e from None
         return made
+
+    def _after_fork(self) -> None:
+        """In a forked child: a GPU is the parent's, with all that is on it."""
+        self._encoding = threading.Lock()
+        if self.options.seed is None:
+            self._random.seed()  # else every child would choose what the parent chooses
+        if self._prepared is not None and self._prepared.device.stream is not None:
+            forks.never_destroy(self._prepared)
 
 
 def generate(model: str | Path, prompt: str | list[str], **params: Any) -> str | list[str]:

@@ -8,7 +8,6 @@ tokenizer_config.json; the encoding itself is done by the `tokenizers` package.
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import WordPiece
 
-from . import gguf_vocab
+from . import forks, gguf_vocab
 from .checks import found, refuse
 from .detokenizer import ALPHABET, Decoder, Spelling
 from .errors import EngineError, RequestError, TokenizerError
@@ -33,7 +32,7 @@ class Tokenizer:
         self.source = source  # for messages
         self.names = names or {}
         self._backend = backend
-        self._lock = threading.Lock()  # encoding with or without control tokens is a switch of the backend
+        self._lock = forks.Lock()  # encoding with or without control tokens is a switch of the backend
         backend.no_truncation()
         backend.no_padding()
         state = backend.decoder.__getstate__() if backend.decoder is not None else b"null"  # its JSON
@@ -164,11 +163,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
-    """A file's text; TokenizerError if it is too large, not UTF-8 or a Git LFS pointer."""
+    """A file's text, without a byte order mark; TokenizerError if it is too large, not UTF-8 or a Git LFS pointer."""
     try:
         if (size := path.stat().st_size) > LARGEST:
             raise TokenizerError(f"{path}: expected at most {LARGEST} bytes, found {size}")
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8").removeprefix("\ufeff")
     except (OSError, UnicodeDecodeError) as e:
         raise TokenizerError(f"{path}: cannot be read: {e}") from e
     if is_pointer(text[:64].encode()):

@@ -84,13 +84,16 @@ def read_json(path: Path) -> dict[str, Any]:
         size = os.fstat(fd).st_size
         if size > JSON_LIMIT:
             raise CheckpointError(f"{path}: expected at most {JSON_LIMIT} bytes of JSON, found {size}")
-        return parse_json(f.read(size), str(path))
+        return parse_json(f.read(size), str(path), bom=True)
 
 
-def parse_json(raw: bytes, where: str) -> dict[str, Any]:
-    """One JSON object without repeated keys; `where` names it in messages."""
+def parse_json(raw: bytes, where: str, bom: bool = False) -> dict[str, Any]:
+    """One JSON object without repeated keys; `where` names it in messages. bom: skip a byte order mark before it."""
     try:
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=lambda pairs: _unique(pairs, where))
+        text = raw.decode("utf-8")
+        value = json.loads(
+            text.removeprefix("\ufeff") if bom else text, object_pairs_hook=lambda pairs: _unique(pairs, where)
+        )
     except UnicodeDecodeError as e:
         raise CheckpointError(f"{where}: expected UTF-8, found byte 0x{raw[e.start]:02x} at offset {e.start}") from e
     except RecursionError as e:

@@ -26,10 +26,11 @@ from ..encoder import Encoder
 from ..errors import RequestError
 from ..graph import CaptureReport
 from ..ops.base import PAGE, Ops
+from ..report import say
 from ..tokenizer import Tokenizer
 from . import breakdown, samples
 from .ceiling import Reader
-from .decode import Choose, load_model, prove, say, tidy
+from .decode import Choose, load_model, prove, tidy
 from .session import Load, Session
 
 MODES = ("off", "layer", "step")
@@ -194,7 +195,7 @@ def graphs(s: Settings, choose: Choose = loading.choose) -> Report:
         report.weights[name] = f"{ops.dtype.name}, {'checkpoint' if config is None else 'random'}"
         report.tokens[name] = [len(i) for i in subject.ids]
         for row in _rows(subject):
-            say(f"{name}, batch {row.batch}, graph {row.graph}: {row.samples_per_s:.1f} samples/s")
+            say("bench", f"{name}, batch {row.batch}, graph {row.graph}: {row.samples_per_s:.1f} samples/s")
             report.rows.append(row)
         del ops, w, subject  # they must be gone before the next model's are made
         tidy(device)

@@ -17,6 +17,7 @@ from typing import Any
 
 from ..doctor import install_command
 from ..errors import RequestError
+from ..report import console
 from .decode import Measurement, Report
 from .operations import FORMULA, Operation
 
@@ -94,25 +95,23 @@ def keep(args: Any, found: Any, record: Callable[[Any], dict[str, Any]], draw: C
 
 def stdout() -> Any:
     """Where tables are printed: stdout, as wide as it is, or WIDTH."""
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else WIDTH)
+    return console(WIDTH)
 
 
 def print_tables(report: Report) -> None:
     """The rows, the operations and the kernels, on stdout."""
-    console = stdout()
-    console.print(_rows(report))
-    console.print(f"[not bold]{FORMULA}\nms/step: single steps on the device; wall: the loop that LLM runs, which "
-                  "tokens/s is from; graph MB: of all batch sizes prepared, 1 to this one.")  # fmt: skip
+    out = stdout()
+    out.print(_rows(report))
+    out.print(f"[not bold]{FORMULA}\nms/step: single steps on the device; wall: the loop that LLM runs, which "
+              "tokens/s is from; graph MB: of all batch sizes prepared, 1 to this one.")  # fmt: skip
     for line in _paths(report.rows):
-        console.print(line)
+        out.print(line)
     if report.operations:
-        console.print(_operations(report.operations))
-        console.print("Each kind is timed as a graph of its calls alone, without the last cache's help except for "
-                      "sample and advance: the sum of the times is not a step's.")  # fmt: skip
+        out.print(_operations(report.operations))
+        out.print("Each kind is timed as a graph of its calls alone, without the last cache's help except for "
+                  "sample and advance: the sum of the times is not a step's.")  # fmt: skip
         for line in _counts(report.operations):
-            console.print(line)
+            out.print(line)
 
 
 def _rows(report: Report) -> Any:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..bench.command import chosen_model
+from ..report import say
 
 if TYPE_CHECKING:
     from ..bench.decode import Choose, Settings
@@ -68,7 +68,7 @@ def open_step(s: Settings, backend: str, choose: Choose) -> tuple[Step, dict[str
     (batch,), (graph,) = s.batches, s.graphs
     session = Session(ops, c, w, graph, s.load(batch))
     session.prefill()
-    print(f"inspect: {ops.name} on {ops.device.name}: timing every node", file=sys.stderr, flush=True)
+    say("inspect", f"{ops.name} on {ops.device.name}: timing every node")
     step = look(session)
     step.about = {
         "model": s.model, "backend": ops.name, "device": ops.device.name, "graph": graph, "batch": batch,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import gc
-import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -190,32 +189,6 @@ def test_a_failed_step_reaches_every_waiter(llm: LLM, monkeypatch: pytest.Monkey
         patch.setattr(Ticket, "tokens", fail)
         assert list(pool.map(call, range(3))) == ["planted"] * 3
     assert free(llm)
-
-
-def in_a_child(work: Callable[[], None]) -> int:
-    """Exit status of a forked process that runs it: 0 if it returned."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-            os._exit(0)
-        except BaseException:
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # threads of other tests
-def test_a_fork_with_a_stream_open_leaves_both_processes_able_to_go_on(llm: LLM) -> None:
-    alone = llm.generate("ab", HOT)[0].token_ids
-    stream = llm.stream("ab", HOT)
-    first = next(stream).token_ids
-
-    def check() -> None:
-        assert llm.generate("ab", HOT)[0].token_ids == alone
-        assert first + [t for chunk in stream for t in chunk.token_ids] == alone
-
-    assert in_a_child(check) == 0
-    check()
 
 
 # -- Ctrl-C ------------------------------------------------------------------------------------------------------------
