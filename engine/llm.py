@@ -250,13 +250,10 @@ class LLM:
                     yield completion, event.token
 
     def _stream(self, request: Request, began: float) -> Chunks:
-        given = 0
         with closing(self._run([request])) as tokens:
             for completion, token in tokens:
-                text = completion.text
                 output = request.output(began) if request.finished else None
-                yield StreamChunk(text.full[given : text.settled], [token], output)
-                given = text.settled
+                yield StreamChunk(completion.text.take(), [token], output)
 
 
 def generate(model: str | Path, prompt: str | list[str], **params: Any) -> str | list[str]:

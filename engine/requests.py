@@ -17,6 +17,7 @@ from .errors import RequestError
 from .loop import Event
 from .outputs import CompletionOutput, RequestOutput, Text, logprobs
 from .scheduler import Sequence
+from .stop_search import StopSearch
 from .tokenizer import Tokenizer
 
 Prompt = str | list[int]
@@ -33,9 +34,9 @@ class Completion:
     def take(self, event: Event) -> None:
         """Add a token of this sequence. Sets text.stopped if a stop text ends it."""
         seq = self.seq
-        # the text of a stop token is not part of the output
-        if not (seq.finish_reason == "stop" and event.token in seq.stop_ids):
-            self.text.push(event.token, search=len(seq.tokens) > seq.params.min_tokens)
+        stop_token = seq.finish_reason == "stop" and event.token in seq.stop_ids
+        add = self.text.end if stop_token else self.text.push  # the text of a stop token is not part of the output
+        add(event.token, search=len(seq.tokens) > seq.params.min_tokens)
         if event.logits is not None:
             if self.logprobs is None:
                 self.logprobs = []
@@ -104,7 +105,8 @@ def make(
     stop_ids = params.stop_ids(c)
     first = seed() if params.seed is None else params.seed
     sequences = [Sequence(ids, params, (first + i) % 2**64, max_tokens, stop_ids) for i in range(params.n)]
-    return Request(text, ids, [Completion(seq, Text(t.incremental(), tuple(params.stop or ()))) for seq in sequences])
+    stops = StopSearch(params.stop) if params.stop else None
+    return Request(text, ids, [Completion(seq, Text(t.incremental(), stops)) for seq in sequences])
 
 
 def token_ids(prompt: Any, vocab: int) -> list[int]:

@@ -38,7 +38,7 @@ class Tokenizer:
         state = backend.decoder.__getstate__() if backend.decoder is not None else b"null"  # its JSON
         self._spelling = Spelling(json.loads(state), source)
         added = backend.get_added_tokens_decoder()
-        self._added = {i: token.content.encode() for i, token in added.items()}
+        self._pieces = {i: token.content.encode() for i, token in added.items()}  # bytes of ids, as far as known
         self.control = {i: token.content for i, token in added.items() if token.special}  # control tokens by id
         # WordPiece spells each word it does not know so; in other vocabularies bytes do
         unknown = backend.model.unk_token if isinstance(backend.model, WordPiece) else None
@@ -89,12 +89,12 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """The text of these tokens from its beginning on; incomplete UTF-8 becomes U+FFFD."""
-        decoder = Decoder(self._piece(skip_special), self._spelling.strip)
+        decoder = Decoder(self._bytes_of, self._spelling.strip, self.control if skip_special else ())
         return "".join([decoder.push(i) for i in ids]) + decoder.flush()
 
     def incremental(self, skip_special: bool = True) -> Decoder:
         """A Decoder for tokens that continue a prompt: a space at their beginning is part of the text."""
-        return Decoder(self._piece(skip_special), 0)
+        return Decoder(self._bytes_of, 0, self.control if skip_special else ())
 
     def unknown(self, rows: int) -> tuple[int, ...]:
         """Ids below `rows`, the rows of the embedding table, that no token has: they must never be sampled.
@@ -125,17 +125,14 @@ class Tokenizer:
             raise RequestError(f"prompt: {self.control[i]!r} cannot be encoded other than as control token {i}")
         return encoding
 
-    def _piece(self, skip_special: bool) -> Callable[[int], bytes]:
-        """A function from a token id to its bytes."""
-
-        def piece(i: int) -> bytes:
-            if i in self._added:
-                return b"" if skip_special and i in self.control else self._added[i]
+    def _bytes_of(self, i: int) -> bytes:
+        """The bytes of a token id, worked out once; RequestError for an id that no token has."""
+        piece = self._pieces.get(i)
+        if piece is None:
             token = self._backend.id_to_token(i) if i in self._ids else None
             if token is None:
                 raise RequestError(f"token id: expected one of the tokenizer's {len(self._ids)}, found {found(i)}")
-            return self._spelling.bytes_of(token)
-
+            piece = self._pieces[i] = self._spelling.bytes_of(token)
         return piece
 
     def _id_of(self, role: str) -> int | None:

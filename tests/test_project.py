@@ -38,7 +38,7 @@ LAYERS = [
     ["graph", "cache", "report", "cuda_graph", "nvtx"],
     ["scheduler", "slots", "passes", "prompts"],
     ["runner", "encoder", "load"],
-    ["tokenizer", "detokenizer", "gguf_vocab", "template", "template_worker", "sandbox"],
+    ["tokenizer", "detokenizer", "gguf_vocab", "template", "template_worker", "sandbox", "stop_search"],
     ["loop", "outputs", "requests"],
     ["llm"],
     [""],  # engine/__init__.py, the public names
