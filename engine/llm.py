@@ -1,7 +1,6 @@
 """The library's front door: LLM loads a model and generates or embeds with it; generate does both in one call.
 
-Puts together the checkpoint, the tokenizer, the runner and the loop. Used by the command line, the examples, and by
-whoever imports ostinato.
+Puts together the checkpoint, the tokenizer, the runner and the loop.
 """
 
 from __future__ import annotations
@@ -12,12 +11,13 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import load, requests
+from . import end_tokens, load, prompt_text, requests
 from .checks import choice, flag
 from .config import EngineConfig, ModelConfig, SamplingParams
 from .encoder import Encoder
@@ -28,7 +28,7 @@ from .ops.base import PAGE, Ops
 from .outputs import RequestOutput, StreamChunk
 from .passes import expect_kind
 from .report import Reporter
-from .requests import Completion, Request
+from .requests import Completion, Prompt, Request
 from .runner import Runner
 from .template import ChatTemplate
 from .tokenizer import Tokenizer
@@ -67,6 +67,7 @@ class LLM:
     ) -> None:
         self.engine = EngineConfig(backend, graph, dtype, max_batch, max_len, cache_tokens, prefill_rows, seed, nvtx)
         report, began = Reporter(quiet), time.perf_counter()
+        self._quiet = quiet
         self._lock, self._random = threading.Lock(), random.Random(self.engine.seed)
         with open_checkpoint(resolve(str(model), progress=not quiet)) as ck:
             self._open(ck, ops, report)
@@ -77,8 +78,9 @@ class LLM:
 
     def _open(self, ck: Checkpoint, ops: Ops | None, report: Reporter) -> None:
         """Everything that needs the checkpoint's files."""
-        c = self.config = ModelConfig.from_hf(ck.config, ck.generation_config, ck.source)
         self.tokenizer = Tokenizer.from_checkpoint(ck)
+        own = ModelConfig.from_hf(ck.config, ck.generation_config, ck.source)
+        c = self.config = end_tokens.add(own, self.tokenizer.eos_ids)
         self._template: ChatTemplate | TokenizerError
         try:
             self._template = ChatTemplate.from_checkpoint(ck, self.tokenizer)
@@ -143,43 +145,59 @@ class LLM:
 
     # -- generating -----------------------------------------------------------------------------------------------
 
-    def generate(self, prompts: Any, params: Params = None) -> list[RequestOutput]:
+    def generate(self, prompts: Any, params: Params = None, *, parse_special: bool = False) -> list[RequestOutput]:
         """Complete prompts; results in their order.
 
         prompts: a string, a list of token ids, or a list of either. params: for all of them, or one each; None is
-        greedy until a stop token. RequestError names what is wrong before anything runs; CacheFull likewise."""
+        greedy until a stop token. parse_special: control tokens that a prompt's text spells count as such, which is not
+        for text of strangers. RequestError names what is wrong before anything runs; CacheFull likewise."""
+        return self._generate(prompts, params, self.config, parse_special)
+
+    def _generate(
+        self, prompts: Any, params: Params, config: ModelConfig, parse_special: bool = False
+    ) -> list[RequestOutput]:
         began = time.perf_counter()
         wanted = requests.prompts(prompts)
         each = _params(params, len(wanted))
-        todo = [self._request(prompt, p) for prompt, p in zip(wanted, each, strict=True)]
+        todo = [self._request(prompt, p, config, parse_special) for prompt, p in zip(wanted, each, strict=True)]
         with closing(self._run(todo)) as tokens:
             for _ in tokens:
                 pass
         return [request.output(began) for request in todo]
 
-    def stream(self, prompt: str | list[int], params: SamplingParams | None = None) -> Chunks:
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None, *, parse_special: bool = False) -> Chunks:
         """Complete one prompt, giving out text as it becomes certain; the last chunk has the output.
 
-        A request that is not acceptable raises here, not at the first chunk. Close the iterator to end early."""
+        A request that is not acceptable raises here, not at the first chunk. Close the iterator to end early.
+        parse_special as for generate."""
+        return self._begin(prompt, params, self.config, parse_special)
+
+    def _begin(
+        self, prompt: Prompt, params: SamplingParams | None, config: ModelConfig, parse_special: bool = False
+    ) -> Chunks:
         params = params or SamplingParams()
         if params.n != 1:
             raise RequestError(f"n: expected 1 in a stream, found {params.n}")
-        return self._stream(self._request(prompt, params), time.perf_counter())
+        return self._stream(self._request(prompt, params, config, parse_special), time.perf_counter())
 
     def chat(self, messages: Messages, params: SamplingParams | None = None) -> RequestOutput:
         """The model's answer to messages [{"role": "user", "content": "..."}, ...], by its chat template."""
-        return self.generate([self.chat_prompt(messages)], params)[0]
+        return self._generate([self.chat_prompt(messages)], params, self._chat_config())[0]
 
     def stream_chat(self, messages: Messages, params: SamplingParams | None = None) -> Chunks:
         """Like chat, as a stream."""
-        return self.stream(self.chat_prompt(messages), params)
+        return self._begin(self.chat_prompt(messages), params, self._chat_config())
 
     def chat_prompt(self, messages: Messages) -> list[int]:
         """Token ids of messages in the model's chat template. TokenizerError if it has none."""
         self.runner  # noqa: B018  an encoder is told so, not that it has no template
         if isinstance(self._template, TokenizerError):
             raise self._template
-        return self._template.encode(list(messages))
+        return self._template.encode(list(messages), max_len=self.max_len)
+
+    def _chat_config(self) -> ModelConfig:
+        """The model with the end of turn among its end tokens."""
+        return end_tokens.add(self.config, self._template.end_of_turn())  # pyright: ignore[reportAttributeAccessIssue]
 
     def logits(self, ids: Sequence[int], decode_from: int | None = None) -> np.ndarray:
         """[T, V] float32: row t is what the model says follows ids[:t + 1].
@@ -220,9 +238,11 @@ class LLM:
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
-    def _request(self, prompt: requests.Prompt, params: SamplingParams) -> Request:
+    def _request(self, prompt: Prompt, params: SamplingParams, config: ModelConfig, parse_special: bool) -> Request:
         limits = requests.Limits(self.max_len, (self.runner.table.pages - 1) * PAGE)
-        return requests.make(prompt, params, self.config, self.tokenizer, limits, lambda: self._random.getrandbits(64))
+        encode = partial(prompt_text.encode, parse_special=flag("parse_special", parse_special), tell=not self._quiet)
+        seed = partial(self._random.getrandbits, 64)
+        return requests.make(prompt, params, config, self.tokenizer, limits, seed, encode)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -259,11 +279,13 @@ class LLM:
 def generate(model: str | Path, prompt: str | list[str], **params: Any) -> str | list[str]:
     """Load a model, complete a prompt, and give back the text; a list of prompts gives a list of texts.
 
-    params: fields of SamplingParams; those of EngineConfig and quiet go to LLM (seed to SamplingParams)."""
+    params: fields of SamplingParams; parse_special as for LLM.generate; those of EngineConfig and quiet go to LLM (seed
+    to SamplingParams)."""
+    special = params.pop("parse_special", False)
     sampling = {f.name for f in fields(SamplingParams)}
     request = SamplingParams(**{name: value for name, value in params.items() if name in sampling})
     with LLM(model, **{name: value for name, value in params.items() if name not in sampling}) as llm:
-        texts = [output.text for output in llm.generate(prompt, request)]
+        texts = [output.text for output in llm.generate(prompt, request, parse_special=special)]
     return texts[0] if isinstance(prompt, str) else texts
 
 

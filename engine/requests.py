@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from . import prompt_text
 from .checks import integer, refuse
 from .config import ModelConfig, SamplingParams
 from .errors import RequestError
@@ -84,13 +85,20 @@ class Limits:
 
 
 def make(
-    prompt: Prompt, params: SamplingParams, c: ModelConfig, t: Tokenizer, limits: Limits, seed: Callable[[], int]
+    prompt: Prompt,
+    params: SamplingParams,
+    c: ModelConfig,
+    t: Tokenizer,
+    limits: Limits,
+    seed: Callable[[], int],
+    encode: Callable[..., list[int]] = prompt_text.encode,
 ) -> Request:
     """Check a prompt against the model and prepare its sequences. RequestError names the field.
 
-    seed() gives a fresh seed where params have none; output i has seed + i."""
+    seed() gives a fresh seed where params have none; output i has seed + i. encode(text, t, max_len) gives the ids of
+    a text."""
     text = prompt if isinstance(prompt, str) else None
-    ids = t.encode(prompt) if isinstance(prompt, str) else token_ids(prompt, c.vocab)
+    ids = encode(prompt, t, limits.max_len) if isinstance(prompt, str) else token_ids(prompt, c.vocab)
     if not ids:
         raise RequestError("prompt: expected at least one token, found none")
     room = limits.max_len - len(ids)
@@ -143,10 +151,12 @@ def texts(given: Any) -> list[str]:
 
 def text_ids(index: int, text: str, t: Tokenizer, max_len: int) -> list[int]:
     """Token ids of texts[index], with what the tokenizer puts at its ends. RequestError if too many or none."""
+    expected = f"texts[{index}]: expected 1 to {max_len} tokens (max_len)"
+    prompt_text.expect_room(expected, text, t, max_len)
     try:
         ids = t.encode(text)
     except RequestError as e:
         raise RequestError(f"texts[{index}]: {str(e).removeprefix('prompt: ')}") from e
     if not 1 <= len(ids) <= max_len:
-        raise RequestError(f"texts[{index}]: expected 1 to {max_len} tokens (max_len), found {len(ids)}")
+        raise RequestError(f"{expected}, found {len(ids)}")
     return ids

@@ -38,7 +38,8 @@ LAYERS = [
     ["graph", "cache", "report", "cuda_graph", "nvtx"],
     ["scheduler", "slots", "passes", "prompts"],
     ["runner", "encoder", "load"],
-    ["tokenizer", "detokenizer", "gguf_vocab", "template", "template_worker", "sandbox", "stop_search"],
+    ["tokenizer", "detokenizer", "gguf_vocab", "template", "template_worker", "sandbox", "stop_search", "token_floor"],
+    ["prompt_text", "end_tokens"],
     ["loop", "outputs", "requests"],
     ["llm"],
     [""],  # engine/__init__.py, the public names
