@@ -59,8 +59,8 @@ MADE: dict[str, Callable[[], Tokenizer]] = {
     }.items()
 } | {pre: lambda pre=pre: Tokenizer.from_checkpoint(gguf(pre)) for pre in ("qwen2", "llama-bpe", "smollm")}  # fmt: skip
 PIECES = [
-    " ", "  \n\t ", "\u3000", "a", "ab", "hello", " the", "1234", "<|im_start|>", "<think>", "<mask>", "b a", "é", "日本",
-    "e\u0301", "\u1100\u1161\u11a8", "\u1fbe\u0308\u0301", "\u212a\u0327", "😀", "▁", "\x1c", "x" * 40,
+    " ", "  \n\t ", "\u3000", "a", "ab", "hello", " the", "1234", "<|im_start|>", "<think>", "<mask>", "b a", "é",
+    "日本", "e\u0301", "\u1100\u1161\u11a8", "\u1fbe\u0308\u0301", "\u212a\u0327", "😀", "▁", "\x1c", "x" * 40,
 ]  # fmt: skip
 
 
@@ -69,7 +69,9 @@ PIECES = [
 def test_no_text_has_fewer_tokens_than_its_floor(name: str, special: bool) -> None:
     t, rng = MADE[name](), random.Random(1)
     pieces = [p for p in PIECES if special or t.control_in(p) is None]
-    texts = [p * 30 for p in pieces] + ["".join(rng.choices(pieces, k=rng.randint(1, 40))) for _ in range(200)]
+    texts = [p * 30 for p in [*pieces, "<mask>" + " " * 99]] + [
+        "".join(rng.choices(pieces, k=rng.randint(1, 40))) for _ in range(200)
+    ]
     for text in texts:
         floor = t.at_least(text, 0)  # a limit of 0: no text is too short to be looked at
         assert floor <= len(t._backend.encode(text, add_special_tokens=False)), text
