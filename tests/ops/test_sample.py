@@ -140,12 +140,13 @@ def test_penalties_and_bans(device, temperature):
     g = rules(4, 900, temperature=temperature, seed=[1, 2, 3, 4], repetition=[1, 1.3, 0.8, 1], presence=[0, 0.4, 0, -1],
               frequency=[0, 0.2, 0, 0.7])  # fmt: skip
     g.counts[:] = rng.integers(0, 6, g.counts.shape)
-    g.stop_ids[:, :3], g.stop_from[:] = rng.integers(0, 900, (4, 3)), [0, 30, 31, 32]
+    g.stop_ids[:] = np.stack([rng.permutation(900)[:STOP_IDS] for _ in range(4)])  # as many as there may be
+    g.stop_ids[0, 3:], g.stop_ids[1, 20:], g.stop_from[:] = -1, -1, [0, 30, 31, 32]
     logits = normal(7, 4, 900)
     for i in range(4):
-        logits[i, g.stop_ids[i, :3]] = 40  # sure to be taken unless banned
+        logits[i, g.stop_ids[i][g.stop_ids[i] >= 0]] = 40  # sure to be taken unless banned
     tokens = run(device, logits, g, [30] * 4)
-    assert [tokens[i] in g.stop_ids[i, :3] for i in range(4)] == [True, True, True, False]
+    assert [tokens[i] in g.stop_ids[i] for i in range(4)] == [True, True, True, False]
 
 
 def test_sequence_of_draws_is_the_same_alone(device):
