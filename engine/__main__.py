@@ -32,6 +32,7 @@ def main() -> NoReturn:
     finally:
         if heeds:
             signal.signal(signal.SIGINT, _leave)
+    cli.lose_unwritten(sys.stderr)
     sys.exit(status)
 
 

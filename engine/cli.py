@@ -19,7 +19,7 @@ from . import embed, stdin, tune
 from .bench import command as bench
 from .errors import EngineError, RequestError
 from .inspect import command as inspect
-from .report import print_json, say
+from .report import print_json, say, terminal
 
 if TYPE_CHECKING:
     from . import LLM, RequestOutput, SamplingParams, Stream
@@ -258,15 +258,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # here, where it can still be told if that fails
         return status
     except KeyboardInterrupt:
-        with contextlib.suppress(OSError, ValueError, AttributeError):
+        if terminal(sys.stderr):
             print(file=sys.stderr)  # the line after ^C
+        lose_unwritten(sys.stdout)
         return INTERRUPTED
     except BrokenPipeError:  # the reader went away
-        _give_up_stdout()
+        lose_unwritten(sys.stdout)
         return CLOSED_PIPE
     except (EngineError, OSError, UnicodeEncodeError, MemoryError) as e:
         say("ostinato", _reason(e))
-        _give_up_stdout()
+        lose_unwritten(sys.stdout)
         return 2
 
 
@@ -292,10 +293,10 @@ def _one_line(e: BaseException) -> str:
     return " ".join(str(e).split())
 
 
-def _give_up_stdout() -> None:
-    """Lose what stdout's buffer still holds, if it cannot be written: it would fail again at the very end."""
+def lose_unwritten(stream: Any) -> None:
+    """Lose what is still in the buffer of stdout or stderr if it cannot be written: the interpreter would try again."""
     try:
-        sys.stdout.flush()
+        stream.flush()
     except OSError:
         with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -166,7 +166,7 @@ def test_chat_survives_what_does_not_fit(run: Run, asked: list[list[str]], monke
 
 
 def start(*args: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "ostinato.cli", *args, *NUMPY]
+    command = [sys.executable, "-m", "ostinato", *args, *NUMPY]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe)
 

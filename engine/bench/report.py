@@ -7,7 +7,8 @@ import platform
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib import metadata
@@ -82,7 +83,17 @@ def record(report: Report) -> dict[str, Any]:
 
 def write_json(found: dict[str, Any], file: str) -> None:
     """What `record` gave, as a file."""
-    Path(file).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    with writing(file):
+        Path(file).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def writing(file: str) -> Iterator[None]:
+    """RequestError names the file if it cannot be written inside: a full disk's own error has no name."""
+    try:
+        yield
+    except OSError as e:
+        raise RequestError(f"{file}: cannot be written: {e.strerror or e}") from e
 
 
 def keep(args: Any, found: Any, record: Callable[[Any], dict[str, Any]], draw: Callable[[Any, str], None]) -> None:
@@ -202,5 +213,6 @@ def draw(report: Report, file: str) -> None:
     axes.set_title(f"{report.settings.model} on {report.machine.get('device')}")
     axes.grid(alpha=0.3, which="both")
     figure.legend(loc="outside right upper")
-    figure.savefig(file, dpi=150)
+    with writing(file):
+        figure.savefig(file, dpi=150)
     pyplot.close(figure)

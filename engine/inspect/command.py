@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     """Open a step up, print it, write the files; 1 if the times of a captured graph's nodes do not add up."""
     from .. import load
     from ..bench.decode import Settings
-    from ..bench.report import check_outputs, stamp, write_json
+    from ..bench.report import check_outputs, stamp, write_json, writing
     from .dot import dot
     from .table import print_tables, record
     from .timing import TOGETHER, balanced
@@ -48,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
     step, machine = open_step(settings, args.backend, load.choose)
     print_tables(step)
     if args.dot:
-        Path(args.dot).write_text(dot(step), encoding="utf-8")
+        with writing(args.dot):
+            Path(args.dot).write_text(dot(step), encoding="utf-8")
     if args.json:
         write_json({**stamp(machine), **record(step)}, args.json)
     if args.png:
