@@ -67,6 +67,7 @@ class LLM:
     ) -> None:
         self.engine = EngineConfig(backend, graph, dtype, max_batch, max_len, cache_tokens, prefill_rows, seed, nvtx)
         report, began = Reporter(quiet), time.perf_counter()
+        self._report = report
         self._lock, self._random = threading.Lock(), random.Random(self.engine.seed)
         with open_checkpoint(resolve(str(model), progress=not quiet)) as ck:
             self._open(ck, ops, report)
@@ -237,8 +238,8 @@ class LLM:
     def _run(self, todo: list[Request]) -> Generator[tuple[Completion, int], None, None]:
         """Each token of the requests as it comes, with the completion it was added to."""
         owner = {c.seq: (request, c) for request in todo for c in request.completions}
-        with self._alone():
-            loop = Loop(self.runner)
+        with self._alone(), self._report.late_bar("prompt") as bar:
+            loop = Loop(self.runner, progress=bar)
             with closing(loop.run(list(owner))) as events:
                 for event in events:
                     request, completion = owner[event.seq]

@@ -9,7 +9,7 @@ ahead.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,10 +29,17 @@ class Event:
 
 
 class Loop:
-    """One run over a set of sequences on a runner that nobody else uses meanwhile. lookahead: False for tests."""
+    """One run over a set of sequences on a runner that nobody else uses meanwhile. lookahead: False for tests.
 
-    def __init__(self, runner: Runner, lookahead: bool = True) -> None:
-        self.runner, self.lookahead = runner, lookahead
+    progress(done, all) is told of the tokens of the prompts that are run together."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        lookahead: bool = True,
+        progress: Callable[[int, int], None] = lambda done, all: None,
+    ) -> None:
+        self.runner, self.lookahead, self._progress = runner, lookahead, progress
         self.scheduler = Scheduler(runner.slots, runner.prefill_rows, runner.table)
         self._flight: deque[tuple[Ticket, list[Sequence]]] = deque()
         self._started: list[Sequence] = []  # whose rows stand on the device
@@ -59,7 +66,7 @@ class Loop:
 
     def _fill(self) -> Iterator[Event]:
         """Admit who can be, and run prompts until every running sequence has its first token."""
-        scheduler = self.scheduler
+        scheduler, done = self.scheduler, 0
         while True:
             admitted = scheduler.admit()
             if admitted:
@@ -67,8 +74,13 @@ class Loop:
             chunks = scheduler.prefill()
             if not chunks:
                 return
+            whole = done + sum(len(seq.prompt) - seq.prefilled for seq in scheduler.running)
+            self._progress(done, whole)
             tokens, logits = self.runner.prefill(chunks)
             scheduler.filled(chunks)
+            done += sum(chunk.last - chunk.first for chunk in chunks)
+            self._progress(done, whole)
+            done %= whole  # with prompts that take the place of those that have ended, it begins again
             ended = [chunk.seq for chunk in chunks if chunk.ends]
             for i, (seq, token) in enumerate(zip(ended, tokens.tolist(), strict=True)):
                 yield self._event(seq, token, None if logits is None else logits[i])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 
 class Reporter:
@@ -30,3 +31,50 @@ class Reporter:
         with Progress(console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task(label, total=None)
             yield lambda done, all: progress.update(task, completed=done, total=all)
+
+    @contextmanager
+    def late_bar(self, label: str, after: float = 2.0) -> Iterator[Callable[[int, int], None]]:
+        """Like bar, drawn once (0, all) was `after` seconds ago and gone with (all, all); then the next may come."""
+        if self.quiet or not sys.stderr.isatty():
+            yield lambda done, all: None
+            return
+        late = _Late(self, label, after)
+        try:
+            yield late.update
+        finally:
+            late.stop()
+
+
+class _Late:
+    """A bar that a timer starts, as work that takes long may say nothing for longer."""
+
+    def __init__(self, report: Reporter, label: str, after: float) -> None:
+        self._report, self._label, self._after = report, label, after
+        self._lock, self._bars, self._timer = threading.Lock(), ExitStack(), threading.Timer(0, str)
+        self._state, self._drawn = (0, 1), None
+
+    def update(self, done: int, all: int) -> None:
+        if done >= all:
+            self.stop()
+            return
+        if not done:
+            self.stop()
+            self._timer = threading.Timer(self._after, self._draw, (self._bars,))
+            self._timer.daemon = True
+            self._timer.start()
+        with self._lock:
+            self._state = done, all
+            if self._drawn is not None:
+                self._drawn(done, all)
+
+    def _draw(self, bars: ExitStack) -> None:
+        with self._lock:
+            if bars is self._bars:  # else it is over meanwhile
+                self._drawn = bars.enter_context(self._report.bar(self._label))
+                self._drawn(*self._state)
+
+    def stop(self) -> None:
+        self._timer.cancel()
+        with self._lock:
+            bars, self._bars, self._drawn = self._bars, ExitStack(), None
+        bars.close()
