@@ -79,7 +79,7 @@ class Encoder:
         self.c, self.w, self.device = c, w, ops.device
         self.max_len = longest(c, e)
         self._pages = pages_of(self.max_len)
-        most = max(e.prefill_rows, self._pages * PAGE)
+        most = max(min(e.prefill_rows, ops.pass_rows), self._pages * PAGE)
         sizes = _sizes(most, ops.tile)
         self._buffers = ops.buffers(c, most, 0)
         pages = 1 + most // PAGE + most // TEXT_ROWS  # page 0 is the spare rows'; no two texts share one

@@ -65,6 +65,7 @@ class LLM:
         report, began = Reporter(quiet), time.perf_counter()
         self._quiet, self._random = quiet, random.Random(self.options.seed)
         self._encoding = threading.Lock()  # an encoder has the arrays of one pass
+        self._bar = report.late_bar("prompt")
         with open_checkpoint(resolve(str(model), progress=not quiet)) as ck:
             self._open(ck, ops, report)
         forks.in_child(self._after_fork)
@@ -95,7 +96,7 @@ class LLM:
         load.ban(ops, w, c, banned)
         with report.bar(f"graph {self.options.graph}") as bar:
             self._prepared: Runner | Encoder | None = (Runner if c.causal else Encoder)(ops, c, w, self.options, bar)
-        self._engine = Engine(self._prepared) if isinstance(self._prepared, Runner) else None
+        self._engine = Engine(self._prepared, progress=self._bar.update) if isinstance(self._prepared, Runner) else None
 
     # -- what was chosen ------------------------------------------------------------------------------------------
 
@@ -214,6 +215,7 @@ class LLM:
             self._template.close()
         if self._engine is not None:
             self._engine.close()
+        self._bar.stop()
         self._prepared = self._engine = None
 
     def __reduce__(self) -> NoReturn:

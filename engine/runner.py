@@ -91,7 +91,7 @@ class Runner:
         self.model = MODELS[c.arch]
         angles = self.device.upload(rope.table(c, self.max_len)) if c.rope_theta else None
         self.w = SimpleNamespace(**{**vars(w), "rope": angles})
-        self.prefill_rows = min(e.prefill_rows, pages_of(self.max_len) * PAGE * e.max_batch)
+        self.prefill_rows = min(e.prefill_rows, ops.pass_rows, pages_of(self.max_len) * PAGE * e.max_batch)
         whole = ops.buffers(c, self.prefill_rows, min(PROMPTS, self.prefill_rows // PAGE))
         self._slots = Slots(self.device, e.max_batch, c.vocab)
         self._mail, self._box = self.device.pinned((e.max_batch, MAIL), np.dtype(np.int32))

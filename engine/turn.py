@@ -69,7 +69,7 @@ class Turn:
         """Return once ready(), or once the turn is free for this thread and wants()."""
 
         def done() -> bool:
-            return ready() or not (self._taken or (self._first and not first)) and wants()
+            return ready() or (not (self._taken or (self._first and not first)) and wants())
 
         with self.lock:
             if done():

@@ -8,6 +8,7 @@ and attention.py. Threads share out both; see threads.py.
 from __future__ import annotations
 
 import math
+import mmap
 
 import ml_dtypes
 import numpy as np
@@ -26,7 +27,7 @@ class NumpyOps(Ops):
 
     name = "numpy"
     dtype = np.dtype(np.float32)
-    tile = blas.TILE
+    tile, pass_rows = blas.TILE, 2 * blas.SIZES[0]  # larger passes are no faster, and long without a sign of life
 
     def __init__(self, device: HostDevice | None = None, dtype: str = "float32") -> None:
         self.device = device or HostDevice()
@@ -42,7 +43,7 @@ class NumpyOps(Ops):
 
     def weight(self, parts, layout="rows", head_dim=0):
         """The parts below one another as one float32 matrix, converted part by part."""
-        out = np.empty((sum(len(p) for p in parts), parts[0].shape[1]), np.float32)
+        out = _own_pages(sum(len(p) for p in parts), parts[0].shape[1])
         row = 0
         for part in parts:
             rounded = part if self._round is None else part.astype(self._round, copy=False)
@@ -147,6 +148,13 @@ class NumpyOps(Ops):
         s.ids[real] = np.maximum(tokens[real], 0)
         s.positions[real] += 1
         s.visible[real] += 1
+
+
+def _own_pages(n, k):
+    """[n, k] float32, of the system and not of the allocator: there, what lives on would stand between the holes that
+    decoded tensors leave."""
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
+    return np.frombuffer(mmap.mmap(-1, max(1, 4 * n * k), **private), np.float32, n * k).reshape(n, k)
 
 
 def _tanh_factor(x):
