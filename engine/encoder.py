@@ -18,8 +18,9 @@ from .cache import pages_of
 from .config import EngineConfig, ModelConfig
 from .graph import CaptureReport, Part, Program
 from .models import MODELS
-from .ops.base import PAGE, Array, Buffers, Cache, Ops, Step
+from .ops.base import Array, Buffers, Cache, Ops, Step
 from .passes import Piece, expect_kind, fill, longest, rows_of, spare_rows
+from .sizes import PAGE
 
 Ids = Sequence[int]  # the tokens of one text
 TEXT_ROWS = 8  # a pass has place for a text in so many of its rows; more of them only if texts are shorter still

@@ -24,12 +24,13 @@ from .encoder import Encoder
 from .errors import RequestError, TokenizerError
 from .graph import CaptureReport
 from .loop import Loop
-from .ops.base import PAGE, Ops
+from .ops.base import Ops
 from .outputs import RequestOutput, StreamChunk
 from .passes import expect_kind
 from .report import Reporter
 from .requests import Completion, Request
 from .runner import Runner
+from .sizes import PAGE
 from .template import ChatTemplate
 from .tokenizer import Tokenizer
 from .weights.checkpoint import Checkpoint, open_checkpoint

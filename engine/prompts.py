@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from .graph import CaptureReport, Part, Program
-from .ops.base import PAGE, Array, Buffers, Ops, Step
+from .ops.base import Array, Buffers, Ops, Step
 from .passes import Piece, fill, rows_of, spare_rows
+from .sizes import PAGE
 
 RECORDED = 512  # rows: the 1B takes an H100 as long by then as its launches take the host; each size costs loading time
 _BODY, _HEAD = slice(-1), slice(-1, None)  # of a pass's parts

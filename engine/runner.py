@@ -20,11 +20,12 @@ from .config import EngineConfig, ModelConfig
 from .errors import DeviceError, RequestError
 from .graph import CaptureReport, Part, Program
 from .models import MODELS
-from .ops.base import DECODE_ROWS, MAIL, PAGE, Array, Buffers, Cache, Mail, Ops, Sampling, Step
+from .ops.base import Array, Buffers, Cache, Mail, Ops, Sampling, Step
 from .ops.device import Device
 from .passes import Piece, expect_kind, longest, spare_rows
 from .prompts import Prompts
-from .scheduler import PROMPTS, Chunk, Sequence
+from .scheduler import Chunk, Sequence
+from .sizes import DECODE_ROWS, MAIL, PAGE, PROMPTS
 from .slots import Slots
 
 _SHARE = {True: 0.85, False: 0.5}  # of the free memory that the cache may take: on a GPU, on the host

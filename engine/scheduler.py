@@ -11,9 +11,7 @@ from dataclasses import dataclass, field
 
 from .cache import PageTable
 from .config import SamplingParams
-from .ops.base import PAGE
-
-PROMPTS = 16  # sequences in one prefill step: their last rows make one decode-sized product with the head
+from .sizes import PAGE, PROMPTS
 
 
 @dataclass(eq=False)

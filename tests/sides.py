@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from ostinato.config import ModelConfig
-from ostinato.ops.base import PAGE, Cache, Step
+from ostinato.ops.base import Cache, Step
 from ostinato.ops.cuda import CudaOps
 from ostinato.ops.numpy import NumpyOps
+from ostinato.sizes import PAGE
 
 F32, I32 = np.dtype(np.float32), np.dtype(np.int32)
 EPS = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-18}

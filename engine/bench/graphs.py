@@ -26,7 +26,8 @@ from ..encoder import Encoder
 from ..errors import RequestError
 from ..graph import CaptureReport
 from ..loop import Loop
-from ..ops.base import PAGE, Ops
+from ..ops.base import Ops
+from ..sizes import PAGE
 from ..tokenizer import Tokenizer
 from . import breakdown, samples
 from .ceiling import Reader

@@ -12,9 +12,10 @@ import numpy as np
 from ..cache import pages_of
 from ..config import EngineConfig, ModelConfig, SamplingParams
 from ..loop import Loop
-from ..ops.base import PAGE, Ops
+from ..ops.base import Ops
 from ..runner import Row, Runner
 from ..scheduler import Scheduler, Sequence
+from ..sizes import PAGE
 
 
 @dataclass(frozen=True)

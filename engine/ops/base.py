@@ -22,10 +22,6 @@ from ..config import ModelConfig
 Array = Any  # numpy.ndarray or cupy.ndarray, by backend
 Weight = Any  # whatever Ops.weight returned: plain, packed for a kernel, quantised blocks
 
-PAGE = 64  # tokens in a cache page: the tile every attention kernel works in
-DECODE_ROWS = 16  # rows of a decode step at most; more rows are a prefill, in tiles of PAGE
-MAIL = 4  # steps whose tokens the host can still read: as many may be under way or unread at a time
-
 
 @dataclass
 class Cache:
@@ -80,9 +76,6 @@ class Mail:
 
     box: Array  # [R, MAIL] int32, memory of the host (Device.pinned)
     place: Array  # [R] int32, 0 <= place < MAIL: where the row's next token goes
-
-
-STOP_IDS = 8  # stop tokens a request may name, the model's own included
 
 
 @dataclass

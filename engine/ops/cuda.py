@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import DeviceError, UnsupportedModel
+from ..sizes import DECODE_ROWS
 from . import tuned
-from .base import DECODE_ROWS, Buffers, Cache, Step
+from .base import Buffers, Cache, Step
 from .products import c_type, check_linear, expect
 from .rows import DeviceOps
 from .shapes import PREFILL_THREADS, Shapes, prefill_shape, shared_limit

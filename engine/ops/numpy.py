@@ -16,7 +16,8 @@ import ml_dtypes
 import numpy as np
 
 from ..sampling import sample
-from .base import DECODE_ROWS, MAIL, PAGE, Ops
+from ..sizes import DECODE_ROWS, MAIL, PAGE
+from .base import Ops
 from .device import HostDevice
 
 _BLOCK = 1 << 22  # bytes of a weight that all rows go over before the next; BLAS leaves smaller ones to one thread

@@ -15,14 +15,14 @@ import numpy as np
 
 from ..config import ModelConfig
 from ..errors import DeviceError, UnsupportedModel
-from .base import DECODE_ROWS, MAIL, PAGE, STOP_IDS, Array, Buffers, Cache, Ops, Sampling, Step
+from ..sizes import DECODE_ROWS, MAIL, MAX_BATCH, PAGE, SPLITS, STOP_IDS
+from .base import Array, Buffers, Cache, Ops, Sampling, Step
 from .device import Device
 from .products import address, c_type, expect
 from .shapes import attend_blocks
 
 HEAD_SIZES = (16, 32, 48, 64, 80, 96, 112, 128, 192, 256)
 PACKED_HEAD = 128  # largest head size of packed sequences: beyond it a pass for each costs too many registers
-SPLITS = 64  # most parts decode attention cuts a row into; as in attend_decode.cuh
 SAMPLED = 2048  # logits a block of sample looks at, at least
 WIDEST = 48 * 1024  # bytes of a row that a norm keeps in shared memory
 
@@ -189,8 +189,8 @@ class DeviceOps(Ops):
         expect("advance", "tokens", tokens, I32, (rows,))
         expect("advance", "mail.box", mail.box, I32, (rows, MAIL))
         expect("advance", "mail.place", mail.place, I32, (rows,))
-        if rows > 256:
-            raise DeviceError(f"advance: expected at most 256 rows, found {rows}")
+        if rows > MAX_BATCH:
+            raise DeviceError(f"advance: expected at most {MAX_BATCH} rows, found {rows}")
         arrays = (tokens, s.seqs, s.ids, s.positions, s.visible, mail.place, mail.box)
         self._launch("elementwise.cu", "advance", (1,), 256, *arrays, np.int32(rows), np.int32(len(s.table) - 1))
 

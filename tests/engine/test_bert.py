@@ -15,10 +15,11 @@ from products import cublas
 from ostinato.config import ModelConfig
 from ostinato.load import weights
 from ostinato.models import MODELS
-from ostinato.ops.base import PAGE, Cache, Ops, Step
+from ostinato.ops.base import Cache, Ops, Step
 from ostinato.ops.cuda import CudaOps
 from ostinato.ops.device import Device
 from ostinato.ops.numpy import NumpyOps
+from ostinato.sizes import PAGE
 from ostinato.weights.checkpoint import open_checkpoint
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"

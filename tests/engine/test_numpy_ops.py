@@ -8,8 +8,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ostinato.ops.base import MAIL, PAGE, Cache, Mail, Step
+from ostinato.ops.base import Cache, Mail, Step
 from ostinato.ops.numpy import NumpyOps
+from ostinato.sizes import MAIL, PAGE
 
 OPS = NumpyOps()
 RNG = np.random.default_rng(5)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from ostinato import sampling
-from ostinato.ops.base import STOP_IDS, Sampling, Step
+from ostinato.ops.base import Sampling, Step
+from ostinato.sizes import STOP_IDS
 
 F32, I32 = np.float32, np.int32
 OFF = {"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0, "repetition": 1, "presence": 0, "frequency": 0, "seed": 7}

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
-from ostinato.ops.base import PAGE, Cache, Step
+from ostinato.ops.base import Cache, Step
 from ostinato.ops.device import Device
 from ostinato.ops.rows import DecodeTile, DeviceOps, Scratch
+from ostinato.sizes import PAGE
 
 I32, F32 = np.dtype(np.int32), np.dtype(np.float32)
 TYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16), "float32": F32}

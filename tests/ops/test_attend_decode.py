@@ -7,7 +7,7 @@ import pytest
 from rows import EPS, TYPES, Memory, RowOps, close, scratch, step
 
 from ostinato.errors import DeviceError
-from ostinato.ops.base import PAGE
+from ostinato.sizes import PAGE
 
 SHAPES = [  # heads, key/value heads, head size
     pytest.param(2, 2, 16, id="1x16"),

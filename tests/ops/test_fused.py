@@ -23,7 +23,7 @@ from sides import (
 )
 
 from ostinato.errors import DeviceError
-from ostinato.ops.base import PAGE
+from ostinato.sizes import PAGE
 
 CONFIGS = [
     pytest.param(SMALL, id="gqa-2"),

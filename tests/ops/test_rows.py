@@ -10,7 +10,8 @@ from rows import EPS, F32, I32, TYPES, RowOps, close, step
 
 from ostinato.config import ModelConfig
 from ostinato.errors import DeviceError, UnsupportedModel
-from ostinato.ops.base import PAGE, Cache
+from ostinato.ops.base import Cache
+from ostinato.sizes import PAGE
 
 rng = np.random.default_rng(11)
 

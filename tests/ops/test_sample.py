@@ -10,8 +10,9 @@ from rows import F32, I32, RowOps, step
 
 from ostinato import sampling
 from ostinato.errors import DeviceError
-from ostinato.ops.base import STOP_IDS, Sampling, Step
+from ostinato.ops.base import Sampling, Step
 from ostinato.ops.rows import Scratch
+from ostinato.sizes import STOP_IDS
 
 
 def rules(n: int, vocab: int, **changes) -> Sampling:
