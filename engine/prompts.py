@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .graph import CaptureReport, Part, Program
-from .ops.base import Array, Buffers, Ops, Step
+from .ops.base import Array, Buffers, Ops, PassKind, Step
 from .passes import Piece, fill, rows_of, spare_rows
 from .sizes import PAGE
 
@@ -74,7 +74,7 @@ class Prompts:
         b = whole.first(rows, logits=whole.logits[:n], tokens=whole.tokens[:n])
         state = self._state[: 4 * rows].reshape(4, rows)
         wanted = self._ops.device.upload(np.array(last, np.int32))
-        return b, Step(*(state[i] for i in range(4)), table=self._table, last=wanted)
+        return b, Step(*(state[i] for i in range(4)), table=self._table, last=wanted, kind=PassKind.PREFILL)
 
     def _part(self, b: Buffers, s: Step, which: slice, scope: str) -> Program:
         """Some of a pass's parts, recorded by scope."""

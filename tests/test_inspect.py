@@ -38,9 +38,7 @@ def kernels(*names: str, early: bool = True) -> Opened:
 
 
 def test_a_node_is_of_the_operation_that_added_it() -> None:
-    made = graph(
-        ("embed", "embed", 1), ("layer 0", "norm_qkv", 2), ("layer 0", "all_reduce", 0), ("head", "advance", 1)
-    )
+    made = graph(("embed", "embed", 1), ("layer 0", "norm_qkv", 2), ("layer 0", "nothing", 0), ("head", "advance", 1))
     nodes, edges = opened([made], [kernels("e", "norm", "qkv", "a")], {})
     assert [(n.part, n.operation, n.name) for n in nodes] == [
         ("embed", "embed", "e"), ("layer 0", "norm_qkv", "norm"), ("layer 0", "norm_qkv", "qkv"),
@@ -198,7 +196,7 @@ def test_command_shows_the_calls_where_nothing_is_captured(
     assert len(found["edges"]) == len(found["nodes"]) - graphs and all(n["us"] > 0 for n in found["nodes"])
     assert found["nodes_us"] == pytest.approx(sum(n["us"] for n in found["nodes"]))
     assert dot_file.read_text().count("subgraph") == 5
-    assert found["nodes"][3]["arrays"] == "x [2, 48], weight [48, 48], b.x [2, 48], norm [48]"
+    assert found["nodes"][3]["arrays"] == "x [2, 48], weight [48, 48], b.x [2, 48], s.positions [2], norm [48]"
     assert "layers 1 to 2, each" in capsys.readouterr().out
 
 

@@ -2,8 +2,8 @@
 kernels are compared with.
 
 Called through Ops like any backend; touches only the arrays it is given. A row's numbers depend on that row and its
-sequence alone: products of a decode step (R <= 16) are matrix-vector products, one a row, over the same blocks of the
-weight whatever R; larger steps are a matrix product for each tile of 64 rows, as BLAS sums up in an order that depends
+sequence alone: products of a decode pass are matrix-vector products, one a row, over the same blocks of the
+weight whatever R; other passes are a matrix product for each tile of 64 rows, as BLAS sums up in an order that depends
 on their number. BLAS brings the threads (OPENBLAS_NUM_THREADS); on cores that other work shares, one is
 faster than two.
 """
@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from ..sampling import sample
-from ..sizes import DECODE_ROWS, MAIL, PAGE
+from ..sizes import MAIL, PAGE
 from .base import Ops
 from .device import HostDevice
 
@@ -79,10 +79,10 @@ class NumpyOps(Ops):
         if keep is not None:
             keep[...] = out
 
-    def linear(self, x, weight, out, bias=None, residual=None):
+    def linear(self, x, weight, out, kind, bias=None, residual=None):
         y = np.empty(out.shape, np.float32) if residual is not None else out
         rows, width = x.shape
-        if rows > DECODE_ROWS:
+        if kind.tiled:
             for first in range(0, rows, PAGE):
                 np.matmul(x[first : first + PAGE], weight.T, out=y[first : first + PAGE])
         else:
@@ -119,7 +119,7 @@ class NumpyOps(Ops):
         cache.k[page, :, slot] = x[:, heads : heads + groups]
         cache.v[page, :, slot] = x[:, heads + groups :]
 
-    def attend(self, qkv, s, cache, heads, window, out, scratch, packed=False):
+    def attend(self, qkv, s, cache, heads, window, out, scratch):
         groups, d = cache.k.shape[1], cache.k.shape[3]
         queries = qkv.reshape(len(qkv), -1, d)[:, :heads].reshape(len(qkv), groups, heads // groups, d)
         results = out.reshape(len(qkv), groups, heads // groups, d)
