@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from ostinato import cli
-from ostinato.cuda_graph import Edge, Fact, Opened, call, readable
-from ostinato.errors import CaptureError, DeviceError
+from ostinato.cuda_graph import Edge, Fact, Opened, readable
+from ostinato.errors import CaptureError
 from ostinato.graph import Call, Graph
 from ostinato.inspect import table
 from ostinato.inspect.dot import dot
@@ -81,14 +81,6 @@ def test_products_are_told_apart_by_their_matrix() -> None:
 )
 def test_names_of_compiled_kernels_are_readable(compiled: str, shown: str) -> None:
     assert readable(compiled) == shown
-
-
-def test_a_driver_call_that_fails_names_itself() -> None:
-    status = SimpleNamespace(name="CUDA_ERROR_INVALID_VALUE")
-    driver = SimpleNamespace(good=lambda a: (0, a), two=lambda: (0, 1, 2), bad=lambda: (status,))
-    assert call(driver, "good", 7) == 7 and call(driver, "two") == [1, 2]
-    with pytest.raises(DeviceError, match="bad: CUDA_ERROR_INVALID_VALUE"):
-        call(driver, "bad")
 
 
 def step(layers: int = 3, replay: float = 0.0) -> Step:

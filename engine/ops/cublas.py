@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import DeviceError
 from .device_ops import DeviceOps
+from .driver import call
 from .products import address, c_type, check_linear, expect
 
 Gemm = Callable[[Any, Any, Any, bool], None]  # (x [R, K], weight [N, K], out [R, N], add to out)
@@ -103,6 +104,4 @@ class Cublas:
         self._call("cublasGemmEx", self._handle, size(_OP_T), size(_OP_N), *sizes, *left, *right)
 
     def _call(self, function: str, *args: Any) -> None:
-        status = getattr(self._lib, function)(*args)
-        if status:
-            raise DeviceError(f"{function} failed with status {status}")
+        call(getattr(self._lib, function), *args)
