@@ -20,12 +20,13 @@ from .encoder import Encoder
 from .engine import Engine
 from .errors import RequestError, TokenizerError
 from .graph import CaptureReport
-from .ops.base import PAGE, Ops
+from .ops.base import Ops
 from .outputs import RequestOutput
 from .passes import expect_kind
 from .report import Reporter
 from .runner import Runner
 from .sequence import Request
+from .sizes import PAGE
 from .stream import AsyncStream, Stream
 from .template import ChatTemplate
 from .tokenizer import Tokenizer

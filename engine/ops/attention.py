@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .base import PAGE, Cache, Step
+from ..sizes import PAGE
+from .base import Cache, Step
 from .threads import Team
 
 KEYS = 512  # tokens whose keys a tile takes at a time: scores that stay in a core's cache

@@ -14,8 +14,9 @@ import ml_dtypes
 import numpy as np
 
 from ..sampling import sample
+from ..sizes import MAIL, PAGE
 from . import attention, blas
-from .base import DECODE_ROWS, MAIL, PAGE, Ops
+from .base import Ops
 from .device import HostDevice
 from .threads import team
 
@@ -84,9 +85,9 @@ class NumpyOps(Ops):
         if keep is not None:
             keep[...] = out
 
-    def linear(self, x, weight, out, bias=None, residual=None):
+    def linear(self, x, weight, out, kind, bias=None, residual=None):
         y = np.empty(out.shape, np.float32) if residual is not None else out
-        (blas.decode if len(x) <= DECODE_ROWS else blas.prefill)(self._team, x, weight, y)
+        (blas.prefill if kind.tiled else blas.decode)(self._team, x, weight, y)
         if bias is not None:
             y += bias
         if residual is not None:
@@ -116,11 +117,11 @@ class NumpyOps(Ops):
         cache.k[page, :, slot] = x[:, heads : heads + groups]
         cache.v[page, :, slot] = x[:, heads + groups :]
 
-    def attend(self, qkv, s, cache, heads, window, out, scratch, packed=False):
-        if len(qkv) <= DECODE_ROWS and not packed:
-            attention.decode(qkv, s, cache, heads, window, out)
-        else:
+    def attend(self, qkv, s, cache, heads, window, out, scratch):
+        if s.kind.tiled:
             attention.prefill(self._team, qkv, s, cache, heads, window, out)
+        else:
+            attention.decode(qkv, s, cache, heads, window, out)
 
     def silu_mul(self, gate_up, out):
         gate, up = gate_up[:, : out.shape[1]], gate_up[:, out.shape[1] :]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ostinato import LLM, RequestError, SamplingParams, prompt_text
-from ostinato.ops.base import STOP_IDS
+from ostinato.sizes import STOP_IDS
 
 LLAMA = Path(__file__).resolve().parents[1] / "fixtures/llama"
 QUESTION = [{"role": "user", "content": "hi"}]

@@ -10,7 +10,7 @@ import pytest
 
 from ostinato.config import EngineConfig, ModelConfig, SamplingParams
 from ostinato.errors import RequestError
-from ostinato.ops.base import STOP_IDS
+from ostinato.sizes import STOP_IDS
 
 MODEL = ModelConfig(
     arch="decoder", layers=1, hidden=8, heads=1, kv_heads=1, head_dim=8, ffn=8, vocab=100, max_len=64, eps=1e-5,
