@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .report import print_json
+
 OLDEST = 80  # compute capability times ten that the kernels are written for
 
 
@@ -224,7 +226,7 @@ def main(as_json: bool = False, only_extra: bool = False, graph_limits: bool = F
         return report.main(as_json)
     findings = examine()
     if as_json:
-        print(json.dumps([asdict(f) for f in findings], indent=1))
+        print_json([asdict(f) for f in findings], indent=1)
     else:
         for f in findings:
             print(f"{'ok' if f.ok else '--' if f.ok is None else 'FAIL':5s} {f.name:9s} {f.found}")

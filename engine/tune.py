@@ -23,6 +23,7 @@ from .bench.command import chosen_model, numbers
 from .descent import Axis, Table, axes, descend
 from .errors import DeviceError, RequestError
 from .ops.shapes import DecodeShape, Key, Launch, Shapes, decode_shape, rule
+from .report import console, say
 
 if TYPE_CHECKING:
     from .bench.decode import Choose, Settings
@@ -142,12 +143,15 @@ class Steps:
             try:
                 return self.ms(table, part.batches)
             except DeviceError as e:
-                _say(f"skipped: {e}")
+                say("tune", f"skipped: {e}")
                 return inf
 
-        _say(f"{part.name}: batch {', '.join(map(str, part.batches))}, {seconds:.0f} s at most")
+        say("tune", f"{part.name}: batch {', '.join(map(str, part.batches))}, {seconds:.0f} s at most")
         plans = [plan for key, s in start.items() for axis in every for plan in self._others(key, s, axis, part)]
-        _say(f"{part.name}: compiled {self._compile(plans, over)} kernels, {end - clock.perf_counter():.0f} s left")
+        say(
+            "tune",
+            f"{part.name}: compiled {self._compile(plans, over)} kernels, {end - clock.perf_counter():.0f} s left",
+        )
         return descend(start, [limited(axis) for axis in every], time, over, _taken)
 
     def _usable(
@@ -246,10 +250,8 @@ def record(found: Choice) -> dict[str, Any]:
 
 def print_choice(found: Choice) -> None:
     """Tables on stdout, and lines for DECODE of ops/shapes.py."""
-    from rich.console import Console
     from rich.table import Table as Columns
 
-    console = Console(width=None if sys.stdout.isatty() else 160)
     shapes = Columns("matrix", "N x K", "before", "after", title=f"{found.settings.model} on {found.device}")
     for name, key in found.matrices.items():
         before, after = _code(found.before[key]), _code(found.after[key])
@@ -257,10 +259,10 @@ def print_choice(found: Choice) -> None:
     times = Columns("batch", "ms before", "ms after", "x")
     for batch, (before, after) in found.ms.items():
         times.add_row(str(batch), f"{before:.4f}", f"{after:.4f}", f"{before / after:.3f}")
-    console.print(shapes, times)
+    console(160).print(shapes, times)
     for key, shape in sorted(found.after.items()):
         print(f"    {key}: {_code(shape)},")
-    _say(f"written to {found.file}, which is used from now on")
+    say("tune", f"written to {found.file}, which is used from now on")
 
 
 def _code(shape: DecodeShape) -> str:
@@ -275,8 +277,4 @@ def _launch(v: Launch) -> str:
 
 
 def _taken(key: Key, shape: DecodeShape, new: float, old: float) -> None:
-    _say(f"{new:.4f} ms instead of {old:.4f}: {key}: {_code(shape)}")
-
-
-def _say(what: str) -> None:
-    print(f"tune: {what}", file=sys.stderr, flush=True)
+    say("tune", f"{new:.4f} ms instead of {old:.4f}: {key}: {_code(shape)}")

@@ -66,7 +66,7 @@ class Sampling:
     presence: Array  # [S + 1] float32, 0 = off
     frequency: Array  # [S + 1] float32, 0 = off
     seed: Array  # [S + 1] uint64
-    stop_ids: Array  # [S + 1, STOP_IDS] int32, -1 = none; banned while positions[r] + 1 < stop_from
+    stop_ids: Array  # [S + 1, STOP_IDS] int32, ids first, then -1; banned while positions[r] + 1 < stop_from
     stop_from: Array  # [S + 1] int32, first position a stop token may take (min_tokens)
     counts: Array  # [S + 1, V] int32, 2 * times generated + (1 if in the prompt); kept only with penalties on
 
@@ -82,7 +82,7 @@ class Mail:
     place: Array  # [R] int32, 0 <= place < MAIL: where the row's next token goes
 
 
-STOP_IDS = 8  # stop tokens a request may name, the model's own included
+STOP_IDS = 32  # stop tokens a request may name, the model's own included
 
 
 @dataclass

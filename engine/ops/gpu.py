@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,8 @@ class CupyDevice(Device):
         self._configs: dict[tuple, Any] = {}
         self._clusters: dict[tuple, int] = {}
         self._rooms: dict[int, Arguments] = {}
+        self._mark = _marks(cupy)
+        self.end_at_fork()
 
     def empty(self, shape, dtype):
         with self.stream:
@@ -135,7 +138,7 @@ class CupyDevice(Device):
         return config
 
     def mark(self):
-        return self.stream.record()
+        return self.stream.record(self._mark())
 
     def wait(self, mark):
         try:
@@ -164,6 +167,18 @@ class _Function:
         """Let it have `shared` bytes of dynamic shared memory."""
         if shared > self.shared:
             self.raw.max_dynamic_shared_size_bytes = self.shared = shared
+
+
+def _marks(cupy: Any) -> type:
+    """CuPy's events, but that those in a forked child's memory are left alone: to destroy one there is an error."""
+    process = os.getpid()
+
+    class Mark(cupy.cuda.Event):
+        def __del__(self) -> None:
+            if os.getpid() == process:
+                super().__del__()
+
+    return Mark
 
 
 def _versions(runtime: Any) -> dict[str, str]:

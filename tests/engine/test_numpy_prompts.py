@@ -7,12 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from small import LLAMA, MODELS, model, sequence
+from small import LLAMA, MODELS, complete, events, model, sequence
 
 from ostinato.bench.synthetic import shape
 from ostinato.config import EngineConfig
 from ostinato.encoder import Encoder
-from ostinato.loop import Loop
 from ostinato.ops import attention, blas
 from ostinato.ops.base import PAGE, Cache, Step
 from ostinato.ops.numpy import NumpyOps
@@ -42,7 +41,7 @@ def needle_logits(name: str, others: list[list[int]], threads: int, **options: i
     ops, c, w = model(MODELS[name], Counting(threads))
     on = Runner(ops, c, w, EngineConfig(**{"max_batch": 4, "cache_tokens": 4096, "graph": "off", **options}))
     batch = [sequence(prompt, TOKENS, logprobs=0) for prompt in (*others, NEEDLE)]
-    return np.stack([np.array(e.logits) for e in Loop(on).run(batch) if e.seq is batch[-1]])
+    return np.stack([np.array(e.logits) for e in events(on, batch) if e.seq is batch[-1]])
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "gpt2"])
@@ -81,7 +80,7 @@ def test_short_texts_are_not_padded_to_a_page_each() -> None:
 def test_a_short_prompt_is_not_padded_to_a_page() -> None:
     ops, c, w = model(LLAMA, Counting())
     on = Runner(ops, c, w, EngineConfig(max_batch=1, cache_tokens=512, graph="off"))
-    list(Loop(on).run([sequence([1, 2, 3], 1)]))
+    complete(on, [sequence([1, 2, 3], 1)])
     assert ops.rows == 4 * c.layers * 32 + 32
 
 

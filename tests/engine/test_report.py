@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from small import runner, sequence
+from small import events, request, runner, sequence
 
 from ostinato import report
-from ostinato.loop import Loop
+from ostinato.engine import Engine
 from ostinato.report import Reporter
 
 
@@ -36,13 +36,14 @@ class Bars:
 
 def test_a_bar_comes_by_itself_while_nobody_says_anything(monkeypatch: pytest.MonkeyPatch) -> None:
     bars = Bars(monkeypatch)
-    with Reporter(quiet=False).late_bar("prompt", after=0.01) as update:
-        update(0, 9)
-        assert bars.begun.wait(10)
-        update(5, 9)
-        update(9, 9)
-        assert bars.drawn == ["begin", (0, 9), (5, 9), "end"]
-        update(0, 4)
+    bar = Reporter(quiet=False).late_bar("prompt", after=0.01)
+    bar.update(0, 9)
+    assert bars.begun.wait(10)
+    bar.update(5, 9)
+    bar.update(9, 9)
+    assert bars.drawn == ["begin", (0, 9), (5, 9), "end"]
+    bar.update(0, 4)
+    bar.stop()
     assert bars.drawn.count("begin") == bars.drawn.count("end")
 
 
@@ -52,19 +53,28 @@ def test_a_bar_comes_by_itself_while_nobody_says_anything(monkeypatch: pytest.Mo
 ])  # fmt: skip
 def test_no_bar(monkeypatch: pytest.MonkeyPatch, quiet: bool, terminal: bool, after: float) -> None:
     bars, alive = Bars(monkeypatch, terminal), threading.active_count()
-    with Reporter(quiet).late_bar("prompt", after) as update:
-        for done in range(3):
-            update(done, 2)
+    bar = Reporter(quiet).late_bar("prompt", after)
+    for done in range(3):
+        bar.update(done, 2)
     assert bars.drawn == []
     assert threading.active_count() <= alive + 1  # a timer that was told to end may take a moment
 
 
 def test_a_bar_goes_when_the_prompt_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     bars = Bars(monkeypatch)
-    with pytest.raises(KeyboardInterrupt), Reporter(quiet=False).late_bar("prompt", after=0.01) as update:
-        update(0, 9)
-        assert bars.begun.wait(10)
-        raise KeyboardInterrupt
+    bar = Reporter(quiet=False).late_bar("prompt", after=0.01)
+
+    def broken(done: int, all: int) -> None:
+        bar.update(done, all)
+        if done == 64:
+            assert bars.begun.wait(10)
+            raise KeyboardInterrupt
+
+    engine = Engine(runner(prefill_rows=64), progress=broken)
+    engine.add(request([1] * 300, 1))
+    with pytest.raises(KeyboardInterrupt):
+        while True:
+            engine.step()
     assert bars.drawn[-1] == "end"
 
 
@@ -72,10 +82,10 @@ def test_a_bar_goes_when_the_prompt_is_given_up(monkeypatch: pytest.MonkeyPatch)
     pytest.param(2, [(0, 90), (64, 90), (70, 90), (70, 100), (90, 100), (100, 100)], id="together"),
     pytest.param(1, [(0, 70), (64, 70), (70, 70), (0, 20), (20, 20), (0, 10), (10, 10)], id="in-turn"),
 ])  # fmt: skip
-def test_the_loop_tells_of_prompts_that_run_together(slots: int, expected: list[tuple[int, int]]) -> None:
+def test_the_batch_tells_of_prompts_that_run_together(slots: int, expected: list[tuple[int, int]]) -> None:
     told: list[tuple[int, int]] = []
     on = runner(max_batch=slots, prefill_rows=64)
     batch = [sequence([1] * 70, 1), sequence([2] * 20, 1), sequence([3] * 10, 1)]
-    for _ in Loop(on, progress=lambda done, all: told.append((done, all))).run(batch):
+    for _ in events(on, batch, progress=lambda done, all: told.append((done, all))):
         pass
     assert list(dict.fromkeys(told)) == expected

@@ -1,0 +1,272 @@
+"""An LLM in processes that were forked after it was made: each program here runs by itself, and says what it saw."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LLAMA = Path(__file__).resolve().parents[1] / "fixtures/llama"
+
+BEGIN = f"""
+import os, signal, sys, threading, time
+signal.alarm(50)
+from ostinato import LLM, DeviceError, RequestError, SamplingParams
+
+def forked(body, *args):
+    "What body returns in a forked child, which ends as programs end: finalizers and all."
+    sys.stdout.flush()
+    read, write = os.pipe()
+    pid = os.fork()
+    if not pid:
+        signal.alarm(40)
+        try:
+            said = str(body(*args))
+        except Exception as e:
+            said = f"{{type(e).__name__}}: {{e}}"
+        os.write(write, said.encode())
+        sys.exit(0)
+    os.close(write)
+    with open(read) as answer:
+        said = answer.read()
+    os.waitpid(pid, 0)
+    return said
+
+MODEL = {str(LLAMA)!r}
+llm = LLM(MODEL, backend="numpy", quiet=True)
+GREEDY = SamplingParams(max_tokens=6, ignore_eos=True)
+def say(word): return [{{"role": "user", "content": word}}]
+def renderer(llm=llm): return llm._template._sandbox._child
+def answer(word): return llm.chat_prompt(say(word))
+"""
+
+PROGRAMS = {
+    "a-child-starts-a-renderer-of-its-own": """
+right = answer("one")
+def child():
+    fresh = renderer() is None
+    return fresh, answer("one") == right, renderer()._process.pid != parents
+parents = renderer()._process.pid
+assert forked(child) == "(True, True, True)"
+assert answer("one") == right and renderer()._process.pid == parents
+""",
+    "a-child-has-no-pipe-of-the-parent": """
+answer("one")
+pipes = {os.readlink(f"/proc/self/fd/{p.fileno()}") for p in (renderer()._stdin, renderer()._stdout)}
+def child():
+    links = set()
+    for fd in os.listdir("/proc/self/fd"):
+        try: links.add(os.readlink(f"/proc/self/fd/{fd}"))
+        except OSError: pass
+    return pipes & links
+assert forked(child) == "set()"
+""",
+    "two-processes-do-not-read-each-others-answers": """
+words = ["sun " * n for n in range(1, 20)]
+right = [answer(w) for w in words]
+def child(): return [answer(w) for w in reversed(words)] == right[::-1]
+results = []
+threads = [threading.Thread(target=lambda: results.append(forked(child))) for _ in range(2)]
+for t in threads: t.start()
+for _ in range(5):
+    assert [answer(w) for w in words] == right
+for t in threads: t.join()
+assert results == ["True", "True"]
+""",
+    "the-parent-closes-while-the-child-lives": """
+right = answer("one")
+read, write = os.pipe()
+pid = os.fork()
+if not pid:
+    os.read(read, 1)
+    os._exit(0 if answer("one") == right and llm.generate("x", GREEDY)[0].completion_tokens == 6 else 1)
+process = renderer()._process
+llm.close()
+assert process.returncode is not None
+os.write(write, b"x")
+assert os.waitpid(pid, 0)[1] == 0
+""",
+    "close-in-a-child-leaves-the-parents-renderer": """
+right = answer("one")
+assert forked(llm.close) == "None"
+assert renderer()._process.poll() is None and answer("one") == right
+""",
+    "a-lock-held-by-another-thread-is-free-in-a-child": """
+answer("one")
+held, done = threading.Event(), threading.Event()
+def hold():
+    with llm._template._sandbox._lock, llm.tokenizer._lock:
+        held.set(); done.wait()
+thread = threading.Thread(target=hold)
+thread.start(); held.wait()
+said = forked(lambda: len(answer("one")) > 0 and llm.generate("x", GREEDY)[0].completion_tokens)
+done.set(); thread.join()
+assert said == "6"
+""",
+    "a-stream-open-while-forking": """
+right = llm.generate("The river", GREEDY)[0].text
+stream = llm.stream("The river", GREEDY)
+text = next(stream).text
+def child():
+    assert llm.generate("The river", GREEDY)[0].text == right
+    try: next(stream)
+    except RequestError as e: assert "forked" in str(e)
+    else: return "it went on"
+    stream.close()
+    assert llm.runner.table.free == llm.runner.table.pages - 1
+    return llm.generate("The river", GREEDY)[0].text == right
+assert forked(child) == "True"
+assert text + "".join(chunk.text for chunk in stream) == right
+assert llm.runner.table.free == llm.runner.table.pages - 1
+""",
+    "a-stream-of-another-thread-does-not-lock-a-child-out": """
+right = llm.generate("The river", GREEDY)[0].text
+stream, began, done = llm.stream("The river", GREEDY), threading.Event(), threading.Event()
+def other():
+    next(stream); began.set(); done.wait()
+thread = threading.Thread(target=other)
+thread.start(); began.wait()
+said = forked(lambda: llm.generate("The river", GREEDY)[0].text)
+done.set(); thread.join()
+assert said == right
+""",
+    "children-do-not-all-choose-alike": """
+hot = SamplingParams(max_tokens=12, temperature=2.0, ignore_eos=True)
+def child(): return llm.generate("The river", hot)[0].token_ids
+found = {forked(child) for _ in range(2)} | {str(child())}
+assert len(found) == 3, found
+""",
+    "with-a-seed-they-do": """
+llm = LLM(MODEL, backend="numpy", seed=7, quiet=True)
+hot = SamplingParams(max_tokens=12, temperature=2.0, ignore_eos=True)
+def child(): return llm.generate("The river", hot)[0].token_ids
+found = {forked(child) for _ in range(2)} | {str(child())}
+assert len(found) == 1, found
+""",
+    "a-pre-forking-server": """
+right = answer("one")
+def serve(reads, writes):
+    while word := os.read(reads, 100).decode():
+        os.write(writes, str(answer(word) == llm.chat_prompt(say(word)) and llm.chat(say(word), GREEDY).text).encode())
+workers = []
+for _ in range(3):
+    (a, b), (c, d) = os.pipe(), os.pipe()
+    if not (pid := os.fork()):
+        for fd in (b, c, *[fd for w in workers for fd in w[1:]]): os.close(fd)
+        serve(a, d)
+        sys.exit(0)
+    os.close(a); os.close(d)
+    workers.append((pid, b, c))
+for word in ("one", "two"):
+    for _, b, _ in workers: os.write(b, word.encode())
+    assert {os.read(c, 1000).decode() for _, _, c in workers} == {llm.chat(say(word), GREEDY).text}
+for pid, b, c in workers:
+    os.close(b)
+    assert os.waitpid(pid, 0)[1] == 0
+assert answer("one") == right
+""",
+    "a-gpu-in-a-child": """
+from ostinato.ops.device import HostDevice
+class Gpu(HostDevice):
+    destroyed = []
+    name = "Some GPU"
+    def __init__(self): self.end_at_fork()
+    def __del__(self): os.write(2, b"destroyed")
+from ostinato.ops.numpy import NumpyOps
+ops = NumpyOps(); ops.device = Gpu()
+gpu = LLM(MODEL, ops=ops, quiet=True)
+right, stream = gpu.generate("x", GREEDY)[0].text, gpu.stream("x", GREEDY)
+next(stream)
+for call in (lambda: gpu.generate("x", GREEDY), lambda: gpu.stream("x", GREEDY), lambda: gpu.chat(say("x")),
+             lambda: gpu.logits([1]), lambda: gpu.max_len, lambda: next(stream), lambda: ops.device.synchronize(),
+             lambda: ops.device.upload(None)):
+    said = forked(call)
+    assert said.startswith("DeviceError: Some GPU: expected the process that opened it"), said
+assert forked(lambda: (stream.close(), gpu.close())) == "(None, None)"
+stream.close()
+assert gpu.generate("x", GREEDY)[0].text == right
+os.write(1, b"as expected"); os._exit(0)
+""",
+    "multiprocessing-fork": """
+import multiprocessing
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    right = [answer(w) for w in ("one", "two", "three")]
+    assert pool.map(answer, ("one", "two", "three")) == right
+assert [answer(w) for w in ("one", "two", "three")] == right
+""",
+    "a-model-is-not-pickled": """
+import copy, pickle
+for call in (pickle.dumps, copy.copy, copy.deepcopy):
+    try: call(llm)
+    except RequestError as e: assert "make one there" in str(e)
+    else: raise AssertionError(call)
+""",
+    "thousands-of-descriptors": """
+import resource
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+for _ in range(min(4096, hard) - 200): os.open(os.devnull, os.O_RDONLY)
+right = answer("one")
+assert renderer()._stdout.fileno() > 1023 and answer("one") == right
+""",
+    "sixty-four-descriptors": """
+import resource
+before = len(os.listdir("/proc/self/fd"))
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+right = answer("one")
+for _ in range(3):
+    llm._template.close()
+    assert answer("one") == right
+with LLM(MODEL, backend="numpy", quiet=True) as other: assert other.chat_prompt(say("one")) == right
+del other
+assert len(os.listdir("/proc/self/fd")) <= before + 2
+""",
+    "signals-in-every-system-call": """
+signal.signal(signal.SIGALRM, lambda *_: None)
+signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)
+right = answer("one")
+assert llm.chat(say("one"), GREEDY).completion_tokens == 6
+for _ in range(2):
+    llm._template.close()
+    assert answer("one") == right
+signal.setitimer(signal.ITIMER_REAL, 0)
+""",
+    "a-parent-that-ignores-the-timers-signal": """
+signal.signal(signal.SIGPROF, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPROF})
+from ostinato.errors import TokenizerError
+from ostinato.sandbox import Sandbox
+try: Sandbox("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "x").render([{}])
+except TokenizerError as e: assert "takes too long" in str(e), e
+""",
+    "ctrl-c-does-not-reach-the-renderer": """
+signal.signal(signal.SIGINT, lambda *_: None)
+right = answer("one")
+os.kill(renderer()._process.pid, signal.SIGINT)
+time.sleep(0.05)
+assert answer("one") == right
+""",
+    "close-while-another-thread-renders": """
+from ostinato.errors import TokenizerError
+from ostinato.sandbox import Sandbox
+box, said = Sandbox("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "x"), []
+def render():
+    try: box.render([{}])
+    except TokenizerError as e: said.append(str(e))
+thread = threading.Thread(target=render)
+thread.start()
+while box._child is None: time.sleep(0.001)
+box.close(); thread.join()
+assert "SIGKILL" in said[0], said
+""",
+}
+
+
+@pytest.mark.parametrize("program", [pytest.param(text, id=name) for name, text in PROGRAMS.items()])
+def test_processes(program: str) -> None:
+    source = BEGIN + program + "\nprint('as expected')\n"
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", source]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.stdout.strip(), done.stderr, done.returncode) == ("as expected", "", 0)
