@@ -38,7 +38,7 @@ class NumpyOps(Ops):
     @property
     def align(self) -> int:
         """1 where BLAS gives a row the same bits at every place in a product, else the rows of the smallest product."""
-        return 1 if all(blas.anywhere(*shape) for shape in self._shapes) else blas.TILE
+        return 1 if all(blas.way_of(*shape).anywhere for shape in self._shapes) else blas.TILE
 
     # -- memory ---------------------------------------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ def product(x: np.ndarray, weight: np.ndarray, team: Team = ONE, way=blas.prefil
 @pytest.mark.parametrize(("n", "k"), SHAPES)
 def test_rows_of_a_prompt_have_the_same_bits_in_any_company(n: int, k: int) -> None:
     weight, x = operands(n, k, 448)
-    step = 1 if blas.anywhere(n, k) else blas.TILE
+    step = 1 if blas.way_of(n, k).anywhere else blas.TILE
     alone = np.concatenate([product(x[r : r + blas.TILE], weight) for r in range(0, 448, blas.TILE)])
     np.testing.assert_allclose(alone, x.astype(np.float64) @ weight.T.astype(np.float64), rtol=1e-3, atol=1e-3)
     for team in (ONE, TWO):
@@ -59,7 +59,7 @@ def test_a_matrix_vector_product_would_be_noticed() -> None:
     (1, [32]), (32, [32]), (33, [32, 32]), (64, [64]), (96, [64, 32]), (500, [256, 128, 64, 32, 32]), (512, [256, 256]),
 ])  # fmt: skip
 def test_few_shapes_and_little_padding(rows: int, expected: list[int]) -> None:
-    tiles = blas._tiles(rows, (256, 128, 64, 32))
+    tiles = blas.tiles_of(rows, (256, 128, 64, 32))
     assert [size for _, size in tiles] == expected
     assert [first for first, _ in tiles] == np.cumsum([0, *expected[:-1]]).tolist()
 
@@ -69,17 +69,39 @@ def by_itself(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.stack([a.dot(np.ascontiguousarray(row)) for row in b.T], 1)
 
 
-def by_place(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """One that sums up the last four rows of large products in another order, as that for AVX2 does."""
+def at_the_end(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """One that sums up the last four rows of large products in another order."""
     out = by_itself(a, b)
     if b.shape[1] > 64:
         out[:, -4:] = by_itself(a[:, ::-1].copy(), b[::-1, -4:])
     return out
 
 
-@pytest.mark.parametrize(("matmul", "expected"), [(by_itself, (256, 128, 64, 32)), (by_place, (64, 32))])
-def test_sizes_with_other_bits_are_not_used(monkeypatch: pytest.MonkeyPatch, matmul, expected) -> None:
+def at_both_ends(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """One that does so with the first and the last eight rows of all, as OpenBLAS does for AVX2."""
+    out = by_itself(a, b)
+    for ends in (slice(8), slice(-8, None)):
+        out[:, ends] = by_itself(a[:, ::-1].copy(), b[::-1, ends])
+    return out
+
+
+def by_place(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """One with an order for even and one for odd rows."""
+    out = by_itself(a, b)
+    out[:, ::2] = by_itself(a[:, ::-1].copy(), b[::-1, ::2])
+    return out
+
+
+@pytest.mark.parametrize(("matmul", "expected"), [
+    (by_itself, blas.Way((256, 128, 64, 32), 0, True)),
+    (at_the_end, blas.Way((64, 32), 0, True)),
+    (at_both_ends, blas.Way((256, 128, 64, 32), 8, True)),
+    (by_place, blas.Way((32,), 0, False)),
+])  # fmt: skip
+def test_products_are_made_as_blas_sums_up(monkeypatch: pytest.MonkeyPatch, matmul, expected: blas.Way) -> None:
     monkeypatch.setattr(blas.np, "matmul", matmul)
-    blas._agree.cache_clear()
-    assert blas.sizes.__wrapped__(100, 96) == expected
-    blas._agree.cache_clear()
+    for known in (blas._agree, blas._uniform):
+        known.cache_clear()
+    assert blas.way_of.__wrapped__(100, 96) == expected
+    for known in (blas._agree, blas._uniform):
+        known.cache_clear()
