@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ostinato import LLM, EngineError, RequestError, SamplingParams
@@ -23,7 +24,9 @@ BAD = [  # prompt, params, error, message
     pytest.param([[1, True]], None, RequestError, r"prompt\[1\].*found True", id="boolean id"),
     pytest.param([[1, 2.0]], None, RequestError, r"prompt\[1\].*found 2.0", id="float id"),
     pytest.param([None], None, RequestError, r"prompt\[0\]|prompts?:", id="None"),
+    pytest.param([np.array(5)], None, RequestError, "prompt: expected a string or a list", id="an array of no length"),
     pytest.param([[5] * 128], None, RequestError, "prompt: expected fewer than 128 tokens", id="prompt too long"),
+    pytest.param([[None] * 128], None, RequestError, "fewer than 128 tokens", id="too long, before its ids"),
     pytest.param([[5]], {"max_tokens": 128}, RequestError, "max_tokens: expected at most 127", id="does not fit"),
     pytest.param([[5] * 100], {"min_tokens": 50}, RequestError, "min_tokens: expected at most 28", id="min_tokens"),
     pytest.param("a", {"stop_token_ids": [272]}, RequestError, "stop_token_ids", id="stop token"),
