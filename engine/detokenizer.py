@@ -1,7 +1,7 @@
 """From token ids back to text, token by token: the same code serves whole outputs and streams.
 
 A token is turned into its bytes, bytes into characters as soon as they are complete. So each token costs its own
-length, and only an unfinished UTF-8 sequence is ever held back. tokenizer.py makes these; they touch nothing else.
+length, and only an unfinished UTF-8 sequence is ever held back.
 """
 
 from __future__ import annotations

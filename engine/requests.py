@@ -44,7 +44,7 @@ def make(
 
     seed() gives a fresh seed where params have none. encode(text, t, max_len) gives the ids of a text."""
     text = prompt if isinstance(prompt, str) else None
-    ids = encode(prompt, t, limits.max_len) if isinstance(prompt, str) else token_ids(prompt, c.vocab)
+    ids = encode(prompt, t, limits.max_len) if isinstance(prompt, str) else token_ids(prompt, c.vocab, limits.max_len)
     if not ids:
         raise RequestError("prompt: expected at least one token, found none")
     room = limits.max_len - len(ids)
@@ -76,10 +76,14 @@ def of_prompt(index: int, error: RequestError) -> RequestError:
     return type(error)(f"prompts[{index}]{separator}{rest if not separator else message}")
 
 
-def token_ids(prompt: Any, vocab: int) -> list[int]:
-    """A prompt given as ids, as plain integers. RequestError if it is anything else or an id is out of range."""
-    if not isinstance(prompt, (list, tuple, np.ndarray)):
+def token_ids(prompt: Any, vocab: int, max_len: int | None = None) -> list[int]:
+    """A prompt given as ids, as plain integers. RequestError if it is anything else, has max_len ids or more (which is
+    looked at first), or an id is out of range."""
+    single = isinstance(prompt, np.ndarray) and prompt.ndim == 0
+    if single or not isinstance(prompt, (list, tuple, np.ndarray)):
         raise RequestError(f"prompt: expected a string or a list of token ids, found {type(prompt).__name__}")
+    if max_len is not None and len(prompt) >= max_len:
+        raise RequestError(f"prompt: expected fewer than {max_len} tokens (max_len), found {len(prompt)}")
     values = prompt.tolist() if isinstance(prompt, np.ndarray) else prompt
     return [integer(f"prompt[{i}]", value, 0, vocab - 1) for i, value in enumerate(values)]
 

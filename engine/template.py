@@ -5,7 +5,7 @@ text is ten characters to the model. Where a message spells a control token, the
 in its stead, and the rest as it is, so that trimming, splitting or looking into a message works as ever and the ids
 are those of the plain rendering but for the placeholder. The two renderings must agree, else the request is refused.
 
-LLM.chat calls this; rendering happens in a process of its own (sandbox.py).
+Rendering happens in a process of its own (sandbox.py).
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ostinato import LLM, EngineError, RequestError, SamplingParams
@@ -39,6 +40,10 @@ BAD = [  # prompt, params, error, message
     pytest.param(
         [[5] * 128], None, RequestError, r"prompts\[0\]: expected fewer than 128 tokens", id="prompt too long"
     ),
+    pytest.param(
+        [np.array(5)], None, RequestError, r"prompts?\b.*: expected a string or a list", id="an array of no length"
+    ),
+    pytest.param([[None] * 128], None, RequestError, "fewer than 128 tokens", id="too long, before its ids"),
     pytest.param([[5]], {"max_tokens": 128}, RequestError, "max_tokens: expected at most 127", id="does not fit"),
     pytest.param([[5] * 100], {"min_tokens": 50}, RequestError, "min_tokens: expected at most 28", id="min_tokens"),
     pytest.param("a", {"stop_token_ids": [272]}, RequestError, "stop_token_ids", id="stop token"),
