@@ -56,10 +56,10 @@ def test_one_graph_a_step_or_a_part_and_bucket(scope: str, graphs: int) -> None:
     assert (on.steps_captured.seconds > 0) == (scope != "off")
 
 
-@pytest.mark.parametrize(("scope", "graphs"), [("off", 0), ("layer", 8 * (1 + 3)), ("step", 8)])
+@pytest.mark.parametrize(("scope", "graphs"), [("off", 0), ("layer", 16 * (1 + 3)), ("step", 16)])
 def test_one_graph_a_pass_or_a_part_of_it_for_prompts_of_few_rows(scope: str, graphs: int) -> None:
     on, few = runner(graph=scope), runner(graph=scope, prefill_rows=128)
-    assert [*on.prompts.sizes] == [64, 128, 192, 256, 320, 384, 448, 512] and [*few.prompts.sizes] == [64, 128]
+    assert [*on.prompts.sizes] == [*range(32, 513, 32)] and [*few.prompts.sizes] == [32, 64, 96, 128]
     assert (on.prompts.captured.graphs, few.prompts.captured.graphs) == (graphs, graphs / 4)
     assert on.captured.graphs == on.steps_captured.graphs + graphs
 
