@@ -241,6 +241,15 @@ from ostinato.sandbox import Sandbox
 try: Sandbox("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "x").render([{}])
 except TokenizerError as e: assert "takes too long" in str(e), e
 """,
+    "a-parent-that-ignores-its-children": """
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+from ostinato.errors import TokenizerError
+from ostinato.sandbox import Sandbox
+try: Sandbox("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "x").render([{}])
+except TokenizerError as e: assert "ignores SIGCHLD" in str(e), e
+assert answer("one") == answer("one")
+llm.close()
+""",
     "ctrl-c-does-not-reach-the-renderer": """
 signal.signal(signal.SIGINT, lambda *_: None)
 right = answer("one")
@@ -262,6 +271,35 @@ box.close(); thread.join()
 assert "SIGKILL" in said[0], said
 """,
 }
+
+
+SERVER = f"""
+import multiprocessing, sys
+from ostinato import LLM, SamplingParams
+if __name__ != "__main__":  # a worker imports this file, or the server that forks them does
+    llm = LLM({str(LLAMA)!r}, backend="numpy", quiet=True)
+    llm.chat_prompt([{{"role": "user", "content": "one"}}])
+
+def work(word):
+    params = SamplingParams(max_tokens=6, ignore_eos=True)
+    return llm.chat([{{"role": "user", "content": word}}], params).text
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context(sys.argv[1])
+    context.set_forkserver_preload(["__main__"])
+    with context.Pool(2) as pool:
+        first, *others = pool.map(work, ["one"] * 6, 1)
+    assert first and set(others) == {{first}}
+    print("as expected")
+"""
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_multiprocessing(tmp_path: Path, method: str) -> None:
+    (tmp_path / "server.py").write_text(SERVER)
+    command = [sys.executable, str(tmp_path / "server.py"), method]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.stdout.strip(), done.stderr, done.returncode) == ("as expected", "", 0)
 
 
 @pytest.mark.parametrize("program", [pytest.param(text, id=name) for name, text in PROGRAMS.items()])
