@@ -2,45 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-LLAMA = Path(__file__).resolve().parents[1] / "fixtures/llama"
-
-BEGIN = f"""
-import os, signal, sys, threading, time
-signal.alarm(50)
-from ostinato import LLM, DeviceError, RequestError, SamplingParams
-
-def forked(body, *args):
-    "What body returns in a forked child, which ends as programs end: finalizers and all."
-    sys.stdout.flush()
-    read, write = os.pipe()
-    pid = os.fork()
-    if not pid:
-        signal.alarm(40)
-        try:
-            said = str(body(*args))
-        except Exception as e:
-            said = f"{{type(e).__name__}}: {{e}}"
-        os.write(write, said.encode())
-        sys.exit(0)
-    os.close(write)
-    with open(read) as answer:
-        said = answer.read()
-    os.waitpid(pid, 0)
-    return said
-
-MODEL = {str(LLAMA)!r}
-llm = LLM(MODEL, backend="numpy", quiet=True)
-GREEDY = SamplingParams(max_tokens=6, ignore_eos=True)
-def say(word): return [{{"role": "user", "content": word}}]
-def renderer(llm=llm): return llm._template._sandbox._child
-def answer(word): return llm.chat_prompt(say(word))
-"""
+from programs import LLAMA, cases, run, succeeds
 
 PROGRAMS = {
     "a-child-starts-a-renderer-of-its-own": """
@@ -203,74 +168,12 @@ for call in (pickle.dumps, copy.copy, copy.deepcopy):
     except RequestError as e: assert "make one there" in str(e)
     else: raise AssertionError(call)
 """,
-    "thousands-of-descriptors": """
-import resource
-soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
-for _ in range(min(4096, hard) - 200): os.open(os.devnull, os.O_RDONLY)
-right = answer("one")
-assert renderer()._stdout.fileno() > 1023 and answer("one") == right
-""",
-    "sixty-four-descriptors": """
-import resource
-before = len(os.listdir("/proc/self/fd"))
-resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-right = answer("one")
-for _ in range(3):
-    llm._template.close()
-    assert answer("one") == right
-with LLM(MODEL, backend="numpy", quiet=True) as other: assert other.chat_prompt(say("one")) == right
-del other
-assert len(os.listdir("/proc/self/fd")) <= before + 2
-""",
-    "signals-in-every-system-call": """
-signal.signal(signal.SIGALRM, lambda *_: None)
-signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)
-right = answer("one")
-assert llm.chat(say("one"), GREEDY).completion_tokens == 6
-for _ in range(2):
-    llm._template.close()
-    assert answer("one") == right
-signal.setitimer(signal.ITIMER_REAL, 0)
-""",
-    "a-parent-that-ignores-the-timers-signal": """
-signal.signal(signal.SIGPROF, signal.SIG_IGN)
-signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPROF})
-from ostinato.errors import TokenizerError
-from ostinato.sandbox import Sandbox
-try: Sandbox("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "x").render([{}])
-except TokenizerError as e: assert "takes too long" in str(e), e
-""",
-    "a-parent-that-ignores-its-children": """
-signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-from ostinato.errors import TokenizerError
-from ostinato.sandbox import Sandbox
-try: Sandbox("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "x").render([{}])
-except TokenizerError as e: assert "ignores SIGCHLD" in str(e), e
-assert answer("one") == answer("one")
-llm.close()
-""",
-    "ctrl-c-does-not-reach-the-renderer": """
-signal.signal(signal.SIGINT, lambda *_: None)
-right = answer("one")
-os.kill(renderer()._process.pid, signal.SIGINT)
-time.sleep(0.05)
-assert answer("one") == right
-""",
-    "close-while-another-thread-renders": """
-from ostinato.errors import TokenizerError
-from ostinato.sandbox import Sandbox
-box, said = Sandbox("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "x"), []
-def render():
-    try: box.render([{}])
-    except TokenizerError as e: said.append(str(e))
-thread = threading.Thread(target=render)
-thread.start()
-while box._child is None: time.sleep(0.001)
-box.close(); thread.join()
-assert "SIGKILL" in said[0], said
-""",
 }
+
+
+@cases(PROGRAMS)
+def test_forked(program: str) -> None:
+    run(program)
 
 
 SERVER = f"""
@@ -297,14 +200,4 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_multiprocessing(tmp_path: Path, method: str) -> None:
     (tmp_path / "server.py").write_text(SERVER)
-    command = [sys.executable, str(tmp_path / "server.py"), method]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert (done.stdout.strip(), done.stderr, done.returncode) == ("as expected", "", 0)
-
-
-@pytest.mark.parametrize("program", [pytest.param(text, id=name) for name, text in PROGRAMS.items()])
-def test_processes(program: str) -> None:
-    source = BEGIN + program + "\nprint('as expected')\n"
-    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", source]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert (done.stdout.strip(), done.stderr, done.returncode) == ("as expected", "", 0)
+    succeeds(str(tmp_path / "server.py"), method)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
-from test_forks import BEGIN, LLAMA
+from programs import LLAMA, run
 
 PROGRAM = f"""
 llm.close()
@@ -33,6 +30,4 @@ assert llm.generate("The river", GREEDY)[0].text == right
 @pytest.mark.gpu
 def test_a_forked_child_is_told_at_once() -> None:
     pytest.importorskip("cupy")
-    source = BEGIN + PROGRAM + "\nprint('as expected')\n"
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", source], capture_output=True, text=True, timeout=120)
-    assert (done.stdout.strip(), done.stderr, done.returncode) == ("as expected", "", 0)
+    run(PROGRAM)
