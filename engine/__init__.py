@@ -20,13 +20,17 @@ TYPE_CHECKING = False  # but type checkers take it as true
 if TYPE_CHECKING:
     from typing import Any
 
+    from .async_llm import AsyncLLM
     from .config import EngineConfig, ModelConfig, SamplingParams
     from .llm import LLM, generate
     from .outputs import CompletionOutput, RequestOutput, StreamChunk
+    from .stream import AsyncStream, Stream
 
 __version__ = "0.1.0"
 
 __all__ = [  # noqa: RUF022 - in the order of sorted()
+    "AsyncLLM",
+    "AsyncStream",
     "CacheFull",
     "CaptureError",
     "CheckpointError",
@@ -40,6 +44,7 @@ __all__ = [  # noqa: RUF022 - in the order of sorted()
     "RequestError",
     "RequestOutput",
     "SamplingParams",
+    "Stream",
     "StreamChunk",
     "TokenizerError",
     "UnsupportedModel",
@@ -50,6 +55,7 @@ __all__ = [  # noqa: RUF022 - in the order of sorted()
 _MODULES = {
     "EngineConfig": "config", "ModelConfig": "config", "SamplingParams": "config", "LLM": "llm", "generate": "llm",
     "CompletionOutput": "outputs", "RequestOutput": "outputs", "StreamChunk": "outputs",
+    "AsyncLLM": "async_llm", "AsyncStream": "stream", "Stream": "stream",
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import contextlib
 import errno
 import os
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import embed, stdin, tune
@@ -22,7 +22,7 @@ from .inspect import command as inspect
 from .report import print_json, say, terminal
 
 if TYPE_CHECKING:
-    from . import LLM, RequestOutput, SamplingParams, StreamChunk
+    from . import LLM, RequestOutput, SamplingParams, Stream
 
 INTERRUPTED, CLOSED_PIPE = 130, 141  # exit statuses: 128 and the signal, as shells have it
 
@@ -173,10 +173,10 @@ def _record(llm: LLM, out: RequestOutput) -> dict[str, Any]:
     }
 
 
-def _stream(chunks: Generator[StreamChunk, None, None]) -> RequestOutput:
+def _stream(chunks: Stream) -> RequestOutput:
     """Print the text of each chunk at once; the finished output."""
     output = None
-    with contextlib.closing(chunks):  # its pages are freed before the exception of a closed pipe or Ctrl-C goes on
+    with chunks:  # its pages are freed before the exception of a closed pipe or Ctrl-C goes on
         for chunk in chunks:
             print(chunk.text, end="", flush=True)
             output = chunk.output or output

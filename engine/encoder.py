@@ -80,7 +80,7 @@ class Encoder:
         self.max_len = longest(c, e)
         self._pages = pages_of(self.max_len)
         most = max(e.prefill_rows, self._pages * PAGE)
-        sizes = [n for n in (PAGE << i for i in range(16)) if n < most] + [most]
+        sizes = _sizes(most, ops.tile)
         self._buffers = ops.buffers(c, most, 0)
         pages = 1 + most // PAGE + most // TEXT_ROWS  # page 0 is the spare rows'; no two texts share one
         shape = (pages, c.kv_heads, PAGE, c.head_dim)
@@ -174,3 +174,13 @@ class Encoder:
         for i, layer in enumerate(layers):
             yield f"layer {i}", layer
         yield "pool", lambda: ops.pool(b.x, state.first, state.count, out)
+
+
+def _sizes(most: int, tile: int) -> list[int]:
+    """Rows of the passes to prepare, up to `most`: powers of two, as each costs a recording. A backend of smaller tiles
+    than kernels have records nothing, and has four sizes in place of one."""
+    sizes, n = [], tile
+    while n < most:
+        sizes.append(n)
+        n += n if tile == PAGE else max(tile, (1 << n.bit_length() - 1) // 4)
+    return [*sizes, most]

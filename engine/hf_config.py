@@ -1,7 +1,8 @@
 """From the files of a checkpoint to a ModelConfig: what is missing, wrong or not supported is refused by name.
 
 ModelConfig.from_hf calls model_config; nothing else here is public. Takes dicts of config.json's and
-generation_config.json's form (a GGUF reader makes the same dict from its metadata) and touches no file.
+generation_config.json's form (a GGUF reader makes the same dict from its metadata). Of files it only asks whether the
+source is a GGUF file, for messages.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from .config import ModelConfig
 from .hf_keys import LIMITS, Keys
 from .hf_learned import bert, gpt2
 from .hf_rope import rope
+from .weights.files import is_gguf
 
 TYPES = {  # model_type: architectures that are it
     "llama": ("LlamaForCausalLM",),
@@ -31,7 +33,7 @@ def model_config(config: dict[str, Any], generation: dict[str, Any], source: str
 
     config: config.json; generation: generation_config.json, {} when there is none, whose end tokens come before
     config's; source: directory or GGUF file, for messages. CheckpointError or UnsupportedModel, naming file and key."""
-    gguf = str(source).endswith(".gguf")
+    gguf = is_gguf(Path(source))
     keys = Keys(config, str(source) if gguf else str(Path(source) / "config.json"))
     more = Keys(generation, str(source) if gguf else str(Path(source) / "generation_config.json"))
     arch = _architecture(keys)

@@ -63,6 +63,7 @@ def bert(keys: Keys) -> ModelConfig:
         eps=keys.real("layer_norm_eps", 0, 1, default=1e-12),
         activation=_gelu(keys, "hidden_act", "gelu"),
         causal=False,
+        tied=keys.flag("tie_word_embeddings", True),
         segments=keys.integer("type_vocab_size", 1, 2**16),
     )
 

@@ -19,7 +19,7 @@ class CompletionOutput:
     index: int  # 0 .. n - 1
     text: str  # without the stop text or the text of the stop token
     token_ids: list[int]  # everything generated, the stop token included
-    finish_reason: str  # "stop" (a stop token or a stop text) or "length" (max_tokens)
+    finish_reason: str  # "stop" (a stop token or a stop text), "length" (max_tokens) or "abort" (LLM.abort)
     logprobs: (
         list[dict[int, float]] | None
     )  # a token: id to log probability, most probable first, the token's own included

@@ -56,9 +56,9 @@ class Prompts:
         """Launch one pass over pieces, each filled up to whole tiles with spare rows; does not wait.
 
         ends: which of them want logits, [N, V] in the buffers that are returned; without any there is no head."""
-        rows = rows_of(pieces)
+        rows = rows_of(pieces, self._ops.tile)
         state = spare_rows(rows, self._spare)
-        starts = fill(state, pieces, causal=True)
+        starts = fill(state, pieces, causal=True, align=self._ops.tile)
         self._ops.device.write(self._state[: 4 * rows], state.ravel())
         b, s = self._arrays(rows, [starts[i] + len(pieces[i].ids) - 1 for i in ends])
         body = self._recorded.get(rows) or self._part(b, s, _BODY, "off")

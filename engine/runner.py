@@ -17,14 +17,15 @@ import numpy as np
 from . import nvtx, rope
 from .cache import PageTable, pages_of
 from .config import EngineConfig, ModelConfig
-from .errors import DeviceError, RequestError
+from .errors import DeviceError
 from .graph import CaptureReport, Part, Program
 from .models import MODELS
 from .ops.base import DECODE_ROWS, MAIL, PAGE, Array, Buffers, Cache, Mail, Ops, Sampling, Step
 from .ops.device import Device
 from .passes import Piece, expect_kind, longest, spare_rows
 from .prompts import Prompts
-from .scheduler import PROMPTS, Chunk, Sequence
+from .scheduler import PROMPTS, Chunk
+from .sequence import Sequence
 from .slots import Slots
 
 _SHARE = {True: 0.85, False: 0.5}  # of the free memory that the cache may take: on a GPU, on the host
@@ -175,38 +176,31 @@ class Runner:
         self._place = (self._place + 1) % MAIL
         return Ticket(self.device, self._current, self.device.mark(), mail)
 
-    def logits(self, ids: list[int], decode_from: int | None = None) -> np.ndarray:
-        """[T, V] float32: row t is what follows ids[:t + 1]. Needs the cache to itself.
+    def logits(self, ids: list[int], decode_from: int | None = None, slot: int = 0) -> np.ndarray:
+        """[T, V] float32: row t is what follows ids[:t + 1]. The slot has pages for all of them.
 
         All rows by prefill, or with decode_from = n only the first n, and each later token by a decode step, with its
         head_bias."""
         known = len(ids) if decode_from is None else decode_from
-        if not 1 <= known <= len(ids) <= self.max_len:
-            raise RequestError(f"ids: expected 1 <= decode_from <= length <= {self.max_len}, "
-                               f"found {len(ids)} ids, decode_from {decode_from}")  # fmt: skip
-        self.table.check(len(ids))
-        self.table.admit(0, len(ids))
-        try:
-            self._write_table()
-            rows = [*self._evaluate(ids[:known])]
-            for position in range(known, len(ids)):
-                self.start([Row(0, ids[position], position)])
-                rows.append(self.decode().logits())
-            return np.concatenate(rows)
-        finally:
-            self.table.release(0)
+        self._write_table()
+        rows = [*self._evaluate(ids[:known], slot)]
+        for position in range(known, len(ids)):
+            self.start([Row(slot, ids[position], position)])
+            rows.append(self.decode().logits())
+        return np.concatenate(rows)
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
-    def _evaluate(self, ids: list[int]) -> Iterator[np.ndarray]:
-        """Logits of ids in order, in pieces: the body once per prefill_rows, then the head for 64 rows at a time."""
-        out = self.device.empty((PAGE, self.c.vocab), np.dtype(np.float32))
+    def _evaluate(self, ids: list[int], slot: int) -> Iterator[np.ndarray]:
+        """Logits of ids in order, in pieces: the body once per prefill_rows, then the head for a tile at a time."""
+        tile = self.ops.tile
+        out = self.device.empty((tile, self.c.vocab), np.dtype(np.float32))
         plain = SimpleNamespace(**{**vars(self.w), "head_bias": None})
         for first in range(0, len(ids), self.prefill_rows):
             piece = ids[first : first + self.prefill_rows]
-            b, s = self.prompts.run([Piece(0, piece, first)])
-            for row in range(0, len(s.ids), PAGE):
-                wanted = self.device.upload(np.arange(row, row + PAGE, dtype=np.int32))
+            b, s = self.prompts.run([Piece(slot, piece, first)])
+            for row in range(0, len(s.ids), tile):
+                wanted = self.device.upload(np.arange(row, row + tile, dtype=np.int32))
                 self.model.head(self.ops, self.c, plain, replace(b, logits=out), replace(s, last=wanted))
                 yield self.device.read(out)[: len(piece) - row]
 

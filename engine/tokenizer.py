@@ -19,6 +19,7 @@ from . import forks, gguf_vocab
 from .checks import found, refuse
 from .detokenizer import ALPHABET, Decoder, Spelling
 from .errors import EngineError, RequestError, TokenizerError
+from .weights.files import POINTER, is_pointer
 
 LARGEST = 256 * 2**20  # bytes of a tokenizer.json; the largest in use have about 40 MiB
 
@@ -162,13 +163,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
-    """A file's text, without a byte order mark before it; TokenizerError if it is too large or not UTF-8."""
+    """A file's text, without a byte order mark; TokenizerError if it is too large, not UTF-8 or a Git LFS pointer."""
     try:
         if (size := path.stat().st_size) > LARGEST:
             raise TokenizerError(f"{path}: expected at most {LARGEST} bytes, found {size}")
-        return path.read_text(encoding="utf-8").removeprefix("\ufeff")
+        text = path.read_text(encoding="utf-8").removeprefix("\ufeff")
     except (OSError, UnicodeDecodeError) as e:
         raise TokenizerError(f"{path}: cannot be read: {e}") from e
+    if is_pointer(text[:64].encode()):
+        raise TokenizerError(f"{path}: {POINTER}")
+    return text
 
 
 def _from_directory(directory: Path) -> Tokenizer:

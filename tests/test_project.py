@@ -36,11 +36,12 @@ LAYERS = [
     ["models"],
     ["ops", "sampling", "rope"],
     ["graph", "cache", "report", "stdin", "cuda_graph", "nvtx"],
-    ["scheduler", "slots", "passes", "prompts"],
-    ["runner", "encoder", "load"],
     ["tokenizer", "detokenizer", "gguf_vocab", "template", "template_worker", "sandbox"],
-    ["loop", "outputs", "requests"],
+    ["outputs", "sequence", "scheduler", "slots", "passes", "prompts"],
+    ["runner", "encoder", "load"],
+    ["handle", "interrupts", "turn", "batch", "engine", "requests", "stream"],
     ["llm"],
+    ["async_llm"],
     [""],  # engine/__init__.py, the public names
     ["limits"],
     ["compare", "doctor", "bench", "embed", "inspect"],
@@ -128,15 +129,19 @@ def test_importing_ostinato_imports_no_accelerator_library() -> None:
 
 
 def test_public_names() -> None:
-    public = {n for n in dir(ostinato) if not n.startswith("_") and not isinstance(getattr(ostinato, n), ModuleType)}
-    assert public - {"TYPE_CHECKING"} | {"__version__"} == set(ostinato.__all__)
+    values = {name: getattr(ostinato, name) for name in dir(ostinato) if name != "TYPE_CHECKING"}
+    public = {n for n, v in values.items() if not n.startswith("_") and not isinstance(v, ModuleType)}
+    assert public | {"__version__"} == set(ostinato.__all__)
     assert len(ostinato.__all__) == len(set(ostinato.__all__))
 
 
-@each(sources(*FOLDERS, suffixes=(".py", ".cu", ".cuh", ".h", ".cpp")))
-def test_files_are_short(path: Path) -> None:
-    lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines < 300
+@each(sources(*FOLDERS))
+def test_functions_fit_on_a_screen(path: Path) -> None:
+    """ruff holds their complexity to 10 (C901)."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            assert lines <= 60, f"{short(path)}:{node.lineno} {node.name} has {lines} lines"
 
 
 @each(sources("engine", "weights", "examples"))

@@ -1,6 +1,7 @@
 """The two ways a file of a checkpoint is opened: mapped into memory, or parsed as a JSON object.
 
-Called by safetensors, gguf and checkpoint. Never reads more than the file holds, never follows a name found in a file.
+Never reads more than the file holds, never follows a name found in a file. A clone made without git-lfs has a pointer,
+a few lines of text, in place of each large file: wherever a file is opened, a pointer is refused as what it is.
 """
 
 from __future__ import annotations
@@ -19,6 +20,35 @@ from ..errors import CheckpointError
 JSON_LIMIT = (
     16 << 20
 )  # bytes; parsed JSON takes some twenty times its text, and real files stay below a megabyte or two
+GGUF_MAGIC = b"GGUF"
+POINTERS = (  # first line of a Git LFS pointer; the second is what versions before 1.0 wrote
+    b"version https://git-lfs.github.com/spec/",
+    b"version https://hawser.github.com/spec/",
+)
+POINTER = "is a Git LFS pointer; git lfs pull fetches the file itself"
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a path is of a GGUF file: one that ends so, or whose first four bytes say so.
+
+    A file of a download cache is named after its checksum and has no suffix."""
+    if os.path.isdir(path):
+        return False
+    return path.suffix.lower() == ".gguf" or (os.path.isfile(path) and _start(path) == GGUF_MAGIC)
+
+
+def is_pointer(start: bytes) -> bool:
+    """Whether a file that begins so is a Git LFS pointer."""
+    return start.startswith(POINTERS)
+
+
+def _start(path: Path) -> bytes:
+    """The first four bytes of a regular file."""
+    fd = _open(path)
+    try:
+        return os.pread(fd, 4, 0)
+    finally:
+        os.close(fd)
 
 
 def _open(path: Path) -> int:
@@ -26,9 +56,14 @@ def _open(path: Path) -> int:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise CheckpointError(f"{path}: expected a file, found a directory or device")
-        return os.open(path, os.O_RDONLY)
+        fd = os.open(path, os.O_RDONLY)
+        pointer = is_pointer(os.pread(fd, 64, 0))
     except OSError as e:
         raise CheckpointError(f"{path}: cannot be opened: {e.strerror}") from e
+    if pointer:
+        os.close(fd)
+        raise CheckpointError(f"{path}: {POINTER}")
+    return fd
 
 
 def map_file(path: Path) -> np.ndarray:

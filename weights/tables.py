@@ -22,9 +22,11 @@ class Table(NamedTuple):
     spare: str  # tensors (a regular expression) that are computed, not learned, or serve a task the engine has not
     old: tuple[tuple[str, str], ...] = ()  # endings of names, and what older files have in their place
     head: tuple[Row, ...] = ()  # without the prefix
+    shared: str = ""  # without the prefix: another name of the embedding in a model whose weights are tied
 
 
-_HEAD: tuple[Row, ...] = (("head", "weight", "rows", "not tied", {"lm_head.weight": "V D"}),)
+_SHARED = "lm_head.weight"
+_HEAD: tuple[Row, ...] = (("head", "weight", "rows", "not tied", {_SHARED: "V D"}),)
 
 DECODER = Table(
     prefixes=("model.",),
@@ -33,6 +35,7 @@ DECODER = Table(
         ("norm", "vector", "rows", "", {"norm.weight": "D"}),
     ),
     head=_HEAD,
+    shared=_SHARED,
     block="layers.{}.",
     layer=(
         ("attn_norm", "vector", "rows", "", {"input_layernorm.weight": "D"}),
@@ -59,6 +62,7 @@ GPT2 = Table(
         ("norm_bias", "vector", "rows", "", {"ln_f.bias": "D"}),
     ),
     head=_HEAD,
+    shared=_SHARED,
     block="h.{}.",
     layer=(
         ("attn_norm", "vector", "rows", "", {"ln_1.weight": "D"}),
@@ -108,5 +112,6 @@ BERT = Table(
     spare=r"embeddings\.(position_ids|token_type_ids)|pooler\.dense\.(weight|bias)"
     r"|cls\.predictions\.(bias|decoder\.(weight|bias)|transform\.(dense|LayerNorm)\.(weight|bias|gamma|beta))"
     r"|cls\.seq_relationship\.(weight|bias)",
+    shared="cls.predictions.decoder.weight",
     old=(("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")),
 )  # fmt: skip

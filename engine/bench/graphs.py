@@ -25,7 +25,6 @@ from ..config import EngineConfig, ModelConfig
 from ..encoder import Encoder
 from ..errors import RequestError
 from ..graph import CaptureReport
-from ..loop import Loop
 from ..ops.base import PAGE, Ops
 from ..report import say
 from ..tokenizer import Tokenizer
@@ -149,8 +148,8 @@ class Decoding:
         self.prepare, self.begin, self.step = self._session.prefill, self._session.restart, runner.decode
 
     def run(self, first: int | None = None) -> None:
-        """The loop that LLM.generate runs."""
-        for _ in Loop(self._session.runner).run(self._session.sequences(self._ids[:first])):
+        """What LLM.generate runs."""
+        for _ in self._session.run(self._ids[:first]):
             pass
 
 

@@ -40,10 +40,10 @@ class Step:
     """One call of the model: which tokens of which sequences. Row r is token ids[r] of sequence seqs[r].
 
     Rows beyond the batch in a bucket belong to the spare sequence S, whose pages are all page 0, which nobody reads;
-    they have position 0 and visible 1. For the kernels up to DECODE_ROWS rows are a decode step, in which every row is
-    a sequence of its own, and a multiple of 64 a prefill, in which the rows of a sequence stand together. A tile of 64
-    rows costs attention a pass for each sequence in it. In a decoder's prefill every sequence starts a tile, and spare
-    rows fill the gap; an encoder's sequences follow one another at multiples of Ops.align.
+    they have position 0 and visible 1. Up to DECODE_ROWS rows are a decode step, in which every row is a sequence of
+    its own, and a multiple of Ops.tile a prefill, in which the rows of a sequence stand together. A tile of 64 rows
+    costs attention a pass for each sequence in it. In a decoder's prefill every sequence starts a tile, and spare rows
+    fill the gap; an encoder's sequences follow one another at multiples of Ops.align.
     """
 
     ids: Array  # [R] int32
@@ -112,6 +112,7 @@ class Ops:
     dtype: np.dtype  # T
     device: Any  # Device: allocates, copies, launches
     align: int = 1  # texts of an encoder begin at multiples of so many rows, to have the same bits in any company
+    tile: int = PAGE  # rows of a pass over prompts or texts are a multiple of it, and prompts begin at one
 
     # -- memory ---------------------------------------------------------------------------------------------------
 

@@ -60,6 +60,7 @@ CASES = [
     case("fixed_array", r"thread \(4, 0, 0\): .*planted.cu:\d+: index 4 is outside a fixed-size array"),
     case("static_shared", r"shared memory written 0 bytes behind a static __shared__ variable of 256 bytes"),
     case("dynamic_shared", r"thread \(63, 0, 0\): writes 0 bytes behind the shared memory"),
+    case("dynamic_shared_front", r"shared memory written 1 bytes in front of the launch's 256 dynamic bytes"),
     case("division", "integer division by zero", x=np.ones(1, np.int32)),
     case("unwritten_shared", "differs at element 5", 3),
     case("missing_barrier", "depends on the order of threads", 3),

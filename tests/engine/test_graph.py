@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small import MODELS, complete, prompts, runner, sequence
+from small import MODELS, complete, logits, prompts, runner, sequence
 
 from ostinato import graph
 from ostinato.errors import CaptureError
@@ -71,9 +71,9 @@ def test_prompts_that_are_replayed_have_the_bits_of_eager_ones(name: str, scope:
     """Twice, and another one between, of which nothing may be left."""
     eager, recorded = (runner(MODELS[name], graph=g) for g in ("off", scope))
     ids = np.random.default_rng(length).integers(0, 131, length).tolist()
-    expected = eager.logits(ids)
+    expected = logits(eager, ids)
     for again in (ids, ids[::-1], ids):
-        np.testing.assert_array_equal(recorded.logits(again), expected if again is ids else eager.logits(again))
+        np.testing.assert_array_equal(logits(recorded, again), expected if again is ids else logits(eager, again))
 
 
 @pytest.mark.parametrize(("lengths", "listed"), [([1], 0), ([440, 2], 0), ([440, 100], 1)])

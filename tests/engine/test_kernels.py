@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 from emulator import EmulatedDevice
 from products import cublas
-from small import MODELS, complete, runner, sequence
+from small import MODELS, complete, events, logits, runner, sequence
 
 from ostinato import LLM, SamplingParams
-from ostinato.loop import Loop
 from ostinato.ops.cuda import CudaOps
 from ostinato.ops.device import Device
 from ostinato.runner import Runner
@@ -41,10 +40,10 @@ def test_greedy_tokens_are_those_of_numpy(device: Device, name: str) -> None:
 def test_logits_are_near_those_of_numpy(device: Device, name: str, ops: Callable, dtype: str, error: float) -> None:
     c, ids = small(name), [1, 5, 9, 13, 17]
     c = replace(c, window=min(c.window, 3))  # Mistral's, narrower than the prompt
-    expected = runner(c, **OPTIONS).logits(ids)
+    expected = logits(runner(c, **OPTIONS), ids)
     on = runner(c, ops(device, dtype), **OPTIONS)
-    np.testing.assert_allclose(on.logits(ids), expected, atol=error)
-    np.testing.assert_allclose(on.logits(ids, decode_from=2), expected, atol=error)
+    np.testing.assert_allclose(logits(on, ids), expected, atol=error)
+    np.testing.assert_allclose(logits(on, ids, decode_from=2), expected, atol=error)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt2-gelu"])
@@ -75,13 +74,13 @@ def _sequences(indices: list[int]):
 
 
 def _logits(on: Runner, index: int) -> np.ndarray:
-    return np.stack([np.array(e.logits) for e in Loop(on).run(_sequences([index]))])
+    return np.stack([np.array(e.logits) for e in events(on, _sequences([index]))])
 
 
 def _together(on: Runner) -> list[np.ndarray]:
     sequences = _sequences([0, 1, 2])
-    events = [(e.seq, np.array(e.logits)) for e in Loop(on).run(sequences)]
-    return [np.stack([row for seq, row in events if seq is wanted]) for wanted in sequences]
+    found = [(e.seq, np.array(e.logits)) for e in events(on, sequences)]
+    return [np.stack([row for seq, row in found if seq is wanted]) for wanted in sequences]
 
 
 def test_a_whole_model_under_every_schedule(shuffled: EmulatedDevice, device: Device) -> None:

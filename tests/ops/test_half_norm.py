@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from sides import EPS, F32, SMALL, case, close, decode_step, prefill_step, random, rng, same_numbers
+from sides import EPS, F32, SMALL, case, close, decode_step, prefill_step, random, ready, rng, same_numbers
 
 from ostinato.errors import DeviceError
 from ostinato.ops.cuda import squared_line
@@ -63,6 +63,19 @@ def test_embed_tokens(device, dtype, c, rows):
         side.ops.embed_tokens(side.s, side.w.head, side.b, side.w.attn_norm)
     np.testing.assert_array_equal(device.read(t.gpu.b.x), t.host.b.x)
     expect_half(device, dtype, c, t.gpu, t.gpu.w.attn_norm)
+
+
+@pytest.mark.parametrize("hidden", [2048, 2064, 2112, 2560, 3072, 3584, 4032, 4096, 5120])
+def test_scales_of_every_width(device, hidden):
+    """A lane of find_scales has one quad of sums up to 2048 elements, two up to 4096, and goes round again beyond."""
+    c = replace(SMALL, hidden=hidden, heads=1, kv_heads=1, head_dim=16, vocab=16, ffn=16)
+    t = case(device, "bfloat16", c, decode_step(3))
+    x = device.read(t.gpu.b.x) * (1 + np.arange(hidden, dtype=F32) % 89 / 10)  # no two sums of squares are alike
+    for side in (t.host, t.gpu):
+        side.ops.device.write(side.b.x, x)
+        ready(side, side.w.mlp_norm)
+        side.ops.norm_gate_up(c, side.w, side.b)
+    close(device.read(t.gpu.b.ffn), t.host.b.ffn, "bfloat16", factors=2)
 
 
 @pytest.mark.parametrize("dtype", EPS)

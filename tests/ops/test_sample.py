@@ -116,6 +116,19 @@ def test_more_than_the_candidates_that_fit(device, cut):
     run(device, normal(3, 1, 6000, scale=0.3), rules(1, 6000, temperature=1, seed=9, **cut), [17])
 
 
+@pytest.mark.parametrize(
+    "vocab", [pytest.param(900, id="candidates-suffice"), pytest.param(4200, id="beyond-candidates")]
+)
+@pytest.mark.parametrize(
+    "cut", [pytest.param({"top_k": 701}, id="top-k"), pytest.param({"top_p": 0.7}, id="top-p"),
+            pytest.param({"top_k": 701, "top_p": 0.5}, id="both")]
+)  # fmt: skip
+def test_neighbouring_floats(device, vocab, cut):
+    """One token more or less is another draw: the logits are floats one after the other, in the order of the tokens."""
+    logits = np.tile((np.uint32(0x3F800000) + np.arange(vocab, dtype=np.uint32)).view(F32), (8, 1))
+    run(device, logits, rules(8, vocab, temperature=1, seed=range(8), **cut), list(range(8)))
+
+
 def test_all_in_one_bin(device):
     """More equal logits than candidates fit: the list is empty."""
     run(device, np.zeros((1, 4500), F32), rules(1, 4500, temperature=1, top_k=7, top_p=0.6, seed=5), [2])

@@ -51,7 +51,7 @@ GPT2_CONFIG = ModelConfig(
 )  # fmt: skip
 BERT_CONFIG = ModelConfig(
     arch="bert", layers=3, hidden=64, heads=4, kv_heads=4, head_dim=16, ffn=96, vocab=256, max_len=128, eps=1e-12,
-    rope_theta=0, qkv_bias=True, activation="gelu", causal=False, segments=2, dtype="float16",
+    rope_theta=0, qkv_bias=True, activation="gelu", causal=False, segments=2, tied=True, dtype="float16",
 )  # fmt: skip
 
 

@@ -179,7 +179,6 @@ def test_shards_are_one_set_of_tensors(tmp_path: Path) -> None:
 BROKEN_DIRECTORIES = [
     pytest.param({}, "model.safetensors", "no weights", id="no weights"),
     pytest.param({"pytorch_model.bin": ""}, "pytorch_model.bin", id="only a pickle"),
-    pytest.param({"x.gguf": ""}, "x.gguf", "give the .gguf file", id="only a gguf"),
     pytest.param({INDEX: "{}"}, "weight_map", "None", id="no weight_map"),
     pytest.param({INDEX: index([])}, "weight_map", id="weight_map not an object"),
     pytest.param({INDEX: index({})}, "weight_map", id="weight_map empty"),

@@ -68,6 +68,13 @@ __global__ void __launch_bounds__(64) dynamic_shared(const float* x, float* out)
 }
 
 template <bool wrong>
+__global__ void __launch_bounds__(64) dynamic_shared_front(const float* x, float* out) {
+    extern __shared__ float rows[];
+    rows[int(threadIdx.x) - wrong] = x[threadIdx.x];
+    out[threadIdx.x] = rows[int(threadIdx.x) - wrong];
+}
+
+template <bool wrong>
 __global__ void __launch_bounds__(64) division(const int* n, float* out) {
     out[threadIdx.x] = float(7 / (n[0] - wrong));
 }  // n [1] = 1
