@@ -132,6 +132,18 @@ for pid, b, c in workers:
     assert os.waitpid(pid, 0)[1] == 0
 assert answer("one") == right
 """,
+    "a-thread-that-drives-for-asyncio": """
+import asyncio
+from ostinato import AsyncLLM
+other = AsyncLLM(llm)
+async def text():
+    chunks = [chunk.text async for chunk in other.stream("The river", GREEDY)]
+    return "".join(chunks) == (await other.generate("The river", GREEDY))[0].text
+def run(): return asyncio.run(asyncio.wait_for(text(), 20))
+assert run() and forked(run) == "True" and run()
+assert forked(other.close) == "None"
+assert run()
+""",
     "a-gpu-in-a-child": """
 from ostinato.ops.device import HostDevice
 class Gpu(HostDevice):
