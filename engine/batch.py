@@ -9,6 +9,7 @@ launched ahead while a sequence waits that could start.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 import numpy as np
 
@@ -18,12 +19,21 @@ from .runner import Row, Runner, Ticket
 from .scheduler import Chunk, Scheduler
 from .sequence import Event, Sequence
 
+Progress = Callable[[int, int], None]
+
+
+def silent(done: int, all: int) -> None:
+    """A Progress for nobody."""
+
 
 class Batch:
-    """The scheduler of a runner that nobody else uses, and the decode steps under way. lookahead: False for tests."""
+    """The scheduler of a runner that nobody else uses, and the decode steps under way. lookahead: False for tests.
 
-    def __init__(self, runner: Runner, lookahead: bool = True) -> None:
-        self.runner, self.lookahead = runner, lookahead
+    progress(done, all) is told of the tokens of the prompts that are run together."""
+
+    def __init__(self, runner: Runner, lookahead: bool = True, progress: Progress = silent) -> None:
+        self.runner, self.lookahead, self._progress = runner, lookahead, progress
+        self._filled = 0  # tokens of prompts since progress began with 0
         self.scheduler = Scheduler(runner.slots, runner.prefill_rows, runner.table)
         self._flight: deque[tuple[Ticket, list[Sequence]]] = deque()
         self._started: list[Sequence] = []  # whose rows stand on the device
@@ -60,6 +70,8 @@ class Batch:
         """Release everybody and forget what is under way: after an error."""
         self._flight.clear()
         self._started = []
+        self._progress(self._filled, self._filled)
+        self._filled = 0
         self.scheduler.clear()
 
     def forked(self) -> EngineError:
@@ -93,8 +105,13 @@ class Batch:
 
     def _prefill(self, chunks: list[Chunk]) -> list[Event]:
         """One pass over prompts: the first tokens of those that it completes."""
+        left = sum(len(seq.prompt) - seq.prefilled for seq in self.scheduler.running)
+        self._progress(self._filled, self._filled + left)
         tokens, logits = self.runner.prefill(chunks)
         self.scheduler.filled(chunks)
+        done = sum(chunk.last - chunk.first for chunk in chunks)
+        self._progress(self._filled + done, self._filled + left)
+        self._filled = self._filled + done if done < left else 0
         return self._accept([chunk.seq for chunk in chunks if chunk.ends], tokens.tolist(), logits)
 
     def _launch(self) -> None:

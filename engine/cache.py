@@ -13,7 +13,7 @@ import heapq
 import numpy as np
 
 from .errors import CacheFull
-from .ops.base import PAGE
+from .sizes import PAGE
 
 
 def pages_of(tokens: int) -> int:

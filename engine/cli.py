@@ -61,6 +61,9 @@ def parser() -> Parser:
     _model_options(generate)
     generate.add_argument("prompt", metavar="PROMPT", help="the text to continue; - reads it from stdin")
     generate.add_argument("--chat", action="store_true", help="PROMPT is a message; use the model's chat template")
+    generate.add_argument(
+        "--parse-special", action="store_true", help="control tokens that PROMPT spells count; not for strangers' text"
+    )
     _sampling_options(generate)
     generate.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     generate.set_defaults(run=run_generate)
@@ -146,14 +149,18 @@ def _params(args: argparse.Namespace) -> SamplingParams:
 def run_generate(args: argparse.Namespace) -> int:
     """Print the continuation as it comes, or all of it as JSON."""
     params = _params(args)  # before the model: a wrong option should not wait for it
+    if args.chat and args.parse_special:
+        raise RequestError("--parse-special: expected without --chat, whose template writes the control tokens")
     prompt = stdin.read() if args.prompt == "-" else args.prompt
+    special = args.parse_special
     messages = [{"role": "user", "content": prompt}]
     with _load(args) as llm:
         if args.json:
-            out = llm.chat(messages, params) if args.chat else llm.generate([prompt], params)[0]
+            out = llm.chat(messages, params) if args.chat else llm.generate(prompt, params, parse_special=special)[0]
             print_json(_record(llm, out))
             return 0
-        out = _stream(llm.stream_chat(messages, params) if args.chat else llm.stream(prompt, params))
+        chunks = llm.stream_chat(messages, params) if args.chat else llm.stream(prompt, params, parse_special=special)
+        out = _stream(chunks)
         say("ostinato", _figures(out))
     return 0
 

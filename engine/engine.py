@@ -19,7 +19,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from . import forks
-from .batch import Batch
+from .batch import Batch, Progress, silent
 from .errors import DeviceError, RequestError
 from .handle import Handle
 from .interrupts import held
@@ -29,10 +29,12 @@ from .turn import Turn
 
 
 class Engine:
-    """Runs requests on a runner that nobody else uses. lookahead: False for tests."""
+    """Runs requests on a runner that nobody else uses. lookahead: False for tests.
 
-    def __init__(self, runner: Runner, lookahead: bool = True) -> None:
-        self.batch = Batch(runner, lookahead)
+    progress(done, all) is told of the tokens of the prompts that are run together."""
+
+    def __init__(self, runner: Runner, lookahead: bool = True, progress: Progress = silent) -> None:
+        self.batch = Batch(runner, lookahead, progress)
         self._open: dict[Sequence, Handle] = {}  # taken in and not ended, in that order
         self._arrived: deque[Handle] = deque()  # added, not taken in yet
         self._aborted: deque[Handle] = deque()

@@ -7,24 +7,26 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
-from . import forks, load, requests
+from . import end_tokens, forks, load, prompt_text, requests
 from .checks import choice, flag
 from .config import EngineConfig, ModelConfig, SamplingParams
 from .encoder import Encoder
 from .engine import Engine
 from .errors import RequestError, TokenizerError
 from .graph import CaptureReport
-from .ops.base import PAGE, Ops
+from .ops.base import Ops
 from .outputs import RequestOutput
 from .passes import expect_kind
 from .report import Reporter
 from .runner import Runner
 from .sequence import Request
+from .sizes import PAGE
 from .stream import AsyncStream, Stream
 from .template import ChatTemplate
 from .tokenizer import Tokenizer
@@ -62,8 +64,9 @@ class LLM:
     ) -> None:
         self.options = EngineConfig(backend, graph, dtype, max_batch, max_len, cache_tokens, prefill_rows, seed, nvtx)
         report, began = Reporter(quiet), time.perf_counter()
-        self._random = random.Random(self.options.seed)
+        self._quiet, self._random = quiet, random.Random(self.options.seed)
         self._encoding = threading.Lock()  # an encoder has the arrays of one pass
+        self._bar = report.late_bar("prompt")
         with open_checkpoint(resolve(str(model), progress=not quiet)) as ck:
             self._open(ck, ops, report)
         forks.in_child(self._after_fork)
@@ -74,8 +77,9 @@ class LLM:
 
     def _open(self, ck: Checkpoint, ops: Ops | None, report: Reporter) -> None:
         """Everything that needs the checkpoint's files."""
-        c = self.config = ModelConfig.from_hf(ck.config, ck.generation_config, ck.source)
         self.tokenizer = Tokenizer.from_checkpoint(ck)
+        own = ModelConfig.from_hf(ck.config, ck.generation_config, ck.source)
+        c = self.config = end_tokens.add(own, self.tokenizer.eos_ids)
         self._template: ChatTemplate | TokenizerError
         try:
             self._template = ChatTemplate.from_checkpoint(ck, self.tokenizer)
@@ -93,7 +97,7 @@ class LLM:
         load.ban(ops, w, c, banned)
         with report.bar(f"graph {self.options.graph}") as bar:
             self._prepared: Runner | Encoder | None = (Runner if c.causal else Encoder)(ops, c, w, self.options, bar)
-        self._engine = Engine(self._prepared) if isinstance(self._prepared, Runner) else None
+        self._engine = Engine(self._prepared, progress=self._bar.update) if isinstance(self._prepared, Runner) else None
 
     # -- what was chosen ------------------------------------------------------------------------------------------
 
@@ -142,27 +146,23 @@ class LLM:
 
     # -- generating -----------------------------------------------------------------------------------------------
 
-    def generate(self, prompts: Any, params: Params = None) -> list[RequestOutput]:
+    def generate(self, prompts: Any, params: Params = None, *, parse_special: bool = False) -> list[RequestOutput]:
         """Complete prompts; results in their order.
 
         prompts: a string, a list of token ids, or a list of either. params: for all of them, or one each; None is
-        greedy until a stop token. RequestError names what is wrong before anything runs; CacheFull likewise. Ctrl-C
-        ends the requests of this call alone."""
-        handles = [self.engine.add(request) for request in self.requests(prompts, params)]
-        try:
-            for handle in handles:
-                self.engine.wait(handle, end=True)
-        except BaseException:
-            self.engine.abort(*handles)
-            raise
-        return [handle.output() for handle in handles]
+        greedy until a stop token. parse_special: control tokens that a prompt's text spells count as such, which is not
+        for text of strangers. RequestError names what is wrong before anything runs; CacheFull likewise. Ctrl-C ends
+        the requests of this call alone."""
+        return self._complete(self.requests(prompts, params, parse_special=parse_special))
 
-    def stream(self, prompt: str | list[int], params: SamplingParams | None = None) -> Stream:
+    def stream(
+        self, prompt: requests.Prompt, params: SamplingParams | None = None, *, parse_special: bool = False
+    ) -> Stream:
         """Complete one prompt, giving out text as it becomes certain; the last chunk has the output.
 
         A request that is not acceptable raises here, not at the first chunk. close() ends it early, from any thread;
-        so does forgetting it."""
-        return Stream(self.engine, self.request(prompt, params or SamplingParams(), single=True))
+        so does forgetting it. parse_special as for generate."""
+        return Stream(self.engine, self.request(prompt, params, single=True, parse_special=parse_special))
 
     def abort(self, stream: Stream | AsyncStream | None = None) -> None:
         """End a stream, or everything that runs, within one step: outputs have what there is, and say "abort"."""
@@ -173,18 +173,18 @@ class LLM:
 
     def chat(self, messages: Messages, params: SamplingParams | None = None) -> RequestOutput:
         """The model's answer to messages [{"role": "user", "content": "..."}, ...], by its chat template."""
-        return self.generate([self.chat_prompt(messages)], params)[0]
+        return self._complete([self.request(self.chat_prompt(messages), params, chat=True)])[0]
 
     def stream_chat(self, messages: Messages, params: SamplingParams | None = None) -> Stream:
         """Like chat, as a stream."""
-        return self.stream(self.chat_prompt(messages), params)
+        return Stream(self.engine, self.request(self.chat_prompt(messages), params, single=True, chat=True))
 
     def chat_prompt(self, messages: Messages) -> list[int]:
         """Token ids of messages in the model's chat template. TokenizerError if it has none."""
         self.runner  # noqa: B018  an encoder is told so, not that it has no template
         if isinstance(self._template, TokenizerError):
             raise self._template
-        return self._template.encode(list(messages))
+        return self._template.encode(list(messages), max_len=self.max_len)
 
     def logits(self, ids: Sequence[int], decode_from: int | None = None) -> np.ndarray:
         """[T, V] float32: row t is what the model says follows ids[:t + 1].
@@ -216,6 +216,7 @@ class LLM:
             self._template.close()
         if self._engine is not None:
             self._engine.close()
+        self._bar.stop()
         self._prepared = self._engine = None
 
     def __reduce__(self) -> NoReturn:
@@ -236,25 +237,55 @@ class LLM:
         assert self._engine is not None
         return self._engine
 
-    def request(self, prompt: requests.Prompt, params: SamplingParams, single: bool = False) -> Request:
-        """A request for the engine, checked. single: it must have one completion. RequestError names what is wrong."""
+    def request(
+        self,
+        prompt: requests.Prompt,
+        params: SamplingParams | None = None,
+        *,
+        single: bool = False,
+        chat: bool = False,
+        parse_special: bool = False,
+    ) -> Request:
+        """A request for the engine, checked. RequestError names what is wrong.
+
+        single: it must have one completion. chat: the end of turn ends it as well. parse_special as for generate."""
+        params = params or SamplingParams()
         if single and params.n != 1:
             raise RequestError(f"n: expected 1 in a stream, found {params.n}")
         limits = requests.Limits(self.max_len, (self.runner.table.pages - 1) * PAGE)
-        made = requests.make(prompt, params, self.config, self.tokenizer, limits, lambda: self._random.getrandbits(64))
+        encode = partial(prompt_text.encode, parse_special=flag("parse_special", parse_special), tell=not self._quiet)
+        config = self._chat_config() if chat else self.config
+        seed = partial(self._random.getrandbits, 64)
+        made = requests.make(prompt, params, config, self.tokenizer, limits, seed, encode)
         self.engine.check(made)
         return made
 
-    def requests(self, prompts: Any, params: Params = None) -> list[Request]:
+    def requests(self, prompts: Any, params: Params = None, *, parse_special: bool = False) -> list[Request]:
         """The requests of a call of `generate`. RequestError says which prompt of a list is not acceptable."""
         wanted, several = requests.prompts(prompts)
         made = []
         for i, (prompt, p) in enumerate(zip(wanted, _params(params, len(wanted)), strict=True)):
             try:
-                made.append(self.request(prompt, p))
+                made.append(self.request(prompt, p, parse_special=parse_special))
             except RequestError as e:
                 raise requests.of_prompt(i, e) if several else e from None
         return made
+
+    def _complete(self, todo: list[Request]) -> list[RequestOutput]:
+        """The outputs of requests, once all have ended."""
+        engine = self.engine
+        handles = [engine.add(request) for request in todo]
+        try:
+            for handle in handles:
+                engine.wait(handle, end=True)
+        except BaseException:
+            engine.abort(*handles)
+            raise
+        return [handle.output() for handle in handles]
+
+    def _chat_config(self) -> ModelConfig:
+        """The model with the end of turn among its end tokens."""
+        return end_tokens.add(self.config, self._template.end_of_turn())  # pyright: ignore[reportAttributeAccessIssue]
 
     def _after_fork(self) -> None:
         """In a forked child: a GPU is the parent's, with all that is on it."""
@@ -268,11 +299,13 @@ class LLM:
 def generate(model: str | Path, prompt: str | list[str], **params: Any) -> str | list[str]:
     """Load a model, complete a prompt, and give back the text; a list of prompts gives a list of texts.
 
-    params: fields of SamplingParams; those of EngineConfig and quiet go to LLM (seed to SamplingParams)."""
+    params: fields of SamplingParams; parse_special as for LLM.generate; those of EngineConfig and quiet go to LLM (seed
+    to SamplingParams)."""
+    special = params.pop("parse_special", False)
     sampling = {f.name for f in fields(SamplingParams)}
     request = SamplingParams(**{name: value for name, value in params.items() if name in sampling})
     with LLM(model, **{name: value for name, value in params.items() if name not in sampling}) as llm:
-        texts = [output.text for output in llm.generate(prompt, request)]
+        texts = [output.text for output in llm.generate(prompt, request, parse_special=special)]
     return texts[0] if isinstance(prompt, str) else texts
 
 

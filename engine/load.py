@@ -76,6 +76,9 @@ def weights(
         value = _loaded(ops, entry, parts, c.head_dim)
         *where, attribute = entry.path.split(".")
         setattr(w.layers[int(where[1])] if where else w, attribute, value)
+        del parts
+        for name in entry.tensors:  # else the file is in memory beside what was made of it
+            ck.let_go(name)
         progress(done, len(entries))
     if w.head is None:
         w.head = w.embed

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .graph import CaptureReport, Part, Program
-from .ops.base import PAGE, Array, Buffers, Ops, Step
+from .ops.base import Array, Buffers, Ops, PassKind, Step
 from .passes import Piece, fill, rows_of, spare_rows
 
 RECORDED = 512  # rows: the 1B takes an H100 as long by then as its launches take the host; each size costs loading time
@@ -45,7 +45,8 @@ class Prompts:
     @property
     def sizes(self) -> range:
         """Rows of the passes that `prepare` records."""
-        return range(PAGE, min(RECORDED, len(self._b.x)) + 1, PAGE)
+        tile = self._ops.tile
+        return range(tile, min(RECORDED, len(self._b.x)) + 1, tile)
 
     def prepare(self, rows: int, scope: str) -> None:
         """Record passes of `rows` rows: "layer" (a graph a part) or "step" (one graph). CaptureError if it fails."""
@@ -73,7 +74,7 @@ class Prompts:
         b = whole.first(rows, logits=whole.logits[:n], tokens=whole.tokens[:n])
         state = self._state[: 4 * rows].reshape(4, rows)
         wanted = self._ops.device.upload(np.array(last, np.int32))
-        return b, Step(*(state[i] for i in range(4)), table=self._table, last=wanted)
+        return b, Step(*(state[i] for i in range(4)), table=self._table, last=wanted, kind=PassKind.PREFILL)
 
     def _part(self, b: Buffers, s: Step, which: slice, scope: str) -> Program:
         """Some of a pass's parts, recorded by scope."""

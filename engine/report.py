@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 
@@ -64,3 +65,48 @@ class Reporter:
         with Progress(console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task(label, total=None)
             yield lambda done, all: progress.update(task, completed=done, total=all)
+
+    def late_bar(self, label: str, after: float = 2.0) -> LateBar:
+        """A bar that is drawn once its work takes longer than `after` seconds; never where `bar` draws none."""
+        return LateBar(self, label, after)
+
+
+class LateBar:
+    """Told of (done, all): (0, all) begins, and `after` seconds later the bar is drawn; (all, all) ends, and the next
+    may come. A timer draws it, as work that takes long may say nothing for longer."""
+
+    def __init__(self, report: Reporter, label: str, after: float) -> None:
+        self._report, self._label, self._after = report, label, after
+        self._silent = report.quiet or not terminal(sys.stderr)
+        self._lock, self._bars, self._timer = threading.Lock(), ExitStack(), threading.Timer(0, str)
+        self._state, self._drawn = (0, 1), None
+
+    def update(self, done: int, all: int) -> None:
+        """How far the work is."""
+        if self._silent:
+            return
+        if done >= all:
+            self.stop()
+            return
+        if not done:
+            self.stop()
+            self._timer = threading.Timer(self._after, self._draw, (self._bars,))
+            self._timer.daemon = True
+            self._timer.start()
+        with self._lock:
+            self._state = done, all
+            if self._drawn is not None:
+                self._drawn(done, all)
+
+    def stop(self) -> None:
+        """The work is over."""
+        self._timer.cancel()
+        with self._lock:
+            bars, self._bars, self._drawn = self._bars, ExitStack(), None
+        bars.close()
+
+    def _draw(self, bars: ExitStack) -> None:
+        with self._lock:
+            if bars is self._bars:  # else it is over meanwhile
+                self._drawn = bars.enter_context(self._report.bar(self._label))
+                self._drawn(*self._state)

@@ -5,18 +5,19 @@ Knows tokens and text, not the device.
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from . import prompt_text
 from .checks import integer, refuse
 from .config import ModelConfig, SamplingParams
 from .errors import RequestError
 from .outputs import Text
 from .sequence import Request
+from .stop_search import StopSearch
 from .tokenizer import Tokenizer
 
 Prompt = str | list[int]
@@ -31,13 +32,19 @@ class Limits:
 
 
 def make(
-    prompt: Prompt, params: SamplingParams, c: ModelConfig, t: Tokenizer, limits: Limits, seed: Callable[[], int]
+    prompt: Prompt,
+    params: SamplingParams,
+    c: ModelConfig,
+    t: Tokenizer,
+    limits: Limits,
+    seed: Callable[[], int],
+    encode: Callable[..., list[int]] = prompt_text.encode,
 ) -> Request:
     """Check a prompt against the model. RequestError names the field.
 
-    seed() gives a fresh seed where params have none."""
+    seed() gives a fresh seed where params have none. encode(text, t, max_len) gives the ids of a text."""
     text = prompt if isinstance(prompt, str) else None
-    ids = t.encode(prompt) if isinstance(prompt, str) else token_ids(prompt, c.vocab)
+    ids = encode(prompt, t, limits.max_len) if isinstance(prompt, str) else token_ids(prompt, c.vocab, limits.max_len)
     if not ids:
         raise RequestError("prompt: expected at least one token, found none")
     room = limits.max_len - len(ids)
@@ -49,7 +56,7 @@ def make(
     max_tokens = params.max_tokens or max(1, min(room, limits.cache - len(ids)))
     if params.min_tokens > max_tokens:
         raise RequestError(f"min_tokens: expected at most {max_tokens}, which is what fits, found {params.min_tokens}")
-    stop = tuple(params.stop or ())
+    stops = StopSearch(params.stop) if params.stop else None  # one for all completions
     return Request(
         ids,
         params,
@@ -57,7 +64,7 @@ def make(
         max_tokens,
         params.stop_ids(c),
         text,
-        lambda: Text(t.incremental(), stop),
+        lambda: Text(t.incremental(), stops),
     )
 
 
@@ -69,10 +76,14 @@ def of_prompt(index: int, error: RequestError) -> RequestError:
     return type(error)(f"prompts[{index}]{separator}{rest if not separator else message}")
 
 
-def token_ids(prompt: Any, vocab: int) -> list[int]:
-    """A prompt given as ids, as plain integers. RequestError if it is anything else or an id is out of range."""
-    if not isinstance(prompt, (list, tuple, np.ndarray)):
+def token_ids(prompt: Any, vocab: int, max_len: int | None = None) -> list[int]:
+    """A prompt given as ids, as plain integers. RequestError if it is anything else, has max_len ids or more (which is
+    looked at first), or an id is out of range."""
+    single = isinstance(prompt, np.ndarray) and prompt.ndim == 0
+    if single or not isinstance(prompt, (list, tuple, np.ndarray)):
         raise RequestError(f"prompt: expected a string or a list of token ids, found {type(prompt).__name__}")
+    if max_len is not None and len(prompt) >= max_len:
+        raise RequestError(f"prompt: expected fewer than {max_len} tokens (max_len), found {len(prompt)}")
     values = prompt.tolist() if isinstance(prompt, np.ndarray) else prompt
     return [integer(f"prompt[{i}]", value, 0, vocab - 1) for i, value in enumerate(values)]
 
@@ -86,10 +97,11 @@ def prompts(given: Any) -> tuple[list[Prompt], bool]:
         given = given.tolist()
     if not isinstance(given, (list, tuple)):
         raise RequestError(f"prompts: expected a string, token ids, or a list of them, found {type(given).__name__}")
-    if given and all(isinstance(item, numbers.Integral) for item in given):
+    prompts = [isinstance(item, (str, list, tuple, np.ndarray)) for item in given]
+    if given and not any(prompts):
         return [list(given)], False
     for i, item in enumerate(given):
-        if not isinstance(item, (str, list, tuple, np.ndarray)):
+        if not prompts[i]:
             refuse(f"prompts[{i}]", "a string or a list of token ids", item)
     return list(given), True
 
@@ -107,10 +119,12 @@ def texts(given: Any) -> list[str]:
 
 def text_ids(index: int, text: str, t: Tokenizer, max_len: int) -> list[int]:
     """Token ids of texts[index], with what the tokenizer puts at its ends. RequestError if too many or none."""
+    expected = f"texts[{index}]: expected 1 to {max_len} tokens (max_len)"
+    prompt_text.expect_room(expected, text, t, max_len)
     try:
         ids = t.encode(text)
     except RequestError as e:
         raise RequestError(f"texts[{index}]: {str(e).removeprefix('prompt: ')}") from e
     if not 1 <= len(ids) <= max_len:
-        raise RequestError(f"texts[{index}]: expected 1 to {max_len} tokens (max_len), found {len(ids)}")
+        raise RequestError(f"{expected}, found {len(ids)}")
     return ids

@@ -20,12 +20,13 @@ from .config import EngineConfig, ModelConfig
 from .errors import DeviceError
 from .graph import CaptureReport, Part, Program
 from .models import MODELS
-from .ops.base import DECODE_ROWS, MAIL, PAGE, Array, Buffers, Cache, Mail, Ops, Sampling, Step
+from .ops.base import Array, Buffers, Cache, Mail, Ops, PassKind, Sampling, Step
 from .ops.device import Device
 from .passes import Piece, expect_kind, longest, spare_rows
 from .prompts import Prompts
-from .scheduler import PROMPTS, Chunk
+from .scheduler import Chunk
 from .sequence import Sequence
+from .sizes import DECODE_ROWS, MAIL, PAGE, PROMPTS
 from .slots import Slots
 
 _SHARE = {True: 0.85, False: 0.5}  # of the free memory that the cache may take: on a GPU, on the host
@@ -91,13 +92,13 @@ class Runner:
         self.model = MODELS[c.arch]
         angles = self.device.upload(rope.table(c, self.max_len)) if c.rope_theta else None
         self.w = SimpleNamespace(**{**vars(w), "rope": angles})
-        self.prefill_rows = min(e.prefill_rows, pages_of(self.max_len) * PAGE * e.max_batch)
-        whole = ops.buffers(c, self.prefill_rows, min(PROMPTS, self.prefill_rows // PAGE))
+        self.prefill_rows = min(e.prefill_rows, ops.pass_rows, pages_of(self.max_len) * PAGE * e.max_batch)
+        whole = ops.buffers(c, PassKind.PREFILL, self.prefill_rows, min(PROMPTS, self.prefill_rows // PAGE))
         self._slots = Slots(self.device, e.max_batch, c.vocab)
         self._mail, self._box = self.device.pinned((e.max_batch, MAIL), np.dtype(np.int32))
         self._place = 0  # where in the mail the next step leaves its tokens
         sizes = [n for n in (1, 2, 4, 8, 16) if n < e.max_batch] + [e.max_batch]
-        work = [ops.buffers(c, min(n, DECODE_ROWS), min(n, DECODE_ROWS)) for n in sizes]
+        work = [self.decode_buffers(n) for n in sizes]
         self.table = PageTable(e.max_batch, self.max_len, 1 + self._cache_pages(e))
         shape = (self.table.pages, c.kv_heads, PAGE, c.head_dim)
         new = partial(self.device.empty, shape, ops.dtype)
@@ -214,6 +215,11 @@ class Runner:
         """The forward pass over ops: embed, layers and head."""
         return _named(self.model.parts(ops, self.c, self.w, b, s, self.caches))
 
+    def decode_buffers(self, rows: int) -> Buffers:
+        """Activations for decode steps of `rows` rows: one group of them, as `bucket` takes it."""
+        group = min(rows, DECODE_ROWS)
+        return self.ops.buffers(self.c, PassKind.DECODE, group, group)
+
     def bucket(self, rows: int, b: Buffers, scope: str) -> Bucket:
         """Prepare decode steps of `rows` (at most max_batch) rows: groups of DECODE_ROWS that share the activations b.
 
@@ -227,7 +233,7 @@ class Runner:
         for a in range(0, rows, DECODE_ROWS):
             z = min(a + DECODE_ROWS, rows)
             last = device.upload(np.arange(z - a, dtype=np.int32))
-            s = Step(*(state[i, a:z] for i in range(4)), table=self._table, last=last)
+            s = Step(*(state[i, a:z] for i in range(4)), table=self._table, last=last, kind=PassKind.DECODE)
             mail = Mail(self._box[a:z], state[4, a:z])
             groups.append((b.first(z - a, logits=logits[a:z], tokens=tokens[a:z]), s, mail))
         make = partial(self._parts, groups)

@@ -11,10 +11,8 @@ from collections import deque
 from dataclasses import dataclass
 
 from .cache import PageTable
-from .ops.base import PAGE
 from .sequence import Sequence
-
-PROMPTS = 16  # sequences in one prefill step: their last rows make one decode-sized product with the head
+from .sizes import PAGE, PROMPTS
 
 
 @dataclass(frozen=True)

@@ -53,50 +53,44 @@ class Sequence:
         self.prompt, self.params = self.request.ids, self.request.params
         self.max_tokens, self.stop_ids = self.request.max_tokens, frozenset(self.request.stop_ids)
         self.seed = (self.request.seed + self.index) % 2**64
-        self._given = 0  # characters of the text that events have carried
         if self.request.text is not None:
             self.text = self.request.text()
 
     def accept(self, token: int, logits: np.ndarray | None = None) -> Event:
         """Add the next token. logits [V] float32: what it was chosen from, for logprobs."""
-        self.tokens.append(token)
-        count, text, stopped = len(self.tokens), self.text, False
-        if count > self.params.min_tokens and token in self.stop_ids:
-            stopped = True  # the text of a stop token is not part of the output
-        elif text is not None:
-            text.push(token, search=count > self.params.min_tokens)
-            stopped = text.stopped
+        tokens, text = self.tokens, self.text
+        tokens.append(token)
+        count = len(tokens)
+        may_stop = count > self.params.min_tokens
+        stopped = may_stop and token in self.stop_ids
+        if text is not None:
+            (text.end if stopped else text.push)(token, may_stop)
+            stopped = stopped or text.stopped
         if stopped or count == self.max_tokens:
-            self.finish_reason = "stop" if stopped else "length"
-        text_delta = self._delta()  # first: it may turn "length" into "stop"
-        return Event(self, token, text_delta, self.finish_reason, self._logprobs(token, logits), logits)
+            self._finish("stop" if stopped else "length")
+        new = "" if text is None else text.take()
+        if logits is None:
+            return Event(self, token, new, self.finish_reason)
+        return Event(self, token, new, self.finish_reason, self._logprobs(token, logits), logits)
 
     def end(self, reason: str) -> Event:
         """End it without a token: "abort" or "error"."""
-        self.finish_reason = reason
-        return Event(self, None, self._delta(), reason)
+        self._finish(reason)
+        return Event(self, None, "" if self.text is None else self.text.take(), reason)
 
-    def _logprobs(self, token: int, logits: np.ndarray | None) -> dict[int, float] | None:
-        """Those of the token, kept with those of the tokens before; None without logits."""
-        if logits is None:
-            return None
+    def _finish(self, reason: str) -> None:
+        self.finish_reason = reason
+        if self.text is not None:
+            self.text.flush()
+            if reason == "length" and self.text.stopped:  # an incomplete character at the end completed a stop text
+                self.finish_reason = "stop"
+
+    def _logprobs(self, token: int, logits: np.ndarray) -> dict[int, float]:
+        """Those of the token, kept with those of the tokens before."""
         found = logprobs(logits, token, self.params.logprobs or 0)
         self.logprobs = self.logprobs or []
         self.logprobs.append(found)
         return found
-
-    def _delta(self) -> str:
-        """The text that became certain since the last event."""
-        text = self.text
-        if text is None:
-            return ""
-        if self.finish_reason is not None:
-            text.flush()
-            if text.stopped and self.finish_reason == "length":
-                self.finish_reason = "stop"  # the last, incomplete character completed a stop text
-        new = text.full[self._given : text.settled]
-        self._given = text.settled
-        return new
 
 
 class Event(NamedTuple):

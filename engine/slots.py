@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from .ops.base import STOP_IDS, Sampling
+from .ops.base import Sampling
 from .ops.device import Device
 from .sequence import Sequence
+from .sizes import STOP_IDS
 
 # field of Sampling: its dtype, what a slot without a sequence holds (greedy, nothing on), field of SamplingParams
 _FIELDS = {

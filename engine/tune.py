@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from .bench.command import chosen_model, numbers
 from .descent import Axis, Table, axes, descend
 from .errors import DeviceError, RequestError
+from .ops.device import Device
 from .ops.shapes import DecodeShape, Key, Launch, Shapes, decode_shape, rule
 from .report import console, say
 
@@ -64,15 +65,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-class _Plan:
-    """Stands before a Device and notes what would be launched, without compiling it."""
+class _Plan(Device):
+    """Notes what would be launched on a device, without compiling it."""
 
-    def __init__(self, device: Any) -> None:
-        self._device = device
-        self.launches: list[tuple] = []  # (file, name), grid, block, shared, cluster
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._device, name)
+    def __init__(self, device: Device) -> None:
+        self.name, self.arch, self.multiprocessors = device.name, device.arch, device.multiprocessors
+        self.planned: list[tuple] = []  # (file, name), grid, block, shared, cluster
 
     def kernel(self, file: str, name: str) -> tuple[str, str]:
         return file, name
@@ -80,10 +78,8 @@ class _Plan:
     def clusters(self, kernel: Any, block: Any, shared: int, cluster: int) -> int:
         return sys.maxsize  # how many fit is known of compiled kernels only: plans differ by how many are asked for
 
-    def launch(
-        self, kernel: Any, grid: Any, block: Any, args: Any, shared: int = 0, cluster: int = 1, **_: Any
-    ) -> None:
-        self.launches.append((kernel, grid, block, shared, cluster))
+    def launch(self, kernel, grid, block, args, shared=0, dependent=False, cluster=1):
+        self.planned.append((kernel, grid, block, shared, cluster))
 
 
 @dataclass(frozen=True)
@@ -185,7 +181,7 @@ class Steps:
             for kind, name in OPERATIONS.items():
                 if self.keys[name] == key:
                     getattr(ops, calls[kind].name)(*calls[kind].args, **calls[kind].kwargs)
-        return tuple(plan.launches)
+        return tuple(plan.planned)
 
     def _compile(self, plans: Iterable[tuple], over: Callable[[], bool]) -> int:
         """Compile in parallel what plans launch, as far as time allows; how many kernels that are."""

@@ -67,12 +67,18 @@ class Turn:
 
     def sleep(self, ready: Callable[[], bool], wants: Callable[[], bool] = _always, first: bool = False) -> None:
         """Return once ready(), or once the turn is free for this thread and wants()."""
+
+        def done() -> bool:
+            return ready() or (not (self._taken or (self._first and not first)) and wants())
+
         with self.lock:
+            if done():
+                return
             sleeper = _Sleeper(ready, wants, threading.Condition(self.lock))
             self._first += first
             self._sleepers.insert(0 if first else len(self._sleepers), sleeper)
             try:
-                while not ready() and (self._taken or (self._first and not first) or not wants()):
+                while not done():
                     sleeper.bell.wait()
             finally:
                 self._first -= first

@@ -17,13 +17,13 @@ FILES = (
     *sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "tests" / "ops").glob("test_*.py")),
     "tests/engine/test_kernels.py", "tests/engine/test_batch_invariance.py", "tests/test_bench.py",
 )  # fmt: skip
-OURS = ("mutants", "mutant_runs", "random_mutants", "random_mutant_runs", "chosen_tests", "survey")
+OURS = ("mutants", "mutant_runs", "random_mutants", "random_mutant_runs", "harmless_changes", "chosen_tests", "survey")
 
 Instance = tuple[str, str]  # file, name with template arguments
 
 
 @dataclass(frozen=True)
-class Test:
+class KernelTest:
     """One test as a survey has seen it."""
 
     id: str
@@ -40,7 +40,7 @@ def kernel_of(instance: Instance) -> tuple[str, str]:
     return instance[0], instance[1].split("<")[0].strip()
 
 
-def survey(ask: Callable[[str, Path], None], jobs: int) -> list[Test]:
+def survey(ask: Callable[[str, Path], None], jobs: int) -> list[KernelTest]:
     """All tests that launch kernels. ask: writes the survey of a test file to a path; done only for what changed."""
     SURVEYS.mkdir(parents=True, exist_ok=True)
     paths = {file: SURVEYS / f"{file.replace('/', '-')}-{_digest(file)}.json" for file in FILES}
@@ -50,7 +50,7 @@ def survey(ask: Callable[[str, Path], None], jobs: int) -> list[Test]:
     found = {}
     for path in paths.values():
         found |= json.loads(path.read_text(encoding="utf-8"))
-    return [Test(name, t["seconds"], frozenset(map(tuple, t["instances"]))) for name, t in found.items()]
+    return [KernelTest(name, t["seconds"], frozenset(map(tuple, t["instances"]))) for name, t in found.items()]
 
 
 def _digest(file: str) -> str:
@@ -63,29 +63,28 @@ def _digest(file: str) -> str:
     return total.hexdigest()[:12]
 
 
-def choose(tests: Iterable[Test], kernels: Collection[tuple[str, str]], seconds: float) -> list[Test]:
+def choose(tests: Iterable[KernelTest], kernels: Collection[tuple[str, str]], seconds: float) -> list[KernelTest]:
     """Tests that launch one of the kernels, for at most about so many seconds of compiling and running."""
     files = {file for file, _ in kernels}
     left = {t: _news(t, kernels) for t in tests}
     left = {t: news for t, news in left.items() if news}
-    chosen: list[Test] = []
+    chosen: list[KernelTest] = []
     seen: set[object] = set()
     compiled: set[Instance] = set()
 
-    def cost(t: Test) -> float:
+    def cost(t: KernelTest) -> float:
         return 0.02 + t.seconds + COMPILE * sum(i[0] in files and i not in compiled for i in t.instances)
 
-    while left and seconds > 0:
+    while left := {t: news for t, news in left.items() if not chosen or cost(t) <= seconds}:
         best = max(left, key=lambda t: (0.01 + len(left[t] - seen)) / cost(t))
         seconds -= cost(best)
-        if seconds > 0 or not chosen:
-            chosen.append(best)
+        chosen.append(best)
         seen |= left.pop(best)
         compiled |= best.instances
     return chosen
 
 
-def _news(test: Test, kernels: Collection[tuple[str, str]]) -> frozenset[object]:
+def _news(test: KernelTest, kernels: Collection[tuple[str, str]]) -> frozenset[object]:
     """What a test may show that others do not: its function, the instances, and each template argument."""
     found: set[object] = set()
     for instance in test.instances:

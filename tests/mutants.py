@@ -127,6 +127,21 @@ MUTANTS = (
         ("tests/ops/test_attend_decode.py::test_rows_of_one_sequence_wait_for_each_other",),
     ),
     Mutant(
+        "sums in front of their shared memory", "attend_decode.cu",
+        "(odd * NT + n) * (D / 16) + i) * LINE", "(odd * NT + n) * (D / 16) - i) * LINE",
+        ("tests/ops/test_attend_decode.py::test_shapes",),
+    ),
+    Mutant(
+        "the next step's positions not in memory yet", "elementwise.cu",
+        "    __threadfence();\n}", "}",
+        ("tests/ops/test_advance.py",),
+    ),
+    Mutant(
+        "a token less where candidates do not fit", "sample.cu",
+        "if (order(x) >= bound) sum += weights", "if (order(x) > bound) sum += weights",
+        ("tests/ops/test_sample.py::test_neighbouring_floats",),
+    ),
+    Mutant(
         "of equal logits the last", "sample.cu",
         "<< 32 | (0xffffffffu - v)", "<< 32 | v",
         ("tests/ops/test_sample.py",),

@@ -1,7 +1,7 @@
 """`make mutants RANDOM=n`: makes n random changes in kernels/, and says what caught each, or that it survived.
 
-A survivor whose machine code is the same as before in all instances that its tests launch is equivalent: no test can
-tell, and it is not counted.
+A survivor whose machine code is the same as before in the instances that its tests launch is equivalent, as is what
+harmless_changes.py lists: no test can tell, and it is not counted.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from chosen_tests import Instance, Test, choose, kernel_of, survey
+from chosen_tests import Instance, KernelTest, choose, kernel_of, survey
 from emulator import build
+from harmless_changes import harmless
 from mutant_runs import ROOT, DoesNotCompile, Survived, keep_compiled, lay_out, lend_cache, run_tests
 from random_mutants import Change, draw, reached
 
@@ -42,8 +43,10 @@ class Outcome:
         return f"{self.verdict}: {c.file}:{c.line}: {c.before} -> {c.after}   | {line.strip()}\n    {self.why}"
 
 
-def judge(change: Change, tests: list[Test], seconds: float) -> Outcome:
+def judge(change: Change, tests: list[KernelTest], seconds: float) -> Outcome:
     """Make a change in a copy of the tree, and run some seconds' worth of tests that launch what it reaches."""
+    if why := harmless(change):
+        return Outcome(change, "equivalent", f"{why} (harmless_changes.py)")
     kernels = reached(KERNELS, change)
     chosen = choose(tests, kernels, seconds)
     with tempfile.TemporaryDirectory() as directory:
@@ -66,7 +69,7 @@ def judge(change: Change, tests: list[Test], seconds: float) -> Outcome:
     return Outcome(change, "survived", f"{len(chosen)} tests of {len(instances)} instances pass")
 
 
-def _run(target: Path, chosen: list[Test]) -> str:
+def _run(target: Path, chosen: list[KernelTest]) -> str:
     """Run the chosen tests of a copy in their order, with an end to what runs for ever."""
     order = target / "order"
     order.write_text("".join(f"{t.id}\n" for t in chosen), encoding="utf-8")

@@ -72,11 +72,11 @@ def blanked(source: str) -> str:
 
 def changes(file: str, source: str) -> Iterator[Change]:
     """All changes of a file: of a constant two or three, of everything else one."""
-    text = blanked(source)
+    text, lines = blanked(source), source.splitlines()
     for kind, pattern in _KINDS.items():
         for found in pattern.finditer(text):
             line = source.count("\n", 0, found.start()) + 1
-            whole = source.splitlines()[line - 1].strip()
+            whole = lines[line - 1].strip()
             for after in _replacements(kind, found.group()):
                 yield Change(file, kind, found.start(), found.end(), line, found.group(), after, whole)
 

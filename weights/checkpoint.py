@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import CheckpointError
 from . import gguf, safetensors
-from .files import is_gguf, read_json, shown
+from .files import is_gguf, let_go, read_json, shown
 from .tensor import Tensor
 from .translate import translate
 
@@ -73,6 +73,10 @@ class Checkpoint:
     def bytes(self, name: str) -> np.ndarray:
         """The stored bytes of a tensor [n] uint8, a view of the file."""
         return self._tensor(name).raw
+
+    def let_go(self, name: str) -> None:
+        """Give the memory back that the file's pages with a tensor take, once its numbers are somewhere else."""
+        let_go(self._tensor(name).raw)
 
     def _open(self) -> dict[str, Tensor]:
         if self._tensors is None:

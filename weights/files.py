@@ -79,6 +79,20 @@ def map_file(path: Path) -> np.ndarray:
         os.close(fd)
 
 
+def let_go(view: np.ndarray) -> None:
+    """Give the memory of a mapped file's pages back that a view of it spans; what is touched later is read again.
+
+    Nothing happens where the array is no view of a mapped file, or the system cannot be told."""
+    whole: Any = view
+    while isinstance(whole.base, np.ndarray):
+        whole = whole.base
+    owner = getattr(whole.base, "obj", None)  # np.frombuffer keeps a memoryview
+    if isinstance(owner, mmap.mmap) and hasattr(owner, "madvise") and view.flags.c_contiguous:
+        begin = view.ctypes.data - whole.ctypes.data
+        first = begin // mmap.PAGESIZE * mmap.PAGESIZE
+        owner.madvise(mmap.MADV_DONTNEED, first, begin + view.nbytes - first)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object a file holds; CheckpointError if it is missing, too long or anything but one object."""
     fd = _open(path)

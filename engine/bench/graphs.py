@@ -25,8 +25,9 @@ from ..config import EngineConfig, ModelConfig
 from ..encoder import Encoder
 from ..errors import RequestError
 from ..graph import CaptureReport
-from ..ops.base import PAGE, Ops
+from ..ops.base import Ops
 from ..report import say
+from ..sizes import PAGE
 from ..tokenizer import Tokenizer
 from . import breakdown, samples
 from .ceiling import Reader

@@ -13,9 +13,10 @@ import numpy as np
 from ..cache import pages_of
 from ..config import EngineConfig, ModelConfig, SamplingParams
 from ..engine import Engine
-from ..ops.base import PAGE, Ops
+from ..ops.base import Ops
 from ..runner import Row, Runner
 from ..sequence import Event, Request
+from ..sizes import PAGE
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,7 @@ def measure(s: Settings, backend: str, choose: Choose) -> Report:
 def one_side(session: Session, first: int, last: int) -> Side:
     """A step of its own, captured, for some of the sequences of a session."""
     runner, count = session.runner, last - first
-    bucket = runner.bucket(count, runner.ops.buffers(runner.c, count, count), "step")
+    bucket = runner.bucket(count, runner.decode_buffers(count), "step")
     rows = [(row.token, row.slot, row.position, row.position + 1, 0) for row in session.rows[first:last]]
     graph = CudaGraph.of(runner.device, (bucket.program.graphs or [])[0])
     return Side(bucket, np.array(rows, np.int32).T.copy(), graph, graph.parameters())

@@ -8,9 +8,9 @@ def layer(ops, c, w, b, s, cache, rope, following):
     """One decoder layer: reads and writes the residual stream b.x [R, D]. following: weight of the norm after it."""
     ops.norm_qkv(c, w, b, s, cache, rope)
     ops.attend(b.qkv, s, cache, c.heads, c.window, b.attn, b.scratch)
-    ops.linear_add(b.attn, w.o, b, w.mlp_norm)
-    ops.norm_gate_up(c, w, b)
-    ops.linear_add(b.ffn, w.down, b, following)
+    ops.linear_add(b.attn, w.o, b, s, w.mlp_norm)
+    ops.norm_gate_up(c, w, b, s)
+    ops.linear_add(b.ffn, w.down, b, s, following)
 
 
 def head(ops, c, w, b, s):

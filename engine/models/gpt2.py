@@ -9,10 +9,10 @@ def layer(ops, c, w, b, s, cache):
     ops.layer_norm(b.x, w.attn_norm, w.attn_norm_bias, c.eps, b.h)
     ops.linear_append(c, w, b, s, cache)
     ops.attend(b.qkv, s, cache, c.heads, c.window, b.attn, b.scratch)
-    ops.linear(b.attn, w.o, b.x, bias=w.o_bias, residual=b.x)
+    ops.linear(b.attn, w.o, b.x, s.kind, bias=w.o_bias, residual=b.x)
     ops.layer_norm(b.x, w.mlp_norm, w.mlp_norm_bias, c.eps, b.h)
-    ops.linear_gelu(c, w, b)
-    ops.linear(b.ffn, w.down, b.x, bias=w.down_bias, residual=b.x)
+    ops.linear_gelu(c, w, b, s)
+    ops.linear(b.ffn, w.down, b.x, s.kind, bias=w.down_bias, residual=b.x)
 
 
 def head(ops, c, w, b, s):

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .base import PAGE, Cache, Step
+from ..sizes import PAGE
+from .base import Cache, Step
 from .threads import Team
 
 KEYS = 512  # tokens whose keys a tile takes at a time: scores that stay in a core's cache
@@ -65,53 +66,88 @@ def _pages(array: np.ndarray, pages: np.ndarray) -> np.ndarray:
     return array[pages]
 
 
-@dataclass
-class _Task:
-    """Some key/value heads of a tile: rows first .. last - 1 of the pass, heads of `groups`."""
-
-    first: int
-    last: int
-    groups: slice
-    k: np.ndarray  # [G, tokens from `begin` on, d]
-    v: np.ndarray
-    begin: int
-
-
 def prefill(team: Team, qkv: np.ndarray, s: Step, cache: Cache, heads: int, window: int, out: np.ndarray) -> None:
     """Ops.attend of a pass over prompts or texts."""
     groups, d = cache.k.shape[1], cache.k.shape[3]
     queries = qkv.reshape(len(qkv), -1, d)[:, :heads].reshape(len(qkv), groups, heads // groups, d)
     results = out.reshape(queries.shape)
-    tasks = list(_tasks(s, cache, heads // groups, window, out))
-    if not tasks:
-        return
-
-    def compute(i: int) -> np.ndarray:
-        t = tasks[i]
-        return _tile(queries[t.first : t.last, t.groups], s.visible[t.first : t.last], t, window)
-
-    def commit(i: int, y: np.ndarray) -> None:
-        results[tasks[i].first : tasks[i].last, tasks[i].groups] = y
-
-    team.run(len(tasks), compute, commit)
-
-
-def _tasks(s: Step, cache: Cache, share: int, window: int, out: np.ndarray) -> Iterator[_Task]:
-    """The work of a pass; rows of the spare sequence get zeros."""
-    groups = cache.k.shape[1]
+    tasks: list[_Texts | _Tile] = []
+    texts: dict[int, list[tuple[int, int]]] = {}  # of each length: first row and page
     for first, last, seq in _runs(s.seqs):
+        visible = s.visible[first:last]
         if seq == len(s.table) - 1:
             out[first:last] = 0
-            continue
-        begin = _begin(s.visible[first:last], window)
-        pages = s.table[seq, begin // PAGE : -(-int(s.visible[first:last].max()) // PAGE)]
-        k, v = (_in_a_row(array, pages) for array in (cache.k, cache.v))
-        for a in range(first, last, PAGE):
-            z = min(a + PAGE, last)
-            scores = 4 * (z - a) * share * min(KEYS, int(s.visible[a:z].max()))
-            step = max(1, _SCORES // scores)
-            for g in range(0, groups, step):
-                yield _Task(a, z, slice(g, min(g + step, groups)), k, v, begin)
+        elif not window and last - first <= PAGE and (visible == last - first).all():
+            texts.setdefault(last - first, []).append((first, int(s.table[seq, 0])))
+        else:
+            tasks += _tiles(first, visible, s.table[seq], cache, heads // groups, window)
+    for length, found in texts.items():
+        step = max(1, _SCORES // (4 * heads * length * length))
+        tasks += [_Texts(cache, length, *np.array(found[i : i + step]).T) for i in range(0, len(found), step)]
+    if tasks:
+        team.run(len(tasks), lambda i: tasks[i].attend(queries), lambda i, y: tasks[i].store(results, y))
+
+
+class _Texts:
+    """Texts of the same length, of a page at most, all of whose tokens see one another."""
+
+    def __init__(self, cache: Cache, length: int, first: np.ndarray, page: np.ndarray) -> None:
+        self.cache, self.page, self.rows = cache, page, first[:, None] + np.arange(length)
+
+    def attend(self, queries: np.ndarray) -> np.ndarray:
+        """[texts, r, G, H / G, d]"""
+        n, r = self.rows.shape
+        _, groups, share, d = queries.shape
+        q = np.multiply(queries[self.rows].swapaxes(1, 2), np.float32(1 / math.sqrt(d)))
+        k, v = (array[self.page, :, :r] for array in (self.cache.k, self.cache.v))
+        score = np.matmul(q.reshape(n, groups, r * share, d), k.swapaxes(2, 3))
+        score -= np.maximum.reduce(score, -1, keepdims=True)
+        np.exp(score, out=score)
+        total = np.add.reduce(score, -1, keepdims=True)
+        y = np.matmul(score, v)
+        y /= total
+        return y.reshape(n, groups, r, share, d).swapaxes(1, 2)
+
+    def store(self, results: np.ndarray, y: np.ndarray) -> None:
+        """Into results [R, G, H / G, d]."""
+        results[self.rows] = y
+
+
+@dataclass
+class _Tile:
+    """Some key/value heads of a tile: rows first .. last - 1 of the pass, heads of `groups`."""
+
+    first: int
+    last: int
+    groups: slice
+    visible: np.ndarray  # [r]
+    window: int
+    k: np.ndarray  # [G, tokens from `begin` on, d]
+    v: np.ndarray
+    begin: int
+
+    def attend(self, queries: np.ndarray) -> np.ndarray:
+        """[r, G, H / G, d]"""
+        return _tile(queries[self.first : self.last, self.groups], self.visible, self, self.window)
+
+    def store(self, results: np.ndarray, y: np.ndarray) -> None:
+        """Into results [R, G, H / G, d]."""
+        results[self.first : self.last, self.groups] = y
+
+
+def _tiles(
+    first: int, visible: np.ndarray, table: np.ndarray, cache: Cache, share: int, window: int
+) -> Iterator[_Tile]:
+    """The work of rows of one sequence, from row `first` on.  visible [r]"""
+    groups, begin = cache.k.shape[1], _begin(visible, window)
+    pages = table[begin // PAGE : -(-int(visible.max()) // PAGE)]
+    k, v = (_in_a_row(array, pages) for array in (cache.k, cache.v))
+    for a in range(0, len(visible), PAGE):
+        seen = visible[a : a + PAGE]
+        step = max(1, _SCORES // (4 * len(seen) * share * min(KEYS, int(seen.max()))))
+        for g in range(0, groups, step):
+            some = slice(g, min(g + step, groups))
+            yield _Tile(first + a, first + a + len(seen), some, seen, window, k, v, begin)
 
 
 def _runs(seqs: np.ndarray) -> Iterator[tuple[int, int, int]]:
@@ -132,7 +168,7 @@ def _in_a_row(array: np.ndarray, pages: np.ndarray) -> np.ndarray:
     return array[pages].transpose(1, 0, 2, 3).reshape(groups, -1, d)
 
 
-def _tile(q: np.ndarray, visible: np.ndarray, t: _Task, window: int) -> np.ndarray:
+def _tile(q: np.ndarray, visible: np.ndarray, t: _Tile, window: int) -> np.ndarray:
     """Attention of rows of one sequence, [r, G, H / G, d] like q. A block's scores are summed up with the largest so
     far taken off; what came before is scaled when a larger one is found."""
     r, groups, share, d = q.shape

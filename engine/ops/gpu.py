@@ -14,6 +14,7 @@ import numpy as np
 from ..errors import DeviceError
 from .arguments import Arguments
 from .device import KERNELS, Device, Dim, headers_hash, kernel_source
+from .driver import call
 
 
 class CupyDevice(Device):
@@ -96,10 +97,12 @@ class CupyDevice(Device):
         if key not in self._clusters:
             kernel.allow(shared)
             config = self._config((cluster,), block, shared, False, cluster)
-            status, found = self._driver.cuOccupancyMaxActiveClusters(kernel.handle, config)
-            if status or not found:
-                sizes = f"{cluster} blocks of {block} threads with {shared} B shared"
-                raise DeviceError(f"{kernel.name}: a cluster of {sizes} does not fit the GPU: {status.name}")
+            sizes = f"{cluster} blocks of {block} threads with {shared} B shared"
+            refused = f"{kernel.name}: a cluster of {sizes} does not fit the GPU"
+            ask = self._driver.cuOccupancyMaxActiveClusters
+            found = call(ask, kernel.handle, config, failed=lambda _, status: DeviceError(f"{refused}: {status.name}"))
+            if not found:
+                raise DeviceError(refused)
             self._clusters[key] = found
         return self._clusters[key]
 
@@ -111,6 +114,7 @@ class CupyDevice(Device):
             config = self._configs[key] = self._config(*key)
         room = self._rooms.get(len(args)) or self._rooms.setdefault(len(args), Arguments(len(args)))
         room.fill(args)
+        # Not by `call`, whose time every eager launch would take.
         (status,) = self._driver.cuLaunchKernelEx(config, kernel.handle, room.address, 0)
         if status:
             sizes = f"grid {grid}, block {block}, cluster {cluster}, {shared} B shared"

@@ -8,13 +8,15 @@ and attention.py. Threads share out both; see threads.py.
 from __future__ import annotations
 
 import math
+import mmap
 
 import ml_dtypes
 import numpy as np
 
 from ..sampling import sample
+from ..sizes import MAIL, PAGE
 from . import attention, blas
-from .base import DECODE_ROWS, MAIL, PAGE, Ops
+from .base import Ops
 from .device import HostDevice
 from .threads import team
 
@@ -26,7 +28,7 @@ class NumpyOps(Ops):
 
     name = "numpy"
     dtype = np.dtype(np.float32)
-    tile = blas.TILE
+    tile, pass_rows = blas.TILE, 2 * blas.SIZES[0]  # larger passes are no faster, and long without a sign of life
 
     def __init__(self, device: HostDevice | None = None, dtype: str = "float32") -> None:
         self.device = device or HostDevice()
@@ -36,13 +38,13 @@ class NumpyOps(Ops):
     @property
     def align(self) -> int:
         """1 where BLAS gives a row the same bits at every place in a product, else the rows of the smallest product."""
-        return 1 if all(blas.anywhere(*shape) for shape in self._shapes) else blas.TILE
+        return 1 if all(blas.way_of(*shape).anywhere for shape in self._shapes) else blas.TILE
 
     # -- memory ---------------------------------------------------------------------------------------------------
 
     def weight(self, parts, layout="rows", head_dim=0):
         """The parts below one another as one float32 matrix, converted part by part."""
-        out = np.empty((sum(len(p) for p in parts), parts[0].shape[1]), np.float32)
+        out = _own_pages(sum(len(p) for p in parts), parts[0].shape[1])
         row = 0
         for part in parts:
             rounded = part if self._round is None else part.astype(self._round, copy=False)
@@ -83,9 +85,9 @@ class NumpyOps(Ops):
         if keep is not None:
             keep[...] = out
 
-    def linear(self, x, weight, out, bias=None, residual=None):
+    def linear(self, x, weight, out, kind, bias=None, residual=None):
         y = np.empty(out.shape, np.float32) if residual is not None else out
-        (blas.decode if len(x) <= DECODE_ROWS else blas.prefill)(self._team, x, weight, y)
+        (blas.prefill if kind.tiled else blas.decode)(self._team, x, weight, y)
         if bias is not None:
             y += bias
         if residual is not None:
@@ -115,11 +117,11 @@ class NumpyOps(Ops):
         cache.k[page, :, slot] = x[:, heads : heads + groups]
         cache.v[page, :, slot] = x[:, heads + groups :]
 
-    def attend(self, qkv, s, cache, heads, window, out, scratch, packed=False):
-        if len(qkv) <= DECODE_ROWS and not packed:
-            attention.decode(qkv, s, cache, heads, window, out)
-        else:
+    def attend(self, qkv, s, cache, heads, window, out, scratch):
+        if s.kind.tiled:
             attention.prefill(self._team, qkv, s, cache, heads, window, out)
+        else:
+            attention.decode(qkv, s, cache, heads, window, out)
 
     def silu_mul(self, gate_up, out):
         gate, up = gate_up[:, : out.shape[1]], gate_up[:, out.shape[1] :]
@@ -147,6 +149,13 @@ class NumpyOps(Ops):
         s.ids[real] = np.maximum(tokens[real], 0)
         s.positions[real] += 1
         s.visible[real] += 1
+
+
+def _own_pages(n, k):
+    """[n, k] float32, of the system and not of the allocator: there, what lives on would stand between the holes that
+    decoded tensors leave."""
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
+    return np.frombuffer(mmap.mmap(-1, max(1, 4 * n * k), **private), np.float32, n * k).reshape(n, k)
 
 
 def _tanh_factor(x):

@@ -56,6 +56,9 @@ class Tensors:
     def tensor(self, name: str) -> np.ndarray:
         return self._arrays[name]
 
+    def let_go(self, name: str) -> None:
+        pass
+
 
 def model(c: ModelConfig = LLAMA, ops: Ops | None = None) -> tuple[Ops, ModelConfig, SimpleNamespace]:
     """Operations, configuration and weights of a random model, the same ones every time."""
@@ -82,9 +85,9 @@ def sequence(
     return Sequence(request(prompt, max_tokens, seed, stop, **params))
 
 
-def events(on: Runner, sequences: list[Sequence], lookahead: bool = True) -> Iterator[Event]:
+def events(on: Runner, sequences: list[Sequence], lookahead: bool = True, **options: Any) -> Iterator[Event]:
     """What happens to the sequences, run together, until all have ended."""
-    batch = Batch(on, lookahead)
+    batch = Batch(on, lookahead, **options)
     for seq in sequences:
         batch.scheduler.add(seq)
     while not batch.idle:

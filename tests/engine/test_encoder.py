@@ -14,10 +14,11 @@ from ostinato.config import EngineConfig, ModelConfig
 from ostinato.encoder import TEXT_ROWS, Encoder
 from ostinato.errors import RequestError
 from ostinato.load import weights
-from ostinato.ops.base import PAGE, Ops
+from ostinato.ops.base import Ops
 from ostinato.ops.cuda import CudaOps
 from ostinato.ops.device import Device
 from ostinato.ops.numpy import NumpyOps
+from ostinato.sizes import PAGE
 from ostinato.weights.checkpoint import open_checkpoint
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from small import LLAMA, runner
 
-from ostinato.ops.base import MAIL
 from ostinato.ops.cuda import CudaOps
 from ostinato.ops.device import Device
 from ostinato.runner import Row, Runner
+from ostinato.sizes import MAIL
 
 SCOPES = ["off", "layer", "step"]
 SMALL = replace(LLAMA, layers=1, max_len=128)

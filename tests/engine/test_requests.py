@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ostinato import LLM, EngineError, RequestError, SamplingParams
@@ -21,7 +22,10 @@ BAD = [  # prompt, params, error, message
     pytest.param([[1, -1]], None, RequestError, r"prompts\[0\]\[1\].*found -1", id="negative id"),
     pytest.param([[1, True]], None, RequestError, r"prompts\[0\]\[1\].*found True", id="boolean id"),
     pytest.param([[1, 2.0]], None, RequestError, r"prompts\[0\]\[1\].*found 2.0", id="float id"),
-    pytest.param([None], None, RequestError, r"^prompts\[0\]: expected a string or a list of token ids", id="None"),
+    pytest.param([None], None, RequestError, r"^prompt\[0\]: expected an integer", id="None"),
+    pytest.param(
+        ["a", None], None, RequestError, r"^prompts\[1\]: expected a string or a list", id="None beside a text"
+    ),
     pytest.param(["a", "b", ""], None, RequestError, r"^prompts\[2\]: expected at least one token", id="the third"),
     pytest.param([[1], [1, 272]], None, RequestError, r"^prompts\[1\]\[1\]: .*found 272", id="an id of the second"),
     pytest.param([[1], [5] * 128], None, RequestError, r"^prompts\[1\]: expected fewer", id="the second is too long"),
@@ -36,10 +40,14 @@ BAD = [  # prompt, params, error, message
     pytest.param(
         [[5] * 128], None, RequestError, r"prompts\[0\]: expected fewer than 128 tokens", id="prompt too long"
     ),
+    pytest.param(
+        [np.array(5)], None, RequestError, r"prompts?\b.*: expected a string or a list", id="an array of no length"
+    ),
+    pytest.param([[None] * 128], None, RequestError, "fewer than 128 tokens", id="too long, before its ids"),
     pytest.param([[5]], {"max_tokens": 128}, RequestError, "max_tokens: expected at most 127", id="does not fit"),
     pytest.param([[5] * 100], {"min_tokens": 50}, RequestError, "min_tokens: expected at most 28", id="min_tokens"),
     pytest.param("a", {"stop_token_ids": [272]}, RequestError, "stop_token_ids", id="stop token"),
-    pytest.param("a", {"stop_token_ids": range(3, 20)}, RequestError, "stop_token_ids", id="too many stop tokens"),
+    pytest.param("a", {"stop_token_ids": range(3, 35)}, RequestError, "stop_token_ids", id="too many stop tokens"),
 ]
 
 

@@ -12,9 +12,9 @@ from small import LLAMA, MODELS, complete, logits, model, prompts, runner, seque
 from ostinato.config import EngineConfig, ModelConfig
 from ostinato.errors import CacheFull, DeviceError, RequestError
 from ostinato.load import ban, choose, weights
-from ostinato.ops.base import PAGE
 from ostinato.ops.numpy import NumpyOps
 from ostinato.runner import Runner
+from ostinato.sizes import PAGE
 from ostinato.weights.checkpoint import open_checkpoint
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"

@@ -7,7 +7,8 @@ import pytest
 from rows import EPS, F32, I32, Memory, RowOps, close, scratch, step
 
 from ostinato.errors import DeviceError
-from ostinato.ops.base import MAIL, Mail
+from ostinato.ops.base import Mail
+from ostinato.sizes import MAIL
 
 
 def advance(device) -> np.ndarray:

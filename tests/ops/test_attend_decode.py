@@ -7,7 +7,7 @@ import pytest
 from rows import EPS, TYPES, Memory, RowOps, close, scratch, step
 
 from ostinato.errors import DeviceError
-from ostinato.ops.base import PAGE
+from ostinato.sizes import PAGE
 
 SHAPES = [  # heads, key/value heads, head size
     pytest.param(2, 2, 16, id="1x16"),
@@ -132,5 +132,5 @@ def test_refuses_what_does_not_fit(device):
         ops.attend(qkv, s, memory.cache, 2, -1, out, small)
     rows = device.empty((17, 128), np.dtype(np.float32))
     s = step(device, [0] * 17, [0] * 17, [1] * 17, memory.table)
-    with pytest.raises(DeviceError, match=r"at most 16 rows or a multiple of 64, found 17"):
+    with pytest.raises(DeviceError, match=r"attend: expected at most 16 rows in a decode pass, found 17"):
         ops.attend(rows, s, memory.cache, 2, 0, device.empty((17, 64), np.dtype(np.float32)), small)
