@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import weakref
 from collections.abc import Sequence
@@ -27,18 +28,19 @@ class AsyncLLM:
     def __init__(self, model: LLM | str | Path, **options: Any) -> None:
         self.llm = model if isinstance(model, LLM) else LLM(model, **options)
         self._stop: weakref.finalize | None = None
+        self._process = 0  # whose thread drives
         if self.llm.config.causal:
-            self._stop = _drive(self, self.llm.engine)
+            self._engine()
 
     def stream(self, prompt: str | list[int], params: SamplingParams | None = None) -> AsyncStream:
         """Complete one prompt: `async for chunk in llm.stream(...)`. A request that is not acceptable raises here.
 
         It ends early when its task is cancelled, by `close()`, and when it is forgotten."""
-        return AsyncStream(self.llm.engine, self.llm.request(prompt, params or SamplingParams(), single=True))
+        return AsyncStream(self._engine(), self.llm.request(prompt, params or SamplingParams(), single=True))
 
     async def generate(self, prompts: Any, params: Params = None) -> list[RequestOutput]:
         """Complete prompts; as LLM.generate. A task that is cancelled meanwhile ends its requests."""
-        engine, news = self.llm.engine, asyncio.Event()
+        engine, news = self._engine(), asyncio.Event()
         wake = waker(asyncio.get_running_loop(), news)
         handles = [engine.add(request, wake=wake) for request in self.llm.requests(prompts, params)]
         try:
@@ -70,6 +72,13 @@ class AsyncLLM:
         self.llm.close()
         if self._stop is not None:
             self._stop()
+
+    def _engine(self) -> Engine:
+        """The engine, which a thread of this process drives: a forked child has none of its parent's threads."""
+        engine = self.llm.engine
+        if self._process != os.getpid():
+            self._process, self._stop = os.getpid(), _drive(self, engine)
+        return engine
 
     async def __aenter__(self) -> AsyncLLM:
         return self

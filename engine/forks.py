@@ -6,6 +6,7 @@ read each other's answers; a CUDA context does not work after a fork.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import threading
@@ -50,5 +51,5 @@ class Lock:
         self._lock.acquire()
 
     def __exit__(self, *error: object) -> None:
-        if self._lock._is_owned():  # else this thread forked while it held the lock, and is now in the child
+        with contextlib.suppress(RuntimeError):  # this thread forked while it held the lock, and is now in the child
             self._lock.release()

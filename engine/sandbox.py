@@ -83,6 +83,8 @@ class Sandbox:
     def _ended(self, status: int) -> TokenizerError:
         if status == -signal.SIGPROF:
             return self._error("rendering takes too long (more than half a second of processor time)")
+        if status == 0:  # as Popen has it where SIGCHLD is ignored, or somebody else waits for our children
+            return self._error("the process to render it ended, and why is not known: this process ignores SIGCHLD")
         if status < 0:
             return self._error(f"rendering ended by {signal.Signals(-status).name}")
         return self._error(f"the process to render it ended with status {status} (it needs jinja2 and Linux)")

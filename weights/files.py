@@ -73,6 +73,8 @@ def map_file(path: Path) -> np.ndarray:
         if os.fstat(fd).st_size == 0:
             raise CheckpointError(f"{path}: the file is empty")
         return np.frombuffer(mmap.mmap(fd, 0, access=mmap.ACCESS_READ), np.uint8)
+    except OSError as e:  # a map keeps a descriptor of its own, and a process may have only so many
+        raise CheckpointError(f"{path}: cannot be mapped: {e.strerror}") from e
     finally:
         os.close(fd)
 

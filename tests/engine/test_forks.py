@@ -2,45 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-LLAMA = Path(__file__).resolve().parents[1] / "fixtures/llama"
-
-BEGIN = f"""
-import os, signal, sys, threading, time
-signal.alarm(50)
-from ostinato import LLM, DeviceError, RequestError, SamplingParams
-
-def forked(body, *args):
-    "What body returns in a forked child, which ends as programs end: finalizers and all."
-    sys.stdout.flush()
-    read, write = os.pipe()
-    pid = os.fork()
-    if not pid:
-        signal.alarm(40)
-        try:
-            said = str(body(*args))
-        except Exception as e:
-            said = f"{{type(e).__name__}}: {{e}}"
-        os.write(write, said.encode())
-        sys.exit(0)
-    os.close(write)
-    with open(read) as answer:
-        said = answer.read()
-    os.waitpid(pid, 0)
-    return said
-
-MODEL = {str(LLAMA)!r}
-llm = LLM(MODEL, backend="numpy", quiet=True)
-GREEDY = SamplingParams(max_tokens=6, ignore_eos=True)
-def say(word): return [{{"role": "user", "content": word}}]
-def renderer(llm=llm): return llm._template._sandbox._child
-def answer(word): return llm.chat_prompt(say(word))
-"""
+from programs import LLAMA, cases, run, succeeds
 
 PROGRAMS = {
     "a-child-starts-a-renderer-of-its-own": """
@@ -167,6 +132,18 @@ for pid, b, c in workers:
     assert os.waitpid(pid, 0)[1] == 0
 assert answer("one") == right
 """,
+    "a-thread-that-drives-for-asyncio": """
+import asyncio
+from ostinato import AsyncLLM
+other = AsyncLLM(llm)
+async def text():
+    chunks = [chunk.text async for chunk in other.stream("The river", GREEDY)]
+    return "".join(chunks) == (await other.generate("The river", GREEDY))[0].text
+def run(): return asyncio.run(asyncio.wait_for(text(), 20))
+assert run() and forked(run) == "True" and run()
+assert forked(other.close) == "None"
+assert run()
+""",
     "a-gpu-in-a-child": """
 from ostinato.ops.device import HostDevice
 class Gpu(HostDevice):
@@ -203,70 +180,36 @@ for call in (pickle.dumps, copy.copy, copy.deepcopy):
     except RequestError as e: assert "make one there" in str(e)
     else: raise AssertionError(call)
 """,
-    "thousands-of-descriptors": """
-import resource
-soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
-for _ in range(min(4096, hard) - 200): os.open(os.devnull, os.O_RDONLY)
-right = answer("one")
-assert renderer()._stdout.fileno() > 1023 and answer("one") == right
-""",
-    "sixty-four-descriptors": """
-import resource
-before = len(os.listdir("/proc/self/fd"))
-resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-right = answer("one")
-for _ in range(3):
-    llm._template.close()
-    assert answer("one") == right
-with LLM(MODEL, backend="numpy", quiet=True) as other: assert other.chat_prompt(say("one")) == right
-del other
-assert len(os.listdir("/proc/self/fd")) <= before + 2
-""",
-    "signals-in-every-system-call": """
-signal.signal(signal.SIGALRM, lambda *_: None)
-signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)
-right = answer("one")
-assert llm.chat(say("one"), GREEDY).completion_tokens == 6
-for _ in range(2):
-    llm._template.close()
-    assert answer("one") == right
-signal.setitimer(signal.ITIMER_REAL, 0)
-""",
-    "a-parent-that-ignores-the-timers-signal": """
-signal.signal(signal.SIGPROF, signal.SIG_IGN)
-signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPROF})
-from ostinato.errors import TokenizerError
-from ostinato.sandbox import Sandbox
-try: Sandbox("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "x").render([{}])
-except TokenizerError as e: assert "takes too long" in str(e), e
-""",
-    "ctrl-c-does-not-reach-the-renderer": """
-signal.signal(signal.SIGINT, lambda *_: None)
-right = answer("one")
-os.kill(renderer()._process.pid, signal.SIGINT)
-time.sleep(0.05)
-assert answer("one") == right
-""",
-    "close-while-another-thread-renders": """
-from ostinato.errors import TokenizerError
-from ostinato.sandbox import Sandbox
-box, said = Sandbox("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "x"), []
-def render():
-    try: box.render([{}])
-    except TokenizerError as e: said.append(str(e))
-thread = threading.Thread(target=render)
-thread.start()
-while box._child is None: time.sleep(0.001)
-box.close(); thread.join()
-assert "SIGKILL" in said[0], said
-""",
 }
 
 
-@pytest.mark.parametrize("program", [pytest.param(text, id=name) for name, text in PROGRAMS.items()])
-def test_processes(program: str) -> None:
-    source = BEGIN + program + "\nprint('as expected')\n"
-    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", source]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert (done.stdout.strip(), done.stderr, done.returncode) == ("as expected", "", 0)
+@cases(PROGRAMS)
+def test_forked(program: str) -> None:
+    run(program)
+
+
+SERVER = f"""
+import multiprocessing, sys
+from ostinato import LLM, SamplingParams
+if __name__ != "__main__":  # a worker imports this file, or the server that forks them does
+    llm = LLM({str(LLAMA)!r}, backend="numpy", quiet=True)
+    llm.chat_prompt([{{"role": "user", "content": "one"}}])
+
+def work(word):
+    params = SamplingParams(max_tokens=6, ignore_eos=True)
+    return llm.chat([{{"role": "user", "content": word}}], params).text
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context(sys.argv[1])
+    context.set_forkserver_preload(["__main__"])
+    with context.Pool(2) as pool:
+        first, *others = pool.map(work, ["one"] * 6, 1)
+    assert first and set(others) == {{first}}
+    print("as expected")
+"""
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_multiprocessing(tmp_path: Path, method: str) -> None:
+    (tmp_path / "server.py").write_text(SERVER)
+    succeeds(str(tmp_path / "server.py"), method)
