@@ -29,7 +29,8 @@ class Counting(NumpyOps):
 
     def __init__(self, threads: int = 1) -> None:
         super().__init__()
-        self._team, self.rows = Team(threads), 0
+        self.use(Team(threads))
+        self.rows = 0
 
     def linear(self, x, weight, out, bias=None, residual=None):
         self.rows += sum(size for _, size in blas.tiles_of(len(x), blas.way_of(*weight.shape).sizes))
