@@ -18,7 +18,7 @@ from ..sizes import MAIL, PAGE
 from . import attention, blas
 from .base import Ops
 from .device import HostDevice
-from .threads import team
+from .threads import Team, team
 
 _ROUND = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16), "float32": None}
 
@@ -33,7 +33,12 @@ class NumpyOps(Ops):
     def __init__(self, device: HostDevice | None = None, dtype: str = "float32") -> None:
         self.device = device or HostDevice()
         self._round = _ROUND[str(dtype)]
-        self._team, self._shapes = team(), set()  # shapes: of all weights
+        self._shapes = set()  # of all weights
+        self.use(team())
+
+    def use(self, team: Team) -> None:
+        """Share work out on these threads instead of the process's own."""
+        self._team = team
 
     @property
     def align(self) -> int:

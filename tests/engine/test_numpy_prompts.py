@@ -30,7 +30,8 @@ class Counting(NumpyOps):
 
     def __init__(self, threads: int = 1) -> None:
         super().__init__()
-        self._team, self.rows = Team(threads), 0
+        self.use(Team(threads))
+        self.rows = 0
 
     def linear(self, x, weight, out, kind, bias=None, residual=None):
         if kind.tiled:
