@@ -52,7 +52,7 @@ class Step:
     """One pass of the model: which tokens of which sequences. Row r is token ids[r] of sequence seqs[r].
 
     Rows beyond the batch in a bucket belong to the spare sequence S, whose pages are all page 0, which nobody reads;
-    they have position 0 and visible 1. A tile costs attention once for each sequence in it."""
+    they have position 0 and visible 1. A tile of PAGE rows costs attention once for each sequence in it."""
 
     ids: Array  # [R] int32
     seqs: Array  # [R] int32, 0 <= seqs < S, or S for spare rows
