@@ -85,7 +85,7 @@ def test_a_short_prompt_is_not_padded_to_a_page() -> None:
     ops, c, w = model(LLAMA, Counting())
     on = Runner(ops, c, w, EngineConfig(max_batch=1, cache_tokens=512, graph="off"))
     complete(on, [sequence([1, 2, 3], 1)])
-    assert ops.rows == 4 * c.layers * 32
+    assert isinstance(ops, Counting) and ops.rows == 4 * c.layers * 32
 
 
 def attend(
