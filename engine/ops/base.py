@@ -127,9 +127,13 @@ class Ops:
     name: str  # "numpy", "cuda", "cublas"
     dtype: np.dtype  # T
     device: Any  # Device: allocates, copies, launches
-    align: int = 1  # texts of an encoder begin at multiples of so many rows, to have the same bits in any company
     tile: int = PAGE  # rows of a pass over prompts or texts are a multiple of it, and prompts begin at one
     pass_rows: int = 1 << 16  # rows of the largest pass that is worth it; prefill_rows may ask for fewer
+
+    @property
+    def align(self) -> int:
+        """Texts of an encoder begin at multiples of so many rows, to have the same bits in any company."""
+        return 1
 
     # -- memory ---------------------------------------------------------------------------------------------------
 

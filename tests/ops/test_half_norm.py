@@ -75,7 +75,7 @@ def test_scales_of_every_width(device, hidden):
     for side in (t.host, t.gpu):
         side.ops.device.write(side.b.x, x)
         ready(side, side.w.mlp_norm)
-        side.ops.norm_gate_up(c, side.w, side.b)
+        side.ops.norm_gate_up(c, side.w, side.b, side.s)
     close(device.read(t.gpu.b.ffn), t.host.b.ffn, "bfloat16", factors=2)
 
 
