@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .config import ModelConfig
+from .config import LayerSpec, ModelConfig
 from .hf_keys import LIMITS, Keys
 from .hf_learned import bert, gpt2
 from .hf_rope import rope
@@ -52,25 +52,24 @@ def _decoder(keys: Keys, arch: str) -> ModelConfig:
     kv_heads = sizes.get("num_key_value_heads", heads)
     if heads % kv_heads:
         keys.wrong("num_key_value_heads", f"a divisor of num_attention_heads = {heads}", kv_heads)
-    vocab, max_len = sizes["vocab_size"], sizes["max_position_embeddings"]
-    theta, scaling = rope(keys)
     _refuse_variants(keys, arch)
-    return ModelConfig(
-        arch="decoder",
-        layers=sizes["num_hidden_layers"],
-        hidden=sizes["hidden_size"],
+    every = LayerSpec(
         heads=heads,
         kv_heads=kv_heads,
         head_dim=_head_dim(keys, sizes),
         ffn=sizes["intermediate_size"],
-        vocab=vocab,
-        max_len=max_len,
-        eps=keys.real("rms_norm_eps", 0, 1),
-        rope_theta=theta,
-        rope_scaling=scaling,
+        rope=rope(keys),
         qkv_bias=arch == "Qwen2ForCausalLM",
         qk_norm=arch == "Qwen3ForCausalLM",
-        window=_window(keys, arch, sizes["num_hidden_layers"], max_len),
+    )
+    windows = _windows(keys, arch, sizes["num_hidden_layers"], sizes["max_position_embeddings"])
+    return ModelConfig(
+        arch="decoder",
+        layers=tuple(replace(every, window=window) for window in windows),
+        hidden=sizes["hidden_size"],
+        vocab=sizes["vocab_size"],
+        max_len=sizes["max_position_embeddings"],
+        eps=keys.real("rms_norm_eps", 0, 1),
         tied=keys.flag("tie_word_embeddings", False),
         dtype=keys.dtype(),
     )
@@ -122,34 +121,30 @@ def _refuse_variants(keys: Keys, arch: str) -> None:
         keys.unsupported("mlp_bias", "false", True)
 
 
-def _window(keys: Keys, arch: str, layers: int, max_len: int) -> int:
-    """Tokens a token sees, 0 = all: the same for every layer, or UnsupportedModel."""
+def _windows(keys: Keys, arch: str, layers: int, max_len: int) -> list[int]:
+    """Of each layer, how many tokens a token sees; 0 = all."""
     if arch == "MistralForCausalLM" and "sliding_window" not in keys.values:  # transformers would take 4096
         keys.wrong("sliding_window", "an integer or null", None)
     window = keys.integer("sliding_window", 1, 2**31 - 1) if keys.get("sliding_window") is not None else 0
-    if arch.startswith("Qwen"):
-        windowed = _windowed_layers(keys, layers) if keys.flag("use_sliding_window", False) else 0
-        if windowed and not window:
-            keys.wrong("sliding_window", "an integer, as use_sliding_window is true", None)
-        if 0 < windowed < layers:
-            key = "layer_types" if keys.get("layer_types") is not None else "max_window_layers"
-            keys.unsupported(key, "a window on all layers or on none", f"one on {windowed} of {layers}")
-        window = window if windowed else 0
-    elif arch == "LlamaForCausalLM" and window:
+    if arch == "LlamaForCausalLM" and window:
         keys.unsupported("sliding_window", "null for Llama", window)
-    elif keys.get("layer_types") is not None and _windowed_layers(keys, layers) != (layers if window else 0):
-        keys.unsupported("layer_types", "the window on all layers or on none", keys.get("layer_types"))
-    return window if window < max_len else 0
+    if arch.startswith("Qwen"):
+        slides = _sliding(keys, layers) if keys.flag("use_sliding_window", False) else [False] * layers
+    else:
+        slides = [window > 0] * layers if keys.get("layer_types") is None else _sliding(keys, layers)
+    if any(slides) and not window:
+        keys.wrong("sliding_window", "an integer, as layers have a window", None)
+    return [window if slide and window < max_len else 0 for slide in slides]
 
 
-def _windowed_layers(keys: Keys, layers: int) -> int:
-    """How many layers have the window: by layer_types, or Qwen's rule that the first max_window_layers have none."""
+def _sliding(keys: Keys, layers: int) -> list[bool]:
+    """Which layers have the window: by layer_types, or Qwen's rule that the first max_window_layers have none."""
     types = keys.get("layer_types")
     if types is None:
-        return layers - min(layers, keys.integer("max_window_layers", 0, 2**31 - 1))
+        return [i >= keys.integer("max_window_layers", 0, 2**31 - 1) for i in range(layers)]
     if not isinstance(types, list) or len(types) != layers:
         keys.wrong("layer_types", f"a list of {layers}", types)
     for kind in types:
         if kind not in ("full_attention", "sliding_attention"):
             keys.unsupported("layer_types", "full_attention or sliding_attention", kind)
-    return types.count("sliding_attention")
+    return [kind == "sliding_attention" for kind in types]

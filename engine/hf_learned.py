@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .config import ModelConfig
+from .config import LayerSpec, ModelConfig
 from .hf_keys import LIMITS, Keys
 
 GELUS = {  # names in transformers: ModelConfig.activation
@@ -67,18 +67,17 @@ def bert(keys: Keys) -> ModelConfig:
     )
 
 
-def _config(keys: Keys, hidden_key: str, head_key: str, **fields: Any) -> ModelConfig:
+def _config(
+    keys: Keys, hidden_key: str, head_key: str, layers: int, ffn: int, activation: str, **fields: Any
+) -> ModelConfig:
     """The fields that both have in common, added to their own."""
     heads, hidden = keys.integer(head_key, 1, LIMITS["num_attention_heads"]), fields["hidden"]
     if hidden % heads:
         keys.wrong(hidden_key, f"a multiple of {head_key} = {heads}", hidden)
+    spec = LayerSpec(heads, heads, hidden // heads, ffn, rope=None, qkv_bias=True, activation=activation)
     return ModelConfig(
-        heads=heads,
-        kv_heads=heads,
-        head_dim=hidden // heads,
+        layers=(spec,) * layers,
         vocab=keys.integer("vocab_size", 1, LIMITS["vocab_size"]),
-        rope_theta=0,
-        qkv_bias=True,
         dtype=keys.dtype(),
         **fields,
     )

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .config import RopeScaling
+from .config import Rope, RopeScaling
 from .hf_keys import Keys
-
-Rope = tuple[float, RopeScaling | None]  # theta, scaling
 
 
 def rope(keys: Keys) -> Rope:
@@ -23,9 +21,9 @@ def rope(keys: Keys) -> Rope:
     if new is None:
         return _one(keys, "rope_scaling", old, theta)
     result = _one(keys, "rope_parameters", new, theta)
-    if keys.get("rope_theta") is not None and result[0] != theta:
-        keys.wrong("rope_theta", f"the same as in rope_parameters, {result[0]:g}", theta)
-    if old is not None and _one(keys, "rope_scaling", old, result[0]) != result:
+    if keys.get("rope_theta") is not None and result.theta != theta:
+        keys.wrong("rope_theta", f"the same as in rope_parameters, {result.theta:g}", theta)
+    if old is not None and _one(keys, "rope_scaling", old, result.theta) != result:
         keys.wrong("rope_scaling", "the same as rope_parameters", old)
     return result
 
@@ -33,7 +31,7 @@ def rope(keys: Keys) -> Rope:
 def _one(keys: Keys, key: str, value: Any, theta: float) -> Rope:
     """Read one of the two dicts; theta is what is written outside it, or the default."""
     if value is None:
-        return theta, None
+        return Rope(theta)
     inner = Keys(value, f"{keys.name}: {key}")
     kind, old_name = inner.get("rope_type"), inner.get("type")
     if kind is not None and old_name is not None and kind != old_name:
@@ -45,11 +43,11 @@ def _one(keys: Keys, key: str, value: Any, theta: float) -> Rope:
     if inner.real("partial_rotary_factor", 0, 1, default=1.0) != 1:
         inner.unsupported("partial_rotary_factor", "1", inner.get("partial_rotary_factor"))
     if kind == "default":
-        return theta, None
+        return Rope(theta)
     if kind == "linear":
-        return theta, RopeScaling("linear", factor=inner.real("factor", 0, 1e6))
+        return Rope(theta, RopeScaling("linear", factor=inner.real("factor", 0, 1e6)))
     if kind == "llama3":
-        return theta, _llama3(inner)
+        return Rope(theta, _llama3(inner))
     return inner.unsupported("rope_type", "default, linear or llama3", kind)
 
 

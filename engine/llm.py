@@ -26,7 +26,7 @@ from .graph import CaptureReport
 from .loop import Loop
 from .ops.base import PAGE, Ops
 from .outputs import RequestOutput, StreamChunk
-from .passes import expect_kind
+from .passes import expect_kind, longest
 from .report import Reporter
 from .requests import Completion, Request
 from .runner import Runner
@@ -92,8 +92,7 @@ class LLM:
         self.backend, self.device_name = ops.name, ops.device.name
         report.line(f"backend {self.backend} on {self.device_name}: {why}")
         with report.bar("weights") as bar:
-            w = load.weights(ops, ck, c, bar)
-        load.ban(ops, w, c, banned)
+            w = load.weights(ops, ck, c, longest(c, self.engine), banned, bar)
         with report.bar(f"graph {self.engine.graph}") as bar:
             self._prepared: Runner | Encoder | None = (Runner if c.causal else Encoder)(ops, c, w, self.engine, bar)
 

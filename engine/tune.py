@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from math import inf
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from .bench.command import chosen_model, numbers
@@ -27,6 +26,7 @@ from .ops.shapes import DecodeShape, Key, Launch, Shapes, decode_shape, rule
 if TYPE_CHECKING:
     from .bench.decode import Choose, Settings
     from .config import ModelConfig
+    from .models.weights import Weights
 
 OPERATIONS = {
     "norm_qkv": "qkv", "linear_add o": "o", "norm_gate_up": "gate_up", "linear_add down": "down", "norm_head": "head",
@@ -106,7 +106,7 @@ def parts(batches: Iterable[int]) -> list[Part]:
 class Steps:
     """Decode steps of one model at several batch sizes, which can be timed with any table."""
 
-    def __init__(self, ops: Any, c: ModelConfig, w: SimpleNamespace, s: Settings) -> None:
+    def __init__(self, ops: Any, c: ModelConfig, w: Weights, s: Settings) -> None:
         from .bench.operations import middle_step
         from .ops.shapes import shared_limit
 

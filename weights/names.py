@@ -41,13 +41,13 @@ def plan(c: Any, prefix: str | None = None) -> Iterator[Entry]:
 
 
 def _plan(t: Table, c: Any, prefix: str) -> Iterator[Entry]:
-    q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
-    sizes = {"V": c.vocab, "D": c.hidden, "Hd": q, "Gd": kv, "QKV": q + 2 * kv, "d": c.head_dim, "F": c.ffn}
-    sizes |= {"T": c.max_len, "S": c.segments}
+    sizes = {"V": c.vocab, "D": c.hidden, "T": c.max_len, "S": c.segments}
     yield from _entries(t.top, c, sizes, "", prefix)
     yield from _entries(t.head, c, sizes, "", "")
-    for i in range(c.layers):
-        yield from _entries(t.layer, c, sizes, f"layers.{i}.", prefix + t.block.format(i))
+    for i, spec in enumerate(c.layers):
+        q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+        own = {"Hd": q, "Gd": kv, "QKV": q + 2 * kv, "d": spec.head_dim, "F": spec.ffn}
+        yield from _entries(t.layer, spec, sizes | own, f"layers.{i}.", prefix + t.block.format(i))
 
 
 def _table(c: Any) -> Table:
@@ -106,8 +106,8 @@ def _check_leftover(checkpoint: Checkpoint, c: Any, name: str, prefix: str, want
     """A tensor the plan does not use may stay only if the model computes the same without it."""
     t, where = _table(c), f"{checkpoint.source}: tensor {name}"
     layer = re.match(re.escape(prefix + t.block).replace(r"\{\}", r"(\d+)"), name, re.ASCII)
-    if layer and int(layer[1]) >= c.layers:
-        raise CheckpointError(f"{where}: the configuration has {c.layers} layers")
+    if layer and int(layer[1]) >= len(c.layers):
+        raise CheckpointError(f"{where}: the configuration has {len(c.layers)} layers")
     if t.head and name == "lm_head.weight":
         embed = prefix + next(iter(t.top[0][-1]))
         if not _same(checkpoint, name, embed):

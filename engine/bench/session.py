@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from types import SimpleNamespace
 
 import numpy as np
 
 from ..cache import pages_of
 from ..config import EngineConfig, ModelConfig, SamplingParams
 from ..loop import Loop
+from ..models.weights import Weights
 from ..ops.base import PAGE, Ops
 from ..runner import Row, Runner
 from ..scheduler import Scheduler, Sequence
@@ -41,7 +41,7 @@ class Session:
         self,
         ops: Ops,
         c: ModelConfig,
-        w: SimpleNamespace,
+        w: Weights,
         graph: str,
         load: Load,
         prompts: list[list[int]] | None = None,

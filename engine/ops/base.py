@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from ..config import ModelConfig
+from ..config import LayerSpec, ModelConfig
+from ..models.weights import LayerWeights, Weights
 
 Array = Any  # numpy.ndarray or cupy.ndarray, by backend
 Weight = Any  # whatever Ops.weight returned: plain, packed for a kernel, quantised blocks
@@ -130,10 +131,10 @@ class Ops:
 
     def buffers(self, c: ModelConfig, rows: int, last: int) -> Buffers:
         """Activation arrays for steps of `rows` rows of which `last` want logits, and the backend's scratch."""
-        new, t, f = self.device.empty, self.dtype, np.dtype(np.float32)
+        new, t, f, of = self.device.empty, self.dtype, np.dtype(np.float32), c.sizes
         return Buffers(
-            x=new((rows, c.hidden), f), h=new((rows, c.hidden), t), qkv=new((rows, c.qkv), t),
-            attn=new((rows, c.heads * c.head_dim), t), gate_up=new((rows, 2 * c.ffn), t), ffn=new((rows, c.ffn), t),
+            x=new((rows, c.hidden), f), h=new((rows, c.hidden), t), qkv=new((rows, of.qkv), t),
+            attn=new((rows, of.heads * of.head_dim), t), gate_up=new((rows, 2 * of.ffn), t), ffn=new((rows, of.ffn), t),
             logits=new((last, c.vocab), f), tokens=new((last,), np.dtype(np.int32)),
         )  # fmt: skip
 
@@ -182,12 +183,13 @@ class Ops:
         raise NotImplementedError
 
     def attend(
-        self, qkv: Array, s: Step, cache: Cache, heads: int, window: int, out: Array, scratch: Any, packed: bool = False
-    ) -> None:
-        """out[r] = softmax(q[r] k^T / sqrt(d)) v over tokens t of sequence seqs[r] with t < visible[r] and, if window,
+        self, qkv: Array, s: Step, cache: Cache, heads: int, window: int, out: Array, scratch: Any,
+        packed: bool = False, scale: float | None = None,
+    ) -> None:  # fmt: skip
+        """out[r] = softmax(scale q[r] k^T) v over tokens t of sequence seqs[r] with t < visible[r] and, if window,
         t >= visible[r] - window.  qkv [R, (H + 2 G) d] T, out [R, H d] T; query head h uses k/v head h // (H / G).
 
-        packed: tiles of 64 rows of a prefill may hold several sequences; see Step."""
+        scale: None is 1 / sqrt(d). packed: tiles of 64 rows of a prefill may hold several sequences; see Step."""
         raise NotImplementedError
 
     def silu_mul(self, gate_up: Array, out: Array) -> None:
@@ -230,31 +232,31 @@ class Ops:
         self.linear(x, weight, b.x, residual=b.x)
         self.all_reduce(b.x)
 
-    def linear_append(self, c: ModelConfig, w: Any, b: Buffers, s: Step, cache: Cache) -> None:
+    def linear_append(self, spec: LayerSpec, w: LayerWeights, b: Buffers, s: Step, cache: Cache) -> None:
         """From the normalised b.h to queries in b.qkv and new keys and values in the cache, nothing rotated."""
         self.linear(b.h, w.qkv, b.qkv, bias=w.qkv_bias)
-        self.append(b.qkv, s, cache, c.heads)
+        self.append(b.qkv, s, cache, spec.heads)
 
-    def linear_gelu(self, c: ModelConfig, w: Any, b: Buffers) -> None:
+    def linear_gelu(self, spec: LayerSpec, w: LayerWeights, b: Buffers) -> None:
         """b.ffn = gelu of the normalised b.h through w.up."""
         self.linear(b.h, w.up, b.ffn, bias=w.up_bias)
-        self.gelu(b.ffn, c.activation == "gelu_tanh", b.ffn)
+        self.gelu(b.ffn, spec.activation == "gelu_tanh", b.ffn)
 
-    def norm_qkv(self, c: ModelConfig, w: Any, b: Buffers, s: Step, cache: Cache, rope: Array) -> None:
+    def norm_qkv(self, c: ModelConfig, spec: LayerSpec, w: LayerWeights, b: Buffers, s: Step, cache: Cache) -> None:
         """From the residual stream b.x to rotated queries in b.qkv and the new keys and values in the cache."""
         self.rms_norm(b.x, w.attn_norm, c.eps, b.h)
         self.linear(b.h, w.qkv, b.qkv, bias=w.qkv_bias)
-        if c.qk_norm:
-            self.head_norm(b.qkv, w.q_norm, w.k_norm, c.eps, c.heads, c.kv_heads)
-        self.rope_append(b.qkv, rope, s, cache, c.heads)
+        if spec.qk_norm:
+            self.head_norm(b.qkv, w.q_norm, w.k_norm, c.eps, spec.heads, spec.kv_heads)
+        self.rope_append(b.qkv, w.rope, s, cache, spec.heads)
 
-    def norm_gate_up(self, c: ModelConfig, w: Any, b: Buffers) -> None:
+    def norm_gate_up(self, c: ModelConfig, w: LayerWeights, b: Buffers) -> None:
         """b.ffn = silu(gate) * up of the normalised residual stream b.x."""
         self.rms_norm(b.x, w.mlp_norm, c.eps, b.h)
         self.linear(b.h, w.gate_up, b.gate_up)
         self.silu_mul(b.gate_up, b.ffn)
 
-    def norm_head(self, c: ModelConfig, w: Any, b: Buffers, s: Step) -> None:
+    def norm_head(self, c: ModelConfig, w: Weights, b: Buffers, s: Step) -> None:
         """b.logits = head of the final norm of rows s.last of b.x; w.head_bias [V] float32 (or None) bans tokens."""
         last = b.h[: len(s.last)]
         self.rms_norm(b.x, w.norm, c.eps, last, rows=s.last)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..config import LayerSpec
 from ..errors import DeviceError, UnsupportedModel
 from . import tuned
 from .base import DECODE_ROWS, Buffers, Cache, Step
@@ -53,10 +54,6 @@ class CudaOps(DeviceOps):
     name = "cuda"
 
     @cached_property
-    def _stills(self) -> dict[tuple[int, int], Any]:
-        return {}  # Scratch.still by its shape
-
-    @cached_property
     def shapes(self) -> Shapes:
         """The launch shapes of decode products. DeviceError if a tuned file of this device is damaged."""
         return tuned.shapes(self.device)
@@ -70,12 +67,6 @@ class CudaOps(DeviceOps):
         b = super().buffers(c, rows, last)
         line = squared_line(c.hidden)
         b.scratch = replace(b.scratch, squared=self.device.upload(np.zeros((min(rows, DECODE_ROWS), line), np.float32)))
-        if not c.rope_theta:  # the kernels always rotate: by angles of 0
-            shape = c.max_len, c.head_dim
-            if shape not in self._stills:
-                row = np.repeat(np.array([1, 0], np.float32), c.head_dim // 2)  # cosines, sines
-                self._stills[shape] = self.device.upload(np.tile(row, (c.max_len, 1)))
-            b.scratch = replace(b.scratch, still=self._stills[shape])
         return b
 
     # -- weights --------------------------------------------------------------------------------------------------
@@ -152,18 +143,17 @@ class CudaOps(DeviceOps):
         half = self._half_norm("linear_add", b, norm)  # of the sum over the ranks: there is one
         self._decode(f"decode_add<{self._t}", weight, x, [np.int32(weight.n), b.x, *half])
 
-    def norm_qkv(self, c, w, b, s, cache, rope):
+    def norm_qkv(self, c, spec, w, b, s, cache):
         weight = w.qkv
-        expect("norm_qkv", "rope", rope, np.float32, (len(rope), c.head_dim))
-        tail = self._qkv_tail("norm_qkv", c, w, b, s, cache, rope)
-        if weight.layout == "qkv" and not c.qk_norm:
+        tail = self._qkv_tail("norm_qkv", spec, w, b, s, cache)
+        if weight.layout == "qkv" and not spec.qk_norm:
             self._normed("norm_qkv", f"qkv<{self._t}", c, weight, w.attn_norm, b, tail)
             return
         tail = _store(weight, b.qkv, w.qkv_bias)
         self._normed("norm_qkv", f"store<{self._t}, {self._t}", c, weight, w.attn_norm, b, tail)
-        if c.qk_norm:  # of whole heads, which no thread of a product holds
-            self.head_norm(b.qkv, w.q_norm, w.k_norm, c.eps, c.heads, c.kv_heads)
-        self.rope_append(b.qkv, rope, s, cache, c.heads)
+        if spec.qk_norm:  # of whole heads, which no thread of a product holds
+            self.head_norm(b.qkv, w.q_norm, w.k_norm, c.eps, spec.heads, spec.kv_heads)
+        self.rope_append(b.qkv, w.rope, s, cache, spec.heads)
 
     def norm_gate_up(self, c, w, b):
         rows, weight = len(b.x), w.gate_up
@@ -188,18 +178,18 @@ class CudaOps(DeviceOps):
         tail = _store(weight, b.logits, w.head_bias)
         self._normed("norm_head", f"store<{self._t}, float", c, weight, w.norm, b, tail)
 
-    def linear_append(self, c, w, b, s, cache):
+    def linear_append(self, spec, w, b, s, cache):
+        """The kernel of models with rotary positions: w.rope has angles of 0."""
         if w.qkv.layout != "qkv":
-            super().linear_append(c, w, b, s, cache)
+            super().linear_append(spec, w, b, s, cache)
             return
-        expect("linear_append", "still", b.scratch.still, np.float32, (c.max_len, c.head_dim))
-        tail = self._qkv_tail("linear_append", c, w, b, s, cache, b.scratch.still)
+        tail = self._qkv_tail("linear_append", spec, w, b, s, cache)
         self._plain("linear_append", f"qkv<{self._t}", w.qkv, b.h, tail)
 
-    def linear_gelu(self, c, w, b):
+    def linear_gelu(self, spec, w, b):
         rows, weight = len(b.h), w.up
         check_linear("linear_gelu", (rows, weight.n), self.dtype, b.ffn, w.up_bias, None)
-        tail = [np.int32(weight.n), w.up_bias, np.int32(c.activation == "gelu_tanh"), b.ffn]
+        tail = [np.int32(weight.n), w.up_bias, np.int32(spec.activation == "gelu_tanh"), b.ffn]
         self._plain("linear_gelu", f"gelu<{self._t}", weight, b.h, tail)
 
     # -- checks and launches ------------------------------------------------------------------------------------
@@ -235,15 +225,16 @@ class CudaOps(DeviceOps):
         launch = self._prefill if len(x) > DECODE_ROWS else self._decode
         launch(f"{'prefill' if len(x) > DECODE_ROWS else 'decode'}_{kernel}", weight, x, tail)
 
-    def _qkv_tail(self, op: str, c: Any, w: Any, b: Buffers, s: Step, cache: Cache, rope: Any) -> list:
+    def _qkv_tail(self, op: str, spec: LayerSpec, w: Any, b: Buffers, s: Step, cache: Cache) -> list:
         """What the kernels decode_qkv and prefill_qkv take behind K, checked."""
-        self._expect_attention(op, b.qkv, s, cache, c.heads)
+        self._expect_attention(op, b.qkv, s, cache, spec.heads)
+        expect(op, "rope", w.rope, np.float32, (len(w.rope), spec.head_dim))
         expect(op, "qkv", b.qkv, self.dtype, (len(b.x), w.qkv.n))
         if w.qkv_bias is not None:
             expect(op, "bias", w.qkv_bias, np.float32, (w.qkv.n,))
-        sizes = [np.int32(n) for n in (c.heads, c.kv_heads, c.head_dim)]
+        sizes = [np.int32(n) for n in (spec.heads, spec.kv_heads, spec.head_dim)]
         places = [s.seqs, s.positions, s.table, np.int32(s.table.shape[1])]
-        return [w.qkv_bias, rope, *places, b.qkv, cache.k, cache.v, *sizes]
+        return [w.qkv_bias, w.rope, *places, b.qkv, cache.k, cache.v, *sizes]
 
     def _decode(self, kernel: str, weight: PackedWeight, x: Any, tail: list, squared: Any = None, eps: float = 0):
         """A decode kernel, named up to T, of rows x [R, K] T; with `squared` rows after the first half of a norm."""

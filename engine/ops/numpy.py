@@ -118,17 +118,18 @@ class NumpyOps(Ops):
         cache.k[page, :, slot] = x[:, heads : heads + groups]
         cache.v[page, :, slot] = x[:, heads + groups :]
 
-    def attend(self, qkv, s, cache, heads, window, out, scratch, packed=False):
+    def attend(self, qkv, s, cache, heads, window, out, scratch, packed=False, scale=None):
         groups, d = cache.k.shape[1], cache.k.shape[3]
         queries = qkv.reshape(len(qkv), -1, d)[:, :heads].reshape(len(qkv), groups, heads // groups, d)
         results = out.reshape(len(qkv), groups, heads // groups, d)
-        spare = len(s.table) - 1
+        spare, scale = len(s.table) - 1, np.float32(1 / math.sqrt(d) if scale is None else scale)
         for first, last, seq in _runs(s.seqs):
             if seq == spare:
                 out[first:last] = 0
                 continue
             with np.errstate(over="ignore", invalid="ignore"):  # products with what nobody wrote yet, masked afterwards
-                _attend(queries[first:last], s.visible[first:last], s.table[seq], cache, window, results[first:last])
+                rows = queries[first:last], s.visible[first:last], results[first:last]
+                _attend(*rows, s.table[seq], cache, window, scale)
 
     def silu_mul(self, gate_up, out):
         gate, up = gate_up[:, : out.shape[1]], gate_up[:, out.shape[1] :]
@@ -217,7 +218,7 @@ def _pages(array, pages):
     return array[pages]
 
 
-def _attend(q, visible, table, cache, window, out):
+def _attend(q, visible, out, table, cache, window, scale):
     """Attention of rows of one sequence.  q, out [r, G, H / G, d], visible [r]; n pages of G heads of PAGE tokens."""
     r, groups, share, d = q.shape
     low = max(0, int(visible.min()) - window) // PAGE if window else 0
@@ -225,7 +226,7 @@ def _attend(q, visible, table, cache, window, out):
     pages = table[low : -(-high // PAGE)]
     n, rows = len(pages), r * share
     k, v = _pages(cache.k, pages), _pages(cache.v, pages)
-    q = np.multiply(q.transpose(1, 0, 2, 3), np.float32(1 / math.sqrt(d))).reshape(groups, rows, d)
+    q = np.multiply(q.transpose(1, 0, 2, 3), scale).reshape(groups, rows, d)
     score = np.empty((groups, rows, n * PAGE), np.float32)
     by_page = score.reshape(groups, rows, n, PAGE).transpose(2, 0, 1, 3)
     np.matmul(q, k.swapaxes(2, 3), out=by_page)

@@ -40,7 +40,6 @@ class Scratch:
     arrived: Array  # [n] int32, blocks of attention that are done
     best: Array  # [B] uint64, order and index of the largest logit so far
     scanned: Array  # [B] int32, blocks of sample that are done
-    still: Array | None = None  # [T, d] float32, of models without rotary positions: angles that turn nothing
     squared: Array | None = None  # [R, n] float32, sums of squares of rows of b.x, sixteen by sixteen: kernels/norm.cuh
 
 
@@ -87,20 +86,21 @@ class DeviceOps(Ops):
         self.device, self.dtype = device, np.dtype(dtype)
 
     def buffers(self, c: ModelConfig, rows: int, last: int) -> Buffers:
-        if c.head_dim not in HEAD_SIZES:
+        of = c.sizes
+        if of.head_dim not in HEAD_SIZES:
             raise UnsupportedModel(
-                f"backend {self.name}: expected head_dim to be one of {HEAD_SIZES}, found {c.head_dim}"
+                f"backend {self.name}: expected head_dim to be one of {HEAD_SIZES}, found {of.head_dim}"
             )
-        if not c.causal and c.head_dim > PACKED_HEAD:
+        if not c.causal and of.head_dim > PACKED_HEAD:
             expected = f"backend {self.name}: expected an encoder's head_dim to be at most {PACKED_HEAD}"
-            raise UnsupportedModel(f"{expected}, found {c.head_dim}")
+            raise UnsupportedModel(f"{expected}, found {of.head_dim}")
         b = super().buffers(c, rows, last)
-        tile = DecodeTile.of(self.dtype.itemsize, c.head_dim, c.heads // c.kv_heads)
-        units = min(rows, DECODE_ROWS) * c.kv_heads * tile.chunks
+        tile = DecodeTile.of(self.dtype.itemsize, of.head_dim, of.heads // of.kv_heads)
+        units = min(rows, DECODE_ROWS) * of.kv_heads * tile.chunks
         slots = tile.splits(-(-c.max_len // PAGE) * PAGE)
-        share = min(8 * tile.tiles, c.heads // c.kv_heads)
+        share = min(8 * tile.tiles, of.heads // of.kv_heads)
         b.scratch = Scratch(
-            partial=self.device.empty((units * slots * share * c.head_dim,), F32),
+            partial=self.device.empty((units * slots * share * of.head_dim,), F32),
             stats=self.device.empty((units * slots * 16 * tile.tiles,), F32),
             slots=slots,
             arrived=self.device.upload(np.zeros(units, I32)),
@@ -220,12 +220,12 @@ class DeviceOps(Ops):
         arrays = (qkv, s.seqs, s.positions, s.table, cache.k, cache.v)
         self._launch("rope.cu", f"append<{c_type(self.dtype)}>", (blocks,), 256, *arrays, *sizes)
 
-    def attend(self, qkv, s, cache, heads, window, out, scratch, packed=False):
+    def attend(self, qkv, s, cache, heads, window, out, scratch, packed=False, scale=None):
         rows, kv_heads, d = self._expect_attention("attend", qkv, s, cache, heads)
         expect("attend", "out", out, self.dtype, (rows, heads * d))
         if window < 0:
             raise DeviceError(f"attend: expected a window of 0 (off) or more tokens, found {window}")
-        scale = np.float32(math.log2(math.e) / math.sqrt(d))
+        scale = np.float32(math.log2(math.e) / math.sqrt(d) if scale is None else math.log2(math.e) * scale)
         if rows > DECODE_ROWS:
             if rows % PAGE:
                 raise DeviceError(f"attend: expected at most {DECODE_ROWS} rows or a multiple of {PAGE}, found {rows}")

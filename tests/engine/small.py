@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from configs import changed, flat
 
 from ostinato.config import EngineConfig, ModelConfig, SamplingParams
 from ostinato.load import weights
 from ostinato.loop import Loop
+from ostinato.models.weights import Weights
 from ostinato.ops.base import Ops
 from ostinato.ops.numpy import NumpyOps
 from ostinato.runner import Runner
 from ostinato.scheduler import Sequence
 from ostinato.weights import names
 
-LLAMA = ModelConfig("decoder", layers=3, hidden=48, heads=6, kv_heads=2, head_dim=16, ffn=80, vocab=131, max_len=512,
+LLAMA = flat(layers=3, hidden=48, heads=6, kv_heads=2, head_dim=16, ffn=80, vocab=131, max_len=512,
                     eps=1e-6, dtype="float32", tied=True)  # fmt: skip
 MODELS = {
     "llama": LLAMA,
-    "mistral": replace(LLAMA, window=9, tied=False),
-    "qwen2": replace(LLAMA, qkv_bias=True, heads=3, kv_heads=3),
-    "qwen3": replace(LLAMA, qk_norm=True, head_dim=32, heads=4, kv_heads=1),
-    "gpt2": replace(LLAMA, arch="gpt2", rope_theta=0, heads=3, kv_heads=3, qkv_bias=True, activation="gelu_tanh"),
+    "mistral": changed(LLAMA, window=9, tied=False),
+    "qwen2": changed(LLAMA, qkv_bias=True, heads=3, kv_heads=3),
+    "qwen3": changed(LLAMA, qk_norm=True, head_dim=32, heads=4, kv_heads=1),
+    "gpt2": changed(LLAMA, arch="gpt2", rope=None, heads=3, kv_heads=3, qkv_bias=True, activation="gelu_tanh"),
 }
 
 
@@ -56,10 +56,10 @@ class Tensors:
         return self._arrays[name]
 
 
-def model(c: ModelConfig = LLAMA, ops: Ops | None = None) -> tuple[Ops, ModelConfig, SimpleNamespace]:
-    """Operations, configuration and weights of a random model, the same ones every time."""
+def model(c: ModelConfig = LLAMA, ops: Ops | None = None, **options: Any) -> tuple[Ops, ModelConfig, Weights]:
+    """Operations, configuration and weights of a random model, the same ones every time; options of load.weights."""
     ops = ops or NumpyOps()
-    return ops, c, weights(ops, Tensors(c), c)  # pyright: ignore[reportArgumentType]
+    return ops, c, weights(ops, Tensors(c), c, **options)  # pyright: ignore[reportArgumentType]
 
 
 def runner(c: ModelConfig = LLAMA, ops: Ops | None = None, **options: Any) -> Runner:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from configs import changed
 from small import model
 
 from ostinato.bench.synthetic import shape
@@ -21,7 +21,7 @@ from ostinato.ops.numpy import NumpyOps
 from ostinato.weights.checkpoint import open_checkpoint
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
-SMALL = replace(shape("minilm-l6"), layers=2, hidden=48, heads=3, kv_heads=3, head_dim=16, ffn=80, vocab=90,
+SMALL = changed(shape("minilm-l6"), layers=2, hidden=48, heads=3, kv_heads=3, head_dim=16, ffn=80, vocab=90,
                 max_len=150)  # fmt: skip
 LENGTHS = [5, 1, 64, 65, 150, 2, 17, 128, 3]
 
@@ -67,7 +67,7 @@ def test_pooled_vectors_are_those_of_transformers(device: Device, backend: str) 
 def test_replay_equals_eager_bit_for_bit_at_every_bucket(ops: Ops, scope: str) -> None:
     eager, recorded = (encoder(ops, graph=graph) for graph in ("off", scope))
     assert recorded.buckets == (64, 128, 256)
-    per_pass = {"layer": SMALL.layers + 2, "step": 1}[scope]
+    per_pass = {"layer": SMALL.layer_count + 2, "step": 1}[scope]
     assert (eager.captured.graphs, recorded.captured.graphs) == (0, 3 * per_pass)
     used = set()
     most = 256 // max(TEXT_ROWS, ops.align)

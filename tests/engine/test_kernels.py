@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from configs import changed
 from emulator import EmulatedDevice
 from products import cublas
 from small import MODELS, complete, runner, sequence
@@ -25,7 +25,7 @@ PROMPTS = [[1, 2, 3], [4], list(range(70)), [9, 8, 7, 6]]
 
 
 def small(name: str):
-    return replace(MODELS[name], layers=2, max_len=128)
+    return changed(MODELS[name], layers=2, max_len=128)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -40,7 +40,7 @@ def test_greedy_tokens_are_those_of_numpy(device: Device, name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_are_near_those_of_numpy(device: Device, name: str, ops: Callable, dtype: str, error: float) -> None:
     c, ids = small(name), [1, 5, 9, 13, 17]
-    c = replace(c, window=min(c.window, 3))  # Mistral's, narrower than the prompt
+    c = changed(c, window=min(c.sizes.window, 3))  # Mistral's, narrower than the prompt
     expected = runner(c, **OPTIONS).logits(ids)
     on = runner(c, ops(device, dtype), **OPTIONS)
     np.testing.assert_allclose(on.logits(ids), expected, atol=error)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import tracemalloc
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from configs import changed
 from small import LLAMA, complete, prompts, runner, sequence
 
 import ostinato
@@ -151,7 +151,7 @@ def engine_memory() -> int:
 
 
 def test_ten_thousand_steps_take_no_memory() -> None:
-    on = runner(replace(LLAMA, layers=1), max_batch=1)
+    on = runner(changed(LLAMA, layers=1), max_batch=1)
     steps = 0
 
     def work(until: int) -> None:

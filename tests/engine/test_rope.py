@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
-from small import LLAMA
 
 from ostinato import rope
-from ostinato.config import RopeScaling
+from ostinato.config import Rope, RopeScaling
 from ostinato.errors import UnsupportedModel
 
 LLAMA3 = RopeScaling("llama3", 8.0, 1.0, 4.0, 64)
@@ -41,7 +39,7 @@ def frequency(i: int, d: int, theta: float, scaling: RopeScaling | None) -> floa
     ],
 )
 def test_table_is_cosines_then_sines(d: int, scaling: RopeScaling | None) -> None:
-    got = rope.table(replace(LLAMA, head_dim=d, rope_theta=500.0, rope_scaling=scaling), 200)
+    got = rope.table(Rope(500.0, scaling), d, 200)
     assert got.shape == (200, d) and got.dtype == np.float32
     for t in (0, 1, 63, 199):
         angles = [t * frequency(i, d, 500.0, scaling) for i in range(d // 2)]
@@ -50,11 +48,10 @@ def test_table_is_cosines_then_sines(d: int, scaling: RopeScaling | None) -> Non
 
 
 def test_llama3_case_has_all_three_kinds_of_frequency() -> None:
-    plain = rope.frequencies(replace(LLAMA, rope_theta=500.0))
-    ratio = rope.frequencies(replace(LLAMA, rope_theta=500.0, rope_scaling=LLAMA3)) / plain
+    ratio = rope.frequencies(Rope(500.0, LLAMA3), 16, 512) / rope.frequencies(Rope(500.0), 16, 512)
     assert ratio.max() == 1 and ratio.min() == pytest.approx(1 / 8) and ((ratio > 0.13) & (ratio < 0.99)).any()
 
 
 def test_unknown_scaling_is_refused() -> None:
-    with pytest.raises(UnsupportedModel, match="rope_scaling: expected linear or llama3, found yarn"):
-        rope.table(replace(LLAMA, rope_scaling=RopeScaling("yarn", 2.0)), 8)
+    with pytest.raises(UnsupportedModel, match="rope_scaling: expected linear, llama3, yarn, longrope, found ntk"):
+        rope.table(Rope(scaling=RopeScaling("ntk", 2.0)), 16, 8)

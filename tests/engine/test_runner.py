@@ -11,7 +11,7 @@ from small import LLAMA, MODELS, complete, model, prompts, runner, sequence
 
 from ostinato.config import EngineConfig, ModelConfig
 from ostinato.errors import CacheFull, DeviceError, RequestError
-from ostinato.load import ban, choose, weights
+from ostinato.load import choose, weights
 from ostinato.ops.base import PAGE
 from ostinato.ops.numpy import NumpyOps
 from ostinato.runner import Runner
@@ -138,9 +138,14 @@ def test_max_len_beyond_the_model_is_refused() -> None:
         runner(max_len=513)
 
 
+def test_tables_of_angles_that_are_too_short_are_refused() -> None:
+    ops, c, w = model(max_len=100)
+    with pytest.raises(RequestError, match=r"max_len: expected at most 100, which weights were loaded for, found 101"):
+        Runner(ops, c, w, EngineConfig(max_batch=1, max_len=101))
+
+
 def test_a_banned_id_is_never_sampled_but_evaluated() -> None:
-    ops, c, w = model(replace(LLAMA, vocab=20))
-    ban(ops, w, c, tuple(range(3, 20)))
+    ops, c, w = model(replace(LLAMA, vocab=20), banned=tuple(range(3, 20)))
     on = Runner(ops, c, w, EngineConfig(max_batch=2, cache_tokens=512))
     tokens = complete(on, [sequence([1], 60, seed=i, temperature=2.0) for i in range(2)])
     assert {t for row in tokens for t in row} == {0, 1, 2}
