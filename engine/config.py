@@ -1,13 +1,12 @@
 """What a model is, how the engine runs it, and what one request asks for: frozen dataclasses.
 
-What a checkpoint's files say becomes a ModelConfig in hf_config.py. The fields of an EngineConfig and of a
+What a checkpoint's files say becomes a ModelConfig in models/families. The fields of an EngineConfig and of a
 SamplingParams are in range: __post_init__ refuses the rest.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from .checks import choice, flag, integer, real, refuse
@@ -68,12 +67,13 @@ class LayerSpec:
 class ModelConfig:
     """Read once from config.json or GGUF metadata; never changed."""
 
-    arch: str  # module in engine/models: "decoder", "gpt2" or "bert"
+    arch: str  # the mathematics, a module in engine/models: "decoder", "gpt2" or "bert"
     layers: tuple[LayerSpec, ...]  # L of them
     hidden: int  # D
     vocab: int  # V   rows of the embedding table
     max_len: int  # T   positions the model was made for
     eps: float  # added to the mean square, or to the variance, in the norms
+    family: str = "llama"  # whose names the tensors have: see models/families
     causal: bool = True  # a token sees those before it; False: an encoder, where it sees its whole sequence
     segments: int = 0  # BERT: rows of the segment table, of which every token has row 0
     tied: bool = False  # the head is the embedding table
@@ -101,13 +101,6 @@ class ModelConfig:
     def with_layers(self, **changes: Any) -> ModelConfig:
         """The same with these fields of every layer changed."""
         return replace(self, layers=tuple(replace(layer, **changes) for layer in self.layers))
-
-    @staticmethod
-    def from_hf(config: dict[str, Any], generation: dict[str, Any], source: str | Path) -> ModelConfig:
-        """From a config.json and a generation_config.json, or from dicts of their form; see hf_config.model_config."""
-        from .hf_config import model_config  # not above: hf_config makes a ModelConfig
-
-        return model_config(config, generation, source)
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,12 @@ import numpy as np
 
 from . import load, requests
 from .checks import choice, flag
-from .config import EngineConfig, ModelConfig, SamplingParams
+from .config import EngineConfig, SamplingParams
 from .encoder import Encoder
 from .errors import RequestError, TokenizerError
 from .graph import CaptureReport
 from .loop import Loop
+from .models.families import model_config
 from .ops.base import PAGE, Ops
 from .outputs import RequestOutput, StreamChunk
 from .passes import expect_kind, longest
@@ -77,7 +78,7 @@ class LLM:
 
     def _open(self, ck: Checkpoint, ops: Ops | None, report: Reporter) -> None:
         """Everything that needs the checkpoint's files."""
-        c = self.config = ModelConfig.from_hf(ck.config, ck.generation_config, ck.source)
+        c = self.config = model_config(ck.config, ck.generation_config, ck.source)
         self.tokenizer = Tokenizer.from_checkpoint(ck)
         self._template: ChatTemplate | TokenizerError
         try:

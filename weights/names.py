@@ -1,7 +1,6 @@
 """Which checkpoint tensors form which weight of the engine: a plan, and the check of a checkpoint against it.
 
-Called by whoever loads or makes up weights; the tables are in tables.py. The configuration is any object with the
-fields of ModelConfig used here.
+The tables are those of the families: see models/families.
 """
 
 from __future__ import annotations
@@ -13,8 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import CheckpointError, UnsupportedModel
+from ..models.families import FAMILIES
+from ..models.families.family import Row, Table
 from .checkpoint import Checkpoint
-from .tables import BERT, DECODER, GPT2, Row, Table
 
 
 class Entry(NamedTuple):
@@ -28,12 +28,11 @@ class Entry(NamedTuple):
     layout: str  # how the rows belong together, as Ops.weight wants it: "rows", "qkv", "gate_up"
 
 
-PLANS = {"decoder": DECODER, "gpt2": GPT2, "bert": BERT}
 COMPARED = 16 << 20  # bytes compared at a time
 
 
 def plan(c: Any, prefix: str | None = None) -> Iterator[Entry]:
-    """Every weight of a model of configuration `c`; UnsupportedModel for an architecture without a table.
+    """Every weight of a model of configuration `c`; UnsupportedModel for an unknown family.
 
     prefix: one of the table's prefixes; None is the first."""
     t = _table(c)
@@ -46,14 +45,14 @@ def _plan(t: Table, c: Any, prefix: str) -> Iterator[Entry]:
     yield from _entries(t.head, c, sizes, "", "")
     for i, spec in enumerate(c.layers):
         q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-        own = {"Hd": q, "Gd": kv, "QKV": q + 2 * kv, "d": spec.head_dim, "F": spec.ffn}
+        own = {"Hd": q, "Gd": kv, "QKV": q + 2 * kv, "d": spec.head_dim, "F": spec.ffn, "FF": 2 * spec.ffn}
         yield from _entries(t.layer, spec, sizes | own, f"layers.{i}.", prefix + t.block.format(i))
 
 
 def _table(c: Any) -> Table:
-    if c.arch not in PLANS:
-        raise UnsupportedModel(f"architecture: expected one of {', '.join(PLANS)}, found {c.arch!r}")
-    return PLANS[c.arch]
+    if c.family not in FAMILIES:
+        raise UnsupportedModel(f"family: expected one of {', '.join(FAMILIES)}, found {c.family!r}")
+    return FAMILIES[c.family].table
 
 
 def _entries(rows: tuple[Row, ...], c: Any, sizes: dict[str, int], path: str, prefix: str) -> Iterator[Entry]:

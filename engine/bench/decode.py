@@ -22,6 +22,7 @@ from ..checks import choice, integer
 from ..config import ModelConfig
 from ..errors import CaptureError, DeviceError, RequestError
 from ..graph import CaptureReport
+from ..models.families import model_config
 from ..models.weights import Weights
 from ..ops.base import Ops
 from ..ops.device import Device
@@ -147,7 +148,7 @@ def load_model(
         ck = synthetic.checkpoint(config, ops.device, ops.dtype, seed)
         return ops, config, loading.weights(ops, ck, config), None
     with open_checkpoint(resolve(model, progress=True)) as ck:
-        c = ModelConfig.from_hf(ck.config, ck.generation_config, ck.source)
+        c = model_config(ck.config, ck.generation_config, ck.source)
         ops = choose(c)
         return ops, c, loading.weights(ops, ck, c), also(ck)
 

@@ -43,7 +43,7 @@ SHAPES = {
     "minilm-l6": ModelConfig(
         "bert",
         (LayerSpec(heads=12, kv_heads=12, head_dim=32, ffn=1536, rope=None, qkv_bias=True, activation="gelu"),) * 6,
-        hidden=384, vocab=30522, max_len=512, eps=1e-12, causal=False, segments=2,
+        hidden=384, vocab=30522, max_len=512, eps=1e-12, family="bert", causal=False, segments=2,
     ),
 }  # fmt: skip
 

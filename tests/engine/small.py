@@ -24,7 +24,9 @@ MODELS = {
     "mistral": changed(LLAMA, window=9, tied=False),
     "qwen2": changed(LLAMA, qkv_bias=True, heads=3, kv_heads=3),
     "qwen3": changed(LLAMA, qk_norm=True, head_dim=32, heads=4, kv_heads=1),
-    "gpt2": changed(LLAMA, arch="gpt2", rope=None, heads=3, kv_heads=3, qkv_bias=True, activation="gelu_tanh"),
+    "gpt2": changed(
+        LLAMA, arch="gpt2", family="gpt2", rope=None, heads=3, kv_heads=3, qkv_bias=True, activation="gelu_tanh"
+    ),
 }
 
 

@@ -14,6 +14,7 @@ from products import cublas
 from ostinato.config import ModelConfig
 from ostinato.load import weights
 from ostinato.models import MODELS
+from ostinato.models.families import model_config
 from ostinato.models.weights import Weights
 from ostinato.ops.base import PAGE, Cache, Ops, Step
 from ostinato.ops.cuda import CudaOps
@@ -30,7 +31,7 @@ PLAIN, TIMES = [0, 1, 2, 3], [2, 0, 3, 3, 1, 2, 0]  # which of the four prompts,
 def load(name: str, ops: Ops) -> tuple[ModelConfig, Weights, dict[str, np.ndarray]]:
     """Configuration, weights, and what transformers says."""
     with open_checkpoint(FIXTURES / name) as ck:
-        c = ModelConfig.from_hf(ck.config, ck.generation_config, ck.source)
+        c = model_config(ck.config, ck.generation_config, ck.source)
         return c, weights(ops, ck, c), dict(np.load(FIXTURES / name / "expected.npz"))
 
 

@@ -14,6 +14,7 @@ from ostinato.config import EngineConfig, ModelConfig
 from ostinato.encoder import TEXT_ROWS, Encoder
 from ostinato.errors import RequestError
 from ostinato.load import weights
+from ostinato.models.families import model_config
 from ostinato.ops.base import PAGE, Ops
 from ostinato.ops.cuda import CudaOps
 from ostinato.ops.device import Device
@@ -56,7 +57,7 @@ def test_pooled_vectors_are_those_of_transformers(device: Device, backend: str) 
     ops = BACKENDS[backend](device, "float32")
     known = np.load(FIXTURES / "bert" / "expected.npz")
     with open_checkpoint(FIXTURES / "bert") as ck:
-        c = ModelConfig.from_hf(ck.config, ck.generation_config, ck.source)
+        c = model_config(ck.config, ck.generation_config, ck.source)
         on = Encoder(ops, c, weights(ops, ck, c), EngineConfig(prefill_rows=128))
     ids, hidden = ([known[f"{what}_{i}"] for i in range(4)] for what in ("prompt", "hidden"))
     np.testing.assert_allclose(on.embed([i.tolist() for i in ids]), [h.mean(0) for h in hidden], atol=2e-5)

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from small import LLAMA, MODELS, complete, model, prompts, runner, sequence
 
-from ostinato.config import EngineConfig, ModelConfig
+from ostinato.config import EngineConfig
 from ostinato.errors import CacheFull, DeviceError, RequestError
 from ostinato.load import choose, weights
+from ostinato.models.families import model_config
 from ostinato.ops.base import PAGE
 from ostinato.ops.numpy import NumpyOps
 from ostinato.runner import Runner
@@ -23,7 +24,7 @@ CHECKPOINTS = sorted(p.parent.name for p in FIXTURES.glob("*/generation_config.j
 
 def load(name: str, **options) -> Runner:
     with open_checkpoint(FIXTURES / name) as ck:
-        c = ModelConfig.from_hf(ck.config, ck.generation_config, ck.source)
+        c = model_config(ck.config, ck.generation_config, ck.source)
         ops = NumpyOps()
         return Runner(ops, c, weights(ops, ck, c), EngineConfig(**{"max_batch": 3, **options}))
 

@@ -11,6 +11,7 @@ from configs import flat
 
 from ostinato.config import ModelConfig, Rope, RopeScaling
 from ostinato.errors import CheckpointError, UnsupportedModel
+from ostinato.models.families import model_config
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 LLAMA: dict[str, Any] = {
@@ -50,7 +51,7 @@ def like(arch: str, **changes: Any) -> dict[str, Any]:
 
 
 def read(config: dict[str, Any], generation: dict[str, Any] | None = None) -> ModelConfig:
-    return ModelConfig.from_hf(config, generation or {}, Path("some/model"))
+    return model_config(config, generation or {}, Path("some/model"))
 
 
 def test_every_field() -> None:
@@ -66,7 +67,7 @@ def test_every_field() -> None:
 def test_config_that_transformers_wrote(name: str) -> None:
     config = json.loads((FIXTURES / name / "config.json").read_text())
     generation = json.loads((FIXTURES / name / "generation_config.json").read_text())
-    c = ModelConfig.from_hf(config, generation, FIXTURES / name)
+    c = model_config(config, generation, FIXTURES / name)
     assert (c.hidden, c.layer_count, c.vocab) == (
         config["hidden_size"],
         config["num_hidden_layers"],
@@ -137,8 +138,7 @@ MIXED = ["full_attention", "sliding_attention"] * 2
     [
         pytest.param(like("qwen2", **QWEN, max_window_layers=3), [0, 0, 0, 9], id="max-window-layers"),
         pytest.param(like("qwen2", **QWEN, layer_types=MIXED), [0, 9, 0, 9], id="layer-types"),
-        pytest.param(like("mistral", sliding_window=9, layer_types=MIXED), [0, 9, 0, 9], id="mistral-layer-types"),
-        pytest.param(like("mistral", sliding_window=128, layer_types=MIXED), [0] * 4, id="never-reached"),
+        pytest.param(like("qwen3", **{**QWEN, "sliding_window": 128}, layer_types=MIXED), [0] * 4, id="never-reached"),
     ],
 )
 def test_windows_of_layers(config: dict[str, Any], expected: list[int]) -> None:
@@ -215,10 +215,7 @@ WRONG, UNSUPPORTED = CheckpointError, UnsupportedModel
         pytest.param(WRONG, "rope_theta", like("llama", rope_theta=True), id="boolean-theta"),
         pytest.param(WRONG, "rope_scaling", like("llama", rope_scaling="linear"), id="rope-not-object"),
         pytest.param(WRONG, "rope_scaling: rope_type", like("llama", rope_scaling={"factor": 2.0}), id="rope-untyped"),
-        pytest.param(
-            UNSUPPORTED, "rope_scaling: rope_type", like("llama", rope_scaling={"rope_type": "yarn", "factor": 4.0}),
-            id="rope-yarn",
-        ),
+        pytest.param(WRONG, "rope_scaling: factor", like("llama", rope_scaling={"type": "yarn"}), id="yarn-no-factor"),
         pytest.param(
             UNSUPPORTED, "rope_parameters: rope_type", like("llama", rope_parameters={"rope_type": "dynamic"}),
             id="rope-dynamic",
@@ -264,6 +261,7 @@ WRONG, UNSUPPORTED = CheckpointError, UnsupportedModel
         pytest.param(WRONG, "max_window_layers", like("qwen2", **QWEN), id="window-layers-missing"),
         pytest.param(WRONG, "layer_types", like("qwen2", **QWEN, layer_types=["full_attention"]), id="few-layer-types"),
         pytest.param(UNSUPPORTED, "layer_types", like("qwen2", **QWEN, layer_types=["chunked"] * 4), id="layer-type"),
+        pytest.param(UNSUPPORTED, "layer_types", like("mistral", sliding_window=9, layer_types=MIXED), id="mixed"),
         pytest.param(WRONG, "eos_token_id", like("llama", eos_token_id=256), id="eos-beyond-vocabulary"),
         pytest.param(WRONG, "eos_token_id", like("llama", eos_token_id=[2, -1]), id="eos-negative"),
         pytest.param(WRONG, "eos_token_id", like("llama", eos_token_id=True), id="eos-boolean"),
@@ -292,4 +290,4 @@ def test_generation_config_is_named() -> None:
 
 def test_gguf_is_named() -> None:
     with pytest.raises(CheckpointError, match=r"^some/model\.gguf: vocab_size: "):
-        ModelConfig.from_hf({**LLAMA, "vocab_size": 0}, {}, Path("some/model.gguf"))
+        model_config({**LLAMA, "vocab_size": 0}, {}, Path("some/model.gguf"))

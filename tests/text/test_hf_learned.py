@@ -11,6 +11,7 @@ from configs import changed, flat
 
 from ostinato.config import ModelConfig
 from ostinato.errors import CheckpointError, UnsupportedModel
+from ostinato.models.families import model_config
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 GPT2: dict[str, Any] = {
@@ -57,7 +58,7 @@ BERT_CONFIG = flat(
 
 def read(base: dict[str, Any], **changes: Any) -> ModelConfig:
     config = {key: value for key, value in {**base, **changes}.items() if value is not ABSENT}
-    return ModelConfig.from_hf(config, {}, Path("some/model"))
+    return model_config(config, {}, Path("some/model"))
 
 
 def test_every_field() -> None:
@@ -79,7 +80,7 @@ def test_every_field() -> None:
 )
 def test_config_that_transformers_wrote(name: str, expected: dict[str, Any]) -> None:
     config = json.loads((FIXTURES / name / "config.json").read_text())
-    c = ModelConfig.from_hf(config, {}, FIXTURES / name)
+    c = model_config(config, {}, FIXTURES / name)
     assert {key: getattr(c if hasattr(c, key) else c.sizes, key) for key in expected} == expected
 
 

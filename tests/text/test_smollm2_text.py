@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 from vocabularies import user
 
-from ostinato.config import ModelConfig, Rope
+from ostinato.config import Rope
+from ostinato.models.families import model_config
 from ostinato.template import ChatTemplate
 from ostinato.tokenizer import Tokenizer
 from ostinato.weights.checkpoint import Checkpoint, open_checkpoint
@@ -52,7 +53,7 @@ def test_round_trip(smollm2: Tokenizer, text: str) -> None:
 
 
 def test_config(checkpoint: Checkpoint, smollm2: Tokenizer) -> None:
-    c = ModelConfig.from_hf(checkpoint.config, checkpoint.generation_config, checkpoint.source)
+    c = model_config(checkpoint.config, checkpoint.generation_config, checkpoint.source)
     of = c.sizes
     assert (c.layer_count, c.hidden, of.heads, of.kv_heads, of.head_dim, of.ffn) == (30, 576, 9, 3, 64, 1536)
     assert (c.vocab, c.max_len, of.rope, c.eps, c.tied) == (49152, 8192, Rope(1e5), 1e-5, True)

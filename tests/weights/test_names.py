@@ -14,6 +14,7 @@ from configs import changed, flat
 
 from ostinato.config import ModelConfig
 from ostinato.errors import CheckpointError, UnsupportedModel
+from ostinato.models.families import model_config
 from ostinato.weights import names
 from ostinato.weights.checkpoint import open_checkpoint
 
@@ -95,7 +96,7 @@ NOT_NEEDED = {"bert": POOLER, "bert-masked": PREDICTIONS, "gpt2": MASKS}
 @pytest.mark.parametrize("name", sorted(path.parent.name for path in FIXTURES.glob("*/config.json")))
 def test_real_layouts_pass(name: str) -> None:
     with open_checkpoint(FIXTURES / name) as checkpoint:
-        c = ModelConfig.from_hf(checkpoint.config, checkpoint.generation_config, checkpoint.source)
+        c = model_config(checkpoint.config, checkpoint.generation_config, checkpoint.source)
         used = [t for e in names.check(checkpoint, c) for t in e.tensors]
         assert len(used) == len(set(used))
         assert set(checkpoint.names()) - set(used) == NOT_NEEDED.get(name, set())
@@ -106,7 +107,7 @@ def test_a_prefix_may_be_there_or_not(name: str, tmp_path: Path) -> None:
     """The other spelling of every name gives the same plan; half of them in the other spelling gives none."""
     prefix = "bert." if name.startswith("bert") else "transformer."
     with open_checkpoint(FIXTURES / name) as ck:
-        c = ModelConfig.from_hf(ck.config, ck.generation_config, ck.source)
+        c = model_config(ck.config, ck.generation_config, ck.source)
         before = names.check(ck, c)
         tensors = {n: np.array(ck.tensor(n)) for e in before for n in e.tensors}
     head = {n for n in tensors if n.startswith("lm_head")}
@@ -176,8 +177,8 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, change: dict, words: list[
     refused(lambda: check(tmp_path, model(), tensors), str(tmp_path), *words, error=error)
 
 
-BERT = {"arch": "bert", "kv_heads": 4, "head_dim": 2}
-GPT2 = {"arch": "gpt2", "kv_heads": 4, "head_dim": 2}
+BERT = {"arch": "bert", "family": "bert", "kv_heads": 4, "head_dim": 2}
+GPT2 = {"arch": "gpt2", "family": "gpt2", "kv_heads": 4, "head_dim": 2}
 
 
 @pytest.mark.parametrize(
@@ -218,4 +219,4 @@ def test_the_first_missing_layer_is_named(tmp_path: Path) -> None:
 
 
 def test_unknown_architecture_is_refused() -> None:
-    refused(lambda: names.plan(model(arch="mamba")), "decoder", "'mamba'", error=UnsupportedModel)
+    refused(lambda: names.plan(model(family="mamba")), "llama", "'mamba'", error=UnsupportedModel)
