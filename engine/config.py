@@ -53,6 +53,7 @@ class LayerSpec:
     window: int = 0  # a token sees this many tokens, itself included; 0 = all
     rope: Rope | None = Rope()  # None: q and k are not turned
     scale: float | None = None  # scores are multiplied by this; None = 1 / sqrt(d)
+    residual_scale: float = 1.0  # what attention and MLP add to the residual stream is multiplied by this
     qkv_bias: bool = False  # q, k, v projections have a bias
     qk_norm: bool = False  # each head of q and k is RMS-normalised before RoPE
     activation: str = "silu"  # of the MLP: "silu", which gates; "gelu", by the error function; "gelu_tanh"
@@ -73,6 +74,8 @@ class ModelConfig:
     vocab: int  # V   rows of the embedding table
     max_len: int  # T   positions the model was made for
     eps: float  # added to the mean square, or to the variance, in the norms
+    embed_scale: float = 1.0  # embeddings are multiplied by this
+    logit_scale: float = 1.0  # logits are multiplied by this
     family: str = "llama"  # whose names the tensors have: see models/families
     causal: bool = True  # a token sees those before it; False: an encoder, where it sees its whole sequence
     segments: int = 0  # BERT: rows of the segment table, of which every token has row 0

@@ -9,9 +9,9 @@ def layer(ops, c, spec, w, b, s, cache, following):
     """One decoder layer: reads and writes the residual stream b.x [R, D]. following: weight of the norm after it."""
     ops.norm_qkv(c, spec, w, b, s, cache)
     ops.attend(b.qkv, s, cache, spec.heads, spec.window, b.attn, b.scratch, scale=spec.scale)
-    ops.linear_add(b.attn, w.o, b, w.mlp_norm)
+    ops.linear_add(b.attn, w.o, b, w.mlp_norm, spec.residual_scale)
     ops.norm_gate_up(c, w, b)
-    ops.linear_add(b.ffn, w.down, b, following)
+    ops.linear_add(b.ffn, w.down, b, following, spec.residual_scale)
 
 
 def head(ops, c, w, b, s):
@@ -22,7 +22,7 @@ def head(ops, c, w, b, s):
 def parts(ops, c, w, b, s, caches):
     """The forward pass as callables, to be run, or captured one by one or together; the result is b.logits."""
     norms = [*(lw.attn_norm for lw in w.layers), w.norm]
-    yield lambda: ops.embed_tokens(s, w.embed, b, norms[0])
+    yield lambda: ops.embed_tokens(s, w.embed, b, norms[0], c.embed_scale)
     for spec, lw, cache, following in zip(c.layers, w.layers, caches, norms[1:], strict=True):
         yield lambda spec=spec, lw=lw, cache=cache, following=following: layer(ops, c, spec, lw, b, s, cache, following)
     yield lambda: head(ops, c, w, b, s)

@@ -140,8 +140,8 @@ class Ops:
 
     # -- primitives -----------------------------------------------------------------------------------------------
 
-    def embed(self, ids: Array, table: Weight, out: Array) -> None:
-        """out[r] = table[ids[r]].  ids [R], table [V, D], out [R, D] float32"""
+    def embed(self, ids: Array, table: Weight, out: Array, scale: float = 1.0) -> None:
+        """out[r] = scale table[ids[r]].  ids [R], table [V, D], out [R, D] float32"""
         raise NotImplementedError
 
     def embed_at(self, ids: Array, table: Weight, at: Array, places: Array, out: Array) -> None:
@@ -162,9 +162,12 @@ class Ops:
         on with both: its residual stream is what was normalised."""
         raise NotImplementedError
 
-    def linear(self, x: Array, weight: Weight, out: Array, bias: Array | None = None, residual: Array | None = None):
-        """out = x @ weight.T + bias + residual.  x [R, K] T, weight [N, K], bias [N] float32, out [R, N] T or float32;
-        residual [R, N] float32 may be out"""
+    def linear(
+        self, x: Array, weight: Weight, out: Array, bias: Array | None = None, residual: Array | None = None,
+        scale: float = 1.0,
+    ) -> None:  # fmt: skip
+        """out = scale x @ weight.T + bias + residual.  x [R, K] T, weight [N, K], bias [N] float32, out [R, N] T or
+        float32; residual [R, N] float32 may be out. A scale of 1 has the bits of none."""
         raise NotImplementedError
 
     def head_norm(self, qkv: Array, q_weight: Array, k_weight: Array, eps: float, heads: int, kv_heads: int) -> None:
@@ -223,13 +226,13 @@ class Ops:
     # -- and norm_head. What adds to the residual stream b.x is told the weight [D] of the RMS norm that comes next, so
     # -- that a fused kernel can see to a part of it; norm_* may rely on that.
 
-    def embed_tokens(self, s: Step, table: Weight, b: Buffers, norm: Array) -> None:
-        """b.x = the rows s.ids of the embedding table [V, D]."""
-        self.embed(s.ids, table, b.x)
+    def embed_tokens(self, s: Step, table: Weight, b: Buffers, norm: Array, scale: float = 1.0) -> None:
+        """b.x = scale times the rows s.ids of the embedding table [V, D]."""
+        self.embed(s.ids, table, b.x, scale)
 
-    def linear_add(self, x: Array, weight: Weight, b: Buffers, norm: Array) -> None:
-        """b.x += x @ weight.T, summed over the ranks.  x [R, K] T, weight [D, K]"""
-        self.linear(x, weight, b.x, residual=b.x)
+    def linear_add(self, x: Array, weight: Weight, b: Buffers, norm: Array, scale: float = 1.0) -> None:
+        """b.x += scale x @ weight.T, summed over the ranks.  x [R, K] T, weight [D, K]"""
+        self.linear(x, weight, b.x, residual=b.x, scale=scale)
         self.all_reduce(b.x)
 
     def linear_append(self, spec: LayerSpec, w: LayerWeights, b: Buffers, s: Step, cache: Cache) -> None:
@@ -257,14 +260,16 @@ class Ops:
         self.silu_mul(b.gate_up, b.ffn)
 
     def norm_head(self, c: ModelConfig, w: Weights, b: Buffers, s: Step) -> None:
-        """b.logits = head of the final norm of rows s.last of b.x; w.head_bias [V] float32 (or None) bans tokens."""
+        """b.logits = c.logit_scale head of the final norm of rows s.last of b.x.
+
+        w.head_bias [V] float32 (or None) bans tokens."""
         last = b.h[: len(s.last)]
         self.rms_norm(b.x, w.norm, c.eps, last, rows=s.last)
-        self.head(last, w.head, b.logits, w.head_bias)
+        self.head(last, w.head, b.logits, w.head_bias, c.logit_scale)
 
-    def head(self, x: Array, weight: Weight, out: Array, bias: Array | None) -> None:
-        """out = x @ weight.T + bias: logits of the rows x [B, D] T, out [B, V] float32."""
-        self.linear(x, weight, out, bias=bias)
+    def head(self, x: Array, weight: Weight, out: Array, bias: Array | None, scale: float = 1.0) -> None:
+        """out = scale x @ weight.T + bias: logits of the rows x [B, D] T, out [B, V] float32."""
+        self.linear(x, weight, out, bias=bias, scale=scale)
 
     def all_reduce(self, x: Array) -> None:
         """Sum x over the ranks, in place. One rank: nothing to do."""

@@ -104,36 +104,40 @@ class CudaOps(DeviceOps):
 
     # -- primitives -----------------------------------------------------------------------------------------------
 
-    def embed(self, ids, table, out):
-        self.embed_at(ids, table, None, None, out)
+    def embed(self, ids, table, out, scale=1.0):
+        self._look_up(ids, table, out, scale, None, None)
 
     def embed_at(self, ids, table, at, places, out):
+        self._look_up(ids, table, out, 1.0, at, places)
+
+    def _look_up(self, ids, table, out, scale, at, places):
         expect("embed", "out", out, np.float32, (len(out), table.k))
-        self._embed("embed_packed", table.data, ids, out, at, places, None, None, None)
+        self._embed("embed_packed", table.data, ids, out, scale, at, places, None, None, None)
 
-    def linear(self, x, weight, out, bias=None, residual=None):
+    def linear(self, x, weight, out, bias=None, residual=None, scale=1.0):
         check_linear("linear", (len(x), weight.n), self.dtype, out, bias, residual)
-        self._plain("linear", f"store<{self._t}, {c_type(out.dtype)}", weight, x, _store(weight, out, bias, residual))
+        tail = _store(weight, out, bias, residual, scale)
+        self._plain("linear", f"store<{self._t}, {c_type(out.dtype)}", weight, x, tail)
 
-    def head(self, x, weight, out, bias):
+    def head(self, x, weight, out, bias, scale=1.0):
         """Always the decode kernel, up to 16 rows at a time: a row's logits have the same bits in every company."""
         for i in range(0, len(x), DECODE_ROWS):
-            self.linear(x[i : i + DECODE_ROWS], weight, out[i : i + DECODE_ROWS], bias=bias)
+            self.linear(x[i : i + DECODE_ROWS], weight, out[i : i + DECODE_ROWS], bias=bias, scale=scale)
 
     # -- composites -----------------------------------------------------------------------------------------------
 
-    def embed_tokens(self, s, table, b, norm):
+    def embed_tokens(self, s, table, b, norm, scale=1.0):
         if len(b.x) > DECODE_ROWS:
-            self.embed(s.ids, table, b.x)
+            self.embed(s.ids, table, b.x, scale)
             return
         expect("embed_tokens", "x", b.x, np.float32, (len(b.x), table.k))
         half = self._half_norm("embed_tokens", b, norm)
-        self._embed("embed_packed", table.data, s.ids, b.x, None, None, *half)
+        self._embed("embed_packed", table.data, s.ids, b.x, scale, None, None, *half)
 
-    def linear_add(self, x, weight, b, norm):
+    def linear_add(self, x, weight, b, norm, scale=1.0):
         rows = len(x)
         if rows > DECODE_ROWS:
-            super().linear_add(x, weight, b, norm)
+            super().linear_add(x, weight, b, norm, scale)
             return
         expect("linear_add", "x", x, self.dtype, (rows, weight.k))
         check_linear("linear_add", (rows, weight.n), self.dtype, b.x, None, None)
@@ -141,7 +145,7 @@ class CudaOps(DeviceOps):
             raise DeviceError(f'linear_add: expected a weight of a multiple of 16 rows in layout "rows", '
                               f'found {weight.n} in "{weight.layout}"')  # fmt: skip
         half = self._half_norm("linear_add", b, norm)  # of the sum over the ranks: there is one
-        self._decode(f"decode_add<{self._t}", weight, x, [np.int32(weight.n), b.x, *half])
+        self._decode(f"decode_add<{self._t}", weight, x, [np.int32(weight.n), np.float32(scale), b.x, *half])
 
     def norm_qkv(self, c, spec, w, b, s, cache):
         weight = w.qkv
@@ -175,7 +179,7 @@ class CudaOps(DeviceOps):
             return
         expect("norm_head", "last", s.last, np.int32, (rows,))
         check_linear("norm_head", (count, weight.n), np.dtype(np.float32), b.logits, w.head_bias, None)
-        tail = _store(weight, b.logits, w.head_bias)
+        tail = _store(weight, b.logits, w.head_bias, scale=c.logit_scale)
         self._normed("norm_head", f"store<{self._t}, float", c, weight, w.norm, b, tail)
 
     def linear_append(self, spec, w, b, s, cache):
@@ -268,9 +272,9 @@ class CudaOps(DeviceOps):
         gpu.launch(function, shape.grid(weight.tiles, len(x)), (PREFILL_THREADS,), args, shape.shared, dependent=True)
 
 
-def _store(weight: PackedWeight, out: Any, bias: Any = None, residual: Any = None) -> list:
+def _store(weight: PackedWeight, out: Any, bias: Any = None, residual: Any = None, scale: float = 1.0) -> list:
     """What the kernels decode_store and prefill_store take behind K."""
-    return [np.int32(weight.n), np.int32(weight.span), bias, residual, out]
+    return [np.int32(weight.n), np.int32(weight.span), np.float32(scale), bias, residual, out]
 
 
 def squared_line(k: int) -> int:

@@ -48,8 +48,10 @@ class NumpyOps(Ops):
 
     # -- primitives -----------------------------------------------------------------------------------------------
 
-    def embed(self, ids, table, out):
+    def embed(self, ids, table, out, scale=1.0):
         np.take(table, ids, axis=0, out=out)
+        if scale != 1:
+            out *= np.float32(scale)
 
     def embed_at(self, ids, table, at, places, out):
         np.take(table, ids, axis=0, out=out)
@@ -78,7 +80,7 @@ class NumpyOps(Ops):
         if keep is not None:
             keep[...] = out
 
-    def linear(self, x, weight, out, bias=None, residual=None):
+    def linear(self, x, weight, out, bias=None, residual=None, scale=1.0):
         y = np.empty(out.shape, np.float32) if residual is not None else out
         rows, width = x.shape
         if rows > DECODE_ROWS:
@@ -89,6 +91,8 @@ class NumpyOps(Ops):
             for first in range(0, len(weight), step):
                 for r in range(rows):
                     np.dot(weight[first : first + step], x[r], out=y[r, first : first + step])
+        if scale != 1:
+            y *= np.float32(scale)
         if bias is not None:
             y += bias
         if residual is not None:

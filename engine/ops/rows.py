@@ -88,9 +88,8 @@ class DeviceOps(Ops):
     def buffers(self, c: ModelConfig, rows: int, last: int) -> Buffers:
         of = c.sizes
         if of.head_dim not in HEAD_SIZES:
-            raise UnsupportedModel(
-                f"backend {self.name}: expected head_dim to be one of {HEAD_SIZES}, found {of.head_dim}"
-            )
+            raise UnsupportedModel(f"backend {self.name}: expected head_dim to be one of {HEAD_SIZES}, "
+                                   f"found {of.head_dim}")  # fmt: skip
         if not c.causal and of.head_dim > PACKED_HEAD:
             expected = f"backend {self.name}: expected an encoder's head_dim to be at most {PACKED_HEAD}"
             raise UnsupportedModel(f"{expected}, found {of.head_dim}")
@@ -109,8 +108,8 @@ class DeviceOps(Ops):
         )
         return b
 
-    def _embed(self, kernel: str, table: Array, ids: Array, out: Array, at: Any, places: Any, *more: Any) -> None:
-        """Rows of a table as `kernel` of pack.cu reads it, and with `at` a row of places added to each."""
+    def _embed(self, kernel: str, table: Array, ids: Array, out: Array, scale: float, at: Any, places: Any, *more: Any):
+        """Rows of a table as `kernel` of pack.cu reads it, times scale, and with `at` a row of places added to each."""
         rows, k = out.shape
         expect("embed", "ids", ids, I32, (rows,))
         expect("embed", "out", out, F32, (rows, k))
@@ -119,7 +118,7 @@ class DeviceOps(Ops):
             expect("embed", "places", places, F32, (len(places), k))
         name = f"{kernel}<{c_type(self.dtype)}>"
         grid = (rows, -(-k // 512))  # four elements a thread: one after the other they would take as long as a layer
-        self._launch("pack.cu", name, grid, 128, ids, table, at, places, out, np.int32(k), *more)
+        self._launch("pack.cu", name, grid, 128, ids, table, at, places, out, np.int32(k), np.float32(scale), *more)
 
     # -- norms and single elements ----------------------------------------------------------------------------------
 

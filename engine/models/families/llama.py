@@ -11,5 +11,5 @@ LLAMA = Family(
     config=decoder,
     table=TABLE,
     gguf=GgufForm("llama", paired=True),
-    neutral={**NEUTRAL, "sliding_window": (None,)},
+    neutral={**NEUTRAL, "sliding_window": (None,), "rope_interleaved": (False,)},
 )
