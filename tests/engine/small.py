@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from configs import changed, flat
 
-from ostinato.config import EngineConfig, ModelConfig, SamplingParams
+from ostinato.config import EngineConfig, ModelConfig, Rope, RopeScaling, SamplingParams
 from ostinato.load import weights
 from ostinato.loop import Loop
 from ostinato.models.weights import Weights
@@ -19,11 +20,16 @@ from ostinato.weights import names
 
 LLAMA = flat(layers=3, hidden=48, heads=6, kv_heads=2, head_dim=16, ffn=80, vocab=131, max_len=512,
                     eps=1e-6, dtype="float32", tied=True)  # fmt: skip
+NOPE = ((Rope(), 0), (None, 9), (Rope(interleaved=True), 0))
+LONGROPE = RopeScaling("longrope", original_max_len=512, short=(1.0, 1.5, 2.0, 3.0, 4.0, 6.0), attention_factor=1.2)
 MODELS = {
     "llama": LLAMA,
     "mistral": changed(LLAMA, window=9, tied=False),
     "qwen2": changed(LLAMA, qkv_bias=True, heads=3, kv_heads=3),
     "qwen3": changed(LLAMA, qk_norm=True, head_dim=32, heads=4, kv_heads=1),
+    "smollm3": replace(LLAMA, layers=tuple(replace(LLAMA.sizes, rope=r, window=w) for r, w in NOPE)),
+    "phi3": changed(LLAMA, rope=Rope(scaling=LONGROPE, rotary=12)),
+    "granite": changed(LLAMA, scale=0.3, residual_scale=0.7, embed_scale=1.5, logit_scale=0.6),
     "gpt2": changed(
         LLAMA, arch="gpt2", family="gpt2", rope=None, heads=3, kv_heads=3, qkv_bias=True, activation="gelu_tanh"
     ),

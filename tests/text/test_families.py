@@ -53,7 +53,7 @@ def test_keys_nobody_reads_are_named_once(caplog: pytest.LogCaptureFixture, chan
 def test_all_keys_of_the_fixtures_are_known(caplog: pytest.LogCaptureFixture, name: str) -> None:
     with caplog.at_level(logging.WARNING, "ostinato"):
         model_config(json.loads((FIXTURES / name / "config.json").read_text()), {}, FIXTURES / name)
-    assert caplog.records == []
+    assert [m for m in caplog.messages if "does not know" in m] == []
 
 
 CASES = [(family, key) for family in FAMILIES.values() for key in family.neutral if not family.text]

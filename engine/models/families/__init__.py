@@ -14,15 +14,24 @@ from ...config import ModelConfig
 from .bert import BERT
 from .family import Family
 from .gpt2 import GPT2
+from .granite import GRANITE
 from .keys import Keys
 from .llama import LLAMA
-from .mistral import MISTRAL
+from .mistral import MINISTRAL, MINISTRAL3, MISTRAL, MISTRAL3
+from .phi import PHI3
 from .qwen import QWEN2, QWEN3
+from .smollm import SMOLLM3
 
-FAMILIES = {family.name: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GPT2, BERT)}
+FAMILIES = {
+    family.name: family
+    for family in (
+        LLAMA, MISTRAL, MINISTRAL, MISTRAL3, MINISTRAL3, QWEN2, QWEN3, SMOLLM3, PHI3, GRANITE, GPT2, BERT,
+    )
+}  # fmt: skip
 ARCHITECTURES = {name: family for family in FAMILIES.values() for name in family.architectures}
 GGUF = {family.gguf.arch: family for family in FAMILIES.values() if family.gguf}
-OF_BOTH = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "dtype", "torch_dtype")  # of text_config, or outside
+# Keys of text_config that may stand outside as well; outside is the model that was saved.
+OF_BOTH = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "dtype", "torch_dtype")
 
 _log = logging.getLogger("ostinato")
 
@@ -78,4 +87,4 @@ def _text(keys: Keys, family: Family) -> tuple[Keys, Family]:
     if not isinstance(kind, str) or kind not in FAMILIES or FAMILIES[kind].text:
         inner.unsupported("model_type", f"one of {', '.join(n for n, f in FAMILIES.items() if not f.text)}", kind)
     outer = {key: keys.get(key) for key in OF_BOTH if key in keys}
-    return Keys({**outer, **inner.values}, inner.name), FAMILIES[kind]
+    return Keys({**inner.values, **outer}, inner.name), FAMILIES[kind]

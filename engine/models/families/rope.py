@@ -21,7 +21,7 @@ def rope(keys: Keys, head_dim: int, max_len: int, theta: float = 10000.0, partia
 
     theta: in place of an absent rope_theta. partial: the family may turn a part of a head only."""
     theta = keys.real("rope_theta", 0, 1e12, default=theta)
-    outer = Rope(theta, rotary=_rotary(keys, head_dim, head_dim, partial))
+    outer = Rope(theta, rotary=_rotary(keys, head_dim, 0, partial))
     if keys.get("rope_parameters") is None:
         return _one(keys, "rope_scaling", outer, head_dim, max_len, partial)
     result = _one(keys, "rope_parameters", outer, head_dim, max_len, partial)
@@ -35,8 +35,10 @@ def rope(keys: Keys, head_dim: int, max_len: int, theta: float = 10000.0, partia
 
 
 def _rotary(keys: Keys, head_dim: int, default: int, partial: bool) -> int:
-    """Elements of a head that turn, 0 for all."""
-    share = keys.real("partial_rotary_factor", 0, 1, default=1.0 if default in (0, head_dim) else default / head_dim)
+    """Elements of a head that turn, 0 for all; default in place of an absent key."""
+    if keys.get("partial_rotary_factor") is None:
+        return default
+    share = keys.real("partial_rotary_factor", 0, 1)
     rotary = int(head_dim * share)
     if rotary == head_dim:
         return 0
@@ -56,6 +58,8 @@ def _one(keys: Keys, key: str, outer: Rope, head_dim: int, max_len: int, partial
     if kind is not None and old_name is not None and kind != old_name:
         inner.wrong("type", f"the same as rope_type = {kind}", old_name)
     kind = kind if kind is not None else old_name
+    if kind in ("su", "yarn") and "short_factor" in inner:  # as Phi-3 called it
+        kind = "longrope"
     if kind is None:
         inner.wrong("rope_type", KINDS, None)
     theta = inner.real("rope_theta", 0, 1e12, default=outer.theta)
@@ -68,7 +72,7 @@ def _one(keys: Keys, key: str, outer: Rope, head_dim: int, max_len: int, partial
         return replace(result, scaling=_llama3(inner))
     if kind == "yarn":
         return replace(result, scaling=_yarn(inner, theta, max_len))
-    if kind in ("longrope", "su"):
+    if kind == "longrope":
         return replace(result, scaling=_longrope(keys, inner, (result.rotary or head_dim) // 2, max_len))
     return inner.unsupported("rope_type", KINDS, kind)
 
