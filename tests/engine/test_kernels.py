@@ -58,6 +58,21 @@ def test_a_learned_position_is_there_up_to_the_last(device: Device, name: str) -
         assert [o.token_ids[:6] for o in outputs] == [known[f"greedy_{i}"].tolist() for i in (2, 3)]
 
 
+FAMILIES = ["qwen3-yarn", "smollm3", "granite", "phi3", "phi3-longrope", "ministral", "mistral3", "ministral3"]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families_give_what_transformers_gives(device: Device, name: str) -> None:
+    """A ragged batch through graphs, and logits of prefill and of decode steps after it."""
+    known = np.load(FIXTURES / name / "expected.npz")
+    with LLM(FIXTURES / name, ops=CudaOps(device, "float32"), max_batch=4, max_len=128, quiet=True) as llm:
+        params = SamplingParams(max_tokens=6, ignore_eos=True)
+        found = llm.generate([known[f"prompt_{i}"].tolist() for i in range(4)], params)
+        assert [o.token_ids for o in found] == [known[f"greedy_{i}"].tolist() for i in range(4)]
+        logits = llm.runner.logits(known["prompt_2"].tolist(), decode_from=12)
+        np.testing.assert_allclose(logits[known["rows_2"]], known["logits_2"], atol=1e-3)
+
+
 @pytest.mark.parametrize("name", ["qwen3", "gpt2"])
 @pytest.mark.parametrize("scope", ["layer", "step"])
 def test_graphs_and_padded_buckets_give_the_bits_of_eager_and_alone(device: Device, scope: str, name: str) -> None:
