@@ -5,6 +5,7 @@ The families say how their conversion to GGUF is undone (models/families); every
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from .files import shown
 from .gguf import Gguf
 from .quant import PLAIN
 from .tensor import Tensor
+
+_log = logging.getLogger("ostinato")
 
 TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 LAYER = {
@@ -54,6 +57,8 @@ def translate(path: Path, gguf: Gguf) -> tuple[dict[str, Any], dict[str, Tensor]
         raise UnsupportedModel(f"{path}: key general.architecture: expected {expected}, found {shown(arch)}")
     keys, form = _Keys(path, gguf.metadata, arch), GGUF[arch].gguf or GgufForm(arch)
     config = _config(keys, gguf.tensors, GGUF[arch], form)
+    if unread := keys.unread():
+        _log.warning("%s: keys that the engine does not know, and ignores: %s", path, ", ".join(unread))
     tensors: dict[str, Tensor] = {}
     for name, tensor in gguf.tensors.items():
         if name in (ROPE_FREQS, *ROPE_FACTORS.values()):  # now in config["rope_scaling"]
@@ -100,9 +105,15 @@ class _Keys:
 
     def __init__(self, path: Path, metadata: dict[str, Any], arch: str) -> None:
         self.path, self.all, self.arch = path, metadata, arch
+        self._read: set[str] = set()
 
     def __call__(self, key: str, default: Any = None) -> Any:
+        self._read.add(f"{self.arch}.{key}")
         return self.all.get(f"{self.arch}.{key}", default)
+
+    def unread(self) -> list[str]:
+        """Keys of the architecture that nobody asked for, sorted."""
+        return sorted(key for key in self.all if key.startswith(f"{self.arch}.") and key not in self._read)
 
     def needed(self, key: str) -> Any:
         value = self(key)
@@ -214,6 +225,7 @@ def _rope_scaling(keys: _Keys, tensors: dict[str, Tensor]) -> dict[str, Any] | N
     scaling: dict[str, Any] = {"rope_type": kind} if factors else {"rope_type": kind, "factor": factor}
     for key, tensor in factors.items():
         scaling[key] = [float(str(x)) for x in np.asarray(tensor.numbers(), np.float32).reshape(-1)]
+    keys("rope.scaling.finetuned")  # says how the model was made
     for key, name in _SCALING.get(str(kind), {}).items():
         if keys(f"rope.scaling.{key}") is not None:
             value = keys(f"rope.scaling.{key}")
