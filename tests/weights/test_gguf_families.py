@@ -132,5 +132,6 @@ def test_a_key_of_the_architecture_that_nobody_reads_is_named(tmp_path: Path, ca
     with caplog.at_level(logging.WARNING, "ostinato"), open_checkpoint(tmp_path / "x.gguf") as ck:
         assert json.dumps(ck.config)
     assert caplog.messages == [
-        f"{tmp_path / 'x.gguf'}: keys that the engine does not know, and ignores: llama.attention.sinks, llama.block_scale"
+        f"{tmp_path / 'x.gguf'}: keys that the engine does not know, and ignores: "
+        "llama.attention.sinks, llama.block_scale"
     ]
