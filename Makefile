@@ -1,8 +1,12 @@
 # Each target makes .venv and installs what it needs; a stamp file in .venv makes the second time fast.
 # PYTHON=python3.12 make test   takes another interpreter.   MODEL=... make demo   takes another model.
+# make mutants RANDOM=40 SEED=1 JOBS=2   makes random changes in kernels/ instead of the known ones.
 
 PYTHON ?= python3
 MODEL ?= smollm2-135m
+RANDOM ?= 0
+SEED ?= 1
+JOBS ?= 2
 BIN := .venv/bin
 TYPES := build/types
 # Imports that are not installed everywhere, or are compiled without a description: pyright takes all of them as Any.
@@ -37,7 +41,7 @@ format: .venv/.test
 	$(BIN)/ruff format
 
 mutants: .venv/.test
-	$(BIN)/python tests/mutants.py
+	$(BIN)/python tests/mutants.py --random $(RANDOM) --seed $(SEED) --jobs $(JOBS)
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache

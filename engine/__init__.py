@@ -1,6 +1,9 @@
-"""ostinato: a small-batch transformer engine of hand-written CUDA kernels replayed as CUDA graphs."""
+"""ostinato: a small-batch transformer engine of hand-written CUDA kernels replayed as CUDA graphs.
 
-from .config import EngineConfig, ModelConfig, SamplingParams
+What needs NumPy or tokenizers is imported when it is first asked for: this file runs before any other of the package,
+and the `ostinato` command must heed Ctrl-C before it spends its time on imports. Not even typing is imported here.
+"""
+
 from .errors import (
     CacheFull,
     CaptureError,
@@ -12,12 +15,22 @@ from .errors import (
     TokenizerError,
     UnsupportedModel,
 )
-from .llm import LLM, generate
-from .outputs import CompletionOutput, RequestOutput, StreamChunk
+
+TYPE_CHECKING = False  # but type checkers take it as true
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .async_llm import AsyncLLM
+    from .config import EngineConfig, ModelConfig, SamplingParams
+    from .llm import LLM, generate
+    from .outputs import CompletionOutput, RequestOutput, StreamChunk
+    from .stream import AsyncStream, Stream
 
 __version__ = "0.1.0"
 
 __all__ = [  # noqa: RUF022 - in the order of sorted()
+    "AsyncLLM",
+    "AsyncStream",
     "CacheFull",
     "CaptureError",
     "CheckpointError",
@@ -31,9 +44,29 @@ __all__ = [  # noqa: RUF022 - in the order of sorted()
     "RequestError",
     "RequestOutput",
     "SamplingParams",
+    "Stream",
     "StreamChunk",
     "TokenizerError",
     "UnsupportedModel",
     "__version__",
     "generate",
 ]
+
+_MODULES = {
+    "EngineConfig": "config", "ModelConfig": "config", "SamplingParams": "config", "LLM": "llm", "generate": "llm",
+    "CompletionOutput": "outputs", "RequestOutput": "outputs", "StreamChunk": "outputs",
+    "AsyncLLM": "async_llm", "AsyncStream": "stream", "Stream": "stream",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> "Any":
+    from importlib import import_module
+
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -13,7 +13,7 @@ import heapq
 import numpy as np
 
 from .errors import CacheFull
-from .ops.base import PAGE
+from .sizes import PAGE
 
 
 def pages_of(tokens: int) -> int:
@@ -29,9 +29,14 @@ class PageTable:
     def __init__(self, slots: int, max_len: int, pages: int) -> None:
         self.pages = pages
         self.host = np.zeros((slots + 1, pages_of(max_len)), np.int32)
-        self.changed = True
-        self._free = list(range(1, pages))  # a heap: the lowest pages first, so that a sequence's tend to be neighbours
+        self.clear()
+
+    def clear(self) -> None:
+        """Every page is free, whoever had it."""
+        self._free = list(range(1, self.pages))  # a heap: the lowest first, so that a sequence's tend to be neighbours
         self._owned: dict[int, list[int]] = {}
+        self.host[...] = 0
+        self.changed = True
 
     @property
     def free(self) -> int:

@@ -1,6 +1,6 @@
 """A process that answers one line of JSON on its stdin by one on its stdout, within a time: for what may hang or die.
 
-Started by sandbox.py (chat templates) and limits/runner.py (probes of a GPU).
+It belongs to the process that started it. One that was forked later has copies of the pipes, and may only close them.
 """
 
 from __future__ import annotations
@@ -11,9 +11,13 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import time
 import weakref
+from collections.abc import Iterator
 from typing import Any
+
+LOOK = 0.5  # seconds after which a silent process is looked at: another one may hold its end of the pipe open
 
 
 class Silent(Exception):
@@ -29,47 +33,98 @@ class Ended(Exception):
         self.status = status
 
 
+def interpreter() -> str:
+    """The Python that runs this. OSError in a program that embeds Python and does not say where one is."""
+    if not sys.executable:
+        raise OSError("sys.executable: expected the path of a Python interpreter, found none")
+    return sys.executable
+
+
 class Child:
     """Runs `command` until close(), or until this object or the interpreter goes. OSError if it cannot be started.
 
-    stderr: a file for what the process writes there; None: nowhere."""
+    stderr: a file for what the process writes there; None: nowhere. Ctrl-C does not reach the process."""
 
     def __init__(self, command: list[str], stderr: Any = None) -> None:
-        errors = subprocess.DEVNULL if stderr is None else stderr
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
-        self.close = weakref.finalize(self, _finish, self._process)
+        errors, pipe = subprocess.DEVNULL if stderr is None else stderr, subprocess.PIPE
+        with _without_ctrl_c():
+            # bufsize 0: what is still to be written is in _unsent, not in a buffer that a forked process writes as well
+            self._process = subprocess.Popen(command, bufsize=0, stdin=pipe, stdout=pipe, stderr=errors)
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._stdin, self._stdout, self._unsent = self._process.stdin, self._process.stdout, b""
+        os.set_blocking(self._stdin.fileno(), False)
+        self.close = weakref.finalize(self, _finish, self._process, os.getpid())
 
     @property
     def returncode(self) -> int | None:
         """None while the process runs."""
         return self._process.returncode
 
+    def kill(self) -> None:
+        """End the process; a thread that waits for its answer gets Ended."""
+        self._process.kill()
+
     def tell(self, message: Any) -> None:
-        """Send a message; that the process has ended is noticed by answer()."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(message).encode() + b"\n")
-            self._process.stdin.flush()
+        """Have a message sent by the next answer(), which notices as well that the process has ended."""
+        self._unsent += json.dumps(message).encode() + b"\n"
 
     def answer(self, seconds: float) -> dict[str, Any]:
-        """The next answer. Silent or Ended if there is none."""
-        assert self._process.stdout is not None
+        """Send what was told; the next answer. Silent or Ended if there is none."""
         found, deadline = bytearray(), time.monotonic() + seconds
         while not found.endswith(b"\n"):
-            if not select.select([self._process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                raise Silent(f"no answer within {seconds:g} s")
-            part = os.read(self._process.stdout.fileno(), 2**20)
-            if not part:
+            ready = self._wait(max(0.0, min(LOOK, deadline - time.monotonic())))
+            if self._stdin in ready:
+                self._send()
+            if self._stdout in ready:
+                part = os.read(self._stdout.fileno(), 2**20)
+                if not part:
+                    raise Ended(self._process.wait())
+                found += part
+            elif not ready and self._process.poll() is not None:
                 raise Ended(self._process.wait())
-            found += part
+            elif time.monotonic() >= deadline:
+                raise Silent(f"no answer within {seconds:g} s")
         return json.loads(found)
 
+    def _wait(self, seconds: float) -> list[Any]:
+        """Which of the two pipes can be used now. Not select(), which knows no descriptor above 1023."""
+        if self._stdout.closed:  # by a signal handler, or by another thread
+            raise Ended(self._process.wait())
+        poll = select.poll()
+        poll.register(self._stdout.fileno(), select.POLLIN)
+        if self._unsent:
+            poll.register(self._stdin.fileno(), select.POLLOUT)
+        found = {fd for fd, _ in poll.poll(seconds * 1e3)}
+        return [pipe for pipe in (self._stdin, self._stdout) if not pipe.closed and pipe.fileno() in found]
 
-def _finish(process: subprocess.Popen[bytes]) -> None:
-    """Kill the process and close the pipes."""
-    process.kill()
+    def _send(self) -> None:
+        try:
+            self._unsent = self._unsent[os.write(self._stdin.fileno(), self._unsent) :]
+        except BlockingIOError:
+            pass
+        except BrokenPipeError:  # it has ended: its last answer may still be there to be read
+            self._unsent = b""
+
+
+@contextlib.contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Processes started inside never get SIGINT, not even before their first line runs: it is for who started them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _finish(process: subprocess.Popen[bytes], owner: int) -> None:
+    """Close the pipes, and kill the process if it is ours."""
+    ours = os.getpid() == owner
+    if ours:
+        process.kill()
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
-            with contextlib.suppress(OSError):  # closing writes what is left to write
-                pipe.close()
-    process.wait()
+            pipe.close()
+    if ours:
+        process.wait()
+    else:
+        process.returncode = 0  # or Popen would look for a child that is not there, and warn

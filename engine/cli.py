@@ -1,27 +1,32 @@
 """The `ostinato` command: generate, chat, embed, compare, bench, inspect, tune, doctor.
 
-Entry point of setup.cfg. Text goes to stdout, everything else to stderr; with --json stdout is one object. An error of
-the engine is one line on stderr and exit status 2, Ctrl-C is 130, a closed pipe 141. Modules that cost time to import
-are imported by the command that needs them, so that --help answers at once.
+Text goes to stdout, everything else to stderr; with --json stdout is one object. What cannot be done is one line on
+stderr and exit status 2, Ctrl-C is 130, a closed pipe 141. Modules that cost time to import are imported by the command
+that needs them, so that --help answers at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
+import errno
 import os
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import embed, tune
+from . import embed, stdin, tune
 from .bench import command as bench
 from .errors import EngineError, RequestError
 from .inspect import command as inspect
+from .report import print_json, say, terminal
 
 if TYPE_CHECKING:
-    from . import LLM, RequestOutput, SamplingParams, StreamChunk
+    from . import LLM, RequestOutput, SamplingParams, Stream
+
+INTERRUPTED, CLOSED_PIPE = 130, 141  # exit statuses: 128 and the signal, as shells have it
+
+_OF_STDOUT = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}  # without a file's name
 
 SAMPLING = {  # option -> (type, help); names and defaults are those of SamplingParams
     "max_tokens": (int, "tokens to generate at most (default: what fits)"),
@@ -42,6 +47,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (--help lists the options)\n")
 
+    def print_help(self, file: Any = None) -> None:
+        """On stdout; argparse's own does not tell that it cannot be written."""
+        print(self.format_help(), end="", file=file)
+
 
 def parser() -> Parser:
     """All commands and their options."""
@@ -52,6 +61,9 @@ def parser() -> Parser:
     _model_options(generate)
     generate.add_argument("prompt", metavar="PROMPT", help="the text to continue; - reads it from stdin")
     generate.add_argument("--chat", action="store_true", help="PROMPT is a message; use the model's chat template")
+    generate.add_argument(
+        "--parse-special", action="store_true", help="control tokens that PROMPT spells count; not for strangers' text"
+    )
     _sampling_options(generate)
     generate.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     generate.set_defaults(run=run_generate)
@@ -137,15 +149,19 @@ def _params(args: argparse.Namespace) -> SamplingParams:
 def run_generate(args: argparse.Namespace) -> int:
     """Print the continuation as it comes, or all of it as JSON."""
     params = _params(args)  # before the model: a wrong option should not wait for it
-    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    if args.chat and args.parse_special:
+        raise RequestError("--parse-special: expected without --chat, whose template writes the control tokens")
+    prompt = stdin.read() if args.prompt == "-" else args.prompt
+    special = args.parse_special
     messages = [{"role": "user", "content": prompt}]
     with _load(args) as llm:
         if args.json:
-            out = llm.chat(messages, params) if args.chat else llm.generate([prompt], params)[0]
-            print(json.dumps(_record(llm, out), ensure_ascii=False))
+            out = llm.chat(messages, params) if args.chat else llm.generate(prompt, params, parse_special=special)[0]
+            print_json(_record(llm, out))
             return 0
-        out = _stream(llm.stream_chat(messages, params) if args.chat else llm.stream(prompt, params))
-        print(_figures(out), file=sys.stderr)
+        chunks = llm.stream_chat(messages, params) if args.chat else llm.stream(prompt, params, parse_special=special)
+        out = _stream(chunks)
+        say("ostinato", _figures(out))
     return 0
 
 
@@ -164,10 +180,10 @@ def _record(llm: LLM, out: RequestOutput) -> dict[str, Any]:
     }
 
 
-def _stream(chunks: Generator[StreamChunk, None, None]) -> RequestOutput:
+def _stream(chunks: Stream) -> RequestOutput:
     """Print the text of each chunk at once; the finished output."""
     output = None
-    with contextlib.closing(chunks):  # its pages are freed before the exception of a closed pipe or Ctrl-C goes on
+    with chunks:  # its pages are freed before the exception of a closed pipe or Ctrl-C goes on
         for chunk in chunks:
             print(chunk.text, end="", flush=True)
             output = chunk.output or output
@@ -189,7 +205,7 @@ def run_chat(args: argparse.Namespace) -> int:
     history = list(begin)
     with _load(args) as llm:
         llm.runner  # noqa: B018  an encoder is refused before anybody has typed
-        for line in _lines():
+        for line in stdin.lines():
             if line == "/exit":
                 break
             if line == "/reset":
@@ -199,25 +215,10 @@ def run_chat(args: argparse.Namespace) -> int:
             try:
                 out = _stream(llm.stream_chat([*history, question], params))
             except RequestError as e:  # the conversation no longer fits: the user can shorten it
-                print(f"ostinato: {_one_line(e)}; /reset begins anew", file=sys.stderr)
+                say("ostinato", f"{_one_line(e)}; /reset begins anew")
                 continue
             history += [question, {"role": "assistant", "content": out.text}]
     return 0
-
-
-def _lines() -> Iterator[str]:
-    """What the user types, without empty lines; with line editing and a prompt when stdin is a terminal."""
-    interactive = sys.stdin.isatty()
-    if interactive:
-        with contextlib.suppress(ImportError):
-            import readline  # noqa: F401  its import gives input() line editing
-    while True:
-        try:
-            line = input("> " if interactive else "").strip()
-        except EOFError:
-            return
-        if line:
-            yield line
 
 
 def run_compare(args: argparse.Namespace) -> int:
@@ -237,7 +238,7 @@ def run_compare(args: argparse.Namespace) -> int:
     )
     report = compare.compare(settings)
     if args.json:
-        print(json.dumps(report.record()))
+        print_json(report.record())
     else:
         compare.print_table(report)
     return 0
@@ -250,27 +251,52 @@ def run_doctor(args: argparse.Namespace) -> int:
     return doctor.main(as_json=args.json, only_extra=args.extra, graph_limits=args.graph_limits)
 
 
-def _one_line(e: BaseException) -> str:
-    return " ".join(str(e).split())
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit status."""
+    try:
+        status = _run(argv)
+        sys.stdout.flush()  # here, where it can still be told if that fails
+        return status
+    except KeyboardInterrupt:
+        if terminal(sys.stderr):
+            print(file=sys.stderr)  # the line after ^C
+        lose_unwritten(sys.stdout)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader went away
+        lose_unwritten(sys.stdout)
+        return CLOSED_PIPE
+    except (EngineError, OSError, UnicodeEncodeError, MemoryError) as e:
+        say("ostinato", _reason(e))
+        lose_unwritten(sys.stdout)
+        return 2
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
         args = parser().parse_args(argv)
         return args.run(args)
     except SystemExit as e:  # argparse ends --help and its complaints this way
         return e.code if isinstance(e.code, int) else 2
-    except EngineError as e:
-        print(f"ostinato: {_one_line(e)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader went away; stdout must not be flushed again at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _reason(e: BaseException) -> str:
+    """An error in one line."""
+    if isinstance(e, UnicodeEncodeError) and e.encoding != "utf-8":
+        found = ascii(e.object[e.start])
+        return f"stdout: expected text in {e.encoding}, found {found}; PYTHONIOENCODING=utf-8 can write it"
+    if isinstance(e, OSError) and e.errno in _OF_STDOUT and e.filename is None:
+        return f"stdout: cannot be written: {e.strerror}"
+    return _one_line(e) or type(e).__name__
+
+
+def _one_line(e: BaseException) -> str:
+    return " ".join(str(e).split())
+
+
+def lose_unwritten(stream: Any) -> None:
+    """Lose what is still in the buffer of stdout or stderr if it cannot be written: the interpreter would try again."""
+    try:
+        stream.flush()
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

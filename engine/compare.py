@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import platform
 import statistics
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -22,6 +21,7 @@ import numpy as np
 from .config import SamplingParams
 from .errors import RequestError
 from .llm import LLM
+from .report import console, say
 from .tokenizer import Tokenizer
 
 PROMPT = 32  # tokens before the ones that are timed
@@ -149,7 +149,7 @@ def compare(settings: Settings) -> Report:
     with tempfile.TemporaryFile() as file:  # the reference's logits: gigabytes for many windows of a large vocabulary
         windows, reference = [], None
         if settings.windows:
-            _say(f"reference {settings.held_against}")
+            say("compare", f"reference {settings.held_against}")
             with _open(settings, settings.held_against, "off") as llm:
                 windows = text_windows(llm.tokenizer, settings.windows, settings.tokens)
                 shape = (len(windows), settings.tokens, llm.config.vocab)
@@ -159,7 +159,7 @@ def compare(settings: Settings) -> Report:
         eager: dict[str, str] = {}
         for backend in settings.backends:
             for graph in settings.graphs:
-                _say(f"{backend}, graph {graph}")
+                say("compare", f"{backend}, graph {graph}")
                 with _open(settings, backend, graph) as llm:
                     row = _speed(settings, llm)
                     if reference is not None:
@@ -167,7 +167,7 @@ def compare(settings: Settings) -> Report:
                         eager.setdefault(backend, digest if graph == "off" else "")
                         row.equals_eager = digest == eager[backend] if eager[backend] else None
                 report.rows.append(row)
-                _say(_summary(row))
+                say("compare", _summary(row))
         del reference
     return report
 
@@ -182,10 +182,6 @@ def _summary(row: Row) -> str:
     words = [f"{row.backend}, graph {row.graph}: {row.step_ms:.3f} ms a step"]
     words += [f"{name} {row.agreement[name]:.6g}" for name in ("mean_kl", "perplexity_ratio") if name in row.agreement]
     return ", ".join([*words, *(["not the bits of graph off"] if row.equals_eager is False else [])])
-
-
-def _say(what: str) -> None:
-    print(f"compare: {what}", file=sys.stderr, flush=True)
 
 
 def _speed(s: Settings, llm: LLM) -> Row:
@@ -216,7 +212,6 @@ def _agreement(llm: LLM, windows: list[np.ndarray], reference: np.ndarray) -> tu
 
 def print_table(report: Report) -> None:
     """The report as a table on stdout."""
-    from rich.console import Console
     from rich.table import Table
 
     s = report.settings
@@ -231,4 +226,4 @@ def print_table(report: Report) -> None:
             cells += [f"{a['max_logit_diff']:.4f}", f"{a['mean_kl']:.1e}", f"{a['same_top']:.2%}"]
             cells += [f"{a['perplexity_ratio']:.5f}", {True: "yes", False: "NO", None: ""}[r.equals_eager]]
         table.add_row(*cells)
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    console(120).print(table)

@@ -11,6 +11,7 @@ from typing import Any
 
 from .checks import choice, flag, integer, real, refuse
 from .errors import RequestError, UnsupportedModel
+from .sizes import MAX_BATCH, PAGE, STOP_IDS
 
 INT32 = 2**31 - 1  # the arrays that these numbers end up in are int32
 
@@ -124,14 +125,14 @@ class EngineConfig:
         choice("backend", self.backend, ("auto", "cuda", "cublas", "numpy"))
         choice("graph", self.graph, ("step", "layer", "off"))
         choice("dtype", self.dtype, ("auto", "bfloat16", "float16", "float32"))
-        _set(self, "max_batch", integer("max_batch", self.max_batch, 1, 256))
+        _set(self, "max_batch", integer("max_batch", self.max_batch, 1, MAX_BATCH))
         if self.max_len is not None:
             _set(self, "max_len", integer("max_len", self.max_len, 1, INT32))
         if self.cache_tokens is not None:
             _set(self, "cache_tokens", integer("cache_tokens", self.cache_tokens, 1, INT32))
-        _set(self, "prefill_rows", integer("prefill_rows", self.prefill_rows, 64, 2**16))
-        if self.prefill_rows % 64:
-            refuse("prefill_rows", "a multiple of 64", self.prefill_rows)
+        _set(self, "prefill_rows", integer("prefill_rows", self.prefill_rows, PAGE, 2**16))
+        if self.prefill_rows % PAGE:
+            refuse("prefill_rows", f"a multiple of {PAGE}", self.prefill_rows)
         if self.seed is not None:
             _set(self, "seed", integer("seed", self.seed, 0, 2**64 - 1))
         flag("nvtx", self.nvtx)
@@ -191,8 +192,6 @@ class SamplingParams:
         """The tokens that end this request: its own, then the model's unless ignore_eos.
 
         RequestError when one is outside the vocabulary, or when there are more than the device arrays hold."""
-        from .ops.base import STOP_IDS  # not above: ops.base imports this module
-
         own = tuple(
             integer(f"stop_token_ids[{i}]", t, 0, config.vocab - 1) for i, t in enumerate(self.stop_token_ids or ())
         )

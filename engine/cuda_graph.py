@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from .errors import CaptureError, DeviceError
+from .errors import CaptureError
 from .graph import Graph, no_collection
 from .ops.device import Device
+from .ops.driver import call
 
 COPIES = 32  # of a graph, to see what one takes
 
@@ -149,7 +150,7 @@ class CudaGraph:
         return f"{name}_v2" if hasattr(self._driver, f"{name}_v2") else name
 
     def _call(self, name: str, *args: Any) -> Any:
-        return call(self._driver, name, *args)
+        return call(getattr(self._driver, name), *args)
 
 
 class Executable:
@@ -186,15 +187,7 @@ class Executable:
         self._call("cuGraphExecUpdate", self.handle, graph.handle)
 
     def _call(self, name: str, *args: Any) -> Any:
-        return call(self._driver, name, *args)
-
-
-def call(driver: Any, name: str, *args: Any) -> Any:
-    """What a driver function gives back, without its status. DeviceError names the function and the status."""
-    status, *values = getattr(driver, name)(*args)
-    if status:
-        raise DeviceError(f"{name}: {status.name}")
-    return values[0] if len(values) == 1 else values
+        return call(getattr(self._driver, name), *args)
 
 
 def readable(name: str) -> str:

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .report import print_json
+
 OLDEST = 80  # compute capability times ten that the kernels are written for
 
 
@@ -180,12 +182,13 @@ def examine_backends(d: Driver) -> Iterator[Finding]:
 def try_backend(name: str) -> str:
     """Compile, load and run one product on backend `name`; what it ran on. Raises whatever goes wrong."""
     from .load import choose
+    from .ops.base import PassKind
 
     ops, _ = choose(name, "auto", "bfloat16")
     rng = np.random.default_rng(0)
     weight, x = rng.standard_normal((64, 64), np.float32), rng.standard_normal((16, 64), np.float32).astype(ops.dtype)
     out = ops.device.empty((16, 64), np.dtype(np.float32))
-    ops.linear(ops.device.upload(x), ops.weight([weight]), out)
+    ops.linear(ops.device.upload(x), ops.weight([weight]), out, PassKind.DECODE)
     error = np.abs(ops.device.read(out) - x.astype(np.float32) @ weight.astype(ops.dtype).astype(np.float32).T).max()
     if not error < 1e-3:
         raise ArithmeticError(f"a product of 16 x 64 x 64 is wrong by {error:.3g}")
@@ -224,7 +227,7 @@ def main(as_json: bool = False, only_extra: bool = False, graph_limits: bool = F
         return report.main(as_json)
     findings = examine()
     if as_json:
-        print(json.dumps([asdict(f) for f in findings], indent=1))
+        print_json([asdict(f) for f in findings], indent=1)
     else:
         for f in findings:
             print(f"{'ok' if f.ok else '--' if f.ok is None else 'FAIL':5s} {f.name:9s} {f.found}")

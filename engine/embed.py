@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from typing import Any
 
 from .errors import RequestError
+from .report import print_json
 
 SHOWN = 60  # characters of a text beside its row
 
@@ -41,8 +41,8 @@ def run(args: argparse.Namespace) -> int:
         ms = (time.perf_counter() - began) * 1e3
         if args.json:
             timings = {"load_s": round(llm.load_s, 3), "embed_ms": round(ms, 3)}
-            print(json.dumps({"embeddings": vectors.tolist(), "pooling": args.pooling, "backend": llm.backend,
-                              "graph": llm.graph, "timings": timings}))  # fmt: skip
+            print_json({"embeddings": vectors.tolist(), "pooling": args.pooling, "backend": llm.backend,
+                              "graph": llm.graph, "timings": timings})  # fmt: skip
             return 0
     for text, row in zip(args.text, vectors @ vectors.T, strict=True):
         print(*(f"{cosine:6.3f}" for cosine in row), "", " ".join(text[:SHOWN].split()))

@@ -18,8 +18,9 @@ from .config import EngineConfig, ModelConfig
 from .graph import CaptureReport, Part, Program
 from .models import MODELS
 from .models.weights import Weights
-from .ops.base import PAGE, Array, Buffers, Cache, Ops, Step
+from .ops.base import Array, Buffers, Cache, Ops, PassKind, Step
 from .passes import Piece, expect_kind, fill, longest, rows_of, spare_rows
+from .sizes import PAGE
 
 Ids = Sequence[int]  # the tokens of one text
 TEXT_ROWS = 8  # a pass has place for a text in so many of its rows; more of them only if texts are shorter still
@@ -79,9 +80,9 @@ class Encoder:
         self.c, self.w, self.device = c, w, ops.device
         self.max_len = longest(c, e)
         self._pages = pages_of(self.max_len)
-        most = max(e.prefill_rows, self._pages * PAGE)
-        sizes = [n for n in (PAGE << i for i in range(16)) if n < most] + [most]
-        self._buffers = ops.buffers(c, most, 0)
+        most = max(min(e.prefill_rows, ops.pass_rows), self._pages * PAGE)
+        sizes = _sizes(most, ops.tile)
+        self._buffers = ops.buffers(c, PassKind.ENCODER, most, 0)
         pages = 1 + most // PAGE + most // TEXT_ROWS  # page 0 is the spare rows'; no two texts share one
         shape = (pages, c.sizes.kv_heads, PAGE, c.sizes.head_dim)
         self._cache = Cache(self.device.empty(shape, ops.dtype), self.device.empty(shape, ops.dtype))
@@ -159,7 +160,7 @@ class Encoder:
         device, host = self.device, State.spare(rows, self._pages)
         state = State(device.upload(host.array), rows, self._pages)
         out = device.empty((rows // TEXT_ROWS, self.c.hidden), np.dtype(np.float32))
-        s = Step(*state.step, table=state.table, last=state.first)
+        s = Step(*state.step, table=state.table, last=state.first, kind=PassKind.ENCODER)
         make = partial(self._parts, self._buffers.first(rows), s, state, out)
         step = self._program(device, self.ops, make, scope, f"graph {scope}, bucket {rows}", self.captured)
         if scope == "off" and device.stream is not None:
@@ -174,3 +175,13 @@ class Encoder:
         for i, layer in enumerate(layers):
             yield f"layer {i}", layer
         yield "pool", lambda: ops.pool(b.x, state.first, state.count, out)
+
+
+def _sizes(most: int, tile: int) -> list[int]:
+    """Rows of the passes to prepare, up to `most`: powers of two, as each costs a recording. A backend of smaller tiles
+    than kernels have records nothing, and has four sizes in place of one."""
+    sizes, n = [], tile
+    while n < most:
+        sizes.append(n)
+        n += n if tile == PAGE else max(tile, (1 << n.bit_length() - 1) // 4)
+    return [*sizes, most]

@@ -16,6 +16,7 @@ from typing import Any
 from .errors import CaptureError
 from .ops.base import Ops
 from .ops.device import Device
+from .ops.observer import OpsObserver
 
 Part = tuple[str, Callable[[], None]]  # a name for messages, and what runs it
 Make = Callable[[Any], Iterable[Part]]  # the parts of a step over given operations
@@ -44,34 +45,29 @@ class Call:
     nodes: int = 0  # of the CUDA graph that it added, which has its nodes in the order of the calls
 
 
-class Recording:
-    """Stands before an Ops and keeps every operation with its arguments. It runs them too if `run`: under a stream
-    capture, which then records what they launch. Else it only notes them, as a capture does.
+class Recording(OpsObserver):
+    """Keeps every operation with its arguments. It runs them too if `run`: under a stream capture, which then records
+    what they launch. Else it only notes them, as a capture does.
 
     part: whose operations come now; "" once all are done. count(): how many nodes the capture has so far, an error if
     it is no longer valid; asked after every operation, so that one that broke it in silence is found."""
 
     def __init__(self, ops: Ops, run: bool) -> None:
-        self._ops, self._run, self._busy, self._seen = ops, run, False, 0
+        super().__init__(ops)
+        self._run, self._busy, self._seen = run, False, 0
         self.part, self.calls = "", list[Call]()
         self.count: Callable[[], int] = lambda: 0
 
-    def __getattr__(self, name: str) -> Any:
-        operation = getattr(self._ops, name)
-        if not callable(operation):
-            return operation
-
-        def call(*args: Any, **kwargs: Any) -> None:
-            noted = Call(self.part, name, args, kwargs)
-            self.calls.append(noted)
-            if self._run:
-                self._busy = True
-                operation(*args, **kwargs)
-                before, self._seen = self._seen, self.count()
-                noted.nodes = self._seen - before
-                self._busy = False
-
-        return call
+    def around(self, name: str, operation: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> None:
+        """Note an operation, and run it if `run`."""
+        noted = Call(self.part, name, args, kwargs)
+        self.calls.append(noted)
+        if self._run:
+            self._busy = True
+            operation(*args, **kwargs)
+            before, self._seen = self._seen, self.count()
+            noted.nodes = self._seen - before
+            self._busy = False
 
     def take(self) -> list[Call]:
         """The operations since the last take, which are those of one graph."""

@@ -75,6 +75,8 @@ def weights(
         *where, name = entry.path.split(".")
         spec = c.layers[int(where[1])] if where else c.layers[0]
         (layers[int(where[1])] if where else top)[name] = _loaded(ops, ck, entry, spec)
+        for tensor in entry.tensors:  # else the file is in memory beside what was made of it
+            ck.let_go(tensor)
         progress(done, len(entries))
     tables: dict[tuple[Rope | None, int], Any] = {}
     for spec, layer in zip(c.layers, layers, strict=True):

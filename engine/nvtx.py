@@ -16,6 +16,7 @@ from .errors import RequestError
 from .graph import CaptureReport, Graph, Make, Part, Program, program
 from .ops.base import Ops
 from .ops.device import Device
+from .ops.observer import OpsObserver
 
 
 class Ranges:
@@ -80,23 +81,16 @@ class _NamedGraph(Graph):
             super().launch()
 
 
-class _NamedOps:
-    """Stands before an Ops and puts every operation into a range of its name."""
+class _NamedOps(OpsObserver):
+    """Puts every operation into a range of its name."""
 
     def __init__(self, ops: Ops, ranges: Ranges) -> None:
-        self._ops, self._ranges = ops, ranges
+        super().__init__(ops)
+        self._ranges = ranges
 
-    def __getattr__(self, name: str) -> Any:
-        operation = getattr(self._ops, name)
-        if not callable(operation):
-            return operation
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with self._ranges(name):
-                return operation(*args, **kwargs)
-
-        setattr(self, name, call)  # looked up once
-        return call
+    def around(self, name: str, operation: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+        with self._ranges(name):
+            return operation(*args, **kwargs)
 
 
 def _library() -> tuple[Callable[[str], None], Callable[[], None]]:

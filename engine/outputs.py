@@ -1,15 +1,13 @@
-"""What a request gives back, and the text of a completion as its tokens arrive.
-
-Used by requests.py and llm.py; pure Python and NumPy.
-"""
+"""What a request gives back, and the text of a completion as its tokens arrive."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from .detokenizer import Decoder
+from .stop_search import StopSearch
 
 
 @dataclass
@@ -19,7 +17,7 @@ class CompletionOutput:
     index: int  # 0 .. n - 1
     text: str  # without the stop text or the text of the stop token
     token_ids: list[int]  # everything generated, the stop token included
-    finish_reason: str  # "stop" (a stop token or a stop text) or "length" (max_tokens)
+    finish_reason: str  # "stop" (a stop token or a stop text), "length" (max_tokens) or "abort" (LLM.abort)
     logprobs: (
         list[dict[int, float]] | None
     )  # a token: id to log probability, most probable first, the token's own included
@@ -62,43 +60,77 @@ class StreamChunk:
     output: RequestOutput | None = None  # on the last chunk only
 
 
-@dataclass
 class Text:
-    """The text of a growing completion, cut at the first stop text. `settled` characters of it are final."""
+    """The text of a growing completion, cut at the first stop text.
 
-    decoder: Decoder
-    stop: tuple[str, ...]
-    full: str = ""
-    settled: int = 0
-    stopped: bool = field(default=False)  # a stop text was found; `full` ends before it
+    Stop texts are searched for in what the tokens spell; control tokens are then left out of the text."""
+
+    def __init__(self, decoder: Decoder, stops: StopSearch | None = None) -> None:
+        """stops: shared by the completions of a request; None = no stop texts."""
+        self.stopped = False  # a stop text was found
+        self._decoder, self._stops = decoder, stops
+        self._state = ""  # what the tokens spell that may begin a stop text: held back
+        self._held: list[tuple[str, bool]] = []  # the same in pieces, each with whether it is part of the text
+        self._final: list[str] = []  # the text that is certain, in pieces
+        self._taken = 0  # pieces of it that `take` has given out
+
+    @property
+    def full(self) -> str:
+        """The text that is certain; all of it after `flush`."""
+        return "".join(self._final)
+
+    def take(self) -> str:
+        """The text that has become certain since the last call."""
+        pieces, self._taken = self._final[self._taken :], len(self._final)
+        return "".join(pieces)
 
     def push(self, token: int, search: bool = True) -> None:
         """Add a token. search: whether a stop text that it completes ends the completion."""
-        self._add(self.decoder.push(token), search)
+        decoder = self._decoder
+        if token in decoder.left_out:
+            self._add(decoder.spelled(token), False, search)
+        else:
+            self._add(decoder.push(token), True, search)
+
+    def end(self, token: int, search: bool = True) -> None:
+        """Add a stop token: no part of the text, but a stop text may end with what it spells."""
+        self._add(self._decoder.flush(), True, search)
+        self._add(self._decoder.spelled(token), False, search)
 
     def flush(self) -> None:
-        """No more tokens: settle everything."""
-        if not self.stopped:
-            self._add(self.decoder.flush(), True)
-        self.settled = len(self.full)
+        """No more tokens: what was held back is certain."""
+        self._add(self._decoder.flush(), True, True)
+        self._release(len(self._state))
+        self._state = ""
 
-    def _add(self, new: str, search: bool) -> None:
-        before = len(self.full)
-        self.full += new
-        # a stop text counts when its end is new, so it begins at most its length before the new text's end
-        starts = [self.full.find(stop, max(0, before - len(stop) + 1)) for stop in self.stop] if search and new else []
-        found = [start for start in starts if start >= 0]
-        if found:
-            self.full, self.stopped = self.full[: min(found)], True
-        self.settled = max(self.settled, len(self.full) - (0 if self.stopped else self._pending()))
+    def _add(self, new: str, shown: bool, search: bool) -> None:
+        """Add what a token spells; shown: whether it is part of the text."""
+        if not new or self.stopped:
+            return
+        if self._stops is None or self._stops.idle(self._state, new):
+            if shown:
+                self._final.append(new)
+            return
+        length = len(self._state) + len(new)
+        self._state, end, match = self._stops.advance(self._state, new, search)
+        self._held.append((new, shown))
+        if match:
+            self._release(length - len(new) + end - match)
+            self._held, self._state, self.stopped = [], "", True
+        else:
+            self._release(length - len(self._state))
 
-    def _pending(self) -> int:
-        """Characters at the end that may be the beginning of a stop text."""
-        longest = max((len(stop) - 1 for stop in self.stop), default=0)
-        for size in range(min(longest, len(self.full)), 0, -1):
-            if any(stop.startswith(self.full[-size:]) for stop in self.stop):
-                return size
-        return 0
+    def _release(self, size: int) -> None:
+        """Let the first `size` characters of what is held back go."""
+        while size:
+            piece, shown = self._held[0]
+            if shown:
+                self._final.append(piece[:size])
+            if size < len(piece):
+                self._held[0] = (piece[size:], shown)
+            else:
+                del self._held[0]
+            size -= min(size, len(piece))
 
 
 def logprobs(row: np.ndarray, token: int, top: int) -> dict[int, float]:

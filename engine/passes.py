@@ -13,7 +13,7 @@ import numpy as np
 
 from .config import EngineConfig, ModelConfig
 from .errors import RequestError
-from .ops.base import PAGE
+from .sizes import PAGE
 
 
 class Piece(NamedTuple):

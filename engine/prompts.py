@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .graph import CaptureReport, Part, Program
-from .ops.base import PAGE, Array, Buffers, Ops, Step
+from .ops.base import Array, Buffers, Ops, PassKind, Step
 from .passes import Piece, fill, rows_of, spare_rows
 
 RECORDED = 512  # rows: the 1B takes an H100 as long by then as its launches take the host; each size costs loading time
@@ -45,7 +45,8 @@ class Prompts:
     @property
     def sizes(self) -> range:
         """Rows of the passes that `prepare` records."""
-        return range(PAGE, min(RECORDED, len(self._b.x)) + 1, PAGE)
+        tile = self._ops.tile
+        return range(tile, min(RECORDED, len(self._b.x)) + 1, tile)
 
     def prepare(self, rows: int, scope: str) -> None:
         """Record passes of `rows` rows: "layer" (a graph a part) or "step" (one graph). CaptureError if it fails."""
@@ -56,9 +57,9 @@ class Prompts:
         """Launch one pass over pieces, each filled up to whole tiles with spare rows; does not wait.
 
         ends: which of them want logits, [N, V] in the buffers that are returned; without any there is no head."""
-        rows = rows_of(pieces)
+        rows = rows_of(pieces, self._ops.tile)
         state = spare_rows(rows, self._spare)
-        starts = fill(state, pieces, causal=True)
+        starts = fill(state, pieces, causal=True, align=self._ops.tile)
         self._ops.device.write(self._state[: 4 * rows], state.ravel())
         b, s = self._arrays(rows, [starts[i] + len(pieces[i].ids) - 1 for i in ends])
         body = self._recorded.get(rows) or self._part(b, s, _BODY, "off")
@@ -73,7 +74,7 @@ class Prompts:
         b = whole.first(rows, logits=whole.logits[:n], tokens=whole.tokens[:n])
         state = self._state[: 4 * rows].reshape(4, rows)
         wanted = self._ops.device.upload(np.array(last, np.int32))
-        return b, Step(*(state[i] for i in range(4)), table=self._table, last=wanted)
+        return b, Step(*(state[i] for i in range(4)), table=self._table, last=wanted, kind=PassKind.PREFILL)
 
     def _part(self, b: Buffers, s: Step, which: slice, scope: str) -> Program:
         """Some of a pass's parts, recorded by scope."""

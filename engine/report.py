@@ -1,10 +1,45 @@
-"""Progress bars and single lines on stderr while a model loads. Called by llm.py; silent when asked to be."""
+"""Lines and progress bars on stderr. None of them ever fails: what they tell is less than what is going on."""
 
 from __future__ import annotations
 
+import json
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+
+def say(who: str, what: str) -> None:
+    """The line "who: what" on stderr, if there is one (a service has none, a terminal may be gone, a disk full)."""
+    stream = sys.stderr
+    if stream is None:  # print() would take stdout instead
+        return
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    with suppress(OSError, ValueError):  # ValueError: it was closed
+        stream.write(f"{who}: {what}\n".encode(encoding, "backslashreplace").decode(encoding))
+        stream.flush()
+
+
+def terminal(stream: object) -> bool:
+    """Whether sys.stdin, stdout or stderr, which may be None or closed, is a terminal."""
+    try:
+        return stream.isatty()  # pyright: ignore[reportAttributeAccessIssue]
+    except (AttributeError, ValueError):
+        return False
+
+
+def print_json(value: Any, indent: int | None = None) -> None:
+    """A line of JSON on stdout, with \\u escapes where stdout is not UTF-8."""
+    encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("_", "-")
+    print(json.dumps(value, ensure_ascii=encoding not in ("utf-8", "utf8"), indent=indent))
+
+
+def console(width: int) -> Any:
+    """A rich Console on stdout for tables: as wide as the terminal, or `width` columns where there is none."""
+    from rich.console import Console
+
+    return Console(width=None if terminal(sys.stdout) else width)
 
 
 class Reporter:
@@ -16,12 +51,12 @@ class Reporter:
     def line(self, text: str) -> None:
         """One line."""
         if not self.quiet:
-            print(f"ostinato: {text}", file=sys.stderr, flush=True)
+            say("ostinato", text)
 
     @contextmanager
     def bar(self, label: str) -> Iterator[Callable[[int, int], None]]:
         """A progress bar; call what it gives with (done, all)."""
-        if self.quiet or not sys.stderr.isatty():
+        if self.quiet or not terminal(sys.stderr):
             yield lambda done, all: None
             return
         from rich.console import Console
@@ -30,3 +65,48 @@ class Reporter:
         with Progress(console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task(label, total=None)
             yield lambda done, all: progress.update(task, completed=done, total=all)
+
+    def late_bar(self, label: str, after: float = 2.0) -> LateBar:
+        """A bar that is drawn once its work takes longer than `after` seconds; never where `bar` draws none."""
+        return LateBar(self, label, after)
+
+
+class LateBar:
+    """Told of (done, all): (0, all) begins, and `after` seconds later the bar is drawn; (all, all) ends, and the next
+    may come. A timer draws it, as work that takes long may say nothing for longer."""
+
+    def __init__(self, report: Reporter, label: str, after: float) -> None:
+        self._report, self._label, self._after = report, label, after
+        self._silent = report.quiet or not terminal(sys.stderr)
+        self._lock, self._bars, self._timer = threading.Lock(), ExitStack(), threading.Timer(0, str)
+        self._state, self._drawn = (0, 1), None
+
+    def update(self, done: int, all: int) -> None:
+        """How far the work is."""
+        if self._silent:
+            return
+        if done >= all:
+            self.stop()
+            return
+        if not done:
+            self.stop()
+            self._timer = threading.Timer(self._after, self._draw, (self._bars,))
+            self._timer.daemon = True
+            self._timer.start()
+        with self._lock:
+            self._state = done, all
+            if self._drawn is not None:
+                self._drawn(done, all)
+
+    def stop(self) -> None:
+        """The work is over."""
+        self._timer.cancel()
+        with self._lock:
+            bars, self._bars, self._drawn = self._bars, ExitStack(), None
+        bars.close()
+
+    def _draw(self, bars: ExitStack) -> None:
+        with self._lock:
+            if bars is self._bars:  # else it is over meanwhile
+                self._drawn = bars.enter_context(self._report.bar(self._label))
+                self._drawn(*self._state)

@@ -20,11 +20,13 @@ from .errors import DeviceError, RequestError
 from .graph import CaptureReport, Part, Program
 from .models import MODELS
 from .models.weights import Weights
-from .ops.base import DECODE_ROWS, MAIL, PAGE, Array, Buffers, Cache, Mail, Ops, Sampling, Step
+from .ops.base import Array, Buffers, Cache, Mail, Ops, PassKind, Sampling, Step
 from .ops.device import Device
 from .passes import Piece, expect_kind, longest, spare_rows
 from .prompts import Prompts
-from .scheduler import PROMPTS, Chunk, Sequence
+from .scheduler import Chunk
+from .sequence import Sequence
+from .sizes import DECODE_ROWS, MAIL, PAGE, PROMPTS
 from .slots import Slots
 
 _SHARE = {True: 0.85, False: 0.5}  # of the free memory that the cache may take: on a GPU, on the host
@@ -90,13 +92,13 @@ class Runner:
         if self.max_len > w.max_len:
             raise RequestError(f"max_len: expected at most {w.max_len}, which weights were loaded for, "
                                f"found {self.max_len}")  # fmt: skip
-        self.prefill_rows = min(e.prefill_rows, pages_of(self.max_len) * PAGE * e.max_batch)
-        whole = ops.buffers(c, self.prefill_rows, min(PROMPTS, self.prefill_rows // PAGE))
+        self.prefill_rows = min(e.prefill_rows, ops.pass_rows, pages_of(self.max_len) * PAGE * e.max_batch)
+        whole = ops.buffers(c, PassKind.PREFILL, self.prefill_rows, min(PROMPTS, self.prefill_rows // PAGE))
         self._slots = Slots(self.device, e.max_batch, c.vocab)
         self._mail, self._box = self.device.pinned((e.max_batch, MAIL), np.dtype(np.int32))
         self._place = 0  # where in the mail the next step leaves its tokens
         sizes = [n for n in (1, 2, 4, 8, 16) if n < e.max_batch] + [e.max_batch]
-        work = [ops.buffers(c, min(n, DECODE_ROWS), min(n, DECODE_ROWS)) for n in sizes]
+        work = [self.decode_buffers(n) for n in sizes]
         self.table = PageTable(e.max_batch, self.max_len, 1 + self._cache_pages(e))
         shapes = [(self.table.pages, spec.kv_heads, PAGE, spec.head_dim) for spec in c.layers]
         self.caches = [Cache(*(self.device.empty(shape, ops.dtype) for _ in "kv")) for shape in shapes]
@@ -174,38 +176,31 @@ class Runner:
         self._place = (self._place + 1) % MAIL
         return Ticket(self.device, self._current, self.device.mark(), mail)
 
-    def logits(self, ids: list[int], decode_from: int | None = None) -> np.ndarray:
-        """[T, V] float32: row t is what follows ids[:t + 1]. Needs the cache to itself.
+    def logits(self, ids: list[int], decode_from: int | None = None, slot: int = 0) -> np.ndarray:
+        """[T, V] float32: row t is what follows ids[:t + 1]. The slot has pages for all of them.
 
         All rows by prefill, or with decode_from = n only the first n, and each later token by a decode step, with its
         head_bias."""
         known = len(ids) if decode_from is None else decode_from
-        if not 1 <= known <= len(ids) <= self.max_len:
-            raise RequestError(f"ids: expected 1 <= decode_from <= length <= {self.max_len}, "
-                               f"found {len(ids)} ids, decode_from {decode_from}")  # fmt: skip
-        self.table.check(len(ids))
-        self.table.admit(0, len(ids))
-        try:
-            self._write_table()
-            rows = [*self._evaluate(ids[:known])]
-            for position in range(known, len(ids)):
-                self.start([Row(0, ids[position], position)])
-                rows.append(self.decode().logits())
-            return np.concatenate(rows)
-        finally:
-            self.table.release(0)
+        self._write_table()
+        rows = [*self._evaluate(ids[:known], slot)]
+        for position in range(known, len(ids)):
+            self.start([Row(slot, ids[position], position)])
+            rows.append(self.decode().logits())
+        return np.concatenate(rows)
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
-    def _evaluate(self, ids: list[int]) -> Iterator[np.ndarray]:
-        """Logits of ids in order, in pieces: the body once per prefill_rows, then the head for 64 rows at a time."""
-        out = self.device.empty((PAGE, self.c.vocab), np.dtype(np.float32))
+    def _evaluate(self, ids: list[int], slot: int) -> Iterator[np.ndarray]:
+        """Logits of ids in order, in pieces: the body once per prefill_rows, then the head for a tile at a time."""
+        tile = self.ops.tile
+        out = self.device.empty((tile, self.c.vocab), np.dtype(np.float32))
         plain = replace(self.w, head_bias=None)
         for first in range(0, len(ids), self.prefill_rows):
             piece = ids[first : first + self.prefill_rows]
-            b, s = self.prompts.run([Piece(0, piece, first)])
-            for row in range(0, len(s.ids), PAGE):
-                wanted = self.device.upload(np.arange(row, row + PAGE, dtype=np.int32))
+            b, s = self.prompts.run([Piece(slot, piece, first)])
+            for row in range(0, len(s.ids), tile):
+                wanted = self.device.upload(np.arange(row, row + tile, dtype=np.int32))
                 self.model.head(self.ops, self.c, plain, replace(b, logits=out), replace(s, last=wanted))
                 yield self.device.read(out)[: len(piece) - row]
 
@@ -218,6 +213,11 @@ class Runner:
     def _pass(self, ops: Ops, b: Buffers, s: Step) -> list[Part]:
         """The forward pass over ops: embed, layers and head."""
         return _named(self.model.parts(ops, self.c, self.w, b, s, self.caches))
+
+    def decode_buffers(self, rows: int) -> Buffers:
+        """Activations for decode steps of `rows` rows: one group of them, as `bucket` takes it."""
+        group = min(rows, DECODE_ROWS)
+        return self.ops.buffers(self.c, PassKind.DECODE, group, group)
 
     def bucket(self, rows: int, b: Buffers, scope: str) -> Bucket:
         """Prepare decode steps of `rows` (at most max_batch) rows: groups of DECODE_ROWS that share the activations b.
@@ -232,7 +232,7 @@ class Runner:
         for a in range(0, rows, DECODE_ROWS):
             z = min(a + DECODE_ROWS, rows)
             last = device.upload(np.arange(z - a, dtype=np.int32))
-            s = Step(*(state[i, a:z] for i in range(4)), table=self._table, last=last)
+            s = Step(*(state[i, a:z] for i in range(4)), table=self._table, last=last, kind=PassKind.DECODE)
             mail = Mail(self._box[a:z], state[4, a:z])
             groups.append((b.first(z - a, logits=logits[a:z], tokens=tokens[a:z]), s, mail))
         make = partial(self._parts, groups)

@@ -1,40 +1,18 @@
-"""Sequences from waiting over running to finished, and which rows go into the next step.
+"""Which sequences wait, which run, and which rows go into the next pass.
 
-Called by the generation loop in loop.py; owns the slots and, through PageTable, the pages. It knows tokens and
-counts only: no arrays of the device, no text.
+Owns the slots and, through PageTable, the pages of the KV cache. Knows tokens and counts only: no arrays of the
+device, no text, no threads. Never decides that a sequence has ended (sequence.py does): `release` frees what it held.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from .cache import PageTable
-from .config import SamplingParams
-from .ops.base import PAGE
-
-PROMPTS = 16  # sequences in one prefill step: their last rows make one decode-sized product with the head
-
-
-@dataclass(eq=False)
-class Sequence:
-    """One completion in the making; equal to itself only."""
-
-    prompt: list[int]
-    params: SamplingParams
-    seed: int
-    max_tokens: int  # resolved: never None
-    stop_ids: tuple[int, ...]
-    slot: int = -1  # index into everything per sequence on the device; -1 while waiting and when finished
-    prefilled: int = 0  # prompt tokens whose keys and values are in the cache
-    tokens: list[int] = field(default_factory=list)  # generated
-    ahead: int = 0  # decode steps launched whose tokens were not looked at yet
-    finish_reason: str | None = None  # "stop" or "length"
-
-    @property
-    def reserve(self) -> int:
-        """Tokens that need a place in the cache, the last one's included (a step launched ahead may write it)."""
-        return len(self.prompt) + self.max_tokens
+from .sequence import Sequence
+from .sizes import PAGE, PROMPTS
 
 
 @dataclass(frozen=True)
@@ -64,23 +42,44 @@ class Scheduler:
         self.prefill_rows = prefill_rows
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in order of admission; the decode rows are those with a complete prompt
-        self._slots = list(range(slots))
+        self._slots = list(range(slots))  # a heap: the lowest free slot first
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody waits and nobody runs."""
+        return not self.running and not self.waiting
 
     def add(self, seq: Sequence) -> None:
-        """Queue a sequence. CacheFull if it could never run."""
-        self.table.check(seq.reserve)
+        """Queue a sequence, which the whole cache can hold (PageTable.check)."""
         self.waiting.append(seq)
+
+    def fits(self, tokens: int) -> bool:
+        """Whether a sequence of so many tokens could start now: a slot and its pages are free."""
+        return bool(self._slots) and self.table.fits(tokens)
+
+    def admissible(self) -> bool:
+        """Whether the first of the queue could start now. Nobody overtakes it."""
+        return bool(self.waiting) and self.fits(self.waiting[0].request.reserve)
 
     def admit(self) -> list[Sequence]:
         """Move waiting sequences to running, in order, while there are slots and pages; returns them."""
         admitted = []
-        while self.waiting and self._slots and self.table.fits(self.waiting[0].reserve):
+        while self.admissible():
             seq = self.waiting.popleft()
-            seq.slot = self._slots.pop(0)
-            self.table.admit(seq.slot, seq.reserve)
+            seq.slot = self.lend(seq.request.reserve)
             self.running.append(seq)
             admitted.append(seq)
         return admitted
+
+    def lend(self, tokens: int) -> int:
+        """A slot with pages for so many tokens; the caller has asked `fits`, and calls `give_back`."""
+        self.table.admit(self._slots[0], tokens)
+        return heapq.heappop(self._slots)
+
+    def give_back(self, slot: int) -> None:
+        """Free a slot and its pages."""
+        self.table.release(slot)
+        heapq.heappush(self._slots, slot)
 
     def prefill(self) -> list[Chunk]:
         """The next prefill step, [] if every running prompt is in the cache. Call `filled` once it is launched."""
@@ -98,29 +97,22 @@ class Scheduler:
             chunk.seq.prefilled = chunk.last
 
     def steady(self) -> bool:
-        """Whether another decode step can be launched before the tokens of the last one are known: nobody is certain to
-        end with the step in flight. (Nobody can be admitted either before somebody ends.)"""
-        return all(len(seq.tokens) + seq.ahead < seq.max_tokens for seq in self.running)
+        """Whether the rows of the next step are known before the tokens of the one in flight are: nobody is certain to
+        end with it, and nobody waits who could start."""
+        return not self.admissible() and all(len(seq.tokens) + seq.ahead < seq.max_tokens for seq in self.running)
 
-    def accept(self, seq: Sequence, token: int) -> None:
-        """The next token of a running sequence; ends it at a stop token or at its length."""
-        seq.tokens.append(token)
-        if token in seq.stop_ids and len(seq.tokens) > seq.params.min_tokens:
-            self.finish(seq, "stop")
-        elif len(seq.tokens) == seq.max_tokens:
-            self.finish(seq, "length")
-
-    def finish(self, seq: Sequence, reason: str) -> None:
-        """End a running sequence and free its slot and pages."""
-        seq.finish_reason = reason
+    def release(self, seq: Sequence) -> None:
+        """Free what a sequence holds, running or waiting."""
+        if seq.slot < 0:
+            self.waiting.remove(seq)
+            return
         self.running.remove(seq)
-        self.table.release(seq.slot)
-        self._slots.append(seq.slot)
-        self._slots.sort()
+        self.give_back(seq.slot)
         seq.slot = -1
 
-    def clear(self) -> None:
-        """Drop everybody: an error, Ctrl-C, a generator closed early."""
-        self.waiting.clear()
-        for seq in list(self.running):
-            self.finish(seq, "aborted")
+    def clear(self) -> list[Sequence]:
+        """Release everybody; returns them."""
+        everybody = [*self.running, *self.waiting]
+        for seq in everybody:
+            self.release(seq)
+        return everybody

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from .ops.base import STOP_IDS, Sampling
+from .ops.base import Sampling
 from .ops.device import Device
-from .scheduler import Sequence
+from .sequence import Sequence
+from .sizes import STOP_IDS
 
 # field of Sampling: its dtype, what a slot without a sequence holds (greedy, nothing on), field of SamplingParams
 _FIELDS = {
@@ -43,7 +44,8 @@ class Slots:
             self._host["seed"][seq.slot] = seq.seed
             self._host["stop_from"][seq.slot] = len(seq.prompt) + seq.params.min_tokens
             self._host["stop_ids"][seq.slot] = -1
-            self._host["stop_ids"][seq.slot, : len(seq.stop_ids)] = seq.stop_ids
+            own = seq.request.stop_ids
+            self._host["stop_ids"][seq.slot, : len(own)] = own
             if seq.params.penalised:
                 counts = self.sampling.counts[seq.slot]
                 seen = np.zeros(counts.shape, np.int32)

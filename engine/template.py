@@ -5,7 +5,7 @@ text is ten characters to the model. Where a message spells a control token, the
 in its stead, and the rest as it is, so that trimming, splitting or looking into a message works as ever and the ids
 are those of the plain rendering but for the placeholder. The two renderings must agree, else the request is refused.
 
-LLM.chat calls this; rendering happens in a process of its own (sandbox.py).
+Rendering happens in a process of its own (sandbox.py).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from .tokenizer import Tokenizer, read_json, read_text
 
 ROLES = ("system", "developer", "user", "assistant", "tool")  # some templates make control tokens of a role
 LONGEST = 2**20  # characters of a template
+LARGE = 2**16  # characters of a conversation, 64 for each message included; smaller ones are never too much to render
 LONGEST_CHAT = 2**21  # characters of all messages together; what is longer fits no model, nor the renderer's memory
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -38,9 +39,10 @@ class ChatTemplate:
             raise TokenizerError(
                 f"{source}: chat template: expected at most {LONGEST} characters, found {len(template)}"
             )
-        self._tokenizer = tokenizer
+        self._tokenizer, self._source = tokenizer, source
         self._sandbox = Sandbox(template, source)
         self._control = ControlTexts(tokenizer.control.values())
+        self._ends: tuple[int, ...] | None = None  # not looked for yet
 
     @staticmethod
     def from_checkpoint(checkpoint: Any, tokenizer: Tokenizer) -> ChatTemplate:
@@ -57,26 +59,79 @@ class ChatTemplate:
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any) -> str:
         """The prompt as text, as the template writes it; arguments and errors as `encode`."""
-        return self._sandbox.render([self._variables(_checked(messages), add_generation_prompt, variables)])[0]
+        return self._rendered(self._variables(_checked(messages), add_generation_prompt, variables))
 
-    def encode(self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any) -> list[int]:
+    def encode(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        *,
+        max_len: int | None = None,
+        **variables: Any,
+    ) -> list[int]:
         """Token ids of the prompt.
 
         messages: dicts of role (one of ROLES) and content; add_generation_prompt: end with the opening of the
-        assistant's answer; variables: what else the template knows, such as enable_thinking. RequestError when a
-        message is malformed or the template refuses it, TokenizerError when the template is wrong or exceeds its
-        bounds."""
+        assistant's answer; max_len: tokens that the prompt must have fewer than, None = any number, looked at
+        only where the text is so long that it cannot; variables: what else the template knows, such as enable_thinking.
+        RequestError when a message is malformed, the template refuses it, or there are too many; TokenizerError when
+        the template is wrong or exceeds its bounds."""
         messages = _checked(messages)
+        variables = self._variables(messages, add_generation_prompt, variables)
+        plain = self._rendered(variables)
+        if max_len is not None and (least := self._tokenizer.at_least(plain, max_len)) >= max_len:
+            raise RequestError(f"messages: expected fewer than {max_len} tokens (max_len), found at least {least}")
         marks = Marks()
         marked = [{**m, "content": marks.put(m["content"], self._control.spans(m["content"]))} for m in messages]
-        both = [messages, marked] if marks.texts else [messages]
-        texts = self._sandbox.render([self._variables(m, add_generation_prompt, variables) for m in both])
         if not marks.texts:
-            return self._tokenizer.encode(texts[0], special=True, bos=False)
-        if marks.restore(texts[1]) != texts[0]:
+            return self._tokenizer.encode(plain, special=True, bos=False)
+        text = self._rendered({**variables, "messages": marked})
+        if marks.restore(text) != plain:
             spelled = ", ".join(sorted(map(found, set(marks.texts))))
             raise RequestError(f"messages: expected none of {spelled}, which the chat template acts upon")
-        return self._tokenizer.encode_marked(texts[1], marks.restore)
+        return self._tokenizer.encode_marked(text, marks.restore)
+
+    def _rendered(self, variables: dict[str, Any]) -> str:
+        """The text of a conversation; RequestError if it is the conversation that is too much for the template."""
+        try:
+            return self._sandbox.render([variables])[0]
+        except TokenizerError as e:
+            messages = variables["messages"]
+            size = sum(len(m["content"]) for m in messages)
+            small = size + 64 * len(messages) <= LARGE
+            if small or not self._renders({**variables, "messages": [{**messages[0], "content": "x"}]}):
+                raise
+            why = str(e).removeprefix(f"{self._source}: chat template: ")
+            raise RequestError(f"messages: expected a conversation that the chat template can render, found "
+                               f"{len(messages)} messages of {size} characters in all: {why}") from e  # fmt: skip
+
+    def _renders(self, variables: dict[str, Any]) -> bool:
+        """Whether the template can do its work at all on this conversation; to refuse it is to do so."""
+        try:
+            self._sandbox.render([variables])
+        except RequestError:
+            pass
+        except TokenizerError:
+            return False
+        return True
+
+    def end_of_turn(self) -> tuple[int, ...]:
+        """The control token that the template puts after an assistant's message, () if it puts none.
+
+        Found by rendering a conversation, once. White space before the token is looked past. Where nothing follows the
+        last message, the token that begins the next one is taken: a model that writes it has ended its answer."""
+        if self._ends is None:
+            word = f"x{secrets.token_hex(8)}x"  # no text of the template's own
+            turns = [("user", "x"), ("assistant", word), ("user", "x")]
+            messages = [{"role": role, "content": content} for role, content in turns]
+            try:
+                texts = self._sandbox.render([self._variables(messages[:n], False, {}) for n in (2, 3)])
+            except (RequestError, TokenizerError):  # a template that takes other conversations only
+                texts = []
+            after = [text.rpartition(word)[2].lstrip() for text in texts if word in text]
+            firsts = [self._tokenizer.encode(text, special=True, bos=False)[:1] for text in after]
+            self._ends = next((tuple(ids) for ids in firsts if ids and ids[0] in self._tokenizer.control), ())
+        return self._ends
 
     def close(self) -> None:
         """End the process that renders; the next rendering starts another."""

@@ -1,4 +1,4 @@
-"""Renders chat templates in a process of its own, where time and memory are bounded. A script, started by template.py.
+"""Renders chat templates in a process of its own, where time and memory are bounded. A script, started by sandbox.py.
 
 A template comes with a checkpoint and is a program: the sandbox keeps it from files and from Python, but not from
 looping for ever or filling the memory, so those limits are the operating system's. Imports nothing of the engine.
@@ -85,7 +85,8 @@ def answer(template: str, renderings: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     """Serve requests until the other side closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # the process that started this one may ignore or block it
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
     with open("/proc/self/statm") as statm:
         size = int(statm.read().split()[0]) * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (size, size))

@@ -8,18 +8,20 @@ tokenizer_config.json; the encoding itself is done by the `tokenizers` package.
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer as Backend
-from tokenizers.models import WordPiece
+from tokenizers.models import WordLevel, WordPiece
 
-from . import gguf_vocab
+from . import forks, gguf_vocab
 from .checks import found, refuse
 from .detokenizer import ALPHABET, Decoder, Spelling
 from .errors import EngineError, RequestError, TokenizerError
+from .token_floor import TokenFloor
+from .weights.files import POINTER, is_pointer
 
 LARGEST = 256 * 2**20  # bytes of a tokenizer.json; the largest in use have about 40 MiB
 
@@ -27,18 +29,22 @@ LARGEST = 256 * 2**20  # bytes of a tokenizer.json; the largest in use have abou
 class Tokenizer:
     """One vocabulary. Safe to use from several threads; a Decoder belongs to one sequence."""
 
-    def __init__(self, backend: Backend, source: str, names: dict[str, str] | None = None):
-        """names: the texts of tokens by role ("bos_token", "eos_token", ...), for templates and bos_id, eos_ids."""
+    def __init__(
+        self, backend: Backend, source: str, names: dict[str, str] | None = None, ends: Iterable[int | None] = ()
+    ):
+        """names: the texts of tokens by role ("bos_token", "eos_token", ...), for templates and bos_id, eos_ids.
+        ends: end tokens beside the eos_token."""
         self.source = source  # for messages
         self.names = names or {}
         self._backend = backend
-        self._lock = threading.Lock()  # encoding with or without control tokens is a switch of the backend
+        self._splitter: Any = None  # made when it is needed
+        self._lock = forks.Lock()  # encoding with or without control tokens is a switch of the backend
         backend.no_truncation()
         backend.no_padding()
         state = backend.decoder.__getstate__() if backend.decoder is not None else b"null"  # its JSON
         self._spelling = Spelling(json.loads(state), source)
         added = backend.get_added_tokens_decoder()
-        self._added = {i: token.content.encode() for i, token in added.items()}
+        self._pieces = {i: token.content.encode() for i, token in added.items()}  # bytes of ids, as far as known
         self.control = {i: token.content for i, token in added.items() if token.special}  # control tokens by id
         # WordPiece spells each word it does not know so; in other vocabularies bytes do
         unknown = backend.model.unk_token if isinstance(backend.model, WordPiece) else None
@@ -49,9 +55,13 @@ class Tokenizer:
         self._ids = frozenset(vocab.values())
         byte_level = self._spelling.byte_level
         self._kept = bytes(b for char, b in ALPHABET.items() if not byte_level or char in vocab)  # bytes with a token
+        self._floor = TokenFloor(backend, self._bytes_of)
+        texts = sorted((self.control[i] for i in self._meant if self.control[i]), key=len, reverse=True)
+        self._spelled = re.compile("|".join(map(re.escape, texts)) or r"(?!)")
         self.vocab_size = max(self._ids) + 1
         self.bos_id = self._id_of("bos_token")
-        self.eos_ids = tuple(i for i in [self._id_of("eos_token")] if i is not None)
+        # what ends a sequence by the tokenizer's own files
+        self.eos_ids = tuple(dict.fromkeys(i for i in (self._id_of("eos_token"), *ends) if i is not None))
 
     @staticmethod
     def from_checkpoint(checkpoint: Any) -> Tokenizer:
@@ -63,7 +73,8 @@ class Tokenizer:
         meta, tokens = gguf_vocab.Metadata(values, source), values["tokenizer.ggml.tokens"]
         roles = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
         ids = {role: meta.token_id(name, len(tokens)) for role, name in roles.items()}
-        return Tokenizer(backend, source, {role: tokens[i] for role, i in ids.items() if i is not None})
+        ends = [meta.token_id(name, len(tokens)) for name in ("eot", "eom")]  # of a turn, of a call of a tool
+        return Tokenizer(backend, source, {role: tokens[i] for role, i in ids.items() if i is not None}, ends)
 
     def encode(self, text: str, special: bool = False, bos: bool = True) -> list[int]:
         """Token ids of a text.
@@ -71,7 +82,20 @@ class Tokenizer:
         special: control tokens in the text count as such, else they are plain characters. bos: add what the
         tokenizer puts round a prompt, a begin token as a rule. RequestError if the text cannot be encoded so."""
         encoding = self._encode(text, special)
-        return self._backend.post_process(encoding, None, True).ids if bos else encoding.ids
+        if not bos:
+            return encoding.ids
+        ids = self._backend.post_process(encoding, None, True).ids
+        twice = special and ids[:1] == encoding.ids[:1] == ids[1:2] and ids[0] in self.control
+        return ids[1:] if twice else ids  # the text itself begins with the begin token
+
+    def at_least(self, text: str, limit: int) -> int:
+        """Tokens that a text has at least, for little work; 0 if it is short enough for `limit` to be encoded."""
+        return self._floor.of(text, limit)
+
+    def control_in(self, text: str) -> str | None:
+        """A control token that a text spells, None if it spells none."""
+        match = self._spelled.search(text) if isinstance(text, str) else None
+        return match and match[0]
 
     def encode_marked(self, text: str, restore: Callable[[str], str]) -> list[int]:
         """Token ids of a text in which control tokens count, and of what `restore` then makes of the text between.
@@ -80,21 +104,19 @@ class Tokenizer:
         restored when the others have been found. No begin token is added."""
         ids: list[int] = []
         start = 0
-        encoding = self._encode(text, special=True)
-        for i, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True):
-            if i in self.control:
-                ids += [*self._encode(restore(text[start:begin]), special=False).ids, i]
-                start = end
+        for i, begin, end in self._control_tokens(text):
+            ids += [*self._encode(restore(text[start:begin]), special=False).ids, i]
+            start = end
         return ids + self._encode(restore(text[start:]), special=False).ids
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """The text of these tokens from its beginning on; incomplete UTF-8 becomes U+FFFD."""
-        decoder = Decoder(self._piece(skip_special), self._spelling.strip)
+        decoder = Decoder(self._bytes_of, self._spelling.strip, self.control if skip_special else ())
         return "".join([decoder.push(i) for i in ids]) + decoder.flush()
 
     def incremental(self, skip_special: bool = True) -> Decoder:
         """A Decoder for tokens that continue a prompt: a space at their beginning is part of the text."""
-        return Decoder(self._piece(skip_special), 0)
+        return Decoder(self._bytes_of, 0, self.control if skip_special else ())
 
     def unknown(self, rows: int) -> tuple[int, ...]:
         """Ids below `rows`, the rows of the embedding table, that no token has: they must never be sampled.
@@ -125,17 +147,24 @@ class Tokenizer:
             raise RequestError(f"prompt: {self.control[i]!r} cannot be encoded other than as control token {i}")
         return encoding
 
-    def _piece(self, skip_special: bool) -> Callable[[int], bytes]:
-        """A function from a token id to its bytes."""
+    def _control_tokens(self, text: str) -> Iterator[tuple[int, int, int]]:
+        """(id, begin, end) of each control token in a text, found without encoding what is between them."""
+        if self._splitter is None:
+            self._splitter = _splitter(self._backend)
+        encoding = _guarded(self.source, lambda: self._splitter.encode(text, add_special_tokens=False))
+        for token, (begin, end) in zip(encoding.tokens, encoding.offsets, strict=True):
+            i = self._backend.token_to_id(token)
+            if i in self.control:
+                yield i, begin, end
 
-        def piece(i: int) -> bytes:
-            if i in self._added:
-                return b"" if skip_special and i in self.control else self._added[i]
+    def _bytes_of(self, i: int) -> bytes:
+        """The bytes of a token id, worked out once; RequestError for an id that no token has."""
+        piece = self._pieces.get(i)
+        if piece is None:
             token = self._backend.id_to_token(i) if i in self._ids else None
             if token is None:
                 raise RequestError(f"token id: expected one of the tokenizer's {len(self._ids)}, found {found(i)}")
-            return self._spelling.bytes_of(token)
-
+            piece = self._pieces[i] = self._spelling.bytes_of(token)
         return piece
 
     def _id_of(self, role: str) -> int | None:
@@ -146,6 +175,15 @@ class Tokenizer:
         if i is None:
             raise TokenizerError(f"{self.source}: {role}: expected a token, found {found(self.names[role])}")
         return i
+
+
+def _splitter(backend: Backend) -> Backend:
+    """A tokenizer that finds the same added tokens, and makes one unknown token of all that is between two of them."""
+    splitter = Backend(WordLevel({"": 0}, unk_token=""))
+    splitter.normalizer = backend.normalizer  # type: ignore[assignment]
+    added = backend.get_added_tokens_decoder()
+    splitter.add_tokens([added[i] for i in sorted(added)])
+    return splitter
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -163,13 +201,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
-    """A file's text; TokenizerError if it is too large or not UTF-8."""
+    """A file's text, without a byte order mark; TokenizerError if it is too large, not UTF-8 or a Git LFS pointer."""
     try:
         if (size := path.stat().st_size) > LARGEST:
             raise TokenizerError(f"{path}: expected at most {LARGEST} bytes, found {size}")
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8").removeprefix("\ufeff")
     except (OSError, UnicodeDecodeError) as e:
         raise TokenizerError(f"{path}: cannot be read: {e}") from e
+    if is_pointer(text[:64].encode()):
+        raise TokenizerError(f"{path}: {POINTER}")
+    return text
 
 
 def _from_directory(directory: Path) -> Tokenizer:

@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any
 from .bench.command import chosen_model, numbers
 from .descent import Axis, Table, axes, descend
 from .errors import DeviceError, RequestError
+from .ops.device import Device
 from .ops.shapes import DecodeShape, Key, Launch, Shapes, decode_shape, rule
+from .report import console, say
 
 if TYPE_CHECKING:
     from .bench.decode import Choose, Settings
@@ -63,15 +65,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-class _Plan:
-    """Stands before a Device and notes what would be launched, without compiling it."""
+class _Plan(Device):
+    """Notes what would be launched on a device, without compiling it."""
 
-    def __init__(self, device: Any) -> None:
-        self._device = device
-        self.launches: list[tuple] = []  # (file, name), grid, block, shared, cluster
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._device, name)
+    def __init__(self, device: Device) -> None:
+        self.name, self.arch, self.multiprocessors = device.name, device.arch, device.multiprocessors
+        self.planned: list[tuple] = []  # (file, name), grid, block, shared, cluster
 
     def kernel(self, file: str, name: str) -> tuple[str, str]:
         return file, name
@@ -79,10 +78,8 @@ class _Plan:
     def clusters(self, kernel: Any, block: Any, shared: int, cluster: int) -> int:
         return sys.maxsize  # how many fit is known of compiled kernels only: plans differ by how many are asked for
 
-    def launch(
-        self, kernel: Any, grid: Any, block: Any, args: Any, shared: int = 0, cluster: int = 1, **_: Any
-    ) -> None:
-        self.launches.append((kernel, grid, block, shared, cluster))
+    def launch(self, kernel, grid, block, args, shared=0, dependent=False, cluster=1):
+        self.planned.append((kernel, grid, block, shared, cluster))
 
 
 @dataclass(frozen=True)
@@ -142,12 +139,15 @@ class Steps:
             try:
                 return self.ms(table, part.batches)
             except DeviceError as e:
-                _say(f"skipped: {e}")
+                say("tune", f"skipped: {e}")
                 return inf
 
-        _say(f"{part.name}: batch {', '.join(map(str, part.batches))}, {seconds:.0f} s at most")
+        say("tune", f"{part.name}: batch {', '.join(map(str, part.batches))}, {seconds:.0f} s at most")
         plans = [plan for key, s in start.items() for axis in every for plan in self._others(key, s, axis, part)]
-        _say(f"{part.name}: compiled {self._compile(plans, over)} kernels, {end - clock.perf_counter():.0f} s left")
+        say(
+            "tune",
+            f"{part.name}: compiled {self._compile(plans, over)} kernels, {end - clock.perf_counter():.0f} s left",
+        )
         return descend(start, [limited(axis) for axis in every], time, over, _taken)
 
     def _usable(
@@ -181,7 +181,7 @@ class Steps:
             for kind, name in OPERATIONS.items():
                 if self.keys[name] == key:
                     getattr(ops, calls[kind].name)(*calls[kind].args, **calls[kind].kwargs)
-        return tuple(plan.launches)
+        return tuple(plan.planned)
 
     def _compile(self, plans: Iterable[tuple], over: Callable[[], bool]) -> int:
         """Compile in parallel what plans launch, as far as time allows; how many kernels that are."""
@@ -246,10 +246,8 @@ def record(found: Choice) -> dict[str, Any]:
 
 def print_choice(found: Choice) -> None:
     """Tables on stdout, and lines for DECODE of ops/shapes.py."""
-    from rich.console import Console
     from rich.table import Table as Columns
 
-    console = Console(width=None if sys.stdout.isatty() else 160)
     shapes = Columns("matrix", "N x K", "before", "after", title=f"{found.settings.model} on {found.device}")
     for name, key in found.matrices.items():
         before, after = _code(found.before[key]), _code(found.after[key])
@@ -257,10 +255,10 @@ def print_choice(found: Choice) -> None:
     times = Columns("batch", "ms before", "ms after", "x")
     for batch, (before, after) in found.ms.items():
         times.add_row(str(batch), f"{before:.4f}", f"{after:.4f}", f"{before / after:.3f}")
-    console.print(shapes, times)
+    console(160).print(shapes, times)
     for key, shape in sorted(found.after.items()):
         print(f"    {key}: {_code(shape)},")
-    _say(f"written to {found.file}, which is used from now on")
+    say("tune", f"written to {found.file}, which is used from now on")
 
 
 def _code(shape: DecodeShape) -> str:
@@ -275,8 +273,4 @@ def _launch(v: Launch) -> str:
 
 
 def _taken(key: Key, shape: DecodeShape, new: float, old: float) -> None:
-    _say(f"{new:.4f} ms instead of {old:.4f}: {key}: {_code(shape)}")
-
-
-def _say(what: str) -> None:
-    print(f"tune: {what}", file=sys.stderr, flush=True)
+    say("tune", f"{new:.4f} ms instead of {old:.4f}: {key}: {_code(shape)}")

@@ -142,7 +142,7 @@ __device__ __forceinline__ int pick(const Draw& d, Weight kept, u64 random) {
     return token;
 }
 
-// logits [B, size]; last [B] rows of seqs and positions [R]; temperature to stop_from [S + 1], stop_ids [S + 1, 8],
+// logits [B, size]; last [B] rows of seqs and positions [R]; temperature to stop_from [S + 1], stop_ids [S + 1, 32],
 // counts [S + 1, size]; out [B]. best [B] and tickets [B] are 0 before and after.
 //
 // LAUNCH: grid (any; blocks share out a row, B), block 512, dependent.

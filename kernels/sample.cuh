@@ -3,7 +3,7 @@
 #pragma once
 #include "reduce.cuh"
 
-constexpr int STOP_IDS = 8;
+constexpr int STOP_IDS = 32;
 constexpr float ONE = 1099511627776.f;  // 2^40, weight of the largest token
 constexpr unsigned NOT_A_NUMBER = 0xffffffffu;
 
@@ -11,14 +11,13 @@ constexpr unsigned NOT_A_NUMBER = 0xffffffffu;
 struct Rules {
     const float* logits;  // [V]
     const int* counts;    // [V], or null: no penalties
-    const int* banned;    // [STOP_IDS], or null: no bans
+    const int* banned;    // [STOP_IDS], ids first, then -1; or null: no bans
     float repetition, presence, frequency;
 
     __device__ __forceinline__ float logit(int v) const {
         float x = logits[v];
         if (banned) {
-#pragma unroll
-            for (int i = 0; i < STOP_IDS; i++)
+            for (int i = 0; i < STOP_IDS && banned[i] >= 0; i++)
                 if (banned[i] == v) x = __uint_as_float(0xff800000u);
         }
         if (counts) {

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import product
 
-from ostinato.ops.shapes import BESIDE, DECODE, MEASURED, Key, rule, shared_limit
+from ostinato.ops.attend_shapes import OVERLAP
+from ostinato.ops.shapes import DECODE, MEASURED, Key, rule, shared_limit
 
 TYPES = ("bf16", "half", "float")
 KS = (16, 368, 384, 1008, 1024, 65536)
@@ -110,6 +111,6 @@ def on(arch: int) -> dict[str, list[str]]:
         return INSTANCES
     more = {
         "linear_decode.cu": [name for key in DECODE for name in measured(key)],
-        "attend_decode.cu": each("attend_decode", TYPES[:2], sorted({d for _, d, _ in BESIDE}), (1,), (2,)),
+        "attend_decode.cu": each("attend_decode", TYPES[:2], sorted({d for _, d, _ in OVERLAP}), (1,), (2,)),
     }
     return {file: list(dict.fromkeys([*names, *more.get(file, ())])) for file, names in INSTANCES.items()}

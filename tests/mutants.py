@@ -1,25 +1,27 @@
 """Do the tests notice mistakes? Makes one-line mistakes in kernels, one at a time, and runs the tests on each.
 
-Run by `make mutants`; no GPU needed. Works on copies, laid out as an installed package, and prints what caught each
-mistake. Ends with 1 if one survived, or if the tests fail on the kernels as they are.
+    python tests/mutants.py                         the mistakes below, each with the tests that must notice it
+    python tests/mutants.py --random 40 --seed 1    changes of operators, bounds, constants and barriers anywhere in
+                                                    kernels/ (random_mutants.py), with tests that launch what they reach
+
+`make mutants` and `make mutants RANDOM=40 SEED=1`; no GPU needed. Works on copies, laid out as an installed package,
+and prints what caught each mistake. Ends with 1 if one of those below survived, or if the tests fail on the kernels as
+they are; with --random also if less than 95 % were caught.
 """
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
+import argparse
 import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-TIMEOUT = 600  # seconds a run of tests may take
+from mutant_runs import Survived, lay_out, lend_cache, run_tests
+from random_mutant_runs import run_random
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,37 @@ MUTANTS = (
         ("tests/ops/test_attend_decode.py",),
     ),
     Mutant(
+        "a sum of squares left out of the second load", "columns.cuh",
+        "(w.x + w.y + (w.z + w.w));", "(w.x + w.y + w.z);",
+        ("tests/ops/test_half_norm.py::test_scales_of_every_width",),
+    ),
+    Mutant(
+        "a second load of one quad too many", "columns.cuh",
+        "w = i + 32 < quads ? line[i + 32]", "w = i + 32 <= quads ? line[i + 32]",
+        ("tests/ops/test_half_norm.py::test_scales_of_every_width",),
+    ),
+    Mutant(
+        "tokens of other rows of the sequence read too early", "attend_decode.cu",
+        "__reduce_min_sync(0xffffffffu, other == seq ? min(cut.high, its_position) : cut.high);",
+        "min(cut.high, __ldcg(positions + row));",
+        ("tests/ops/test_attend_decode.py::test_rows_of_one_sequence_wait_for_each_other",),
+    ),
+    Mutant(
+        "sums in front of their shared memory", "attend_decode.cu",
+        "(odd * NT + n) * (D / 16) + i) * LINE", "(odd * NT + n) * (D / 16) - i) * LINE",
+        ("tests/ops/test_attend_decode.py::test_shapes",),
+    ),
+    Mutant(
+        "the next step's positions not in memory yet", "elementwise.cu",
+        "    __threadfence();\n}", "}",
+        ("tests/ops/test_advance.py",),
+    ),
+    Mutant(
+        "a token less where candidates do not fit", "sample.cu",
+        "if (order(x) >= bound) sum += weights", "if (order(x) > bound) sum += weights",
+        ("tests/ops/test_sample.py::test_neighbouring_floats",),
+    ),
+    Mutant(
         "of equal logits the last", "sample.cu",
         "<< 32 | (0xffffffffu - v)", "<< 32 | v",
         ("tests/ops/test_sample.py",),
@@ -116,40 +149,11 @@ MUTANTS = (
 )  # fmt: skip
 
 
-class Survived(Exception):
-    """The tests passed although they should have failed, or could not be run."""
-
-
-def lay_out(target: Path) -> Path:
-    """Copy what the tests need, with the package as pip would install it; the copy of kernels/."""
-    package = target / "site" / "ostinato"
-    skip = shutil.ignore_patterns("__pycache__", ".pytest_cache")
-    shutil.copytree(ROOT / "engine", package, ignore=skip)
-    for folder in ("weights", "kernels"):
-        shutil.copytree(ROOT / folder, package / folder, ignore=skip)
-    shutil.copytree(ROOT / "tests", target / "tests", ignore=skip)
-    shutil.copy(ROOT / "pyproject.toml", target)
-    return package / "kernels"
-
-
-def run_tests(target: Path, tests: Sequence[str]) -> str:
-    """Run tests of a copy; what failed first, empty if nothing did."""
-    environment = os.environ | {"PYTHONPATH": str(target / "site"), "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "300"}
-    options = ["-x", "--tb=line", "-o", "addopts=--strict-markers", "-p", "no:cacheprovider", "-m"]
-    command = [sys.executable, "-m", "pytest", *options, "not gpu", *tests]
-    done = subprocess.run(command, cwd=target, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
-    if done.returncode not in (0, 1):
-        raise Survived(f"pytest ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    if "no tests ran" in done.stdout or not re.search(r"\d+ (passed|failed)", done.stdout):
-        raise Survived(f"no test ran:\n{done.stdout[-2000:]}")
-    found = re.search(r"^(?:FAILED|ERROR) (.*)$", done.stdout, re.M)
-    return found.group(1) if found and done.returncode else ""
-
-
 def check(mutant: Mutant) -> str:
     """Make the mistake in a copy of the tree and run its tests; what caught it."""
     with tempfile.TemporaryDirectory() as directory:
         path = lay_out(Path(directory)) / mutant.file
+        lend_cache(Path(directory))
         source = path.read_text(encoding="utf-8")
         if source.count(mutant.original) != 1:
             raise Survived(f"{mutant.original!r} occurs {source.count(mutant.original)} times in kernels/{mutant.file}")
@@ -176,13 +180,22 @@ def report(number: int, mutant: Mutant) -> tuple[bool, str]:
     return caught, f"{number:2}. {mutant.kind}, kernels/{mutant.file}\n" + textwrap.indent(change, "    ")
 
 
-def main() -> int:
-    """Check that the tests pass, then every mutant, two at a time."""
+def main(arguments: list[str] | None = None) -> int:
+    """Check that the tests pass, then every mutant, `jobs` at a time."""
+    parser = argparse.ArgumentParser(description="Do the tests notice mistakes in kernels?")
+    parser.add_argument("--random", type=int, default=0, metavar="N", help="make N random changes instead")
+    parser.add_argument("--seed", type=int, default=1, help="which ones")
+    parser.add_argument("--jobs", type=int, default=2, help="mistakes at a time")
+    parser.add_argument("--seconds", type=float, default=60, help="tests to run on a random change, by their time")
+    parser.add_argument("--report", type=Path, help="write what became of each random change to a JSON file")
+    chosen = parser.parse_args(arguments)
+    if chosen.random:
+        return run_random(chosen.random, chosen.seed, chosen.jobs, chosen.seconds, chosen.report)
     if failed := unchanged():
         print(f"the tests fail without any mistake: {failed}")
         return 1
     caught = 0
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(chosen.jobs) as pool:
         for was_caught, lines in pool.map(report, range(1, len(MUTANTS) + 1), MUTANTS):
             print(lines, flush=True)
             caught += was_caught

@@ -11,9 +11,10 @@ from configs import flat
 
 from ostinato import rope
 from ostinato.config import ModelConfig
-from ostinato.ops.base import PAGE, Cache, Step
+from ostinato.ops.base import Cache, PassKind, Step
 from ostinato.ops.cuda import CudaOps
 from ostinato.ops.numpy import NumpyOps
+from ostinato.sizes import PAGE
 
 F32, I32 = np.dtype(np.float32), np.dtype(np.int32)
 EPS = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-18}
@@ -46,7 +47,7 @@ def decode_step(rows, last=None):
     """Rows of sequences at any position; from the fourth row on spare ones."""
     seqs = np.minimum(np.arange(rows), SEQUENCES).astype(I32)
     positions = np.where(seqs < SEQUENCES, rng.integers(0, 3 * PAGE, rows), 0).astype(I32)
-    return step(seqs, positions, np.arange(rows) if last is None else last)
+    return step(seqs, positions, np.arange(rows) if last is None else last, PassKind.DECODE)
 
 
 def prefill_step(rows, last):
@@ -56,13 +57,13 @@ def prefill_step(rows, last):
         count = 64 if tile % 2 == 0 else 40
         seqs[tile * 64 : tile * 64 + count] = tile % SEQUENCES
         positions[tile * 64 : tile * 64 + count] = np.arange(count) + 7 * tile + 50
-    return step(seqs, positions, last)
+    return step(seqs, positions, last, PassKind.PREFILL)
 
 
-def step(seqs, positions, last):
+def step(seqs, positions, last, kind):
     table = np.zeros((SEQUENCES + 1, 3), I32)
     table[:SEQUENCES] = rng.permutation(np.arange(1, PAGES)).reshape(SEQUENCES, 3)
-    return Step(np.zeros_like(seqs), seqs, positions, positions + 1, table, np.asarray(last, I32))
+    return Step(np.zeros_like(seqs), seqs, positions, positions + 1, table, np.asarray(last, I32), kind)
 
 
 def case(device, dtype, c, s) -> Case:
@@ -89,15 +90,15 @@ def case(device, dtype, c, s) -> Case:
         up = ops.device.upload
         w = SimpleNamespace(**{name: None if a is None else up(a) for name, a in plain.items()},
                             **{name: ops.weight(*m) for name, m in matrices.items()})  # fmt: skip
-        b = ops.buffers(c, rows, last)
+        b = ops.buffers(c, s.kind, rows, last)
         for array in (b.qkv, b.ffn, b.gate_up, b.logits):
             ops.device.write(array, np.full(array.shape, np.nan, array.dtype))
         ops.device.write(b.x, x)
         h, k, v = (a.astype(CudaOps(device, dtype).dtype).astype(ops.dtype) for a in (h, k, v))
         ops.device.write(b.h, h)
         cache = Cache(up(k), up(v))
-        arrays = {n: up(a) for n, a in vars(s).items()}
-        sides.append(SimpleNamespace(ops=ops, w=w, b=b, s=Step(**arrays), cache=cache))
+        arrays = {n: up(a) for n, a in vars(s).items() if n != "kind"}
+        sides.append(SimpleNamespace(ops=ops, w=w, b=b, s=Step(**arrays, kind=s.kind), cache=cache))
         ops.device.synchronize()
     return Case(c, *sides)
 
@@ -106,7 +107,7 @@ def ready(side, norm, b=None):
     """What wrote b.x would have seen to a part of the next norm, of this weight: add a product with zeros to it."""
     b = b or side.b
     side.ops.device.write(b.attn, np.zeros(b.attn.shape, b.attn.dtype))
-    side.ops.linear_add(b.attn, side.w.o, b, norm)
+    side.ops.linear_add(b.attn, side.w.o, b, side.s, norm)
 
 
 def close(found, expected, dtype, factors=1):

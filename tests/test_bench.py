@@ -22,7 +22,6 @@ from ostinato.bench.ceiling import STEP, Reader
 from ostinato.bench.session import Load, Session
 from ostinato.errors import CaptureError, DeviceError, RequestError
 from ostinato.graph import CaptureReport
-from ostinato.loop import Loop
 from ostinato.ops.cublas import CublasOps
 from ostinato.ops.cuda import CudaOps
 from ostinato.ops.device import Device, HostDevice
@@ -134,7 +133,7 @@ def test_the_measured_steps_are_the_loops(graph: str) -> None:
     ops, load_ = NumpyOps(), Load(batch=3, prompt_len=7, max_tokens=5, seed=2)
     w = load.weights(ops, synthetic.checkpoint(TINY, ops.device, ops.dtype), TINY)
     session = Session(ops, TINY, w, graph, load_)
-    served = [event.token for event in Loop(session.runner).run(session.sequences())]
+    served = [event.token for events in session.run() for event in events]
     session.prefill()
     for _ in range(2):
         session.restart()

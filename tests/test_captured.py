@@ -16,11 +16,11 @@ from ostinato.bench.decode import Settings
 from ostinato.bench.session import Load, Session
 from ostinato.config import EngineConfig
 from ostinato.cuda_graph import CudaGraph
+from ostinato.engine import Engine
 from ostinato.errors import CaptureError, DeviceError
 from ostinato.graph import CaptureReport, program
 from ostinato.inspect.command import open_step
 from ostinato.inspect.timing import balanced
-from ostinato.loop import Loop
 from ostinato.ops.cuda import CudaOps
 from ostinato.ops.gpu import CupyDevice
 from ostinato.runner import Runner
@@ -158,10 +158,13 @@ def test_ranges_stand_around_steps_that_give_the_same_tokens(
     ops = CudaOps(gpu, "float32")
     w = load.weights(ops, synthetic.checkpoint(TINY, gpu, ops.dtype), TINY)
     plain = Session(ops, TINY, w, graph, Load(1, 9, 4))
-    expected = [event.token for event in Loop(plain.runner).run(plain.sequences())]
+    expected = [event.token for events in plain.run() for event in events]
     runner = Runner(ops, TINY, w, EngineConfig("cuda", graph, max_batch=1, max_len=64, nvtx=True))
     names.clear()
-    assert [event.token for event in Loop(runner).run(plain.sequences())] == expected
+    engine = Engine(runner)
+    handle = engine.add(plain.requests()[0], listen=True)
+    engine.wait(handle, end=True)
+    assert [event.token for event in handle.take()] == expected
     wanted = {"off": {"embed", "layer 0", "norm_qkv", "head"}, "layer": {"graph layer, bucket 1, layer 1"},
               "step": {"graph step, bucket 1"}}  # fmt: skip
     assert wanted[graph] <= set(names)

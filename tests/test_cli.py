@@ -166,7 +166,7 @@ def test_chat_survives_what_does_not_fit(run: Run, asked: list[list[str]], monke
 
 
 def start(*args: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "ostinato.cli", *args, *NUMPY]
+    command = [sys.executable, "-m", "ostinato", *args, *NUMPY]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe)
 
@@ -197,3 +197,15 @@ def test_help(run: Run, command: str) -> None:
     code, out, err = run(*command.split(), "--help")
     assert (code, err) == (0, "")
     assert out.startswith(f"usage: ostinato {command}".rstrip())
+
+
+def test_parse_special(run: Run, llm: ostinato.LLM) -> None:
+    text = "<|im_start|>user"
+    for more, special in (([], False), (["--parse-special"], True)):
+        code, out, _ = run("generate", LLAMA, text, "--max-tokens", "2", "--json", *more, *NUMPY)
+        assert (code, json.loads(out)["prompt_tokens"]) == (0, len(llm.tokenizer.encode(text, special=special)))
+    code, out, err = run("generate", LLAMA, text, "--max-tokens", "2", "--parse-special", *NUMPY)
+    expected = llm.generate(text, ostinato.SamplingParams(max_tokens=2), parse_special=True)[0].text
+    assert (code, out) == (0, expected + "\n")
+    code, out, err = run("generate", LLAMA, text, "--chat", "--parse-special", *NUMPY)
+    assert (code, out) == (2, "") and "--parse-special: expected without --chat" in err and err.count("\n") == 1

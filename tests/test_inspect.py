@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from ostinato import cli
-from ostinato.cuda_graph import Edge, Fact, Opened, call, readable
-from ostinato.errors import CaptureError, DeviceError
+from ostinato.cuda_graph import Edge, Fact, Opened, readable
+from ostinato.errors import CaptureError
 from ostinato.graph import Call, Graph
 from ostinato.inspect import table
 from ostinato.inspect.dot import dot
@@ -38,9 +38,7 @@ def kernels(*names: str, early: bool = True) -> Opened:
 
 
 def test_a_node_is_of_the_operation_that_added_it() -> None:
-    made = graph(
-        ("embed", "embed", 1), ("layer 0", "norm_qkv", 2), ("layer 0", "all_reduce", 0), ("head", "advance", 1)
-    )
+    made = graph(("embed", "embed", 1), ("layer 0", "norm_qkv", 2), ("layer 0", "nothing", 0), ("head", "advance", 1))
     nodes, edges = opened([made], [kernels("e", "norm", "qkv", "a")], {})
     assert [(n.part, n.operation, n.name) for n in nodes] == [
         ("embed", "embed", "e"), ("layer 0", "norm_qkv", "norm"), ("layer 0", "norm_qkv", "qkv"),
@@ -83,14 +81,6 @@ def test_products_are_told_apart_by_their_matrix() -> None:
 )
 def test_names_of_compiled_kernels_are_readable(compiled: str, shown: str) -> None:
     assert readable(compiled) == shown
-
-
-def test_a_driver_call_that_fails_names_itself() -> None:
-    status = SimpleNamespace(name="CUDA_ERROR_INVALID_VALUE")
-    driver = SimpleNamespace(good=lambda a: (0, a), two=lambda: (0, 1, 2), bad=lambda: (status,))
-    assert call(driver, "good", 7) == 7 and call(driver, "two") == [1, 2]
-    with pytest.raises(DeviceError, match="bad: CUDA_ERROR_INVALID_VALUE"):
-        call(driver, "bad")
 
 
 def step(layers: int = 3, replay: float = 0.0) -> Step:
@@ -198,7 +188,7 @@ def test_command_shows_the_calls_where_nothing_is_captured(
     assert len(found["edges"]) == len(found["nodes"]) - graphs and all(n["us"] > 0 for n in found["nodes"])
     assert found["nodes_us"] == pytest.approx(sum(n["us"] for n in found["nodes"]))
     assert dot_file.read_text().count("subgraph") == 5
-    assert found["nodes"][3]["arrays"] == "x [2, 48], weight [48, 48], b.x [2, 48], norm [48]"
+    assert found["nodes"][3]["arrays"] == "x [2, 48], weight [48, 48], b.x [2, 48], s.positions [2], norm [48]"
     assert "layers 1 to 2, each" in capsys.readouterr().out
 
 

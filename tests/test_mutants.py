@@ -9,8 +9,8 @@ from mutants import MUTANTS, Mutant, Survived
 from ostinato.ops.device import KERNELS
 
 
-def test_there_are_fifteen():
-    assert len(MUTANTS) == len({m.kind for m in MUTANTS}) == 15
+def test_every_mistake_is_another_one():
+    assert len(MUTANTS) == len({m.kind for m in MUTANTS}) >= 20
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.kind)

@@ -9,6 +9,10 @@ from typing import Any
 
 import pytest
 
+from ostinato import gguf_vocab
+from ostinato.errors import TokenizerError
+from ostinato.weights import quant, translate
+
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = {"minilm-l6": "MiniLM-L6", "smollm2-135m": "SmolLM2-135M"}
 SHAPES = {"smollm2-135m": "SmolLM2-135M", "llama-3.2-1b": "Llama-3.2-1B", "llama-3.1-8b": "Llama-3.1-8B"}
@@ -134,3 +138,32 @@ def test_readme_says_when_and_on_what(file: str) -> None:
     machine, command = stamp["machine"], stamp.get("command", "")
     for wanted in (stamp["date"][:10], machine["device"], machine["driver"], command):
         assert wanted in section
+
+
+GGUF_ROWS = {
+    "architectures": translate.ARCHITECTURES,
+    "`tokenizer.ggml.pre`": gguf_vocab.PRE,
+    "tensors": [*quant.PLAIN, *quant.QUANTS],
+}
+
+
+@pytest.mark.parametrize("row", GGUF_ROWS)
+def test_readme_says_which_gguf_files_load(row: str) -> None:
+    """What is read is the table of the code, no more and no less."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    read = next(text for text in readme.splitlines() if text.startswith(f"| {row} |")).split(" | ")[1]
+    assert set(read.replace("`", "").split(", ")) == set(GGUF_ROWS[row])
+
+
+@pytest.mark.parametrize(
+    ("model", "pre"),
+    [pytest.param("llama", "default", id="SentencePiece"), pytest.param("gpt2", "tekken", id="tekken")],
+)
+def test_readme_says_which_vocabularies_do_not(model: str, pre: str) -> None:
+    """A vocabulary that the README calls refused is refused: whoever makes it load corrects the README."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    refused = next(text for text in readme.splitlines() if text.startswith("| vocabularies |")).split(" | ")[2]
+    assert (pre if model == "gpt2" else f"SentencePiece (`{model}`") in refused
+    values = {"model": model, "pre": pre, "tokens": ["a"], "token_type": [1], "merges": []}
+    with pytest.raises(TokenizerError, match=r"tokenizer\.ggml\.(model|pre): "):
+        gguf_vocab.build({f"tokenizer.ggml.{key}": value for key, value in values.items()}, "x.gguf")

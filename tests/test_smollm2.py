@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -75,3 +76,19 @@ def test_a_chat(llm: ostinato.LLM) -> None:
     question = "What is the capital of France? Answer in one short sentence."
     out = llm.chat([{"role": "user", "content": question}], ostinato.SamplingParams(max_tokens=20))
     assert (out.text, out.finish_reason) == ("The capital of France is Paris.", "stop")
+
+
+def test_a_stop_text_that_is_a_control_token(llm: ostinato.LLM) -> None:
+    question = [{"role": "user", "content": "What is 2+2? Answer with one word."}]
+    params = ostinato.SamplingParams(max_tokens=40, ignore_eos=True, stop="<|im_end|>")
+    out = llm.chat(question, params)
+    assert (out.text, out.finish_reason, out.token_ids[-1]) == ('The answer is "two".', "stop", 2)
+    assert "".join(chunk.text for chunk in llm.stream_chat(question, params)) == out.text
+
+
+def test_a_chat_ends_at_the_end_of_turn_when_the_file_names_another_eos(
+    llm: ostinato.LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llm, "config", replace(llm.config, eos_ids=(0,)))
+    out = llm.chat([{"role": "user", "content": "What is 2+2? Answer with one word."}])
+    assert (out.text, out.finish_reason) == ('The answer is "two".', "stop")

@@ -16,6 +16,7 @@ from emulator import EmulatedDevice
 from ostinato import cli, descent, doctor, tune
 from ostinato.bench.decode import Settings, open_model
 from ostinato.ops import tuned
+from ostinato.ops.base import PassKind
 from ostinato.ops.cuda import CudaOps
 from ostinato.ops.shapes import DECODE, DecodeShape, Launch, Shapes, decode_shape
 
@@ -104,7 +105,7 @@ def product(ops: CudaOps) -> list[str]:
     weight, x = rng.standard_normal((32, 64), np.float32), rng.standard_normal((1, 64), np.float32).astype(ops.dtype)
     packed, out = ops.weight([weight]), ops.device.empty((1, 32), np.dtype(np.float32))
     ops.device.launches.clear()
-    ops.linear(ops.device.upload(x), packed, out)
+    ops.linear(ops.device.upload(x), packed, out, PassKind.DECODE)
     exact = x.astype(np.float32) @ weight.astype(ops.dtype).astype(np.float32).T
     np.testing.assert_allclose(ops.device.read(out), exact, rtol=1e-4, atol=1e-4)
     return list(ops.device.launches)

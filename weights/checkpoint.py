@@ -1,4 +1,4 @@
-"""A checkpoint, whichever its format: config and tensors by Hugging Face names. The engine and the tokenizer call this.
+"""A checkpoint, whichever its format: config and tensors by Hugging Face names.
 
 Opening reads headers and metadata only; tensors stay in the mapped file until asked for. The numbers themselves are not
 inspected: NaN and infinity in a tensor are what the file says, and reach the logits.
@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import CheckpointError
 from . import gguf, safetensors
-from .files import read_json, shown
+from .files import is_gguf, let_go, read_json, shown
 from .tensor import Tensor
 from .translate import translate
 
@@ -74,6 +74,10 @@ class Checkpoint:
         """The stored bytes of a tensor [n] uint8, a view of the file."""
         return self._tensor(name).raw
 
+    def let_go(self, name: str) -> None:
+        """Give the memory back that the file's pages with a tensor take, once its numbers are somewhere else."""
+        let_go(self._tensor(name).raw)
+
     def _open(self) -> dict[str, Tensor]:
         if self._tensors is None:
             raise CheckpointError(f"{self.source}: the checkpoint is closed")
@@ -87,21 +91,30 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path | str) -> Checkpoint:
-    """Open a Hugging Face directory (config.json, safetensors) or a .gguf file.
+    """Open a Hugging Face directory (config.json, safetensors), a GGUF file, or a directory with one GGUF file.
 
     Raises CheckpointError if it is damaged or incomplete, UnsupportedModel if it is of a kind the engine lacks."""
     path = Path(path)
     if path.is_dir():
-        generation = path / "generation_config.json"
-        return Checkpoint(
-            path,
-            config=read_json(path / "config.json"),
-            tensors=safetensors.read_directory(path),
-            generation_config=read_json(generation) if generation.exists() else None,
-            directory=path,
-        )
-    if path.suffix != ".gguf":
+        inside = gguf.find_file(path)
+        return _open_directory(path) if inside is None else _open_gguf(inside)
+    if not is_gguf(path):
         raise CheckpointError(f"{path}: expected a directory or a .gguf file, found {_found(path)}")
+    return _open_gguf(path)
+
+
+def _open_directory(path: Path) -> Checkpoint:
+    generation = path / "generation_config.json"
+    return Checkpoint(
+        path,
+        config=read_json(path / "config.json"),
+        tensors=safetensors.read_directory(path),
+        generation_config=read_json(generation) if generation.exists() else None,
+        directory=path,
+    )
+
+
+def _open_gguf(path: Path) -> Checkpoint:
     file = gguf.read_file(path)
     config, tensors = translate(path, file)
     return Checkpoint(path, tensors, config, metadata=file.metadata)

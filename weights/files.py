@@ -1,6 +1,7 @@
 """The two ways a file of a checkpoint is opened: mapped into memory, or parsed as a JSON object.
 
-Called by safetensors, gguf and checkpoint. Never reads more than the file holds, never follows a name found in a file.
+Never reads more than the file holds, never follows a name found in a file. A clone made without git-lfs has a pointer,
+a few lines of text, in place of each large file: wherever a file is opened, a pointer is refused as what it is.
 """
 
 from __future__ import annotations
@@ -19,6 +20,35 @@ from ..errors import CheckpointError
 JSON_LIMIT = (
     16 << 20
 )  # bytes; parsed JSON takes some twenty times its text, and real files stay below a megabyte or two
+GGUF_MAGIC = b"GGUF"
+POINTERS = (  # first line of a Git LFS pointer; the second is what versions before 1.0 wrote
+    b"version https://git-lfs.github.com/spec/",
+    b"version https://hawser.github.com/spec/",
+)
+POINTER = "is a Git LFS pointer; git lfs pull fetches the file itself"
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a path is of a GGUF file: one that ends so, or whose first four bytes say so.
+
+    A file of a download cache is named after its checksum and has no suffix."""
+    if os.path.isdir(path):
+        return False
+    return path.suffix.lower() == ".gguf" or (os.path.isfile(path) and _start(path) == GGUF_MAGIC)
+
+
+def is_pointer(start: bytes) -> bool:
+    """Whether a file that begins so is a Git LFS pointer."""
+    return start.startswith(POINTERS)
+
+
+def _start(path: Path) -> bytes:
+    """The first four bytes of a regular file."""
+    fd = _open(path)
+    try:
+        return os.pread(fd, 4, 0)
+    finally:
+        os.close(fd)
 
 
 def _open(path: Path) -> int:
@@ -26,9 +56,14 @@ def _open(path: Path) -> int:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise CheckpointError(f"{path}: expected a file, found a directory or device")
-        return os.open(path, os.O_RDONLY)
+        fd = os.open(path, os.O_RDONLY)
+        pointer = is_pointer(os.pread(fd, 64, 0))
     except OSError as e:
         raise CheckpointError(f"{path}: cannot be opened: {e.strerror}") from e
+    if pointer:
+        os.close(fd)
+        raise CheckpointError(f"{path}: {POINTER}")
+    return fd
 
 
 def map_file(path: Path) -> np.ndarray:
@@ -38,8 +73,24 @@ def map_file(path: Path) -> np.ndarray:
         if os.fstat(fd).st_size == 0:
             raise CheckpointError(f"{path}: the file is empty")
         return np.frombuffer(mmap.mmap(fd, 0, access=mmap.ACCESS_READ), np.uint8)
+    except OSError as e:  # a map keeps a descriptor of its own, and a process may have only so many
+        raise CheckpointError(f"{path}: cannot be mapped: {e.strerror}") from e
     finally:
         os.close(fd)
+
+
+def let_go(view: np.ndarray) -> None:
+    """Give the memory of a mapped file's pages back that a view of it spans; what is touched later is read again.
+
+    Nothing happens where the array is no view of a mapped file, or the system cannot be told."""
+    whole: Any = view
+    while isinstance(whole.base, np.ndarray):
+        whole = whole.base
+    owner = getattr(whole.base, "obj", None)  # np.frombuffer keeps a memoryview
+    if isinstance(owner, mmap.mmap) and hasattr(owner, "madvise") and view.flags.c_contiguous:
+        begin = view.ctypes.data - whole.ctypes.data
+        first = begin // mmap.PAGESIZE * mmap.PAGESIZE
+        owner.madvise(mmap.MADV_DONTNEED, first, begin + view.nbytes - first)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -49,13 +100,16 @@ def read_json(path: Path) -> dict[str, Any]:
         size = os.fstat(fd).st_size
         if size > JSON_LIMIT:
             raise CheckpointError(f"{path}: expected at most {JSON_LIMIT} bytes of JSON, found {size}")
-        return parse_json(f.read(size), str(path))
+        return parse_json(f.read(size), str(path), bom=True)
 
 
-def parse_json(raw: bytes, where: str) -> dict[str, Any]:
-    """One JSON object without repeated keys; `where` names it in messages."""
+def parse_json(raw: bytes, where: str, bom: bool = False) -> dict[str, Any]:
+    """One JSON object without repeated keys; `where` names it in messages. bom: skip a byte order mark before it."""
     try:
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=lambda pairs: _unique(pairs, where))
+        text = raw.decode("utf-8")
+        value = json.loads(
+            text.removeprefix("\ufeff") if bom else text, object_pairs_hook=lambda pairs: _unique(pairs, where)
+        )
     except UnicodeDecodeError as e:
         raise CheckpointError(f"{where}: expected UTF-8, found byte 0x{raw[e.start]:02x} at offset {e.start}") from e
     except RecursionError as e:

@@ -74,7 +74,7 @@ def check(checkpoint: Checkpoint, c: Any) -> list[Entry]:
     for planned in plan(
         c, prefix
     ):  # one at a time: a configuration of a billion layers ends at the first that is missing
-        entry = planned._replace(tensors=tuple(_as_stored(checkpoint, t, name) for name in planned.tensors))
+        entry = _as_stored(checkpoint, t, c, planned)
         for name, shape in zip(entry.tensors, entry.shapes, strict=True):
             _check_tensor(checkpoint, name, shape)
         wanted.update(entry.tensors)
@@ -85,10 +85,21 @@ def check(checkpoint: Checkpoint, c: Any) -> list[Entry]:
     return entries
 
 
-def _as_stored(checkpoint: Checkpoint, t: Table, name: str) -> str:
+def _as_stored(checkpoint: Checkpoint, t: Table, c: Any, entry: Entry) -> Entry:
+    """The entry with the names under which the checkpoint has its tensors. Of tied weights a file may have either."""
+    found = tuple(_spelled(checkpoint, t, name) for name in entry.tensors)
+    if entry.path == "embed" and c.tied and found[0] not in checkpoint and t.shared in checkpoint:
+        found = (t.shared,)
+    return entry._replace(tensors=found)
+
+
+def _spelled(checkpoint: Checkpoint, t: Table, name: str) -> str:
     """The name, or the older one under which the checkpoint has that tensor."""
-    spellings = (name.removesuffix(new) + old for new, old in t.old if name.endswith(new))
-    return name if name in checkpoint else next((s for s in spellings if s in checkpoint), name)
+    return next((spelling for spelling in _spellings(t, name) if spelling in checkpoint), name)
+
+
+def _spellings(t: Table, name: str) -> list[str]:
+    return [name, *(name.removesuffix(new) + old for new, old in t.old if name.endswith(new))]
 
 
 def _check_tensor(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> None:
@@ -107,7 +118,7 @@ def _check_leftover(checkpoint: Checkpoint, c: Any, name: str, prefix: str, want
     layer = re.match(re.escape(prefix + t.block).replace(r"\{\}", r"(\d+)"), name, re.ASCII)
     if layer and int(layer[1]) >= len(c.layers):
         raise CheckpointError(f"{where}: the configuration has {len(c.layers)} layers")
-    if t.head and name == "lm_head.weight":
+    if t.head and name in _spellings(t, t.shared):
         embed = prefix + next(iter(t.top[0][-1]))
         if not _same(checkpoint, name, embed):
             raise CheckpointError(f"{where}: the configuration ties it to {embed}, and they differ")
@@ -125,4 +136,4 @@ def _same(checkpoint: Checkpoint, a: str, b: str) -> bool:
     if (checkpoint.shape(a), checkpoint.stored(a)) != (checkpoint.shape(b), checkpoint.stored(b)):
         return False
     x, y = checkpoint.bytes(a), checkpoint.bytes(b)
-    return all(np.array_equal(x[i : i + COMPARED], y[i : i + COMPARED]) for i in range(0, len(x), COMPARED))
+    return x is y or all(np.array_equal(x[i : i + COMPARED], y[i : i + COMPARED]) for i in range(0, len(x), COMPARED))

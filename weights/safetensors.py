@@ -1,9 +1,12 @@
-"""Safetensors files: one, or many with model.safetensors.index.json. Called by checkpoint.
+"""Safetensors files: one, or many with model.safetensors.index.json.
 
 A file is an 8-byte little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, and the data.
 Everything the header claims is checked before a byte of data is touched; data stays in the mapped file. Stricter than
 the format in what a model never needs: names that are not plain, dimensions of 0, unknown keys and repeated names are
 refused.
+
+Of tensors that share memory (tied weights) only one is stored. safetensors.torch.save_model notes the others in
+__metadata__, {other name: stored name}, huggingface_hub for shards in the index's "metadata"; both are followed.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from .tensor import Tensor, check_name, check_shape
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors", re.ASCII)
+_PARAMETER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]{0,240}\.(weight|bias)", re.ASCII)
 _KEYS = {"dtype", "shape", "data_offsets"}
 
 
@@ -29,15 +33,18 @@ def read_directory(directory: Path) -> dict[str, Tensor]:
         return read_file(directory / SINGLE)
     if (directory / INDEX).exists():
         return _read_shards(directory)
-    found = sorted(p.name for p in directory.iterdir() if p.suffix in (".safetensors", ".bin", ".gguf", ".pt", ".pth"))
-    raise CheckpointError(
-        f"{directory}: expected {SINGLE} or {INDEX}, found {', '.join(found[:5]) or 'no weights'}"
-        + ("; give the .gguf file itself" if any(n.endswith(".gguf") for n in found) else "")
-    )
+    found = sorted(p.name for p in directory.iterdir() if p.suffix in (".safetensors", ".bin", ".pt", ".pth"))
+    raise CheckpointError(f"{directory}: expected {SINGLE} or {INDEX}, found {', '.join(found[:5]) or 'no weights'}")
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
     """Tensors of one safetensors file by name, nothing read but the header."""
+    tensors, metadata = _read_file(path)
+    return tensors | _aliases(tensors, metadata)
+
+
+def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors that a file stores, and its metadata."""
     data = map_file(path)
     if len(data) < 8:
         raise CheckpointError(f"{path}: expected a header length of 8 bytes, found a file of {len(data)}")
@@ -47,7 +54,7 @@ def read_file(path: Path) -> dict[str, Tensor]:
             f"{path}: header of {length} bytes: expected at most {JSON_LIMIT}, and the file has {len(data) - 8} left"
         )
     header = parse_json(data[8 : 8 + length].tobytes(), f"{path}: header")
-    _check_metadata(path, header.pop("__metadata__", None))
+    metadata = _metadata(path, header.pop("__metadata__", None))
     body = data[8 + length :]
     spans = {check_name(str(path), name): _entry(path, name, entry) for name, entry in header.items()}
     end = 0
@@ -59,14 +66,22 @@ def read_file(path: Path) -> dict[str, Tensor]:
             raise CheckpointError(f"{path}: tensor {name}: data ends at {end}, the file's data at {len(body)}")
     if end != len(body):
         raise CheckpointError(f"{path}: expected {end} bytes of data, found {len(body) - end} more")
-    return {name: Tensor(path, name, kind, shape, body[a:b]) for name, (kind, shape, a, b) in spans.items()}
+    return {name: Tensor(path, name, kind, shape, body[a:b]) for name, (kind, shape, a, b) in spans.items()}, metadata
 
 
-def _check_metadata(path: Path, metadata: Any) -> None:
+def _aliases(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> dict[str, Tensor]:
+    """Tensors by the names under which they are not stored. Metadata holds other texts too, such as {"format": "pt"}:
+    what does not read {name of a parameter: name of a stored tensor} is not looked at."""
+    known = {alias: name for alias, name in metadata.items() if isinstance(name, str) and name in tensors}
+    return {a: tensors[name] for a, name in known.items() if a not in tensors and _PARAMETER.fullmatch(a)}
+
+
+def _metadata(path: Path, metadata: Any) -> dict[str, str]:
     if metadata is None:
-        return
+        return {}
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise CheckpointError(f"{path}: key __metadata__: expected an object of strings, found {shown(metadata)}")
+    return metadata
 
 
 def _entry(path: Path, name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
@@ -94,7 +109,9 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[str, tuple[int, ...], int
 def _read_shards(directory: Path) -> dict[str, Tensor]:
     """Tensors of every shard; index and shards must agree on which holds what."""
     index = directory / INDEX
-    where = read_json(index).get("weight_map")
+    listed = read_json(index)
+    where, metadata = listed.get("weight_map"), listed.get("metadata")
+    metadata = metadata if isinstance(metadata, dict) else {}
     if not isinstance(where, dict) or not where:
         raise CheckpointError(f"{index}: key weight_map: expected an object of file names, found {shown(where)}")
     for name, file in where.items():
@@ -103,11 +120,14 @@ def _read_shards(directory: Path) -> dict[str, Tensor]:
     for file in sorted(set(where.values())):
         if not (directory / file).exists():
             raise CheckpointError(f"{directory / file}: the shard is missing; {index.name} lists it")
-        for name, tensor in read_file(directory / file).items():
+        stored, more = _read_file(directory / file)
+        for name in stored:
             if where.get(name) != file:
-                listed = where.get(name, "nowhere")
-                raise CheckpointError(f"{directory / file}: tensor {name}: {index.name} has it in {listed}")
-            tensors[name] = tensor
+                other = where.get(name, "nowhere")
+                raise CheckpointError(f"{directory / file}: tensor {name}: {index.name} has it in {other}")
+        tensors |= stored
+        metadata = metadata | more
+    tensors |= _aliases(tensors, metadata)
     for name, file in where.items():
         if name not in tensors:
             raise CheckpointError(f"{directory / file}: tensor {name} is missing; {index.name} lists it")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import statistics
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from ..models.families import model_config
 from ..models.weights import Weights
 from ..ops.base import Ops
 from ..ops.device import Device
+from ..report import say
 from ..weights.checkpoint import Checkpoint, open_checkpoint
 from ..weights.fetch import resolve
 from . import synthetic
@@ -166,13 +166,19 @@ def _backend(report: Report, ops: Ops, c: ModelConfig, w: Weights) -> None:
     s = report.settings
     reader = Reader(ops.device, s.read_bytes)
     ceiling = report.ceilings[ops.name] = reader.ceiling()
-    say(f"{ops.name} on {ops.device.name}: weights after {report.load_s[ops.name]:.1f} s, reads {ceiling:.0f} GB/s")
+    say(
+        "bench",
+        f"{ops.name} on {ops.device.name}: weights after {report.load_s[ops.name]:.1f} s, reads {ceiling:.0f} GB/s",
+    )
     for batch in s.batches:
         for graph in s.graphs:
             row = measure(ops, c, w, graph, s.load(batch), s.repeats, ceiling)
             report.rows.append(row)
             tidy(ops.device)
-            say(f"{ops.name}, batch {batch}, graph {graph}: {row.step_ms:.3f} ms a step, {row.percent:.0f} % of that")
+            say(
+                "bench",
+                f"{ops.name}, batch {batch}, graph {graph}: {row.step_ms:.3f} ms a step, {row.percent:.0f} % of that",
+            )
         if s.operations:
             report.operations += operations(ops, c, w, s.load(batch), reader, ceiling)
             tidy(ops.device)
@@ -222,8 +228,3 @@ def prove(
         wanted = {"cuda": "kernels decode_* or prefill_*, no cublasGemmEx", "cublas": "cublasGemmEx and none of them"}
         raise DeviceError(f"backend {ops.name}, graph {graph}: expected {wanted[ops.name]} to be launched, "
                           f"found {', '.join(launched) or 'nothing'}")  # fmt: skip
-
-
-def say(what: str) -> None:
-    """What the bench is at, on stderr."""
-    print(f"bench: {what}", file=sys.stderr, flush=True)

@@ -24,13 +24,14 @@ from ..config import EngineConfig, ModelConfig
 from ..encoder import Encoder
 from ..errors import RequestError
 from ..graph import CaptureReport
-from ..loop import Loop
 from ..models.weights import Weights
-from ..ops.base import PAGE, Ops
+from ..ops.base import Ops
+from ..report import say
+from ..sizes import PAGE
 from ..tokenizer import Tokenizer
 from . import breakdown, samples
 from .ceiling import Reader
-from .decode import Choose, load_model, prove, say, tidy
+from .decode import Choose, load_model, prove, tidy
 from .session import Load, Session
 
 MODES = ("off", "layer", "step")
@@ -148,8 +149,8 @@ class Decoding:
         self.prepare, self.begin, self.step = self._session.prefill, self._session.restart, runner.decode
 
     def run(self, first: int | None = None) -> None:
-        """The loop that LLM.generate runs."""
-        for _ in Loop(self._session.runner).run(self._session.sequences(self._ids[:first])):
+        """What LLM.generate runs."""
+        for _ in self._session.run(self._ids[:first]):
             pass
 
 
@@ -195,7 +196,7 @@ def graphs(s: Settings, choose: Choose = loading.choose) -> Report:
         report.weights[name] = f"{ops.dtype.name}, {'checkpoint' if config is None else 'random'}"
         report.tokens[name] = [len(i) for i in subject.ids]
         for row in _rows(subject):
-            say(f"{name}, batch {row.batch}, graph {row.graph}: {row.samples_per_s:.1f} samples/s")
+            say("bench", f"{name}, batch {row.batch}, graph {row.graph}: {row.samples_per_s:.1f} samples/s")
             report.rows.append(row)
         del ops, w, subject  # they must be gone before the next model's are made
         tidy(device)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from typing import Any
+
+from ..report import say
 
 DEFAULT = ("minilm-l6", "smollm2-135m")  # an encoder and a decoder
 
@@ -50,5 +51,5 @@ def run(args: argparse.Namespace) -> int:
     graphs_report.print_tables(found)
     report.keep(args, found, graphs_report.record, graphs_report.draw)
     for problem in found.problems():
-        print(f"ostinato: the breakdown does not add up: {problem}", file=sys.stderr)
+        say("ostinato", f"the breakdown does not add up: {problem}")
     return 1 if found.problems() else 0

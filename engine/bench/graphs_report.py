@@ -7,7 +7,7 @@ from typing import Any
 
 from .breakdown import TOLERANCE
 from .graphs import Report, Row
-from .report import stamp, stdout
+from .report import stamp, stdout, writing
 
 ARTICLE = {1: (100, 150), 4: (350, 450), 8: (600, 700), 16: (1000, 1100)}  # samples/s without and with: its example
 STYLES = {"off": ":", "layer": "--", "step": "-"}  # of lines, by graph mode
@@ -114,7 +114,8 @@ def _breakdown(report: Report) -> Any:
 
 def draw(report: Report, file: str) -> None:
     """Write a picture: .png, .svg, .pdf."""
-    painted(report).savefig(file, dpi=200)
+    with writing(file):
+        painted(report).savefig(file, dpi=200)
 
 
 def painted(report: Report) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from ..config import ModelConfig
 from ..graph import CaptureReport, Part, program
 from ..models.weights import Weights
 from ..ops.base import Ops
+from ..ops.observer import OpsObserver
 from .ceiling import Reader
 from .session import Load, Session
 
@@ -105,40 +106,36 @@ def operations(ops: Ops, c: ModelConfig, w: Weights, load: Load, reader: Reader,
     return found
 
 
-class _Tap:
-    """Stands before an Ops, runs every operation, and notes it."""
+class _Noted(OpsObserver):
+    """Runs every operation, and notes those of NAMES."""
 
     def __init__(self, ops: Ops, w: Weights) -> None:
-        self._ops, self._launches = ops, ops.device.launches
+        super().__init__(ops)
+        self._launches = ops.device.launches
         self._matrices = {id(getattr(layer, part)): part for layer in w.layers for part in ("o", "down")}
         self.calls: list[Call] = []
 
-    def __getattr__(self, name: str) -> Any:
-        operation = getattr(self._ops, name)
-        if name not in NAMES:
-            return operation
-
-        def call(*args: Any, **kwargs: Any) -> None:
-            before = Counter(self._launches)
-            operation(*args, **kwargs)
+    def around(self, name: str, operation: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+        before = Counter(self._launches)
+        found = operation(*args, **kwargs)
+        if name in NAMES:
             kind = f"{name} {self._matrices[id(args[1])]}" if name == "linear_add" else name
             self.calls.append(Call(kind, name, args, kwargs, self._launches - before))
-
-        return call
+        return found
 
 
 def middle_step(ops: Ops, c: ModelConfig, w: Weights, load: Load) -> tuple[Session, list[Call], int]:
     """The operations of the middle step, and a session whose cache and rows are as they were before it."""
-    tap: Any = _Tap(ops, w)
-    session, middle = Session(tap, c, w, "off", load), load.max_tokens // 2
+    noted: Any = _Noted(ops, w)
+    session, middle = Session(noted, c, w, "off", load), load.max_tokens // 2
     session.prefill()
     session.restart()
     for _ in range(middle):
         session.runner.decode()
-    tap.calls.clear()
+    noted.calls.clear()
     session.runner.decode()
     session.runner.synchronize()
-    return session, tap.calls, middle
+    return session, noted.calls, middle
 
 
 def chain_ms(ops: Ops, calls: list[Call], reader: Reader | None) -> float:

@@ -7,7 +7,8 @@ import platform
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from datetime import datetime, timezone
 from importlib import metadata
@@ -19,6 +20,7 @@ from typing import Any
 from ..config import ModelConfig
 from ..doctor import install_command
 from ..errors import RequestError
+from ..report import console
 from .decode import Measurement, Report
 from .operations import FORMULA, Operation
 
@@ -89,7 +91,17 @@ def _config(c: ModelConfig) -> dict[str, Any]:
 
 def write_json(found: dict[str, Any], file: str) -> None:
     """What `record` gave, as a file."""
-    Path(file).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    with writing(file):
+        Path(file).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def writing(file: str) -> Iterator[None]:
+    """RequestError names the file if it cannot be written inside: a full disk's own error has no name."""
+    try:
+        yield
+    except OSError as e:
+        raise RequestError(f"{file}: cannot be written: {e.strerror or e}") from e
 
 
 def keep(args: Any, found: Any, record: Callable[[Any], dict[str, Any]], draw: Callable[[Any, str], None]) -> None:
@@ -102,25 +114,23 @@ def keep(args: Any, found: Any, record: Callable[[Any], dict[str, Any]], draw: C
 
 def stdout() -> Any:
     """Where tables are printed: stdout, as wide as it is, or WIDTH."""
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else WIDTH)
+    return console(WIDTH)
 
 
 def print_tables(report: Report) -> None:
     """The rows, the operations and the kernels, on stdout."""
-    console = stdout()
-    console.print(_rows(report))
-    console.print(f"[not bold]{FORMULA}\nms/step: single steps on the device; wall: the loop that LLM runs, which "
-                  "tokens/s is from; graph MB: of all batch sizes prepared, 1 to this one.")  # fmt: skip
+    out = stdout()
+    out.print(_rows(report))
+    out.print(f"[not bold]{FORMULA}\nms/step: single steps on the device; wall: the loop that LLM runs, which "
+              "tokens/s is from; graph MB: of all batch sizes prepared, 1 to this one.")  # fmt: skip
     for line in _paths(report.rows):
-        console.print(line)
+        out.print(line)
     if report.operations:
-        console.print(_operations(report.operations))
-        console.print("Each kind is timed as a graph of its calls alone, without the last cache's help except for "
-                      "sample and advance: the sum of the times is not a step's.")  # fmt: skip
+        out.print(_operations(report.operations))
+        out.print("Each kind is timed as a graph of its calls alone, without the last cache's help except for "
+                  "sample and advance: the sum of the times is not a step's.")  # fmt: skip
         for line in _counts(report.operations):
-            console.print(line)
+            out.print(line)
 
 
 def _rows(report: Report) -> Any:
@@ -211,5 +221,6 @@ def draw(report: Report, file: str) -> None:
     axes.set_title(f"{report.settings.model} on {report.machine.get('device')}")
     axes.grid(alpha=0.3, which="both")
     figure.legend(loc="outside right upper")
-    figure.savefig(file, dpi=150)
+    with writing(file):
+        figure.savefig(file, dpi=150)
     pyplot.close(figure)

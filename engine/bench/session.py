@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -10,11 +11,12 @@ import numpy as np
 
 from ..cache import pages_of
 from ..config import EngineConfig, ModelConfig, SamplingParams
-from ..loop import Loop
+from ..engine import Engine
 from ..models.weights import Weights
-from ..ops.base import PAGE, Ops
+from ..ops.base import Ops
 from ..runner import Row, Runner
-from ..scheduler import Scheduler, Sequence
+from ..sequence import Event, Request
+from ..sizes import PAGE
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Session:
         cache = load.batch * pages_of(length) * PAGE
         e = EngineConfig(ops.name, graph, max_batch=load.batch, max_len=length, cache_tokens=cache, seed=load.seed)
         self.runner = Runner(ops, c, w, e)
+        self._engine = Engine(self.runner)
         rng = np.random.default_rng(load.seed)
         self._prompts = prompts or rng.integers(0, c.vocab, (load.batch, load.prompt_len)).tolist()
         self.rows: list[Row] = []  # of the first step; after `prefill`
@@ -58,25 +61,27 @@ class Session:
     def serve(self) -> tuple[float, float]:
         """(ms to the first token of all sequences, ms a step after it) by the clock on the wall, as LLM decodes."""
         began = first = time.perf_counter()
-        for i, _ in enumerate(Loop(self.runner).run(self.sequences()), 1):
-            if i == self.load.batch:
+        tokens = 0
+        for events in self.run():
+            tokens += len(events)
+            if first == began and tokens >= self.load.batch:
                 first = time.perf_counter()
         last = time.perf_counter()
         return (first - began) * 1e3, (last - first) * 1e3 / self.load.max_tokens
 
+    def run(self, prompts: list[list[int]] | None = None) -> Iterator[list[Event]]:
+        """Complete this load's prompts, or others no longer than they are: the events of each step."""
+        handles = [self._engine.add(request) for request in self.requests(prompts)]
+        while not all(handle.ended for handle in handles):
+            yield self._engine.step()
+
     def prefill(self) -> None:
-        """Run the prompts; their pages are kept from now on, so `serve` no longer can be called."""
-        runner = self.runner
-        scheduler = Scheduler(runner.slots, runner.prefill_rows, runner.table)
-        for seq in self.sequences():
-            scheduler.add(seq)
-        runner.admit(scheduler.admit())
-        while chunks := scheduler.prefill():
-            tokens, _ = runner.prefill(chunks)
-            scheduler.filled(chunks)
-            ended = [chunk.seq for chunk in chunks if chunk.ends]
-            for seq, token in zip(ended, tokens.tolist(), strict=True):
-                self.rows.append(Row(seq.slot, token, len(seq.prompt)))
+        """Run the prompts; their pages are kept from now on, so neither `serve` nor `run` can be called any more."""
+        handles = [self._engine.add(request) for request in self.requests()]
+        sequences = [seq for handle in handles for seq in handle.sequences]
+        while not all(seq.tokens for seq in sequences):
+            self._engine.step()
+        self.rows = [Row(seq.slot, seq.tokens[-1], len(seq.prompt)) for seq in sequences]
 
     def restart(self, ahead: int = 0) -> None:
         """The next step is the first one again, or the one `ahead` of it. After `prefill`."""
@@ -91,7 +96,7 @@ class Session:
             marks.append(self.runner.decode().done)
         return [self.device.elapsed(a, b) for a, b in pairwise(marks)]
 
-    def sequences(self, prompts: list[list[int]] | None = None) -> list[Sequence]:
-        """New sequences of this load, or of other prompts no longer than its own: greedy, until their length."""
-        params, tokens = SamplingParams(ignore_eos=True), self.load.max_tokens + 1  # the prompt's last row gives one
-        return [Sequence(prompt, params, self.load.seed, tokens, ()) for prompt in prompts or self._prompts]
+    def requests(self, prompts: list[list[int]] | None = None) -> list[Request]:
+        """Of this load's prompts, or others: greedy, until their length, without text."""
+        params, tokens = SamplingParams(ignore_eos=True), self.load.max_tokens + 1  # a prompt gives one too
+        return [Request(prompt, params, self.load.seed, tokens) for prompt in prompts or self._prompts]

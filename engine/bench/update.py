@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -161,7 +160,7 @@ def measure(s: Settings, backend: str, choose: Choose) -> Report:
 def one_side(session: Session, first: int, last: int) -> Side:
     """A step of its own, captured, for some of the sequences of a session."""
     runner, count = session.runner, last - first
-    bucket = runner.bucket(count, runner.ops.buffers(runner.c, count, count), "step")
+    bucket = runner.bucket(count, runner.decode_buffers(count), "step")
     rows = [(row.token, row.slot, row.position, row.position + 1, 0) for row in session.rows[first:last]]
     graph = CudaGraph.of(runner.device, (bucket.program.graphs or [])[0])
     return Side(bucket, np.array(rows, np.int32).T.copy(), graph, graph.parameters())
@@ -276,10 +275,9 @@ def run(args: argparse.Namespace) -> int:
 
 def print_table(report: Report) -> None:
     """The ways beside one another, on stdout."""
-    from rich.console import Console
     from rich.table import Table
 
-    from .report import WIDTH
+    from .report import stdout
 
     table = Table(title=f"{report.model} on {report.machine['device']}, {report.backend}, batch {report.batch}, "
                         f"{report.steps} steps, {report.kernels} kernels each")  # fmt: skip
@@ -290,7 +288,7 @@ def print_table(report: Report) -> None:
         parts = (row.host_us, row.capture_us, row.change_us, row.launch_us)
         times = row.wall_ms / report.rows[0].wall_ms
         table.add_row(row.way, *(f"{us:.1f}" for us in parts), f"{row.wall_ms:.3f}", f"{times:.2f}")
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console = stdout()
     console.print(table)
     console.print("host us: in Python, through cuda-bindings. Two batches in turn, a step of each: with an update, one "
                   "executable graph\nthat is given the other's arrays; every way gave the same tokens.")  # fmt: skip

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..bench.command import chosen_model
+from ..report import say
 
 if TYPE_CHECKING:
     from ..bench.decode import Choose, Settings
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     """Open a step up, print it, write the files; 1 if the times of a captured graph's nodes do not add up."""
     from .. import load
     from ..bench.decode import Settings
-    from ..bench.report import check_outputs, stamp, write_json
+    from ..bench.report import check_outputs, stamp, write_json, writing
     from .dot import dot
     from .table import print_tables, record
     from .timing import TOGETHER, balanced
@@ -48,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
     step, machine = open_step(settings, args.backend, load.choose)
     print_tables(step)
     if args.dot:
-        Path(args.dot).write_text(dot(step), encoding="utf-8")
+        with writing(args.dot):
+            Path(args.dot).write_text(dot(step), encoding="utf-8")
     if args.json:
         write_json({**stamp(machine), **record(step)}, args.json)
     if args.png:
@@ -68,7 +69,7 @@ def open_step(s: Settings, backend: str, choose: Choose) -> tuple[Step, dict[str
     (batch,), (graph,) = s.batches, s.graphs
     session = Session(ops, c, w, graph, s.load(batch))
     session.prefill()
-    print(f"inspect: {ops.name} on {ops.device.name}: timing every node", file=sys.stderr, flush=True)
+    say("inspect", f"{ops.name} on {ops.device.name}: timing every node")
     step = look(session)
     step.about = {
         "model": s.model, "backend": ops.name, "device": ops.device.name, "graph": graph, "batch": batch,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..bench.report import writing
 from .dot import label
 from .group import Group, by_operation, groups
 from .step import Step
@@ -15,7 +16,8 @@ EARLY = "dashed: a programmatic edge, the node below\nmay begin before the one a
 
 def draw(step: Step, file: str) -> None:
     """Write a picture: .png, .svg, .pdf."""
-    painted(step).savefig(file, dpi=200)
+    with writing(file):
+        painted(step).savefig(file, dpi=200)
 
 
 def painted(step: Step) -> Any:

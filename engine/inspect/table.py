@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from ..bench.report import WIDTH
+from ..bench.report import stdout
 from .group import Group, by_operation, groups
 from .step import Node, Step
 from .timing import WITHIN, balanced
@@ -17,9 +16,7 @@ _EDGE = {True: "early", False: "end", None: ""}
 
 def print_tables(step: Step) -> None:
     """One layer in full, the others by operation, the operations of the whole step, and the balance of the times."""
-    from rich.console import Console
-
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console = stdout()
     console.print(_nodes(step))
     console.print(_operations(step))
     for line in lines(step):

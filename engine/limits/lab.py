@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DeviceError
+from ..ops.driver import call
 from ..ops.gpu import CupyDevice
 from . import linking, sources
 from .probe import CannotRun, Refused, Wrong
@@ -117,10 +118,7 @@ class Lab:
 
     def ask(self, function: Callable[..., tuple], *args: Any) -> Any:
         """What a function of cuda-bindings returns beside its status; Refused if that is an error."""
-        status, *results = function(*args)
-        if int(status):
-            raise Refused(status.name, self.describe(status))
-        return results[0] if len(results) == 1 else results or None
+        return call(function, *args, failed=lambda name, status: Refused(status.name, self.describe(status)))
 
     def describe(self, status: Any) -> str:
         """The text of an error."""

@@ -9,9 +9,11 @@ import ctypes
 import os
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..ops.driver import call
 from .probe import CannotRun
 
 LIBRARY = "libcudadevrt.a"
@@ -59,18 +61,16 @@ def module(cupy: Any, driver: Any, source: str, arch: int) -> Any:
     """The source linked with the device runtime, as a cupy.cuda.function.Module. CannotRun if that cannot be done."""
     library, code = device_runtime(), relocatable(source, arch)
 
-    def call(function: Any, *args: Any) -> Any:
-        status, *results = function(*args)
-        if int(status):
-            raise CannotRun(f"cannot be linked with {library.name}: {function.__name__}: {status.name}")
-        return results
+    def failed(function: str, status: Any) -> CannotRun:
+        return CannotRun(f"cannot be linked with {library.name}: {function}: {status.name}")
 
+    ask = partial(call, failed=failed)
     kind = driver.CUjitInputType
-    (state,) = call(driver.cuLinkCreate, 0, [], [])
-    call(driver.cuLinkAddData, state, kind.CU_JIT_INPUT_CUBIN, code, len(code), b"device_runtime", 0, [], [])
-    call(driver.cuLinkAddFile, state, kind.CU_JIT_INPUT_LIBRARY, str(library).encode(), 0, [], [])
-    address, size = call(driver.cuLinkComplete, state)
+    state = ask(driver.cuLinkCreate, 0, [], [])
+    ask(driver.cuLinkAddData, state, kind.CU_JIT_INPUT_CUBIN, code, len(code), b"device_runtime", 0, [], [])
+    ask(driver.cuLinkAddFile, state, kind.CU_JIT_INPUT_LIBRARY, str(library).encode(), 0, [], [])
+    address, size = ask(driver.cuLinkComplete, state)
     loaded = cupy.cuda.function.Module()
     loaded.load(ctypes.string_at(int(address), size))
-    call(driver.cuLinkDestroy, state)
+    ask(driver.cuLinkDestroy, state)
     return loaded

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from datetime import date
 from typing import Any
 
-from ..report import Reporter
+from ..report import Reporter, console, print_json
 from .article import ARTICLE
 from .probe import Outcome, Verdict, agreement
 from .runner import Report, run
@@ -92,11 +90,9 @@ def main(as_json: bool) -> int:
         names = list(PROBES)
         report = run(names, lambda name: bar(names.index(name), len(names)))
     if as_json:
-        print(json.dumps(records(report), indent=1))
+        print_json(records(report), indent=1)
         return 0
-    from rich.console import Console
-
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    console.print(table(report))
-    console.print(summary(report), highlight=False)
+    out = console(WIDTH)
+    out.print(table(report))
+    out.print(summary(report), highlight=False)
     return 0

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..child import Child, Ended, Silent
+from ..child import Child, Ended, Silent, interpreter
 from ..errors import DeviceError
 from .probe import Outcome
 
@@ -23,7 +23,7 @@ _START = "import sys; sys.path[:] = sys.argv[1:]; from ostinato.limits.worker im
 
 def command() -> list[str]:
     """Starts a worker; modules come from where ours do, not from the working directory."""
-    return [sys.executable, "-c", _START, *sys.path]
+    return [interpreter(), "-c", _START, *sys.path]
 
 
 @dataclass

@@ -11,11 +11,11 @@ b.x [R, D].
 def layer(ops, c, spec, w, b, s, cache):
     """One encoder layer: reads and writes the residual stream b.x [R, D], and b.h, the same in T."""
     ops.linear_append(spec, w, b, s, cache)
-    ops.attend(b.qkv, s, cache, spec.heads, spec.window, b.attn, b.scratch, packed=True, scale=spec.scale)
-    ops.linear(b.attn, w.o, b.x, bias=w.o_bias, residual=b.x)
+    ops.attend(b.qkv, s, cache, spec.heads, spec.window, b.attn, b.scratch, spec.scale)
+    ops.linear(b.attn, w.o, b.x, s.kind, bias=w.o_bias, residual=b.x)
     ops.layer_norm(b.x, w.attn_norm, w.attn_norm_bias, c.eps, b.h, keep=b.x)
-    ops.linear_gelu(spec, w, b)
-    ops.linear(b.ffn, w.down, b.x, bias=w.down_bias, residual=b.x)
+    ops.linear_gelu(spec, w, b, s)
+    ops.linear(b.ffn, w.down, b.x, s.kind, bias=w.down_bias, residual=b.x)
     ops.layer_norm(b.x, w.mlp_norm, w.mlp_norm_bias, c.eps, b.h, keep=b.x)
 
 

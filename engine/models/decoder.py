@@ -8,10 +8,10 @@ What a layer is, its spec says: the families differ in data, see families/.
 def layer(ops, c, spec, w, b, s, cache, following):
     """One decoder layer: reads and writes the residual stream b.x [R, D]. following: weight of the norm after it."""
     ops.norm_qkv(c, spec, w, b, s, cache)
-    ops.attend(b.qkv, s, cache, spec.heads, spec.window, b.attn, b.scratch, scale=spec.scale)
-    ops.linear_add(b.attn, w.o, b, w.mlp_norm, spec.residual_scale)
-    ops.norm_gate_up(c, w, b)
-    ops.linear_add(b.ffn, w.down, b, following, spec.residual_scale)
+    ops.attend(b.qkv, s, cache, spec.heads, spec.window, b.attn, b.scratch, spec.scale)
+    ops.linear_add(b.attn, w.o, b, s, w.mlp_norm, spec.residual_scale)
+    ops.norm_gate_up(c, w, b, s)
+    ops.linear_add(b.ffn, w.down, b, s, following, spec.residual_scale)
 
 
 def head(ops, c, w, b, s):

@@ -13,19 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Any
 
 import numpy as np
 
 from ..config import LayerSpec, ModelConfig
+from ..errors import DeviceError
 from ..models.weights import LayerWeights, Weights
+from ..sizes import DECODE_ROWS, PAGE
 
 Array = Any  # numpy.ndarray or cupy.ndarray, by backend
 Weight = Any  # whatever Ops.weight returned: plain, packed for a kernel, quantised blocks
-
-PAGE = 64  # tokens in a cache page: the tile every attention kernel works in
-DECODE_ROWS = 16  # rows of a decode step at most; more rows are a prefill, in tiles of PAGE
-MAIL = 4  # steps whose tokens the host can still read: as many may be under way or unread at a time
 
 
 @dataclass
@@ -36,16 +35,25 @@ class Cache:
     v: Array  # [P, G, PAGE, d] T
 
 
+class PassKind(Enum):
+    """What a pass is for. It alone decides which kernels run, and so which bits come out."""
+
+    DECODE = "decode"  # at most DECODE_ROWS rows, each of a sequence of its own
+    PREFILL = "prefill"  # tiles of Ops.tile rows, each of one sequence, which starts a tile; spare rows fill the last
+    ENCODER = "encoder"  # tiles of Ops.tile rows; sequences follow one another at multiples of Ops.align
+
+    @property
+    def tiled(self) -> bool:
+        """The rows come in tiles, for kernels of many rows; else they are few, for kernels of a decode step."""
+        return self is not PassKind.DECODE
+
+
 @dataclass
 class Step:
-    """One call of the model: which tokens of which sequences. Row r is token ids[r] of sequence seqs[r].
+    """One pass of the model: which tokens of which sequences. Row r is token ids[r] of sequence seqs[r].
 
     Rows beyond the batch in a bucket belong to the spare sequence S, whose pages are all page 0, which nobody reads;
-    they have position 0 and visible 1. For the kernels up to DECODE_ROWS rows are a decode step, in which every row is
-    a sequence of its own, and a multiple of 64 a prefill, in which the rows of a sequence stand together. A tile of 64
-    rows costs attention a pass for each sequence in it. In a decoder's prefill every sequence starts a tile, and spare
-    rows fill the gap; an encoder's sequences follow one another at multiples of Ops.align.
-    """
+    they have position 0 and visible 1. A tile costs attention once for each sequence in it."""
 
     ids: Array  # [R] int32
     seqs: Array  # [R] int32, 0 <= seqs < S, or S for spare rows
@@ -53,6 +61,7 @@ class Step:
     visible: Array  # [R] int32, the row attends to the first visible[r] tokens of its sequence
     table: Array  # [S + 1, pages per sequence] int32, page table: page of token t is table[seq, t // PAGE]
     last: Array  # [B] int32, the rows whose logits are wanted; of a decode step all of them, in order
+    kind: PassKind
 
 
 @dataclass
@@ -67,7 +76,7 @@ class Sampling:
     presence: Array  # [S + 1] float32, 0 = off
     frequency: Array  # [S + 1] float32, 0 = off
     seed: Array  # [S + 1] uint64
-    stop_ids: Array  # [S + 1, STOP_IDS] int32, -1 = none; banned while positions[r] + 1 < stop_from
+    stop_ids: Array  # [S + 1, STOP_IDS] int32, ids first, then -1; banned while positions[r] + 1 < stop_from
     stop_from: Array  # [S + 1] int32, first position a stop token may take (min_tokens)
     counts: Array  # [S + 1, V] int32, 2 * times generated + (1 if in the prompt); kept only with penalties on
 
@@ -83,12 +92,9 @@ class Mail:
     place: Array  # [R] int32, 0 <= place < MAIL: where the row's next token goes
 
 
-STOP_IDS = 8  # stop tokens a request may name, the model's own included
-
-
 @dataclass
 class Buffers:
-    """Where activations live between operations; made once by Ops.buffers for R rows and B wanted rows."""
+    """Where activations live between operations, of passes of up to R rows, B of which want logits."""
 
     x: Array  # [R, D] float32, the residual stream
     h: Array  # [R, D] T, normalised x, or what a backend prepares for a norm
@@ -98,7 +104,17 @@ class Buffers:
     ffn: Array  # [R, F] T
     logits: Array  # [B, V] float32
     tokens: Array  # [B] int32, what was sampled
-    scratch: Any = None  # a backend's own
+    scratch: Any  # a backend's own: what Ops.scratch made
+
+    @staticmethod
+    def of(device: Any, t: np.dtype, c: ModelConfig, rows: int, last: int, scratch: Any) -> Buffers:
+        """New arrays on the device, R = rows, B = last; contents unspecified."""
+        new, f, of = device.empty, np.dtype(np.float32), c.sizes
+        return Buffers(
+            x=new((rows, c.hidden), f), h=new((rows, c.hidden), t), qkv=new((rows, of.qkv), t),
+            attn=new((rows, of.heads * of.head_dim), t), gate_up=new((rows, 2 * of.ffn), t), ffn=new((rows, of.ffn), t),
+            logits=new((last, c.vocab), f), tokens=new((last,), np.dtype(np.int32)), scratch=scratch,
+        )  # fmt: skip
 
     def first(self, rows: int, **others: Any) -> Buffers:
         """The same for steps of fewer rows, with other arrays in place of some."""
@@ -113,6 +129,8 @@ class Ops:
     dtype: np.dtype  # T
     device: Any  # Device: allocates, copies, launches
     align: int = 1  # texts of an encoder begin at multiples of so many rows, to have the same bits in any company
+    tile: int = PAGE  # rows of a pass over prompts or texts are a multiple of it, and prompts begin at one
+    pass_rows: int = 1 << 16  # rows of the largest pass that is worth it; prefill_rows may ask for fewer
 
     # -- memory ---------------------------------------------------------------------------------------------------
 
@@ -129,14 +147,13 @@ class Ops:
         """A bias or norm weight [N] from its parts, float32."""
         return self.device.upload(np.concatenate([np.asarray(p, np.float32) for p in parts]))
 
-    def buffers(self, c: ModelConfig, rows: int, last: int) -> Buffers:
-        """Activation arrays for steps of `rows` rows of which `last` want logits, and the backend's scratch."""
-        new, t, f, of = self.device.empty, self.dtype, np.dtype(np.float32), c.sizes
-        return Buffers(
-            x=new((rows, c.hidden), f), h=new((rows, c.hidden), t), qkv=new((rows, of.qkv), t),
-            attn=new((rows, of.heads * of.head_dim), t), gate_up=new((rows, 2 * of.ffn), t), ffn=new((rows, of.ffn), t),
-            logits=new((last, c.vocab), f), tokens=new((last,), np.dtype(np.int32)),
-        )  # fmt: skip
+    def buffers(self, c: ModelConfig, kind: PassKind, rows: int, last: int) -> Buffers:
+        """Activations and scratch for passes of this kind, of up to `rows` rows of which `last` want logits."""
+        return Buffers.of(self.device, self.dtype, c, rows, last, self.scratch(c, kind, rows, last))
+
+    def scratch(self, c: ModelConfig, kind: PassKind, rows: int, last: int) -> Any:
+        """What the backend's operations need beside the activations. UnsupportedModel if it cannot run the model."""
+        return None
 
     # -- primitives -----------------------------------------------------------------------------------------------
 
@@ -163,11 +180,13 @@ class Ops:
         raise NotImplementedError
 
     def linear(
-        self, x: Array, weight: Weight, out: Array, bias: Array | None = None, residual: Array | None = None,
-        scale: float = 1.0,
+        self, x: Array, weight: Weight, out: Array, kind: PassKind, bias: Array | None = None,
+        residual: Array | None = None, scale: float = 1.0,
     ) -> None:  # fmt: skip
-        """out = scale x @ weight.T + bias + residual.  x [R, K] T, weight [N, K], bias [N] float32, out [R, N] T or
-        float32; residual [R, N] float32 may be out. A scale of 1 has the bits of none."""
+        """out = scale x @ weight.T + bias + residual, summed up as passes of this kind do. A scale of 1 has the bits of
+        none.
+
+        x [R, K] T, weight [N, K], bias [N] float32, out [R, N] T or float32; residual [R, N] float32 may be out"""
         raise NotImplementedError
 
     def head_norm(self, qkv: Array, q_weight: Array, k_weight: Array, eps: float, heads: int, kv_heads: int) -> None:
@@ -187,12 +206,12 @@ class Ops:
 
     def attend(
         self, qkv: Array, s: Step, cache: Cache, heads: int, window: int, out: Array, scratch: Any,
-        packed: bool = False, scale: float | None = None,
+        scale: float | None = None,
     ) -> None:  # fmt: skip
         """out[r] = softmax(scale q[r] k^T) v over tokens t of sequence seqs[r] with t < visible[r] and, if window,
         t >= visible[r] - window.  qkv [R, (H + 2 G) d] T, out [R, H d] T; query head h uses k/v head h // (H / G).
 
-        scale: None is 1 / sqrt(d). packed: tiles of 64 rows of a prefill may hold several sequences; see Step."""
+        scale: None is 1 / sqrt(d)."""
         raise NotImplementedError
 
     def silu_mul(self, gate_up: Array, out: Array) -> None:
@@ -230,33 +249,32 @@ class Ops:
         """b.x = scale times the rows s.ids of the embedding table [V, D]."""
         self.embed(s.ids, table, b.x, scale)
 
-    def linear_add(self, x: Array, weight: Weight, b: Buffers, norm: Array, scale: float = 1.0) -> None:
-        """b.x += scale x @ weight.T, summed over the ranks.  x [R, K] T, weight [D, K]"""
-        self.linear(x, weight, b.x, residual=b.x, scale=scale)
-        self.all_reduce(b.x)
+    def linear_add(self, x: Array, weight: Weight, b: Buffers, s: Step, norm: Array, scale: float = 1.0) -> None:
+        """b.x += scale x @ weight.T.  x [R, K] T, weight [D, K]"""
+        self.linear(x, weight, b.x, s.kind, residual=b.x, scale=scale)
 
     def linear_append(self, spec: LayerSpec, w: LayerWeights, b: Buffers, s: Step, cache: Cache) -> None:
         """From the normalised b.h to queries in b.qkv and new keys and values in the cache, nothing rotated."""
-        self.linear(b.h, w.qkv, b.qkv, bias=w.qkv_bias)
+        self.linear(b.h, w.qkv, b.qkv, s.kind, bias=w.qkv_bias)
         self.append(b.qkv, s, cache, spec.heads)
 
-    def linear_gelu(self, spec: LayerSpec, w: LayerWeights, b: Buffers) -> None:
+    def linear_gelu(self, spec: LayerSpec, w: LayerWeights, b: Buffers, s: Step) -> None:
         """b.ffn = gelu of the normalised b.h through w.up."""
-        self.linear(b.h, w.up, b.ffn, bias=w.up_bias)
+        self.linear(b.h, w.up, b.ffn, s.kind, bias=w.up_bias)
         self.gelu(b.ffn, spec.activation == "gelu_tanh", b.ffn)
 
     def norm_qkv(self, c: ModelConfig, spec: LayerSpec, w: LayerWeights, b: Buffers, s: Step, cache: Cache) -> None:
         """From the residual stream b.x to rotated queries in b.qkv and the new keys and values in the cache."""
         self.rms_norm(b.x, w.attn_norm, c.eps, b.h)
-        self.linear(b.h, w.qkv, b.qkv, bias=w.qkv_bias)
+        self.linear(b.h, w.qkv, b.qkv, s.kind, bias=w.qkv_bias)
         if spec.qk_norm:
             self.head_norm(b.qkv, w.q_norm, w.k_norm, c.eps, spec.heads, spec.kv_heads)
         self.rope_append(b.qkv, w.rope, s, cache, spec.heads)
 
-    def norm_gate_up(self, c: ModelConfig, w: LayerWeights, b: Buffers) -> None:
+    def norm_gate_up(self, c: ModelConfig, w: LayerWeights, b: Buffers, s: Step) -> None:
         """b.ffn = silu(gate) * up of the normalised residual stream b.x."""
         self.rms_norm(b.x, w.mlp_norm, c.eps, b.h)
-        self.linear(b.h, w.gate_up, b.gate_up)
+        self.linear(b.h, w.gate_up, b.gate_up, s.kind)
         self.silu_mul(b.gate_up, b.ffn)
 
     def norm_head(self, c: ModelConfig, w: Weights, b: Buffers, s: Step) -> None:
@@ -268,8 +286,14 @@ class Ops:
         self.head(last, w.head, b.logits, w.head_bias, c.logit_scale)
 
     def head(self, x: Array, weight: Weight, out: Array, bias: Array | None, scale: float = 1.0) -> None:
-        """out = scale x @ weight.T + bias: logits of the rows x [B, D] T, out [B, V] float32."""
-        self.linear(x, weight, out, bias=bias, scale=scale)
+        """out = scale x @ weight.T + bias: logits of the rows x [B, D] T, out [B, V] float32.
 
-    def all_reduce(self, x: Array) -> None:
-        """Sum x over the ranks, in place. One rank: nothing to do."""
+
+        Products of a decode step whatever the pass: a row's logits have the same bits in every company."""
+        self.linear(x, weight, out, PassKind.DECODE, bias=bias, scale=scale)
+
+
+def expect_decode(op: str, rows: int) -> None:
+    """DeviceError if these are too many rows for the kernels of a decode step."""
+    if rows > DECODE_ROWS:
+        raise DeviceError(f"{op}: expected at most {DECODE_ROWS} rows in a decode pass, found {rows}")

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import DeviceError
+from .device_ops import DeviceOps
+from .driver import call
 from .products import address, c_type, check_linear, expect
-from .rows import DeviceOps
 
 Gemm = Callable[[Any, Any, Any, bool, float], None]  # (x [R, K], weight [N, K], out [R, N], add to out, scale)
 
@@ -60,7 +61,7 @@ class CublasOps(DeviceOps):
         expect("embed", "out", out, np.float32, (len(out), table.shape[1]))
         self._embed("embed_plain", table, ids, out, scale, at, places)
 
-    def linear(self, x, weight, out, bias=None, residual=None, scale=1.0):
+    def linear(self, x, weight, out, kind, bias=None, residual=None, scale=1.0):
         n, k = weight.shape
         expect("linear", "x", x, self.dtype, (len(x), k))
         check_linear("linear", (len(x), n), self.dtype, out, bias, residual)
@@ -106,6 +107,4 @@ class Cublas:
         self._call("cublasGemmEx", self._handle, size(_OP_T), size(_OP_N), *sizes, *left, *right)
 
     def _call(self, function: str, *args: Any) -> None:
-        status = getattr(self._lib, function)(*args)
-        if status:
-            raise DeviceError(f"{function} failed with status {status}")
+        call(getattr(self._lib, function), *args)

@@ -2,13 +2,13 @@
 
 Called by the model through Ops; reaches the GPU only through a Device. This file holds the products (packing, linear,
 embed and the fused composites), DeviceOps all the rest. The kernels' side is kernels/packed.cuh, linear_decode.cu
-(R <= 16) and linear_prefill.cu.
+and linear_prefill.cu.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -16,10 +16,12 @@ import numpy as np
 
 from ..config import LayerSpec
 from ..errors import DeviceError, UnsupportedModel
+from ..sizes import DECODE_ROWS
 from . import tuned
-from .base import DECODE_ROWS, Buffers, Cache, Step
+from .base import Buffers, Cache, PassKind, Step, expect_decode
+from .device_ops import DeviceOps
 from .products import c_type, check_linear, expect
-from .rows import DeviceOps
+from .scratch import squared_line
 from .shapes import PREFILL_THREADS, Shapes, prefill_shape, shared_limit
 
 
@@ -62,12 +64,6 @@ class CudaOps(DeviceOps):
     def _t(self) -> str:
         """T as the kernels spell it."""
         return c_type(self.dtype)
-
-    def buffers(self, c, rows, last):
-        b = super().buffers(c, rows, last)
-        line = squared_line(c.hidden)
-        b.scratch = replace(b.scratch, squared=self.device.upload(np.zeros((min(rows, DECODE_ROWS), line), np.float32)))
-        return b
 
     # -- weights --------------------------------------------------------------------------------------------------
 
@@ -114,73 +110,71 @@ class CudaOps(DeviceOps):
         expect("embed", "out", out, np.float32, (len(out), table.k))
         self._embed("embed_packed", table.data, ids, out, scale, at, places, None, None, None)
 
-    def linear(self, x, weight, out, bias=None, residual=None, scale=1.0):
+    def linear(self, x, weight, out, kind, bias=None, residual=None, scale=1.0):
         check_linear("linear", (len(x), weight.n), self.dtype, out, bias, residual)
         tail = _store(weight, out, bias, residual, scale)
-        self._plain("linear", f"store<{self._t}, {c_type(out.dtype)}", weight, x, tail)
+        self._product("linear", f"store<{self._t}, {c_type(out.dtype)}", weight, x, kind, tail)
 
     def head(self, x, weight, out, bias, scale=1.0):
-        """Always the decode kernel, up to 16 rows at a time: a row's logits have the same bits in every company."""
         for i in range(0, len(x), DECODE_ROWS):
-            self.linear(x[i : i + DECODE_ROWS], weight, out[i : i + DECODE_ROWS], bias=bias, scale=scale)
+            super().head(x[i : i + DECODE_ROWS], weight, out[i : i + DECODE_ROWS], bias, scale)
 
     # -- composites -----------------------------------------------------------------------------------------------
 
     def embed_tokens(self, s, table, b, norm, scale=1.0):
-        if len(b.x) > DECODE_ROWS:
+        if s.kind.tiled:
             self.embed(s.ids, table, b.x, scale)
             return
         expect("embed_tokens", "x", b.x, np.float32, (len(b.x), table.k))
         half = self._half_norm("embed_tokens", b, norm)
         self._embed("embed_packed", table.data, s.ids, b.x, scale, None, None, *half)
 
-    def linear_add(self, x, weight, b, norm, scale=1.0):
+    def linear_add(self, x, weight, b, s, norm, scale=1.0):
         rows = len(x)
-        if rows > DECODE_ROWS:
-            super().linear_add(x, weight, b, norm, scale)
+        if s.kind.tiled:
+            super().linear_add(x, weight, b, s, norm, scale)
             return
         expect("linear_add", "x", x, self.dtype, (rows, weight.k))
         check_linear("linear_add", (rows, weight.n), self.dtype, b.x, None, None)
         if weight.n % 16 or weight.span != 1:
             raise DeviceError(f'linear_add: expected a weight of a multiple of 16 rows in layout "rows", '
                               f'found {weight.n} in "{weight.layout}"')  # fmt: skip
-        half = self._half_norm("linear_add", b, norm)  # of the sum over the ranks: there is one
+        half = self._half_norm("linear_add", b, norm)
         self._decode(f"decode_add<{self._t}", weight, x, [np.int32(weight.n), np.float32(scale), b.x, *half])
 
     def norm_qkv(self, c, spec, w, b, s, cache):
         weight = w.qkv
         tail = self._qkv_tail("norm_qkv", spec, w, b, s, cache)
         if weight.layout == "qkv" and not spec.qk_norm:
-            self._normed("norm_qkv", f"qkv<{self._t}", c, weight, w.attn_norm, b, tail)
+            self._normed("norm_qkv", f"qkv<{self._t}", c, weight, w.attn_norm, b, s, tail)
             return
         tail = _store(weight, b.qkv, w.qkv_bias)
-        self._normed("norm_qkv", f"store<{self._t}, {self._t}", c, weight, w.attn_norm, b, tail)
+        self._normed("norm_qkv", f"store<{self._t}, {self._t}", c, weight, w.attn_norm, b, s, tail)
         if spec.qk_norm:  # of whole heads, which no thread of a product holds
             self.head_norm(b.qkv, w.q_norm, w.k_norm, c.eps, spec.heads, spec.kv_heads)
         self.rope_append(b.qkv, w.rope, s, cache, spec.heads)
 
-    def norm_gate_up(self, c, w, b):
+    def norm_gate_up(self, c, w, b, s):
         rows, weight = len(b.x), w.gate_up
         expect("norm_gate_up", "ffn", b.ffn, self.dtype, (rows, weight.n // 2))
         if weight.layout == "gate_up":
             tail = [np.int32(weight.n // 2), b.ffn]
-            self._normed("norm_gate_up", f"gate<{self._t}", c, weight, w.mlp_norm, b, tail)
+            self._normed("norm_gate_up", f"gate<{self._t}", c, weight, w.mlp_norm, b, s, tail)
             return
         expect("norm_gate_up", "gate_up", b.gate_up, self.dtype, (rows, weight.n))
         tail = _store(weight, b.gate_up)
-        self._normed("norm_gate_up", f"store<{self._t}, {self._t}", c, weight, w.mlp_norm, b, tail)
+        self._normed("norm_gate_up", f"store<{self._t}, {self._t}", c, weight, w.mlp_norm, b, s, tail)
         self.silu_mul(b.gate_up, b.ffn)
 
     def norm_head(self, c, w, b, s):
-        """Always the decode kernel, up to 16 rows at a time: a row's logits have the same bits in every company."""
         rows, weight, count = len(b.x), w.head, len(s.last)
-        if rows > DECODE_ROWS:
+        if s.kind.tiled:
             super().norm_head(c, w, b, s)
             return
         expect("norm_head", "last", s.last, np.int32, (rows,))
         check_linear("norm_head", (count, weight.n), np.dtype(np.float32), b.logits, w.head_bias, None)
         tail = _store(weight, b.logits, w.head_bias, scale=c.logit_scale)
-        self._normed("norm_head", f"store<{self._t}, float", c, weight, w.norm, b, tail)
+        self._normed("norm_head", f"store<{self._t}, float", c, weight, w.norm, b, s, tail)
 
     def linear_append(self, spec, w, b, s, cache):
         """The kernel of models with rotary positions: w.rope has angles of 0."""
@@ -188,13 +182,13 @@ class CudaOps(DeviceOps):
             super().linear_append(spec, w, b, s, cache)
             return
         tail = self._qkv_tail("linear_append", spec, w, b, s, cache)
-        self._plain("linear_append", f"qkv<{self._t}", w.qkv, b.h, tail)
+        self._product("linear_append", f"qkv<{self._t}", w.qkv, b.h, s.kind, tail)
 
-    def linear_gelu(self, spec, w, b):
+    def linear_gelu(self, spec, w, b, s):
         rows, weight = len(b.h), w.up
         check_linear("linear_gelu", (rows, weight.n), self.dtype, b.ffn, w.up_bias, None)
         tail = [np.int32(weight.n), w.up_bias, np.int32(spec.activation == "gelu_tanh"), b.ffn]
-        self._plain("linear_gelu", f"gelu<{self._t}", weight, b.h, tail)
+        self._product("linear_gelu", f"gelu<{self._t}", weight, b.h, s.kind, tail)
 
     # -- checks and launches ------------------------------------------------------------------------------------
 
@@ -212,22 +206,26 @@ class CudaOps(DeviceOps):
         expect(op, "scratch.squared", b.scratch.squared, np.float32, (most, squared_line(b.x.shape[1])))
         return b.scratch.squared
 
-    def _normed(self, op: str, kernel: str, c: Any, weight: PackedWeight, norm: Any, b: Buffers, tail: list) -> None:
+    def _normed(
+        self, op: str, kernel: str, c: Any, weight: PackedWeight, norm: Any, b: Buffers, s: Step, tail: list
+    ) -> None:
         """A product of the normalised rows of b.x. In a decode step who wrote b.x has done half of the norm."""
         expect(op, "x", b.x, np.float32, (len(b.x), weight.k))
         expect(op, "norm weight", norm, np.float32, (weight.k,))
-        if len(b.x) > DECODE_ROWS:
+        if s.kind.tiled:
             self.rms_norm(b.x, norm, c.eps, b.h)
-            self._plain(op, kernel, weight, b.h, tail)
+            self._product(op, kernel, weight, b.h, s.kind, tail)
         else:
             expect(op, "h", b.h, self.dtype, b.x.shape)
             self._decode(f"decode_{kernel}", weight, b.h, tail, self._squared(op, b), c.eps)
 
-    def _plain(self, op: str, kernel: str, weight: PackedWeight, x: Any, tail: list) -> None:
+    def _product(self, op: str, kernel: str, weight: PackedWeight, x: Any, kind: PassKind, tail: list) -> None:
         """A product of the rows x [R, K] T. kernel: "qkv<bf16", what follows "decode_" or "prefill_"."""
         expect(op, "x", x, self.dtype, (len(x), weight.k))
-        launch = self._prefill if len(x) > DECODE_ROWS else self._decode
-        launch(f"{'prefill' if len(x) > DECODE_ROWS else 'decode'}_{kernel}", weight, x, tail)
+        if kind.tiled:
+            self._prefill(f"prefill_{kernel}", weight, x, tail)
+        else:
+            self._decode(f"decode_{kernel}", weight, x, tail)
 
     def _qkv_tail(self, op: str, spec: LayerSpec, w: Any, b: Buffers, s: Step, cache: Cache) -> list:
         """What the kernels decode_qkv and prefill_qkv take behind K, checked."""
@@ -251,6 +249,7 @@ class CudaOps(DeviceOps):
 
     def _plan(self, kernel: str, weight: PackedWeight, rows: int) -> _Planned:
         """How a decode kernel is launched for `rows` rows: worked out once."""
+        expect_decode(kernel, rows)
         gpu, size = self.device, self.dtype.itemsize
         shape, limit = self.shapes.decode(weight.n, weight.k, size), shared_limit(gpu.arch)
         source, shared = shape.source(rows, weight.k, size, limit)
@@ -275,11 +274,6 @@ class CudaOps(DeviceOps):
 def _store(weight: PackedWeight, out: Any, bias: Any = None, residual: Any = None, scale: float = 1.0) -> list:
     """What the kernels decode_store and prefill_store take behind K."""
     return [np.int32(weight.n), np.int32(weight.span), np.float32(scale), bias, residual, out]
-
-
-def squared_line(k: int) -> int:
-    """Floats of Scratch.squared a row of k elements; as in kernels/norm.cuh."""
-    return -(-k // 64) * 4
 
 
 def _interleave(layout: str, n: int, head_dim: int) -> tuple[str, int]:

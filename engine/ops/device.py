@@ -12,9 +12,12 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
+
+from .. import forks
+from ..errors import DeviceError
 
 KERNELS = Path(__file__).resolve().parents[1] / "kernels"  # installed: ostinato/kernels
 if not KERNELS.is_dir():  # in a checkout engine/ stands beside kernels/
@@ -48,6 +51,23 @@ class Device:
     def launches(self) -> Counter[str]:
         """How often each kernel, or library function, was launched so far, by name; replays of a graph do not count."""
         return Counter()
+
+    def end_at_fork(self) -> None:
+        """In every child that is forked from now on, each method raises DeviceError."""
+        forks.in_child(self._end)
+
+    def _end(self) -> None:
+        for name, value in vars(Device).items():
+            if callable(value) and not name.startswith("_"):
+                setattr(self, name, self._refuse)
+        forks.never_destroy(self)
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise DeviceError(f"{self.name}: expected the process that opened it, found one forked from it, where CUDA "
+                          "does not work; open the model after the fork, or start processes by spawn")  # fmt: skip
+
+    def check(self) -> None:
+        """DeviceError if this process cannot use the device: it was forked from the one that opened it."""
 
     def empty(self, shape: Dim, dtype: np.dtype) -> Any:
         """A new array, contents unspecified."""

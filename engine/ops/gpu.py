@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from ..errors import DeviceError
 from .arguments import Arguments
 from .device import KERNELS, Device, Dim, headers_hash, kernel_source
+from .driver import call
 
 
 class CupyDevice(Device):
@@ -41,6 +43,8 @@ class CupyDevice(Device):
         self._configs: dict[tuple, Any] = {}
         self._clusters: dict[tuple, int] = {}
         self._rooms: dict[int, Arguments] = {}
+        self._mark = _marks(cupy)
+        self.end_at_fork()
 
     def empty(self, shape, dtype):
         with self.stream:
@@ -93,10 +97,12 @@ class CupyDevice(Device):
         if key not in self._clusters:
             kernel.allow(shared)
             config = self._config((cluster,), block, shared, False, cluster)
-            status, found = self._driver.cuOccupancyMaxActiveClusters(kernel.handle, config)
-            if status or not found:
-                sizes = f"{cluster} blocks of {block} threads with {shared} B shared"
-                raise DeviceError(f"{kernel.name}: a cluster of {sizes} does not fit the GPU: {status.name}")
+            sizes = f"{cluster} blocks of {block} threads with {shared} B shared"
+            refused = f"{kernel.name}: a cluster of {sizes} does not fit the GPU"
+            ask = self._driver.cuOccupancyMaxActiveClusters
+            found = call(ask, kernel.handle, config, failed=lambda _, status: DeviceError(f"{refused}: {status.name}"))
+            if not found:
+                raise DeviceError(refused)
             self._clusters[key] = found
         return self._clusters[key]
 
@@ -108,6 +114,7 @@ class CupyDevice(Device):
             config = self._configs[key] = self._config(*key)
         room = self._rooms.get(len(args)) or self._rooms.setdefault(len(args), Arguments(len(args)))
         room.fill(args)
+        # Not by `call`, whose time every eager launch would take.
         (status,) = self._driver.cuLaunchKernelEx(config, kernel.handle, room.address, 0)
         if status:
             sizes = f"grid {grid}, block {block}, cluster {cluster}, {shared} B shared"
@@ -135,7 +142,7 @@ class CupyDevice(Device):
         return config
 
     def mark(self):
-        return self.stream.record()
+        return self.stream.record(self._mark())
 
     def wait(self, mark):
         try:
@@ -164,6 +171,18 @@ class _Function:
         """Let it have `shared` bytes of dynamic shared memory."""
         if shared > self.shared:
             self.raw.max_dynamic_shared_size_bytes = self.shared = shared
+
+
+def _marks(cupy: Any) -> type:
+    """CuPy's events, but that those in a forked child's memory are left alone: to destroy one there is an error."""
+    process = os.getpid()
+
+    class Mark(cupy.cuda.Event):
+        def __del__(self) -> None:
+            if os.getpid() == process:
+                super().__del__()
+
+    return Mark
 
 
 def _versions(runtime: Any) -> dict[str, str]:

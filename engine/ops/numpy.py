@@ -1,25 +1,25 @@
 """The NumPy backend: every operation in float32 on the CPU. It generates where there is no GPU, and it is what the
 kernels are compared with.
 
-Called through Ops like any backend; touches only the arrays it is given. A row's numbers depend on that row and its
-sequence alone: products of a decode step (R <= 16) are matrix-vector products, one a row, over the same blocks of the
-weight whatever R; larger steps are a matrix product for each tile of 64 rows, as BLAS sums up in an order that depends
-on their number. BLAS brings the threads (OPENBLAS_NUM_THREADS); on cores that other work shares, one is
-faster than two.
+Touches only the arrays it is given. A row's bits depend on that row and its sequence alone: see blas.py for products
+and attention.py. Threads share out both; see threads.py.
 """
 
 from __future__ import annotations
 
 import math
+import mmap
 
 import ml_dtypes
 import numpy as np
 
 from ..sampling import sample
-from .base import DECODE_ROWS, MAIL, PAGE, Ops
+from ..sizes import MAIL, PAGE
+from . import attention, blas
+from .base import Ops
 from .device import HostDevice
+from .threads import Team, team
 
-_BLOCK = 1 << 22  # bytes of a weight that all rows go over before the next; BLAS leaves smaller ones to one thread
 _ROUND = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16), "float32": None}
 
 
@@ -28,22 +28,34 @@ class NumpyOps(Ops):
 
     name = "numpy"
     dtype = np.dtype(np.float32)
-    align = PAGE  # BLAS sums up the rows of a product in orders that depend on where they stand
+    tile, pass_rows = blas.TILE, 2 * blas.SIZES[0]  # larger passes are no faster, and long without a sign of life
 
     def __init__(self, device: HostDevice | None = None, dtype: str = "float32") -> None:
         self.device = device or HostDevice()
         self._round = _ROUND[str(dtype)]
+        self._shapes = set()  # of all weights
+        self.use(team())
+
+    def use(self, team: Team) -> None:
+        """Share work out on these threads instead of the process's own."""
+        self._team = team
+
+    @property
+    def align(self) -> int:
+        """1 where BLAS gives a row the same bits at every place in a product, else the rows of the smallest product."""
+        return 1 if all(blas.way_of(*shape).anywhere for shape in self._shapes) else blas.TILE
 
     # -- memory ---------------------------------------------------------------------------------------------------
 
     def weight(self, parts, layout="rows", head_dim=0):
         """The parts below one another as one float32 matrix, converted part by part."""
-        out = np.empty((sum(len(p) for p in parts), parts[0].shape[1]), np.float32)
+        out = _own_pages(sum(len(p) for p in parts), parts[0].shape[1])
         row = 0
         for part in parts:
             rounded = part if self._round is None else part.astype(self._round, copy=False)
             out[row : row + len(part)] = rounded
             row += len(part)
+        self._shapes.add(out.shape)
         return out
 
     # -- primitives -----------------------------------------------------------------------------------------------
@@ -80,17 +92,9 @@ class NumpyOps(Ops):
         if keep is not None:
             keep[...] = out
 
-    def linear(self, x, weight, out, bias=None, residual=None, scale=1.0):
+    def linear(self, x, weight, out, kind, bias=None, residual=None, scale=1.0):
         y = np.empty(out.shape, np.float32) if residual is not None else out
-        rows, width = x.shape
-        if rows > DECODE_ROWS:
-            for first in range(0, rows, PAGE):
-                np.matmul(x[first : first + PAGE], weight.T, out=y[first : first + PAGE])
-        else:
-            step = max(64, _BLOCK // (4 * width) // 64 * 64)
-            for first in range(0, len(weight), step):
-                for r in range(rows):
-                    np.dot(weight[first : first + step], x[r], out=y[r, first : first + step])
+        (blas.prefill if kind.tiled else blas.decode)(self._team, x, weight, y)
         if scale != 1:
             y *= np.float32(scale)
         if bias is not None:
@@ -122,18 +126,12 @@ class NumpyOps(Ops):
         cache.k[page, :, slot] = x[:, heads : heads + groups]
         cache.v[page, :, slot] = x[:, heads + groups :]
 
-    def attend(self, qkv, s, cache, heads, window, out, scratch, packed=False, scale=None):
-        groups, d = cache.k.shape[1], cache.k.shape[3]
-        queries = qkv.reshape(len(qkv), -1, d)[:, :heads].reshape(len(qkv), groups, heads // groups, d)
-        results = out.reshape(len(qkv), groups, heads // groups, d)
-        spare, scale = len(s.table) - 1, np.float32(1 / math.sqrt(d) if scale is None else scale)
-        for first, last, seq in _runs(s.seqs):
-            if seq == spare:
-                out[first:last] = 0
-                continue
-            with np.errstate(over="ignore", invalid="ignore"):  # products with what nobody wrote yet, masked afterwards
-                rows = queries[first:last], s.visible[first:last], results[first:last]
-                _attend(*rows, s.table[seq], cache, window, scale)
+    def attend(self, qkv, s, cache, heads, window, out, scratch, scale=None):
+        scale = np.float32(1 / math.sqrt(cache.k.shape[3]) if scale is None else scale)
+        if s.kind.tiled:
+            attention.prefill(self._team, qkv, s, cache, heads, window, scale, out)
+        else:
+            attention.decode(qkv, s, cache, heads, window, scale, out)
 
     def silu_mul(self, gate_up, out):
         gate, up = gate_up[:, : out.shape[1]], gate_up[:, out.shape[1] :]
@@ -161,6 +159,13 @@ class NumpyOps(Ops):
         s.ids[real] = np.maximum(tokens[real], 0)
         s.positions[real] += 1
         s.visible[real] += 1
+
+
+def _own_pages(n, k):
+    """[n, k] float32, of the system and not of the allocator: there, what lives on would stand between the holes that
+    decoded tensors leave."""
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
+    return np.frombuffer(mmap.mmap(-1, max(1, 4 * n * k), **private), np.float32, n * k).reshape(n, k)
 
 
 def _tanh_factor(x):
@@ -202,55 +207,3 @@ def _below(x):
         tail += coefficient
     tail *= np.exp(x * x * np.float32(-0.5))
     return np.where(x < 0, tail, 1 - tail)
-
-
-def _runs(seqs):
-    """(first row, row after the last, sequence) of every run of one sequence inside a tile of PAGE rows."""
-    ids = seqs.tolist()
-    first = 0
-    for row in range(1, len(ids) + 1):
-        if row == len(ids) or ids[row] != ids[first] or row % PAGE == 0:
-            yield first, row, ids[first]
-            first = row
-
-
-def _pages(array, pages):
-    """array[pages], without a copy where the pages stand in a row."""
-    first, count = int(pages[0]), len(pages)
-    if int(pages[-1]) - first == count - 1 and (count < 3 or (np.diff(pages) == 1).all()):
-        return array[first : first + count]
-    return array[pages]
-
-
-def _attend(q, visible, out, table, cache, window, scale):
-    """Attention of rows of one sequence.  q, out [r, G, H / G, d], visible [r]; n pages of G heads of PAGE tokens."""
-    r, groups, share, d = q.shape
-    low = max(0, int(visible.min()) - window) // PAGE if window else 0
-    high = int(visible.max())
-    pages = table[low : -(-high // PAGE)]
-    n, rows = len(pages), r * share
-    k, v = _pages(cache.k, pages), _pages(cache.v, pages)
-    q = np.multiply(q.transpose(1, 0, 2, 3), scale).reshape(groups, rows, d)
-    score = np.empty((groups, rows, n * PAGE), np.float32)
-    by_page = score.reshape(groups, rows, n, PAGE).transpose(2, 0, 1, 3)
-    np.matmul(q, k.swapaxes(2, 3), out=by_page)
-    if r > 1 or window:
-        np.copyto(score.reshape(groups, r, share, n * PAGE), -np.inf, where=_hidden(visible, window, low * PAGE, n))
-    tail = high - (low + n - 1) * PAGE  # tokens of the last page; what stands behind them nobody wrote
-    score[..., (n - 1) * PAGE + tail :] = -np.inf
-    score -= np.maximum.reduce(score, -1, keepdims=True)
-    np.exp(score, out=score)
-    total = np.add.reduce(score, -1, keepdims=True)
-    y = np.matmul(by_page[-1, :, :, :tail], v[-1, :, :tail])
-    if n > 1:
-        y += np.add.reduce(np.matmul(by_page[:-1], v[:-1]), 0)
-    y /= total
-    out[...] = y.reshape(groups, r, share, d).transpose(1, 0, 2, 3)
-
-
-def _hidden(visible, window, first, pages):
-    """Which tokens of the pages a row must not see.  [1, r, 1, pages * PAGE] bool"""
-    token = np.arange(first, first + pages * PAGE)
-    seen = visible.reshape(1, -1, 1, 1)
-    hidden = token >= seen
-    return hidden | (token < seen - window) if window else hidden

@@ -161,16 +161,6 @@ DECODE: dict[Key, DecodeShape] = {
 }
 
 
-# Models whose decode attention makes do with the registers of half a multiprocessor, so that a product may start beside
-# it, by k/v heads, head size and bytes of T: the 1B gains by it, for the 135M it is 2 to 7 % slower, 128 do not fit.
-BESIDE = {(8, 64, 2)}
-
-
-def attend_blocks(kv_heads: int, head_dim: int, itemsize: int, arch: int) -> int:
-    """Blocks of attend_decode.cu that a multiprocessor has registers for."""
-    return 2 if arch == MEASURED and (kv_heads, head_dim, itemsize) in BESIDE else 1
-
-
 @lru_cache(maxsize=1024)
 def decode_shape(n: int, k: int, itemsize: int, arch: int = MEASURED) -> DecodeShape:
     """The shape for a matrix [n, k]: on the GPUs it was measured on from the table, else by the rule."""

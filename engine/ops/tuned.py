@@ -46,7 +46,7 @@ def shapes(device: Device) -> Shapes:
 def load(file: Path, device: Device) -> dict[Key, DecodeShape]:
     """The shapes in a file, none if it is not there. DeviceError names the file and the key that is wrong."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8").removeprefix("\ufeff")  # some editors put a byte order mark there
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as e:

@@ -1,7 +1,7 @@
 """Compiles kernels for the CPU with the system's C++ compiler, once: results stay in a cache directory.
 
 Called by device.py for one instance, by conftest.py for many at once. A result is keyed by everything that went in:
-the kernel, its headers, the emulator, the flags, the compiler and the CPU.
+the kernel, its headers, the emulator's, the flags, the compiler and the CPU.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def cache_directory() -> Path:
 def runtime() -> ctypes.CDLL:
     """The compiled scheduler, to which kernels are linked when they are loaded."""
     sources = sorted((HERE / "runtime").glob("*.cpp"))
-    target = cache_directory() / f"runtime-{_machine()}.so"
+    target = cache_directory() / f"runtime-{_digest(_machine(), *(p.read_bytes() for p in sources))}.so"
     if not target.exists():
         _compile([*RUNTIME_FLAGS, f"-I{HERE}", *map(str, sources)], target)
     return ctypes.CDLL(str(target), mode=ctypes.RTLD_GLOBAL)
@@ -73,20 +73,30 @@ def runtime() -> ctypes.CDLL:
 
 def shared_object(file: str, names: tuple[str, ...], directory: Path = KERNELS) -> Path:
     """The shared library with the instances `names` of <directory>/<file>, compiled if it was not before."""
-    sources = _sources(file, directory)
-    entries = ", ".join(f"EMU_ENTRY({name})" for name in names)
-    entries = f'\nextern "C" const emu::Entry* const emu_entries[] = {{{entries}}};\n'
+    sources, entries = _sources(file, directory), _entries(names)
     key = _digest(_machine(), *KERNEL_FLAGS, *sources.values(), entries)
     target = cache_directory() / f"{Path(file).stem}-{key}.so"
     with _locks[target]:  # a background thread may be at it
         if target.exists():
             return target
         with tempfile.TemporaryDirectory() as work:
-            for name, text in sources.items():
-                Path(work, name).write_text(text + (entries if name == file else ""), encoding="utf-8")
-            headers = ["-include", "emu/cuda.h", f"-I{work}", f"-I{HERE}"]
+            headers = _write(work, file, sources, entries)
             _compile([*KERNEL_FLAGS, *headers, "-x", "c++", f"{work}/{file}"], target)
     return target
+
+
+def machine_code(file: str, names: tuple[str, ...], directory: Path) -> str:
+    """The instances `names` of <directory>/<file> as optimised assembly, without checks and line numbers: of two
+    versions of a kernel that differ in nothing that matters it is the same."""
+    sources, entries = _sources(file, directory), _entries(names)
+    flags = [flag for flag in KERNEL_FLAGS if not flag.startswith(("-fsanitize", "-fno-sanitize", "-g", "-O"))]
+    with tempfile.TemporaryDirectory() as work:
+        headers = _write(work, file, sources, entries)
+        command = [str(compiler()), *flags, "-O2", "-g0", "-S", *headers, "-x", "c++", file, "-o", "-"]
+        done = subprocess.run(command, cwd=work, capture_output=True, text=True)
+    if done.returncode:
+        raise CompileError(done.stderr[:6000])
+    return done.stdout
 
 
 def compile_all(instances: Iterable[tuple[str, str]], stop: Callable[[], bool]) -> None:
@@ -133,10 +143,23 @@ def _sources(file: str, directory: Path) -> dict[str, str]:
     return found
 
 
+def _entries(names: tuple[str, ...]) -> str:
+    """What makes a library of a kernel's source: its instances, by name."""
+    entries = ", ".join(f"EMU_ENTRY({name})" for name in names)
+    return f'\nextern "C" const emu::Entry* const emu_entries[] = {{{entries}}};\n'
+
+
+def _write(work: str, file: str, sources: dict[str, str], entries: str) -> list[str]:
+    """Put a kernel, its headers and its entries into a directory; the arguments with which it compiles there."""
+    for name, text in sources.items():
+        Path(work, name).write_text(text + (entries if name == file else ""), encoding="utf-8")
+    return ["-include", "emu/cuda.h", f"-I{work}", f"-I{HERE}"]
+
+
 @cache
 def _machine() -> str:
-    """Digest of the emulator's own sources, the compiler and the CPU."""
-    sources = [p.read_bytes() for p in sorted(HERE.rglob("*")) if p.suffix in (".h", ".cpp")]
+    """Digest of the emulator's headers, the compiler and the CPU."""
+    sources = [p.read_bytes() for p in sorted(HERE.rglob("*.h"))]
     version = subprocess.run([str(compiler()), "--version"], capture_output=True).stdout
     info = Path("/proc/cpuinfo")
     cpu = re.search(r"^flags.*$", info.read_text(), re.M) if info.exists() else None

@@ -13,7 +13,7 @@ from . import EmulatedDevice, KernelFault
 KERNELS = Path(__file__).parent / "kernels"
 PLANTED = {  # file by kernel
     kernel: file
-    for file in ("planted.cu", "planted_clusters.cu")
+    for file in ("planted.cu", "planted_clusters.cu", "planted_memory.cu")
     for kernel in re.findall(r"__launch_bounds__\(64\)\s+(\w+)", (KERNELS / file).read_text())
 }
 TOGETHER = {
@@ -50,16 +50,19 @@ PAIRS = [
     pair("cluster_reads_early", r"depends on what is read before grid_wait: argument 1", 2, after_first=True),
 ]
 CASES = [
-    case("read_behind", r"thread \(63, 0, 0\): reads 0 bytes behind the end of argument 0 \(x\).*planted.cu:\d+"),
+    case(
+        "read_behind", r"thread \(63, 0, 0\): reads 0 bytes behind the end of argument 0 \(x\).*planted_memory.cu:\d+"
+    ),
     case("read_in_front", r"thread \(0, 0, 0\): reads 8192 bytes in front of argument 0 \(x\)"),
     case("write_behind", r"thread \(63, 0, 0\): writes 0 bytes behind the end of argument 1 \(out\)"),
     case("write_in_front", r"writes 1 bytes in front of argument 1 \(out\)"),
     case("write_behind_odd", r"writes 1 bytes behind argument 1 \(odd\), int16 \[5\]", out=np.zeros(5, np.int16)),
     case("null_pointer", r"thread \(0, 0, 0\): reads through a null pointer"),
-    case("misaligned", r"planted.cu:\d+: misaligned access"),
-    case("fixed_array", r"thread \(4, 0, 0\): .*planted.cu:\d+: index 4 is outside a fixed-size array"),
+    case("misaligned", r"planted_memory.cu:\d+: misaligned access"),
+    case("fixed_array", r"thread \(4, 0, 0\): .*planted_memory.cu:\d+: index 4 is outside a fixed-size array"),
     case("static_shared", r"shared memory written 0 bytes behind a static __shared__ variable of 256 bytes"),
     case("dynamic_shared", r"thread \(63, 0, 0\): writes 0 bytes behind the shared memory"),
+    case("dynamic_shared_front", r"shared memory written 1 bytes in front of the launch's 256 dynamic bytes"),
     case("division", "integer division by zero", x=np.ones(1, np.int32)),
     case("unwritten_shared", "differs at element 5", 3),
     case("missing_barrier", "depends on the order of threads", 3),
@@ -150,7 +153,7 @@ def test_wrong_launch(compiler, args, grid, block, shared, message):
     device = emulated()
     arrays = [device.upload(HOST) if a is DEVICE else a for a in args]
     with pytest.raises(KernelFault, match=message):
-        device.launch(device.kernel("planted.cu", "read_behind<false>"), (grid,), (block,), arrays, shared)
+        device.launch(device.kernel("planted_memory.cu", "read_behind<false>"), (grid,), (block,), arrays, shared)
 
 
 @pytest.mark.parametrize(("grid", "cluster"), [(3, 2), (16, 16), (1, 0)])
@@ -164,7 +167,7 @@ def test_array_of_another_type(compiler, dtype):
     device = emulated()
     arrays = [device.empty((64,), np.dtype(dtype)), device.empty((64,), np.dtype(np.float32))]
     with pytest.raises(KernelFault, match=rf"0 \(x\): expected float32, found {np.dtype(dtype).name}"):
-        device.launch(device.kernel("planted.cu", "read_behind<false>"), (1,), (64,), arrays)
+        device.launch(device.kernel("planted_memory.cu", "read_behind<false>"), (1,), (64,), arrays)
 
 
 def test_memory_of_a_dead_array(compiler):
@@ -172,5 +175,7 @@ def test_memory_of_a_dead_array(compiler):
     array, out = (device.empty((n,), np.dtype(np.float32)) for n in (1 << 20, 64))
     view = array[:64]
     del array
-    device.launch(device.kernel("planted.cu", "read_behind<false>"), (1,), (64,), [view, out])  # a view keeps it alive
+    device.launch(
+        device.kernel("planted_memory.cu", "read_behind<false>"), (1,), (64,), [view, out]
+    )  # a view keeps it alive
     assert np.isnan(out).all()  # and nobody has written it

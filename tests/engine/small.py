@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from configs import changed, flat
 
+from ostinato.batch import Batch
 from ostinato.config import EngineConfig, ModelConfig, Rope, RopeScaling, SamplingParams
 from ostinato.load import weights
-from ostinato.loop import Loop
 from ostinato.models.weights import Weights
 from ostinato.ops.base import Ops
 from ostinato.ops.numpy import NumpyOps
 from ostinato.runner import Runner
-from ostinato.scheduler import Sequence
+from ostinato.sequence import Event, Request, Sequence
 from ostinato.weights import names
 
 LLAMA = flat(layers=3, hidden=48, heads=6, kv_heads=2, head_dim=16, ffn=80, vocab=131, max_len=512,
@@ -63,6 +64,9 @@ class Tensors:
     def tensor(self, name: str) -> np.ndarray:
         return self._arrays[name]
 
+    def let_go(self, name: str) -> None:
+        pass
+
 
 def model(c: ModelConfig = LLAMA, ops: Ops | None = None, **options: Any) -> tuple[Ops, ModelConfig, Weights]:
     """Operations, configuration and weights of a random model, the same ones every time; options of load.weights."""
@@ -75,20 +79,43 @@ def runner(c: ModelConfig = LLAMA, ops: Ops | None = None, **options: Any) -> Ru
     return Runner(*model(c, ops), EngineConfig(**{"max_batch": 4, "cache_tokens": 4096, **options}))
 
 
+def request(
+    prompt: list[int], max_tokens: int = 8, seed: int = 0, stop: tuple[int, ...] = (), **params: Any
+) -> Request:
+    """One prompt to be completed."""
+    return Request(prompt, SamplingParams(**params), seed, max_tokens, stop)
+
+
 def sequence(
     prompt: list[int], max_tokens: int = 8, seed: int = 0, stop: tuple[int, ...] = (), **params: Any
 ) -> Sequence:
     """One completion to be made."""
-    return Sequence(prompt, SamplingParams(**params), seed, max_tokens, stop)
+    return Sequence(request(prompt, max_tokens, seed, stop, **params))
+
+
+def events(on: Runner, sequences: list[Sequence], lookahead: bool = True, **options: Any) -> Iterator[Event]:
+    """What happens to the sequences, run together, until all have ended."""
+    batch = Batch(on, lookahead, **options)
+    for seq in sequences:
+        batch.scheduler.add(seq)
+    while not batch.idle:
+        yield from batch.step()
 
 
 def complete(on: Runner, sequences: list[Sequence], lookahead: bool = True) -> list[list[int]]:
     """The tokens of each sequence, run together; checks that every page is free again afterwards."""
     free = on.table.free
-    for _ in Loop(on, lookahead).run(sequences):
+    for _ in events(on, sequences, lookahead):
         pass
     assert on.table.free == free and not on.table.host.any()
     return [seq.tokens for seq in sequences]
+
+
+def logits(on: Runner, ids: list[int], decode_from: int | None = None) -> np.ndarray:
+    """Runner.logits on a runner without sequences."""
+    found = Batch(on).logits(ids, decode_from)
+    assert found is not None
+    return found
 
 
 def prompts(count: int, seed: int = 1, longest: int = 90) -> list[list[int]]:

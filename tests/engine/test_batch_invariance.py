@@ -11,13 +11,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from configs import changed
-from small import LLAMA, sequence
+from small import LLAMA, events, sequence
 
 from ostinato.bench.synthetic import checkpoint, shape
 from ostinato.config import EngineConfig, ModelConfig
 from ostinato.errors import DeviceError
 from ostinato.load import weights
-from ostinato.loop import Loop
 from ostinato.ops.cuda import CudaOps
 from ostinato.ops.device import Device
 from ostinato.ops.gpu import CupyDevice
@@ -52,7 +51,7 @@ def needle_logits(on: Runner, prompts: list[list[int]]) -> np.ndarray:
     """[TOKENS, V] of the sequence whose prompt is NEEDLE, generated together with the others."""
     batch = [sequence(p, TOKENS, logprobs=0) for p in prompts]
     wanted = batch[prompts.index(NEEDLE)]
-    return np.stack([np.array(e.logits) for e in Loop(on).run(batch) if e.seq is wanted])
+    return np.stack([np.array(e.logits) for e in events(on, batch) if e.seq is wanted])
 
 
 def batches_that_differ(ops: CudaOps, c: ModelConfig, graph: str, batches: int) -> int:

@@ -16,10 +16,11 @@ from ostinato.load import weights
 from ostinato.models import MODELS
 from ostinato.models.families import model_config
 from ostinato.models.weights import Weights
-from ostinato.ops.base import PAGE, Cache, Ops, Step
+from ostinato.ops.base import Cache, Ops, PassKind, Step
 from ostinato.ops.cuda import CudaOps
 from ostinato.ops.device import Device
 from ostinato.ops.numpy import NumpyOps
+from ostinato.sizes import PAGE
 from ostinato.weights.checkpoint import open_checkpoint
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
@@ -45,8 +46,9 @@ def encode(ops: Ops, c: ModelConfig, w: Weights, texts: list[np.ndarray]) -> lis
     fill = -len(rows) % PAGE
     state = np.array([*rows, *[(0, len(texts), 0, 1)] * fill], np.int32).T
     up = ops.device.upload
-    s = Step(*(up(np.ascontiguousarray(line)) for line in state), table=up(table), last=up(np.zeros(0, np.int32)))
-    b = ops.buffers(c, len(rows) + fill, 0)
+    s = Step(*(up(np.ascontiguousarray(line)) for line in state), table=up(table), last=up(np.zeros(0, np.int32)),
+             kind=PassKind.ENCODER)  # fmt: skip
+    b = ops.buffers(c, s.kind, len(rows) + fill, 0)
     nothing = np.full((taken, c.sizes.kv_heads, PAGE, c.sizes.head_dim), np.nan, ops.dtype)
     for part in MODELS[c.arch].parts(ops, c, w, b, s, [Cache(up(nothing), up(nothing))]):
         part()

@@ -11,10 +11,9 @@ import pytest
 from configs import changed
 from emulator import EmulatedDevice
 from products import cublas
-from small import MODELS, complete, runner, sequence
+from small import MODELS, complete, events, logits, runner, sequence
 
 from ostinato import LLM, SamplingParams
-from ostinato.loop import Loop
 from ostinato.ops.cuda import CudaOps
 from ostinato.ops.device import Device
 from ostinato.runner import Runner
@@ -41,10 +40,10 @@ def test_greedy_tokens_are_those_of_numpy(device: Device, name: str) -> None:
 def test_logits_are_near_those_of_numpy(device: Device, name: str, ops: Callable, dtype: str, error: float) -> None:
     c, ids = small(name), [1, 5, 9, 13, 17]
     c = changed(c, window=min(c.sizes.window, 3))  # Mistral's, narrower than the prompt
-    expected = runner(c, **OPTIONS).logits(ids)
+    expected = logits(runner(c, **OPTIONS), ids)
     on = runner(c, ops(device, dtype), **OPTIONS)
-    np.testing.assert_allclose(on.logits(ids), expected, atol=error)
-    np.testing.assert_allclose(on.logits(ids, decode_from=2), expected, atol=error)
+    np.testing.assert_allclose(logits(on, ids), expected, atol=error)
+    np.testing.assert_allclose(logits(on, ids, decode_from=2), expected, atol=error)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt2-gelu"])
@@ -69,8 +68,8 @@ def test_families_give_what_transformers_gives(device: Device, name: str) -> Non
         params = SamplingParams(max_tokens=6, ignore_eos=True)
         found = llm.generate([known[f"prompt_{i}"].tolist() for i in range(4)], params)
         assert [o.token_ids for o in found] == [known[f"greedy_{i}"].tolist() for i in range(4)]
-        logits = llm.runner.logits(known["prompt_2"].tolist(), decode_from=12)
-        np.testing.assert_allclose(logits[known["rows_2"]], known["logits_2"], atol=1e-3)
+        got = logits(llm.runner, known["prompt_2"].tolist(), decode_from=12)
+        np.testing.assert_allclose(got[known["rows_2"]], known["logits_2"], atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["qwen3", "gpt2"])
@@ -90,13 +89,13 @@ def _sequences(indices: list[int]):
 
 
 def _logits(on: Runner, index: int) -> np.ndarray:
-    return np.stack([np.array(e.logits) for e in Loop(on).run(_sequences([index]))])
+    return np.stack([np.array(e.logits) for e in events(on, _sequences([index]))])
 
 
 def _together(on: Runner) -> list[np.ndarray]:
     sequences = _sequences([0, 1, 2])
-    events = [(e.seq, np.array(e.logits)) for e in Loop(on).run(sequences)]
-    return [np.stack([row for seq, row in events if seq is wanted]) for wanted in sequences]
+    found = [(e.seq, np.array(e.logits)) for e in events(on, sequences)]
+    return [np.stack([row for seq, row in found if seq is wanted]) for wanted in sequences]
 
 
 def test_a_whole_model_under_every_schedule(shuffled: EmulatedDevice, device: Device) -> None:

@@ -7,10 +7,10 @@ import pytest
 from configs import changed
 from small import LLAMA, runner
 
-from ostinato.ops.base import MAIL
 from ostinato.ops.cuda import CudaOps
 from ostinato.ops.device import Device
 from ostinato.runner import Row, Runner
+from ostinato.sizes import MAIL
 
 SCOPES = ["off", "layer", "step"]
 SMALL = changed(LLAMA, layers=1, max_len=128)

@@ -8,11 +8,17 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ostinato.ops.base import MAIL, PAGE, Cache, Mail, Step
+from ostinato.ops.base import Cache, Mail, PassKind, Step
 from ostinato.ops.numpy import NumpyOps
+from ostinato.sizes import DECODE_ROWS, MAIL, PAGE
 
 OPS = NumpyOps()
 RNG = np.random.default_rng(5)
+
+
+def kind_of(rows: int) -> PassKind:
+    """Of a pass that has so many rows in the engine."""
+    return PassKind.DECODE if rows <= DECODE_ROWS else PassKind.PREFILL
 
 
 def normal(*shape: int) -> np.ndarray:
@@ -28,7 +34,7 @@ def test_linear(rows: int, n: int, k: int, extra: str) -> None:
     residual = out if extra in ("residual", "both") else None
     expected = x.astype(np.float64) @ w.T.astype(np.float64) + (0 if bias is None else bias)
     expected += 0 if residual is None else residual.copy()
-    OPS.linear(x, w, out, bias, residual)
+    OPS.linear(x, w, out, kind_of(rows), bias, residual)
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -38,7 +44,7 @@ def test_a_row_of_a_product_does_not_depend_on_the_others(n: int, k: int) -> Non
 
     def product(first: int, last: int) -> np.ndarray:
         out = np.empty((last - first, n), np.float32)
-        OPS.linear(x[first:last], w, out)
+        OPS.linear(x[first:last], w, out, kind_of(last - first))
         return out
 
     alone = np.concatenate([product(r, r + 1) for r in range(16)])
@@ -126,7 +132,7 @@ def test_embed_and_advance() -> None:
 
 def step(ids: list[int], seqs: list[int], positions: list[int], table: np.ndarray) -> Step:
     i32 = [np.array(v, np.int32) for v in (ids, seqs, positions, [p + 1 for p in positions])]
-    return Step(*i32, table=table, last=np.arange(len(ids), dtype=np.int32))
+    return Step(*i32, table=table, last=np.arange(len(ids), dtype=np.int32), kind=kind_of(len(ids)))
 
 
 def cache_of(pages: int, groups: int, d: int) -> Cache:

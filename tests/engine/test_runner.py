@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small import LLAMA, MODELS, complete, model, prompts, runner, sequence
+from small import LLAMA, MODELS, complete, logits, model, prompts, runner, sequence
 
 from ostinato.config import EngineConfig
 from ostinato.errors import CacheFull, DeviceError, RequestError
 from ostinato.load import choose, weights
 from ostinato.models.families import model_config
-from ostinato.ops.base import PAGE
 from ostinato.ops.numpy import NumpyOps
 from ostinato.runner import Runner
+from ostinato.sizes import PAGE
 from ostinato.weights.checkpoint import open_checkpoint
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
@@ -45,7 +45,7 @@ def test_logits_are_those_of_transformers(checkpoint, decode_from: int | None) -
     for i in range(4):
         ids = expected[f"prompt_{i}"].tolist()
         known = None if decode_from is None else max(1, decode_from % len(ids))
-        got = on.logits(ids, known)
+        got = logits(on, ids, known)
         assert got.shape == (len(ids), on.c.vocab)
         np.testing.assert_allclose(got[expected[f"rows_{i}"]], expected[f"logits_{i}"], atol=1e-3)
     assert on.table.free == on.table.pages - 1
@@ -62,13 +62,13 @@ def test_greedy_tokens_of_a_ragged_batch_are_those_of_transformers(checkpoint) -
 def test_decode_continues_what_prefill_began(name: str, length: int) -> None:
     on = runner(MODELS[name])
     ids = np.random.default_rng(length).integers(0, LLAMA.vocab, length + 4).tolist()
-    np.testing.assert_allclose(on.logits(ids, length)[length:], on.logits(ids)[length:], atol=1e-4)
+    np.testing.assert_allclose(logits(on, ids, length)[length:], logits(on, ids)[length:], atol=1e-4)
 
 
 @pytest.mark.parametrize("rows", [64, 128, 192])
 def test_logits_do_not_depend_on_how_a_prompt_is_cut(rows: int) -> None:
     ids = np.random.default_rng(2).integers(0, LLAMA.vocab, 333).tolist()
-    whole, cut = runner().logits(ids), runner(prefill_rows=rows).logits(ids)
+    whole, cut = logits(runner(), ids), logits(runner(prefill_rows=rows), ids)
     np.testing.assert_array_equal(cut, whole)
 
 
@@ -130,7 +130,7 @@ def test_a_cache_that_memory_cannot_hold_is_refused(monkeypatch: pytest.MonkeyPa
 def test_logits_refuses(ids: list[int], decode_from: int | None, error: type[Exception]) -> None:
     on = runner(cache_tokens=256)
     with pytest.raises(error):
-        on.logits(ids, decode_from)
+        logits(on, ids, decode_from)
     assert on.table.free == on.table.pages - 1
 
 
@@ -150,7 +150,7 @@ def test_a_banned_id_is_never_sampled_but_evaluated() -> None:
     on = Runner(ops, c, w, EngineConfig(max_batch=2, cache_tokens=512))
     tokens = complete(on, [sequence([1], 60, seed=i, temperature=2.0) for i in range(2)])
     assert {t for row in tokens for t in row} == {0, 1, 2}
-    assert np.abs(on.logits([1, 2])).max() < 1e3
+    assert np.abs(logits(on, [1, 2])).max() < 1e3
 
 
 @pytest.mark.parametrize(

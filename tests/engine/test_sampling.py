@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from ostinato import sampling
-from ostinato.ops.base import STOP_IDS, Sampling, Step
+from ostinato.ops.base import PassKind, Sampling, Step
+from ostinato.sizes import STOP_IDS
 
 F32, I32 = np.float32, np.int32
 OFF = {"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0, "repetition": 1, "presence": 0, "frequency": 0, "seed": 7}
@@ -123,7 +124,9 @@ def test_counts_follow_and_stop_tokens_wait():
     g.frequency[1] = 0  # the second sequence has no penalty: its counts stay
     g.stop_ids[:, 0], g.stop_from[:] = 3, 12
     logits = np.tile(np.array([0, 1.5, 1, 9], F32), (2, 1))
-    s = Step(*(np.array(v, I32) for v in ([0, 0], [1, 0], [10, 10], [11, 11], [[0], [0], [0]], [1, 0])))
+    s = Step(
+        *(np.array(v, I32) for v in ([0, 0], [1, 0], [10, 10], [11, 11], [[0], [0], [0]], [1, 0])), kind=PassKind.DECODE
+    )
     tokens = []
     for _ in range(3):
         out = np.zeros(2, I32)
@@ -139,7 +142,10 @@ def test_a_seed_gives_the_same_tokens_in_any_row():
     g = rules(50, n=3)
     g.seed[:] = [1, 2, 2**63 + 5]
     alone = [sampling.sample_row(x[i], g, i, 100) for i in range(3)]
-    s = Step(*(np.array(v, I32) for v in ([0] * 3, [2, 0, 1], [99] * 3, [100] * 3, [[0]] * 4, [2, 0, 1])))
+    s = Step(
+        *(np.array(v, I32) for v in ([0] * 3, [2, 0, 1], [99] * 3, [100] * 3, [[0]] * 4, [2, 0, 1])),
+        kind=PassKind.DECODE,
+    )
     out = np.zeros(3, I32)
     sampling.sample(x[[1, 2, 0]], s, g, out)  # row i of logits is of row last[i]: sequences 1, 2, 0
     assert out.tolist() == [alone[1], alone[2], alone[0]]

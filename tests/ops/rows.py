@@ -7,9 +7,12 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
-from ostinato.ops.base import PAGE, Cache, Step
+from ostinato.ops.attend_shapes import DecodeTile
+from ostinato.ops.base import Cache, PassKind, Step
 from ostinato.ops.device import Device
-from ostinato.ops.rows import DecodeTile, DeviceOps, Scratch
+from ostinato.ops.device_ops import DeviceOps
+from ostinato.ops.scratch import Scratch
+from ostinato.sizes import PAGE
 
 I32, F32 = np.dtype(np.int32), np.dtype(np.float32)
 TYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16), "float32": F32}
@@ -29,10 +32,10 @@ def close(found: np.ndarray, expected: np.ndarray, eps: float) -> None:
     assert np.abs(found - expected).max() <= eps * max(1.0, np.abs(expected).max())
 
 
-def step(device: Device, seqs, positions, visible, table) -> Step:
+def step(device: Device, seqs, positions, visible, table, kind: PassKind = PassKind.DECODE) -> Step:
     """A Step with these rows."""
     up = lambda v: device.upload(np.array(v, I32))  # noqa: E731
-    return Step(up(seqs), up(seqs), up(positions), up(visible), up(table), up([0]))
+    return Step(up(seqs), up(seqs), up(positions), up(visible), up(table), up([0]), kind)
 
 
 @dataclass
@@ -73,13 +76,14 @@ class Memory:
 def scratch(device: Device, rows: int, heads: int, g: int, d: int, dtype: np.dtype, pages: int) -> Scratch:
     """As DeviceOps.buffers makes it, with poison where contents are unspecified."""
     tile = DecodeTile.of(dtype.itemsize, d, heads // g)
-    units, slots = rows * g * tile.chunks, tile.splits(pages * PAGE)
+    units, splits = rows * g * tile.chunks, tile.splits(pages * PAGE)
     poison = lambda n: device.upload(np.full(n, np.nan, F32))  # noqa: E731
     return Scratch(
-        poison(units * slots * min(8 * tile.tiles, heads // g) * d),
-        poison(units * slots * 16 * tile.tiles),
-        slots,
-        device.upload(np.zeros(units, I32)),
-        device.upload(np.zeros(rows, np.uint64)),
-        device.upload(np.zeros(rows, I32)),
+        partial=poison(units * splits * min(8 * tile.tiles, heads // g) * d),
+        stats=poison(units * splits * 16 * tile.tiles),
+        splits=splits,
+        arrived=device.upload(np.zeros(units, I32)),
+        squared=poison(0),
+        best=device.upload(np.zeros(rows, np.uint64)),
+        scanned=device.upload(np.zeros(rows, I32)),
     )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from rows import F32, I32, RowOps, step
+from rows import EPS, F32, I32, Memory, RowOps, close, scratch, step
 
 from ostinato.errors import DeviceError
-from ostinato.ops.base import MAIL, Mail
+from ostinato.ops.base import Mail
+from ostinato.sizes import MAIL
 
 
 def advance(device) -> np.ndarray:
@@ -63,6 +64,23 @@ def test_pinned_memory_is_one_memory(device):
     RowOps(device, F32).advance(s, device.upload(np.array([7], I32)), mail)
     device.wait(device.mark())
     assert host.tolist() == [[5, 5, 5, 5], [5, 5, 7, 5], [5, 5, 5, 5]]
+
+
+def test_next_kernel_may_read_positions_early(device):
+    """What advance wrote is in memory when it ends: attention reads positions and visible before its own wait."""
+    rng = np.random.default_rng(1)
+    memory = Memory.of(device, rng, [70], 1, 32, F32)
+    s, mail = (
+        step(device, [0], [68], [69], memory.table),
+        Mail(device.pinned((1, MAIL), I32)[1], device.empty((1,), I32)),
+    )
+    device.write(mail.place, np.zeros(1, I32))
+    query, out = rng.standard_normal((1, 3, 32)).astype(F32), device.empty((1, 32), F32)
+    qkv, work = device.upload(query.reshape(1, -1)), scratch(device, 1, 1, 1, 32, F32, memory.table.shape[1])
+    ops, token = RowOps(device, F32), device.upload(np.array([7], I32))
+    ops.advance(s, token, mail)
+    ops.attend(qkv, s, memory.cache, 1, 0, out, work)
+    close(device.read(out), memory.attend(query[0, :1], 0, 70, 0), EPS["float32"] * 2)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from rows import EPS, TYPES, Memory, RowOps, close, scratch, step
 
 from ostinato.errors import DeviceError
-from ostinato.ops.base import PAGE
+from ostinato.sizes import PAGE
 
 SHAPES = [  # heads, key/value heads, head size
     pytest.param(2, 2, 16, id="1x16"),
@@ -90,6 +90,28 @@ def test_same_bits_alone_in_a_batch_and_on_any_grid(device, dtype, monkeypatch):
     np.testing.assert_array_equal(run(device, memory, TYPES[dtype], 3, queries, seqs, visible, 0), together)
 
 
+@pytest.mark.parametrize("positions", [[69, 70, 71], [71, 69, 70], [63, 64, 65]], ids=["up", "mixed", "two-pages"])
+def test_rows_of_one_sequence_wait_for_each_other(shuffled, positions):
+    """A step may have several rows of a sequence: all of their tokens come from the kernel before, not only the own."""
+    rng = np.random.default_rng(7)
+    g, d, dtype = 1, 64, TYPES["bfloat16"]
+    memory = Memory.of(shuffled, rng, [40, 72], g, d, dtype)
+    ops, seqs = RowOps(shuffled, dtype), [1, 0, 1, 1]  # the first and the last block are watched before grid_wait
+    positions = [positions[0], 39, *positions[1:]]
+    visible = [p + 1 for p in positions]
+    new = np.stack([rng.standard_normal((4, g, d)).astype(dtype), rng.standard_normal((4, g, d)).astype(dtype)], 1)
+    for row, (seq, p) in enumerate(zip(seqs, positions, strict=True)):
+        memory.keys[seq][p], memory.values[seq][p] = new[row]
+    queries = rng.standard_normal((4, 2, d)).astype(dtype)
+    qkv = shuffled.upload(np.concatenate([queries.reshape(4, -1), new.reshape(4, -1)], 1))
+    s, out = step(shuffled, seqs, positions, visible, memory.table), shuffled.empty((4, 2 * d), dtype)
+    work = scratch(shuffled, 4, 2, g, d, dtype, memory.table.shape[1])
+    ops.append(qkv, s, memory.cache, 2)
+    ops.attend(qkv, s, memory.cache, 2, 0, out, work)
+    for row, found in enumerate(shuffled.read(out).reshape(4, 2, d)):
+        close(found, memory.attend(queries[row], seqs[row], visible[row], 0), 2 * EPS["bfloat16"])
+
+
 def test_order_of_threads_does_not_matter(shuffled):
     rng = np.random.default_rng(5)
     memory = Memory.of(shuffled, rng, [600, 65], 1, 32, TYPES["bfloat16"])
@@ -110,5 +132,5 @@ def test_refuses_what_does_not_fit(device):
         ops.attend(qkv, s, memory.cache, 2, -1, out, small)
     rows = device.empty((17, 128), np.dtype(np.float32))
     s = step(device, [0] * 17, [0] * 17, [1] * 17, memory.table)
-    with pytest.raises(DeviceError, match=r"at most 16 rows or a multiple of 64, found 17"):
+    with pytest.raises(DeviceError, match=r"attend: expected at most 16 rows in a decode pass, found 17"):
         ops.attend(rows, s, memory.cache, 2, 0, device.empty((17, 64), np.dtype(np.float32)), small)

@@ -7,7 +7,8 @@ import pytest
 from rows import EPS, TYPES, Memory, RowOps, close, step
 
 from ostinato.errors import DeviceError
-from ostinato.ops.base import PAGE
+from ostinato.ops.base import PassKind
+from ostinato.sizes import PAGE
 
 SHAPES = [  # heads, key/value heads, head size
     pytest.param(1, 1, 16, id="1x16"),
@@ -44,8 +45,9 @@ def run(device, memory, dtype, heads, queries, parts, window=0, encoder=False):
     qkv[:, : heads * d] = 1
     qkv[real, : heads * d] = queries.reshape(len(queries), -1)
     out = device.upload(np.full((len(seqs), heads * d), np.nan, dtype))
-    s = step(device, seqs, positions, visible, memory.table)
-    RowOps(device, dtype).attend(device.upload(qkv), s, memory.cache, heads, window, out, None, encoder)
+    kind = PassKind.ENCODER if encoder else PassKind.PREFILL
+    s = step(device, seqs, positions, visible, memory.table, kind)
+    RowOps(device, dtype).attend(device.upload(qkv), s, memory.cache, heads, window, out, None)
     out = device.read(out)
     assert np.isfinite(out.astype(float)).all()  # spare rows too: their numbers go on through the layer
     return out.reshape(len(seqs), heads, d)[real]
@@ -142,8 +144,8 @@ def test_refuses_packed_heads_that_are_too_large(device):
 def test_refuses_part_of_a_tile(device):
     memory = Memory.of(device, np.random.default_rng(5), [64], 1, 32, TYPES["float32"])
     f32 = np.dtype(np.float32)
-    s = step(device, [0] * 40, range(40), range(1, 41), memory.table)
-    with pytest.raises(DeviceError, match=r"attend: expected at most 16 rows or a multiple of 64, found 40"):
+    s = step(device, [0] * 40, range(40), range(1, 41), memory.table, PassKind.PREFILL)
+    with pytest.raises(DeviceError, match=r"attend: expected a multiple of 64 rows in a prefill pass, found 40"):
         RowOps(device, f32).attend(
             device.empty((40, 96), f32), s, memory.cache, 1, 0, device.empty((40, 32), f32), None
         )

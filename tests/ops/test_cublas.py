@@ -8,6 +8,7 @@ import pytest
 from products import cublas
 
 from ostinato.errors import DeviceError
+from ostinato.ops.base import PassKind
 
 EPS = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-20}
 F32 = np.dtype(np.float32)
@@ -45,7 +46,8 @@ def test_linear(device, dtype, rows, to, with_bias, residual):
     start = added if residual in ("in place", "view") else np.full((rows, 288), np.nan)
     out = device.upload(start.astype(ops.dtype if to == "T" else F32))
     given = {None: None, "in place": out, "view": out[:], "apart": device.upload(added)}[residual]
-    ops.linear(device.upload(x), weight, out, bias=device.upload(bias) if with_bias else None, residual=given)
+    given_bias = device.upload(bias) if with_bias else None
+    ops.linear(device.upload(x), weight, out, PassKind.DECODE, bias=given_bias, residual=given)
     expected = x.astype(float) @ plain.T + with_bias * bias + (residual is not None) * added
     found = device.read(out).astype(float)
     assert np.isfinite(found).all()
@@ -76,7 +78,9 @@ def test_bad_arrays(device, shape, message):
     ops = cublas(device, "bfloat16")
     weight = ops.weight([random((32, 80))])
     with pytest.raises(DeviceError, match=message):
-        ops.linear(device.empty(shape, np.dtype(ml_dtypes.bfloat16)), weight, device.empty((3, 32), F32))
+        ops.linear(
+            device.empty(shape, np.dtype(ml_dtypes.bfloat16)), weight, device.empty((3, 32), F32), PassKind.DECODE
+        )
 
 
 def test_bad_parts(device):

@@ -24,7 +24,8 @@ from sides import (
 )
 
 from ostinato.errors import DeviceError
-from ostinato.ops.base import PAGE
+from ostinato.ops.base import PassKind
+from ostinato.sizes import PAGE
 
 CONFIGS = [
     pytest.param(SMALL, id="gqa-2"),
@@ -71,7 +72,7 @@ def test_norm_gate_up(device, dtype, c, rows):
     t = case(device, dtype, c, any_step(rows))
     for side in (t.host, t.gpu):
         ready(side, side.w.mlp_norm)
-        side.ops.norm_gate_up(c, side.w, side.b)
+        side.ops.norm_gate_up(c, side.w, side.b, side.s)
     close(device.read(t.gpu.b.ffn), t.host.b.ffn, dtype, factors=2)
 
 
@@ -97,7 +98,7 @@ def test_linear_gelu(device, dtype, activation, c, rows):
     c = changed(c, activation=activation)
     t = case(device, dtype, c, any_step(rows))
     for side in (t.host, t.gpu):
-        side.ops.linear_gelu(c.sizes, side.w, side.b)
+        side.ops.linear_gelu(c.sizes, side.w, side.b, side.s)
     close(device.read(t.gpu.b.ffn), t.host.b.ffn, dtype)
 
 
@@ -139,25 +140,27 @@ def test_logits_have_the_same_bits_in_every_company(device, dtype):
 @pytest.mark.parametrize("c", CONFIGS[1:4])
 def test_decode_bits_do_not_depend_on_the_batch(device, dtype, c):
     """Every row of a batch of 16 alone and in batches of every size: the same queries, keys, values and activations."""
-    s = step(np.arange(16, dtype=I32) % SEQUENCES, rng.permutation(3 * PAGE)[:16].astype(I32), range(16))
+    s = step(
+        np.arange(16, dtype=I32) % SEQUENCES, rng.permutation(3 * PAGE)[:16].astype(I32), range(16), PassKind.DECODE
+    )
     t = case(device, dtype, c, s)
     g, x, h = t.gpu, device.read(t.gpu.b.x), device.read(t.gpu.b.h)
     queries = c.sizes.heads * c.sizes.head_dim
 
     def run(rows):
         part = {n: device.upload(getattr(s, n)[rows]) for n in ("ids", "seqs", "positions", "visible")}
-        some, b = replace(g.s, **part), g.ops.buffers(c, len(rows), len(rows))
+        some, b = replace(g.s, **part), g.ops.buffers(c, PassKind.DECODE, len(rows), len(rows))
         device.write(b.x, x[rows])
         ready(g, g.w.attn_norm, b)
         g.ops.norm_qkv(c, c.sizes, g.w, b, some, g.cache)
         ready(g, g.w.mlp_norm, b)
-        g.ops.norm_gate_up(c, g.w, b)
+        g.ops.norm_gate_up(c, g.w, b, some)
         page, slot = s.table[s.seqs[rows], s.positions[rows] // PAGE], s.positions[rows] % PAGE
         found = [device.read(b.qkv)[:, :queries], device.read(b.ffn)]
         found += [device.read(a)[page, :, slot] for a in (g.cache.k, g.cache.v)]
         for tanh in (False, True):
             device.write(b.h, h[rows])
-            g.ops.linear_gelu(replace(c.sizes, activation="gelu_tanh" if tanh else "gelu"), g.w, b)
+            g.ops.linear_gelu(replace(c.sizes, activation="gelu_tanh" if tanh else "gelu"), g.w, b, some)
             found.append(device.read(b.ffn))
         return found
 
@@ -201,13 +204,13 @@ def test_bad_arrays(device, op, where, name, shape, message):
     arguments = {
         "norm_qkv": (SMALL, SMALL.sizes, g.w, g.b, g.s, g.cache),
         "linear_append": (SMALL.sizes, g.w, g.b, g.s, g.cache),
-        "linear_gelu": (SMALL.sizes, g.w, g.b),
+        "linear_gelu": (SMALL.sizes, g.w, g.b, g.s),
         "norm_head": (SMALL, g.w, g.b, g.s),
-        "linear_add": (g.b.attn, g.w.o, g.b, g.w.norm),
+        "linear_add": (g.b.attn, g.w.o, g.b, g.s, g.w.norm),
         "embed_tokens": (g.s, g.w.head, g.b, g.w.norm),
     }
     with pytest.raises(DeviceError, match=message):
-        getattr(g.ops, op)(*arguments.get(op, (SMALL, g.w, g.b)))
+        getattr(g.ops, op)(*arguments.get(op, (SMALL, g.w, g.b, g.s)))
 
 
 def test_every_schedule_gives_the_same_bits(shuffled):
@@ -218,7 +221,7 @@ def test_every_schedule_gives_the_same_bits(shuffled):
             ready(g, g.w.attn_norm)
             g.ops.norm_qkv(SMALL, SMALL.sizes, g.w, g.b, g.s, g.cache)
             g.ops.linear_append(SMALL.sizes, g.w, g.b, g.s, g.cache)
-        g.ops.linear_gelu(SMALL.sizes, g.w, g.b)
+        g.ops.linear_gelu(SMALL.sizes, g.w, g.b, g.s)
         ready(g, g.w.mlp_norm)
-        g.ops.norm_gate_up(SMALL, g.w, g.b)
+        g.ops.norm_gate_up(SMALL, g.w, g.b, g.s)
         g.ops.norm_head(SMALL, g.w, g.b, g.s)

@@ -56,10 +56,10 @@ def test_launches_do_not_change_bits(device, c, warps, launch, dtype):
             out = device.upload(np.full((rows, 96), np.nan, F32))
             ready(g, g.w.attn_norm, b)
             g.ops.norm_qkv(c, c.sizes, g.w, b, s, g.cache)
-            g.ops.norm_gate_up(c, g.w, b)
-            g.ops.linear(b.h, g.w.up, out)
+            g.ops.norm_gate_up(c, g.w, b, s)
+            g.ops.linear(b.h, g.w.up, out, s.kind)
             queries = device.upload(device.read(b.qkv)[:, : c.sizes.heads * c.sizes.head_dim].copy())
-            g.ops.linear_add(queries, g.w.o, b, g.w.mlp_norm)
+            g.ops.linear_add(queries, g.w.o, b, s, g.w.mlp_norm)
             found.append([device.read(a).astype(F32) for a in (queries, b.ffn, out, b.x, b.h)])
     for plain, other in zip(found[:3], found[3:], strict=True):
         for expected, seen in zip(plain, other, strict=True):
@@ -79,5 +79,5 @@ def test_every_schedule_gives_the_same_bits(shuffled, c, warps, launch):
     g = case(shuffled, "bfloat16", c, decode_step(3)).gpu
     g.ops.shapes = everywhere(warps, launch)
     ready(g, g.w.mlp_norm)
-    g.ops.norm_gate_up(c, g.w, g.b)
-    g.ops.linear(g.b.h, g.w.up, shuffled.empty((3, 96), F32))
+    g.ops.norm_gate_up(c, g.w, g.b, g.s)
+    g.ops.linear(g.b.h, g.w.up, shuffled.empty((3, 96), F32), g.s.kind)

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from ostinato.errors import DeviceError, UnsupportedModel
+from ostinato.ops.base import PassKind
 from ostinato.ops.cuda import CudaOps
 from ostinato.ops.shapes import PREFILL, DecodeShape, Launch, Shapes
+from ostinato.sizes import DECODE_ROWS
 
 TYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16), "float32": np.dtype(np.float32)}
 EPS = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-20}  # of a value rounded to T
@@ -48,6 +50,11 @@ def close(found, expected, eps):
     assert np.abs(found.astype(float) - expected).max() <= eps * max(1.0, np.abs(expected).max())
 
 
+def kind_of(rows: int) -> PassKind:
+    """Of a pass that has so many rows in the engine."""
+    return PassKind.DECODE if rows <= DECODE_ROWS else PassKind.PREFILL
+
+
 def unwritten(device, shape, dtype):
     """A device array of NaN: what an operation leaves out shows."""
     return device.upload(np.full(shape, np.nan, dtype))
@@ -67,7 +74,7 @@ def test_linear(device, dtype, layout, head_dim, sizes, k):
     for rows in ROWS:
         x = random((rows, k), ops.dtype)
         out = unwritten(device, (rows, len(plain)), F32)
-        ops.linear(device.upload(x), weight, out)
+        ops.linear(device.upload(x), weight, out, kind_of(rows))
         close(device.read(out), x.astype(float) @ plain.T, 2.0**-19)
 
 
@@ -92,7 +99,9 @@ def test_bias_and_residual(device, dtype, rows, to, with_bias, residual):
         else unwritten(device, (rows, 49), ops.dtype if to == "T" else F32)
     )
     given = {None: None, "in place": out, "apart": device.upload(added)}[residual]
-    ops.linear(device.upload(x), weight, out, bias=device.upload(bias) if with_bias else None, residual=given)
+    ops.linear(
+        device.upload(x), weight, out, kind_of(rows), bias=device.upload(bias) if with_bias else None, residual=given
+    )
     expected = x.astype(float) @ plain.T + with_bias * bias + (residual is not None) * added
     close(device.read(out), expected, EPS[dtype] if to == "T" else 2.0**-19)
 
@@ -106,7 +115,7 @@ def test_decode_bits_do_not_depend_on_the_batch(device, dtype, k):
 
     def run(rows):
         out = unwritten(device, (len(rows), 49), F32)
-        ops.linear(device.upload(x[rows]), weight, out)
+        ops.linear(device.upload(x[rows]), weight, out, PassKind.DECODE)
         return device.read(out)
 
     alone = np.concatenate([run([r]) for r in range(16)])
@@ -121,11 +130,11 @@ def test_prefill_bits_do_not_depend_on_the_rows_beside(device, dtype):
     ops, weight, _ = matrix(device, dtype, "rows", 0, (209,), 144)
     x = random((64, 144), ops.dtype)
     alone = unwritten(device, (64, 209), F32)
-    ops.linear(device.upload(x), weight, alone)
+    ops.linear(device.upload(x), weight, alone, PassKind.PREFILL)
     for before, after in ((0, 64), (64, 0), (64, 64), (128, 0)):
         beside = np.concatenate([random((before, 144), ops.dtype), x, random((after, 144), ops.dtype)])
         out = unwritten(device, (len(beside), 209), F32)
-        ops.linear(device.upload(beside), weight, out)
+        ops.linear(device.upload(beside), weight, out, PassKind.PREFILL)
         np.testing.assert_array_equal(device.read(out)[before : before + 64], device.read(alone))
 
 
@@ -138,7 +147,9 @@ def test_other_launch_shapes_are_taken_at_once(device):
         ops.shapes = Shapes({(49, 80, 2): DecodeShape(warps, launch, launch, launch)}, "", device.arch)
         before = Counter(device.launches)
         for _ in range(2):
-            ops.linear(device.upload(random((1, 80), ops.dtype)), weight, unwritten(device, (1, 49), F32))
+            ops.linear(
+                device.upload(random((1, 80), ops.dtype)), weight, unwritten(device, (1, 49), F32), PassKind.DECODE
+            )
         ((name, count),) = (device.launches - before).items()
         assert count == 2
         names.append(name)
@@ -153,7 +164,7 @@ def test_prefill_bits_do_not_depend_on_the_shape(device, dtype, monkeypatch):
     for shape in PREFILL[ops.dtype.itemsize]:
         monkeypatch.setattr("ostinato.ops.cuda.prefill_shape", lambda *sizes, shape=shape: shape)
         out = unwritten(device, (192, 209), F32)
-        ops.linear(device.upload(x), weight, out)
+        ops.linear(device.upload(x), weight, out, PassKind.PREFILL)
         found.append(device.read(out))
     close(found[0], x.astype(float) @ plain.T, 2.0**-19)
     for other in found[1:]:
@@ -166,9 +177,9 @@ def test_columns_do_not_mix(device, rows):
     ops, weight, _ = matrix(device, "bfloat16", "rows", 0, (32,), 64)
     x = random((rows, 64), ops.dtype)
     clean, dirty = (unwritten(device, (rows, 32), F32) for _ in range(2))
-    ops.linear(device.upload(x), weight, clean)
+    ops.linear(device.upload(x), weight, clean, kind_of(rows))
     x[1], x[rows - 1] = np.nan, np.inf
-    ops.linear(device.upload(x), weight, dirty)
+    ops.linear(device.upload(x), weight, dirty, kind_of(rows))
     others = [r for r in range(rows) if r not in (1, rows - 1)]
     np.testing.assert_array_equal(device.read(dirty)[others], device.read(clean)[others])
     assert np.isnan(device.read(dirty)[1]).all()
@@ -178,7 +189,7 @@ def test_every_schedule_gives_the_same_bits(shuffled):
     for rows in (3, 16, 64):
         ops, weight, _ = matrix(shuffled, "bfloat16", "rows", 0, (209,), 144)
         out = unwritten(shuffled, (rows, 209), F32)
-        ops.linear(shuffled.upload(random((rows, 144), ops.dtype)), weight, out)
+        ops.linear(shuffled.upload(random((rows, 144), ops.dtype)), weight, out, kind_of(rows))
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -223,7 +234,24 @@ def test_bad_arrays(device, changed, message):
     ops, weight, _ = matrix(device, "bfloat16", "rows", 0, (32,), 64)
     given = {"x": ((3, 64), "bfloat16"), "out": ((3, 32), "float32"), **changed}
     with pytest.raises(DeviceError, match="linear: expected " + message):
-        ops.linear(**{k: device.empty(s, TYPES[t]) for k, (s, t) in given.items()}, weight=weight)
+        ops.linear(**{k: device.empty(s, TYPES[t]) for k, (s, t) in given.items()}, weight=weight, kind=PassKind.DECODE)
+
+
+@pytest.mark.parametrize(("rows", "kind"), [(16, PassKind.DECODE), (16, PassKind.PREFILL), (64, PassKind.ENCODER)])
+def test_the_kind_of_pass_decides_which_kernel_runs(device, rows, kind):
+    """And not the number of rows."""
+    ops, weight, plain = matrix(device, "bfloat16", "rows", 0, (49,), 80)
+    x, out, before = random((rows, 80), ops.dtype), unwritten(device, (rows, 49), F32), Counter(device.launches)
+    ops.linear(device.upload(x), weight, out, kind)
+    (name,) = device.launches - before
+    assert name.startswith("decode_" if kind is PassKind.DECODE else "prefill_")
+    close(device.read(out), x.astype(float) @ plain.T, 2.0**-19)
+
+
+def test_too_many_rows_for_a_decode_pass(device):
+    ops, weight, _ = matrix(device, "bfloat16", "rows", 0, (49,), 80)
+    with pytest.raises(DeviceError, match="expected at most 16 rows in a decode pass, found 17"):
+        ops.linear(device.empty((17, 80), ops.dtype), weight, unwritten(device, (17, 49), F32), PassKind.DECODE)
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,12 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-from rows import F32, I32, RowOps, step
+from rows import F32, I32, RowOps, scratch, step
 
 from ostinato import sampling
 from ostinato.errors import DeviceError
-from ostinato.ops.base import STOP_IDS, Sampling, Step
-from ostinato.ops.rows import Scratch
+from ostinato.ops.base import Sampling
+from ostinato.sizes import STOP_IDS
 
 
 def rules(n: int, vocab: int, **changes) -> Sampling:
@@ -40,11 +40,10 @@ def run(device, logits: np.ndarray, g: Sampling, positions: list[int]) -> np.nda
     s.last = device.upload(np.arange(n)[::-1].astype(I32))
     spare = {f.name: np.concatenate([getattr(g, f.name), getattr(g, f.name)[:1]]) for f in fields(g)}
     on_device = Sampling(**{k: device.upload(v) for k, v in spare.items()})
-    host = Step(*(device.read(getattr(s, f.name)) for f in fields(s)))
+    host = replace(s, **{name: device.read(array) for name, array in vars(s).items() if name != "kind"})
     expected, out = np.zeros(n, I32), device.upload(np.full(n, -7, I32))
     sampling.sample(logits[::-1], host, replace(g, counts=g.counts), expected)
-    none = device.empty((1,), F32)
-    work = Scratch(none, none, 0, none, device.upload(np.zeros(n, np.uint64)), device.upload(np.zeros(n, I32)))
+    work = scratch(device, n, 1, 1, 16, F32, 1)
     RowOps(device, F32).sample(device.upload(logits[::-1]), s, on_device, out, work)
     np.testing.assert_array_equal(device.read(out), expected)
     np.testing.assert_array_equal(device.read(on_device.counts)[:n], g.counts)
@@ -116,6 +115,19 @@ def test_more_than_the_candidates_that_fit(device, cut):
     run(device, normal(3, 1, 6000, scale=0.3), rules(1, 6000, temperature=1, seed=9, **cut), [17])
 
 
+@pytest.mark.parametrize(
+    "vocab", [pytest.param(900, id="candidates-suffice"), pytest.param(4200, id="beyond-candidates")]
+)
+@pytest.mark.parametrize(
+    "cut", [pytest.param({"top_k": 701}, id="top-k"), pytest.param({"top_p": 0.7}, id="top-p"),
+            pytest.param({"top_k": 701, "top_p": 0.5}, id="both")]
+)  # fmt: skip
+def test_neighbouring_floats(device, vocab, cut):
+    """One token more or less is another draw: the logits are floats one after the other, in the order of the tokens."""
+    logits = np.tile((np.uint32(0x3F800000) + np.arange(vocab, dtype=np.uint32)).view(F32), (8, 1))
+    run(device, logits, rules(8, vocab, temperature=1, seed=range(8), **cut), list(range(8)))
+
+
 def test_all_in_one_bin(device):
     """More equal logits than candidates fit: the list is empty."""
     run(device, np.zeros((1, 4500), F32), rules(1, 4500, temperature=1, top_k=7, top_p=0.6, seed=5), [2])
@@ -127,12 +139,13 @@ def test_penalties_and_bans(device, temperature):
     g = rules(4, 900, temperature=temperature, seed=[1, 2, 3, 4], repetition=[1, 1.3, 0.8, 1], presence=[0, 0.4, 0, -1],
               frequency=[0, 0.2, 0, 0.7])  # fmt: skip
     g.counts[:] = rng.integers(0, 6, g.counts.shape)
-    g.stop_ids[:, :3], g.stop_from[:] = rng.integers(0, 900, (4, 3)), [0, 30, 31, 32]
+    g.stop_ids[:] = np.stack([rng.permutation(900)[:STOP_IDS] for _ in range(4)])  # as many as there may be
+    g.stop_ids[0, 3:], g.stop_ids[1, 20:], g.stop_from[:] = -1, -1, [0, 30, 31, 32]
     logits = normal(7, 4, 900)
     for i in range(4):
-        logits[i, g.stop_ids[i, :3]] = 40  # sure to be taken unless banned
+        logits[i, g.stop_ids[i][g.stop_ids[i] >= 0]] = 40  # sure to be taken unless banned
     tokens = run(device, logits, g, [30] * 4)
-    assert [tokens[i] in g.stop_ids[i, :3] for i in range(4)] == [True, True, True, False]
+    assert [tokens[i] in g.stop_ids[i] for i in range(4)] == [True, True, True, False]
 
 
 def test_sequence_of_draws_is_the_same_alone(device):

@@ -9,6 +9,7 @@ import pytest
 from products import cublas
 from sides import EPS, F32, SMALL, case, close, decode_step, prefill_step, random, ready, rng, same_numbers
 
+from ostinato.ops.base import PassKind
 from ostinato.ops.cuda import CudaOps
 from ostinato.ops.numpy import NumpyOps
 
@@ -36,7 +37,7 @@ def test_linear_add(device, dtype, rows):
     before = device.read(t.gpu.b.x)
     for side in (t.host, t.gpu):
         side.ops.device.write(side.b.attn, x.astype(side.b.attn.dtype))
-        side.ops.linear_add(side.b.attn, side.w.o, side.b, side.w.mlp_norm, SCALE)
+        side.ops.linear_add(side.b.attn, side.w.o, side.b, side.s, side.w.mlp_norm, SCALE)
     close(device.read(t.gpu.b.x), t.host.b.x, "float32")
     np.testing.assert_allclose(t.host.b.x - before, SCALE * (x.astype(F32) @ t.host.w.o.T), atol=1e-5)
 
@@ -91,12 +92,12 @@ def test_a_scale_is_one_rounding_of_the_sum(device, ops, rows):
     """With a power of two nothing is rounded: the bits are those of a scale of 1, shifted, with and without a bias."""
     on = NumpyOps() if ops is NumpyOps else ops(device, "bfloat16")
     weight, x = on.weight([random(49, 80)]), on.device.upload(random(rows, 80).astype(on.dtype))
-    bias = random(49)
+    bias, kind = random(49), PassKind.DECODE if rows <= 16 else PassKind.PREFILL
     for given in (None, bias):
         found = []
         for scale in (1.0, 4.0):
             out = on.device.upload(np.full((rows, 49), np.nan, F32))
             shifted = None if given is None else on.device.upload(given * F32.type(scale))
-            on.linear(x, weight, out, bias=shifted, scale=scale)
+            on.linear(x, weight, out, kind, bias=shifted, scale=scale)
             found.append(on.device.read(out))
         np.testing.assert_array_equal(found[1], found[0] * 4)

@@ -52,7 +52,7 @@ GPT2_CONFIG = flat(
 )  # fmt: skip
 BERT_CONFIG = flat(
     "bert", layers=3, hidden=64, heads=4, kv_heads=4, head_dim=16, ffn=96, vocab=256, max_len=128, eps=1e-12,
-    rope=None, qkv_bias=True, activation="gelu", causal=False, segments=2, dtype="float16",
+    rope=None, qkv_bias=True, activation="gelu", causal=False, segments=2, tied=True, dtype="float16",
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from configs import flat
 
 from ostinato.config import EngineConfig, SamplingParams
 from ostinato.errors import RequestError
-from ostinato.ops.base import STOP_IDS
+from ostinato.sizes import STOP_IDS
 
 MODEL = flat(
     layers=1, hidden=8, heads=1, kv_heads=1, head_dim=8, ffn=8, vocab=100, max_len=64, eps=1e-5,
@@ -118,7 +118,8 @@ def test_penalised(field: str) -> None:
         pytest.param({"stop_token_ids": [9, 3]}, (9, 3, 2), id="together-once-each"),
         pytest.param({"ignore_eos": True}, (), id="ignored"),
         pytest.param({"ignore_eos": True, "stop_token_ids": [3]}, (3,), id="ignored-but-asked-for"),
-        pytest.param({"stop_token_ids": [*range(10, 16)]}, (*range(10, 16), 2, 3), id="as-many-as-fit"),
+        pytest.param({"stop_token_ids": [*range(10, 30)]}, (*range(10, 30), 2, 3), id="20-beside-the-model's"),
+        pytest.param({"stop_token_ids": [*range(10, 40)]}, (*range(10, 40), 2, 3), id="as-many-as-fit"),
     ],
 )
 def test_stop_ids(fields: dict[str, Any], ids: tuple[int, ...]) -> None:
@@ -127,7 +128,7 @@ def test_stop_ids(fields: dict[str, Any], ids: tuple[int, ...]) -> None:
 
 def test_too_many_stop_ids() -> None:
     own = [*range(10, 10 + STOP_IDS - 1)]
-    with pytest.raises(RequestError, match=rf"stop_token_ids: expected at most {STOP_IDS} .*\[2, 3\].* found 9"):
+    with pytest.raises(RequestError, match=rf"stop_token_ids: expected at most {STOP_IDS} .*\[2, 3\].* found 33"):
         SamplingParams(stop_token_ids=own).stop_ids(MODEL)
     assert SamplingParams(stop_token_ids=own, ignore_eos=True).stop_ids(MODEL) == tuple(own)
 

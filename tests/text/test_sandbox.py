@@ -105,3 +105,17 @@ def test_working_directory_is_not_imported(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert make("ok", tokenizer).render(user("x")) == "ok"
+
+
+def test_a_conversation_too_long_to_render_is_the_callers_fault(tokenizer: Tokenizer) -> None:
+    slow = CHATML + "{% if messages | length > 20000 %}" + LOOP + "{% endif %}"
+    with pytest.raises(
+        RequestError, match=r"^messages: expected .* can render, found 20001 messages of 20001 char"
+    ) as e:
+        make(slow, tokenizer).encode(user(*["x"] * 20_001))
+    assert "takes too long" in str(e.value) and "tiny" not in str(e.value)
+
+
+def test_a_long_conversation_does_not_excuse_a_wrong_template(tokenizer: Tokenizer) -> None:
+    with pytest.raises(TokenizerError, match=r"^tiny: chat template: .*takes too long"):
+        make(LOOP, tokenizer).encode(user(*["x"] * 20_001))

@@ -212,3 +212,28 @@ def test_gguf(tokenizer: Tokenizer) -> None:
 def test_gguf_refused(tokenizer: Tokenizer, template: Any) -> None:
     with pytest.raises(EngineError, match=r"^tiny\.gguf: tokenizer\.chat_template: expected a text, found "):
         ChatTemplate.from_checkpoint(gguf(template=template), tokenizer)
+
+
+# -- the end of a turn --------------------------------------------------------------------------------------------
+
+
+ENDLESS = "{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}{% endfor %}"
+ALTERNATE = "{% if messages | length > 2 %}{{ raise_exception('no') }}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "ends"),
+    [
+        pytest.param(CHATML, (2,), id="chatml"),
+        pytest.param("{% for m in messages %}{{ m.content }} \n<|end|>{% endfor %}", (0,), id="after-white-space"),
+        pytest.param("{% for m in messages %}{{ m.content }}</think><|end|>{% endfor %}", (), id="not-at-once"),
+        pytest.param("{% for m in messages %}{{ m.content }}\nUser: {% endfor %}", (), id="words"),
+        pytest.param(ENDLESS, (1,), id="the-next-message"),
+        pytest.param(LAST + "}}<|end|>", (0,), id="last-message-only"),
+        pytest.param("<|end|>{{ messages[0].content }}", (), id="answers-left-out"),
+        pytest.param(ALTERNATE, (), id="refused"),
+        pytest.param("{{ 1 / 0 }}", (), id="wrong"),
+    ],
+)
+def test_end_of_turn(tokenizer: Tokenizer, template: str, ends: tuple[int, ...]) -> None:
+    assert make(template, tokenizer).end_of_turn() == ends

@@ -277,3 +277,23 @@ def test_tokens_beyond_the_embedding_are_refused(tokenizer: Tokenizer) -> None:
     assert tokenizer.unknown(tokenizer.vocab_size) == ()
     with pytest.raises(TokenizerError, match=rf"expected ids below the 100 rows .*, found {tokenizer.vocab_size - 1}"):
         tokenizer.unknown(100)
+
+
+@pytest.mark.parametrize(
+    ("changes", "ids"),
+    [
+        pytest.param({}, (2,), id="eos"),
+        pytest.param({"eot_token_id": 0, "eom_token_id": 3}, (2, 0, 3), id="turn and message"),
+        pytest.param({"eos_token_id": None, "eot_token_id": 0}, (0,), id="turn alone"),
+        pytest.param({"eot_token_id": 2, "eom_token_id": 2}, (2,), id="once each"),
+        pytest.param({"eos_token_id": None}, (), id="none"),
+    ],
+)
+def test_end_tokens_of_gguf(changes: dict[str, Any], ids: tuple[int, ...]) -> None:
+    assert Tokenizer.from_checkpoint(gguf(**changes)).eos_ids == ids
+
+
+def test_a_begin_token_that_the_text_spells_is_not_doubled() -> None:
+    t = Tokenizer(sentencepiece(), "tiny")
+    assert t.encode("<s>a", special=True) == t.encode("a", special=True)
+    assert t.encode("<s><s>a", special=True)[:3] == [1, 1, *t.encode("a", bos=False)[:1]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import safetensors.numpy
 from checkpoint_files import entry, flipped, in_memory, refused, write_safetensors
 from checkpoint_files import safetensors as made
 
-from ostinato.errors import EngineError, UnsupportedModel
+from ostinato.errors import CheckpointError, EngineError, UnsupportedModel
+from ostinato.weights import files
 from ostinato.weights import safetensors as reader
 from ostinato.weights.safetensors import read_directory, read_file
 
@@ -177,7 +179,6 @@ def test_shards_are_one_set_of_tensors(tmp_path: Path) -> None:
 BROKEN_DIRECTORIES = [
     pytest.param({}, "model.safetensors", "no weights", id="no weights"),
     pytest.param({"pytorch_model.bin": ""}, "pytorch_model.bin", id="only a pickle"),
-    pytest.param({"x.gguf": ""}, "x.gguf", "give the .gguf file", id="only a gguf"),
     pytest.param({INDEX: "{}"}, "weight_map", "None", id="no weight_map"),
     pytest.param({INDEX: index([])}, "weight_map", id="weight_map not an object"),
     pytest.param({INDEX: index({})}, "weight_map", id="weight_map empty"),
@@ -204,3 +205,13 @@ BROKEN_DIRECTORIES = [
 def test_broken_directory_is_refused(tmp_path: Path, case: tuple) -> None:
     folder = _directory(tmp_path, case[0])
     refused(lambda: read_directory(folder), str(tmp_path), *case[1:])
+
+
+def test_a_file_that_cannot_be_mapped_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def mmap(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    (tmp_path / "x.safetensors").write_bytes(b"x")
+    monkeypatch.setattr(files.mmap, "mmap", mmap)
+    with pytest.raises(CheckpointError, match=r"x\.safetensors: cannot be mapped: Too many open files"):
+        files.map_file(tmp_path / "x.safetensors")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config import ModelConfig
+from ...weights.files import is_gguf
 from .bert import BERT
 from .family import Family
 from .gpt2 import GPT2
@@ -42,7 +43,7 @@ def model_config(config: dict[str, Any], generation: dict[str, Any], source: str
     config: config.json, or the same made from GGUF metadata; generation: generation_config.json, {} when there is none,
     whose end tokens come before config's; source: directory or GGUF file, for messages. CheckpointError or
     UnsupportedModel, naming file and key. Keys that nobody reads are named on stderr, by logging."""
-    gguf = str(source).endswith(".gguf")
+    gguf = is_gguf(Path(source))
     keys = Keys(config, str(source) if gguf else str(Path(source) / "config.json"))
     more = Keys(generation, str(source) if gguf else str(Path(source) / "generation_config.json"))
     family = _family(keys)

@@ -38,6 +38,7 @@ _TABLE = Table(
     spare=r"embeddings\.(position_ids|token_type_ids)|pooler\.dense\.(weight|bias)"
     r"|cls\.predictions\.(bias|decoder\.(weight|bias)|transform\.(dense|LayerNorm)\.(weight|bias|gamma|beta))"
     r"|cls\.seq_relationship\.(weight|bias)",
+    shared="cls.predictions.decoder.weight",
     old=(("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")),
 )  # fmt: skip
 
@@ -53,6 +54,7 @@ def _bert(keys: Keys) -> ModelConfig:
         max_len=size(keys, "max_position_embeddings"),
         eps=keys.real("layer_norm_eps", 0, 1, default=1e-12),
         causal=False,
+        tied=keys.flag("tie_word_embeddings", True),
         segments=keys.integer("type_vocab_size", 1, 2**16),
     )  # fmt: skip
 
@@ -64,6 +66,5 @@ BERT = Family(
     table=_TABLE,
     neutral={
         "is_decoder": (False,), "add_cross_attention": (False,), "position_embedding_type": ("absolute",),
-        "tie_word_embeddings": (True, False),  # of the head that is not used
     },
 )  # fmt: skip

@@ -11,7 +11,8 @@ from .family import Row, Table
 from .keys import LIMITS, Keys
 from .rope import rope
 
-HEAD: tuple[Row, ...] = (("head", "weight", "rows", "not tied", {"lm_head.weight": "V D"}),)
+SHARED = "lm_head.weight"
+HEAD: tuple[Row, ...] = (("head", "weight", "rows", "not tied", {SHARED: "V D"}),)
 
 TABLE = Table(
     prefixes=("model.",),
@@ -20,6 +21,7 @@ TABLE = Table(
         ("norm", "vector", "rows", "", {"norm.weight": "D"}),
     ),
     head=HEAD,
+    shared=SHARED,
     block="layers.{}.",
     layer=(
         ("attn_norm", "vector", "rows", "", {"input_layernorm.weight": "D"}),

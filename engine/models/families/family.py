@@ -27,6 +27,7 @@ class Table(NamedTuple):
     spare: str  # tensors (a regular expression) that are computed, not learned, or serve a task the engine has not
     old: tuple[tuple[str, str], ...] = ()  # endings of names, and what older files have in their place
     head: tuple[Row, ...] = ()  # without the prefix
+    shared: str = ""  # without the prefix: another name of the embedding in a model whose weights are tied
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...config import ModelConfig
-from .decoder import HEAD
+from .decoder import HEAD, SHARED
 from .family import Family, Table
 from .keys import Keys
 from .learned import gelu, learned, size
@@ -17,6 +17,7 @@ _TABLE = Table(
         ("norm_bias", "vector", "rows", "", {"ln_f.bias": "D"}),
     ),
     head=HEAD,
+    shared=SHARED,
     block="h.{}.",
     layer=(
         ("attn_norm", "vector", "rows", "", {"ln_1.weight": "D"}),

@@ -7,7 +7,8 @@ namespace emu {
 
 namespace {
 
-constexpr size_t gap = 64;  // bytes after every static variable that nobody may write
+constexpr size_t gap = 64;       // bytes after every static variable that nobody may write
+constexpr size_t front = 16384;  // bytes before dynamic memory that nobody may write
 
 struct Variable {
     size_t start, bytes;
@@ -35,8 +36,8 @@ void prepare_shared() {
 
 void poison_shared() {
     memset(block->shared, int(launch->poison), static_end);
-    size_t dynamic = dynamic_start(16);
-    memset(block->shared + dynamic, int(launch->poison), size_t(block->shared_end - block->shared) - dynamic);
+    char* poisoned = block->shared + dynamic_start(16) - front;
+    memset(poisoned, int(launch->poison), size_t(block->shared_end - poisoned));
 }
 
 void* place_static(int slot, size_t bytes, size_t alignment) {
@@ -79,6 +80,12 @@ void check_shared() {
         if (launch->dynamic_shared % 16 && base[i] != launch->poison)
             fail("shared memory written behind the launch's %zu dynamic bytes", launch->dynamic_shared);
     }
+    size_t dynamic = dynamic_start(16);
+    const unsigned char* before = base + dynamic - front;  // static variables end earlier
+    if (before[0] == launch->poison && !memcmp(before, before + 1, front - 1)) return;
+    for (size_t i = 1; i <= front; i++)
+        if (base[dynamic - i] != launch->poison)
+            fail("shared memory written %zu bytes in front of the launch's %zu dynamic bytes", i, launch->dynamic_shared);
 }
 
 }  // namespace emu

@@ -8,74 +8,24 @@ through a Device; every launch is a dependent one.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 
-from ..config import ModelConfig
 from ..errors import DeviceError, UnsupportedModel
-from .base import DECODE_ROWS, MAIL, PAGE, STOP_IDS, Array, Buffers, Cache, Ops, Sampling, Step
+from ..sizes import MAIL, MAX_BATCH, PAGE, STOP_IDS
+from .attend_shapes import HEAD_SIZES, PACKED_HEAD, DecodeTile, attend_blocks, prefill_shared
+from .base import Array, Cache, Ops, PassKind, Sampling, Step, expect_decode
 from .device import Device
 from .products import address, c_type, expect
-from .shapes import attend_blocks
+from .scratch import Scratch
 
-HEAD_SIZES = (16, 32, 48, 64, 80, 96, 112, 128, 192, 256)
-PACKED_HEAD = 128  # largest head size of packed sequences: beyond it a pass for each costs too many registers
-SPLITS = 64  # most parts decode attention cuts a row into; as in attend_decode.cuh
 SAMPLED = 2048  # logits a block of sample looks at, at least
 WIDEST = 48 * 1024  # bytes of a row that a norm keeps in shared memory
 
 I32, F32 = np.dtype(np.int32), np.dtype(np.float32)
 _SAMPLING = {"top_k": I32, "stop_ids": I32, "stop_from": I32, "counts": I32, "seed": np.dtype(np.uint64)}  # else F32
-
-
-@dataclass(frozen=True)
-class Scratch:
-    """What kernels leave for one another inside a launch. Tickets and best are 0 between launches."""
-
-    partial: Array  # [n] float32, sums of value rows, one set a split
-    stats: Array  # [n] float32, largest score and sum of weights, one pair a split and head
-    slots: int  # splits a row that there is room for
-    arrived: Array  # [n] int32, blocks of attention that are done
-    best: Array  # [B] uint64, order and index of the largest logit so far
-    scanned: Array  # [B] int32, blocks of sample that are done
-    squared: Array | None = None  # [R, n] float32, sums of squares of rows of b.x, sixteen by sixteen: kernels/norm.cuh
-
-
-@dataclass(frozen=True)
-class DecodeTile:
-    """How attend_decode.cu<T, d, tiles> cuts its work; the same numbers as its Part and Merge."""
-
-    tiles: int  # of 8 query heads in one block
-    chunks: int  # blocks that share a k/v head
-    tokens: int  # a block takes at a time
-    shared: int  # bytes of shared memory
-
-    @staticmethod
-    def of(itemsize: int, d: int, group: int) -> DecodeTile:
-        """For `group` query heads of size d a k/v head."""
-        tiles = 2 if group > 8 and d <= 128 else 1
-        ahead = itemsize * d * tiles <= 256
-        return DecodeTile(
-            tiles=tiles,
-            chunks=-(-group // (8 * tiles)),
-            tokens=8 * (32 if ahead and itemsize == 2 else 16),
-            shared=8 * 4 * tiles * (d // 16) * 33 * 4,
-        )
-
-    def splits(self, tokens: int) -> int:
-        """Most splits of a row that sees up to this many tokens."""
-        return min(SPLITS, -(-tokens // self.tokens))
-
-
-def prefill_shared(itemsize: int, d: int) -> int:
-    """Bytes of shared memory of attend_prefill.cu<T, d>; the same numbers as its Tile."""
-    line = itemsize * d
-    keys = 16 if line > 512 else 32 if line > 256 else 64
-    key_line = line + (128 + (64 if itemsize == 2 else 16) - line % 128) % 128
-    size = keys * (key_line + line + 16)
-    return 2 * size if 2 * size <= 96 * 1024 else size
 
 
 class DeviceOps(Ops):
@@ -85,28 +35,15 @@ class DeviceOps(Ops):
         """dtype: the storage type T, of weights, activations and cache."""
         self.device, self.dtype = device, np.dtype(dtype)
 
-    def buffers(self, c: ModelConfig, rows: int, last: int) -> Buffers:
-        of = c.sizes
-        if of.head_dim not in HEAD_SIZES:
-            raise UnsupportedModel(f"backend {self.name}: expected head_dim to be one of {HEAD_SIZES}, "
-                                   f"found {of.head_dim}")  # fmt: skip
-        if not c.causal and of.head_dim > PACKED_HEAD:
+    def scratch(self, c, kind, rows, last):
+        """UnsupportedModel if there is no attention for its heads."""
+        d = c.sizes.head_dim
+        if d not in HEAD_SIZES:
+            raise UnsupportedModel(f"backend {self.name}: expected head_dim to be one of {HEAD_SIZES}, found {d}")
+        if not c.causal and d > PACKED_HEAD:
             expected = f"backend {self.name}: expected an encoder's head_dim to be at most {PACKED_HEAD}"
-            raise UnsupportedModel(f"{expected}, found {of.head_dim}")
-        b = super().buffers(c, rows, last)
-        tile = DecodeTile.of(self.dtype.itemsize, of.head_dim, of.heads // of.kv_heads)
-        units = min(rows, DECODE_ROWS) * of.kv_heads * tile.chunks
-        slots = tile.splits(-(-c.max_len // PAGE) * PAGE)
-        share = min(8 * tile.tiles, of.heads // of.kv_heads)
-        b.scratch = Scratch(
-            partial=self.device.empty((units * slots * share * of.head_dim,), F32),
-            stats=self.device.empty((units * slots * 16 * tile.tiles,), F32),
-            slots=slots,
-            arrived=self.device.upload(np.zeros(units, I32)),
-            best=self.device.upload(np.zeros(last, np.uint64)),
-            scanned=self.device.upload(np.zeros(last, I32)),
-        )
-        return b
+            raise UnsupportedModel(f"{expected}, found {d}")
+        return Scratch.of(self.device, self.dtype.itemsize, c, kind, rows, last)
 
     def _embed(self, kernel: str, table: Array, ids: Array, out: Array, scale: float, at: Any, places: Any, *more: Any):
         """Rows of a table as `kernel` of pack.cu reads it, times scale, and with `at` a row of places added to each."""
@@ -188,8 +125,8 @@ class DeviceOps(Ops):
         expect("advance", "tokens", tokens, I32, (rows,))
         expect("advance", "mail.box", mail.box, I32, (rows, MAIL))
         expect("advance", "mail.place", mail.place, I32, (rows,))
-        if rows > 256:
-            raise DeviceError(f"advance: expected at most 256 rows, found {rows}")
+        if rows > MAX_BATCH:
+            raise DeviceError(f"advance: expected at most {MAX_BATCH} rows, found {rows}")
         arrays = (tokens, s.seqs, s.ids, s.positions, s.visible, mail.place, mail.box)
         self._launch("elementwise.cu", "advance", (1,), 256, *arrays, np.int32(rows), np.int32(len(s.table) - 1))
 
@@ -219,15 +156,16 @@ class DeviceOps(Ops):
         arrays = (qkv, s.seqs, s.positions, s.table, cache.k, cache.v)
         self._launch("rope.cu", f"append<{c_type(self.dtype)}>", (blocks,), 256, *arrays, *sizes)
 
-    def attend(self, qkv, s, cache, heads, window, out, scratch, packed=False, scale=None):
+    def attend(self, qkv, s, cache, heads, window, out, scratch, scale=None):
         rows, kv_heads, d = self._expect_attention("attend", qkv, s, cache, heads)
         expect("attend", "out", out, self.dtype, (rows, heads * d))
         if window < 0:
             raise DeviceError(f"attend: expected a window of 0 (off) or more tokens, found {window}")
         scale = np.float32(math.log2(math.e) / math.sqrt(d) if scale is None else math.log2(math.e) * scale)
-        if rows > DECODE_ROWS:
+        if s.kind.tiled:
             if rows % PAGE:
-                raise DeviceError(f"attend: expected at most {DECODE_ROWS} rows or a multiple of {PAGE}, found {rows}")
+                raise DeviceError(f"attend: expected a multiple of {PAGE} rows in a {s.kind.value} pass, found {rows}")
+            packed = s.kind is PassKind.ENCODER
             sizes = [np.int32(v) for v in (heads, kv_heads, s.table.shape[1], window, len(s.table) - 1)]
             arrays = (qkv, s.seqs, s.visible, s.table, cache.k, cache.v, out)
             shared = prefill_shared(self.dtype.itemsize, d)
@@ -236,10 +174,11 @@ class DeviceOps(Ops):
             name = f"attend_prefill<{c_type(self.dtype)}, {d}, {str(packed).lower()}>"
             self._launch("attend_prefill.cu", name, (rows // PAGE, heads), 128, *arrays, *sizes, scale, shared=shared)
             return
+        expect_decode("attend", rows)
         tile = DecodeTile.of(self.dtype.itemsize, d, heads // kv_heads)
         splits, units = tile.splits(s.table.shape[1] * PAGE), kv_heads * tile.chunks
-        if scratch.slots < splits or len(scratch.arrived) < rows * units:
-            found = f"{len(scratch.arrived) // units} rows in {scratch.slots} splits"
+        if scratch.splits < splits or len(scratch.arrived) < rows * units:
+            found = f"{len(scratch.arrived) // units} rows in {scratch.splits} splits"
             raise DeviceError(f"attend: expected scratch for {rows} rows in {splits} splits, found it for {found}")
         # At most a block a multiprocessor: those without a split wait as well, and hold the place of others meanwhile.
         grid = (units, rows, max(1, min(splits, self.device.multiprocessors // (units * rows))))
@@ -247,7 +186,7 @@ class DeviceOps(Ops):
         blocks = attend_blocks(kv_heads, d, self.dtype.itemsize, self.device.arch)
         name = f"attend_decode<{c_type(self.dtype)}, {d}, {tile.tiles}, {blocks}>"
         state = (scratch.partial, scratch.stats, scratch.arrived)
-        sizes = (rows, heads // kv_heads, kv_heads, s.table.shape[1], window, scratch.slots)
+        sizes = (rows, heads // kv_heads, kv_heads, s.table.shape[1], window, scratch.splits)
         sizes = (*(np.int32(v) for v in sizes), scale)
         self._launch("attend_decode.cu", name, grid, 256, *arrays, *state, *sizes, shared=tile.shared)
 

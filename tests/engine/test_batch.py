@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from configs import changed
-from small import LLAMA, complete, prompts, runner, sequence
+from small import LLAMA, complete, events, logits, prompts, request, runner, sequence
 
 import ostinato
+from ostinato.batch import Batch
+from ostinato.engine import Engine
 from ostinato.errors import CacheFull, DeviceError
-from ostinato.loop import Loop
-from ostinato.runner import Runner
-from ostinato.scheduler import Sequence
+from ostinato.runner import Runner, Ticket
+from ostinato.sequence import Sequence
 
 MIXED = [  # one a kind of request, all with stop tokens that some of them reach early
     {},
@@ -55,30 +56,23 @@ def test_looking_ahead_changes_nothing(on: Runner, monkeypatch: pytest.MonkeyPat
     assert ahead[2] > plain[2]  # steps whose extra token was dropped: looking ahead did happen
 
 
-def test_at_most_two_steps_are_open_and_the_second_comes_before_the_first_is_read(on: Runner) -> None:
+def test_at_most_two_steps_are_open_and_the_second_comes_before_the_first_is_read(
+    on: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     log: list[str] = []
-    loop = Loop(on)
-    launch, take = loop._launch, loop._take
-
-    def _launch() -> None:
-        log.append("launch")
-        launch()
-
-    def _take(ticket, rows):
-        log.append("read")
-        yield from take(ticket, rows)
-
-    loop._launch, loop._take = _launch, _take
-    assert len(list(loop.run([sequence([1, 2], 6)]))) == 6
-    assert log == ["launch", *["launch", "read"] * 4, "read"]  # 5 steps, none in vain
+    decode, tokens = Runner.decode, Ticket.tokens
+    monkeypatch.setattr(Runner, "decode", lambda self: (log.append("decode"), decode(self))[1])
+    monkeypatch.setattr(Ticket, "tokens", lambda self: (log.append("tokens"), tokens(self))[1])
+    assert len(list(events(on, [sequence([1, 2], 6)]))) == 6
+    assert log == ["decode", *["decode", "tokens"] * 4, "tokens"]  # 5 steps, none in vain
 
 
 def test_a_sequence_that_wants_logprobs_is_not_run_ahead(on: Runner) -> None:
     seq = sequence([1, 2], 5, logprobs=1)
-    events = list(Loop(on).run([seq]))
-    again = on.logits([1, 2, *seq.tokens])
-    for i, event in enumerate(events):
-        assert event.logits is not None
+    found = list(events(on, [seq]))
+    again = logits(on, [1, 2, *seq.tokens])
+    for i, event in enumerate(found):
+        assert event.logits is not None and event.logprobs == (seq.logprobs or [])[i]
         np.testing.assert_allclose(event.logits, again[1 + i], atol=1e-4)
 
 
@@ -95,52 +89,83 @@ def test_scarce_pages_delay_but_do_not_change(on: Runner) -> None:
 def test_a_finished_place_is_taken_at_once(on: Runner) -> None:
     """Four places, six sequences of unequal length: as soon as one ends the next is in the batch."""
     wanted = [sequence([i + 1], n) for i, n in enumerate((3, 20, 20, 20, 20, 20))]
-    order = [event.seq for event in Loop(on).run(wanted)]
+    order = [event.seq for event in events(on, wanted)]
     last_of_first = max(i for i, seq in enumerate(order) if seq is wanted[0])
     first_of_fifth = order.index(wanted[4])
     assert 0 < first_of_fifth - last_of_first <= 2 * 4  # at most the step in flight and the rest of this one
 
 
-ENDINGS = ["closed", "interrupt", "error"]
+@pytest.mark.parametrize("passes", [1, 2, 9])
+def test_whoever_comes_late_has_a_first_token_within_two_steps(on: Runner, passes: int) -> None:
+    """Of somebody else's decoding: the queue is looked at before another step is launched ahead."""
+    batch, early, late = Batch(on), sequence([1], 60), sequence([2, 3], 3)
+    batch.scheduler.add(early)
+    for _ in range(passes):
+        batch.step()
+    batch.scheduler.add(late)
+    before = len(early.tokens)
+    while not late.tokens:
+        batch.step()
+    assert len(early.tokens) - before <= 2
+    batch.clear()
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
+def test_who_waits_for_pages_does_not_stop_the_looking_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second can start only when the first has ended: until then steps are launched ahead as ever."""
+    log, decode, tokens = [], Runner.decode, Ticket.tokens
+    monkeypatch.setattr(Runner, "decode", lambda self: (log.append("decode"), decode(self))[1])
+    monkeypatch.setattr(Ticket, "tokens", lambda self: (log.append("tokens"), tokens(self))[1])
+    complete(runner(cache_tokens=64), [sequence([1], 8), sequence([2], 8)])
+    assert log == ["decode", *["decode", "tokens"] * 6, "tokens"] * 2
+
+
 @pytest.mark.parametrize("after", [1, 2, 9])
-def test_pages_come_back_however_it_ends(ending: str, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, DeviceError])
+def test_a_step_that_fails_ends_everybody_and_frees_the_pages(
+    after: int, kind: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
     on = runner()
-    events = Loop(on).run(mixed(10))
+    engine = Engine(on)
+    handles = [engine.add(seq.request) for seq in mixed(10)]
     for _ in range(after):
-        next(events)
-    if ending == "closed":
-        events.close()
-    else:
-        kind = KeyboardInterrupt if ending == "interrupt" else DeviceError
+        engine.step()
 
-        def fail(self) -> None:
-            raise kind
+    def fail(*_: object) -> None:
+        raise kind
 
-        with monkeypatch.context() as patch, pytest.raises(kind):
-            patch.setattr("ostinato.runner.Ticket.tokens", fail)
-            patch.setattr("ostinato.runner.Runner.prefill", lambda self, chunks: fail(self))
-            list(events)
+    with monkeypatch.context() as patch, pytest.raises(kind):
+        patch.setattr("ostinato.runner.Ticket.tokens", fail)
+        patch.setattr("ostinato.runner.Runner.prefill", fail)
+        while True:
+            engine.step()
+    open_ = [handle for handle in handles if any(seq.finish_reason == "error" for seq in handle.sequences)]
+    assert open_ and all(handle.ended for handle in handles)
+    for handle in open_:
+        with pytest.raises(DeviceError):
+            engine.wait(handle)
     assert on.table.free == on.table.pages - 1
     assert complete(on, mixed(10)) == complete(runner(), mixed(10))  # and the runner is as good as new
 
 
-def test_what_can_never_fit_stops_everything_before_it_starts(on: Runner) -> None:
-    wanted = [sequence([1], 5), sequence([1] * 500, 4000)]
+def test_what_can_never_fit_is_refused_when_it_is_added(on: Runner) -> None:
+    engine = Engine(on)
     with pytest.raises(CacheFull):
-        list(Loop(on).run(wanted))
-    assert wanted[0].tokens == [] and on.table.free == on.table.pages - 1
+        engine.add(request([1] * 500, 4000))
+    assert engine.step() == [] and on.table.free == on.table.pages - 1
 
 
-def test_logits_that_are_no_numbers_are_an_error(on: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    bad = runner()
-    bad.w.norm[:] = np.nan
+def test_logits_that_are_no_numbers_end_that_request_alone() -> None:
+    untied = changed(LLAMA, tied=False)
+    bad = runner(untied)
+    engine = Engine(bad)
+    ill, well = engine.add(request([7, 2], 4)), engine.add(request([1, 2], 4))
+    bad.w.embed[7] = np.nan
     with pytest.raises(
         DeviceError, match="expected finite logits, found none after 2 tokens of prompt and 0 generated"
     ):
-        list(Loop(bad).run([sequence([1, 2], 4)]))
+        engine.wait(ill, end=True)
+    engine.wait(well, end=True)
+    assert [seq.tokens for seq in well.sequences] == complete(runner(untied), [sequence([1, 2], 4)])
     assert bad.table.free == bad.table.pages - 1
 
 

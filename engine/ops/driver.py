@@ -1,0 +1,24 @@
+"""Calls of CUDA libraries, which give back a status instead of raising."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import DeviceError
+
+
+def _device_error(function: str, status: Any) -> Exception:
+    return DeviceError(f"{function}: {getattr(status, 'name', f'status {status}')}")
+
+
+def call(function: Callable[..., Any], *args: Any, failed: Callable[[str, Any], Exception] = _device_error) -> Any:
+    """What a function of cuda-bindings, or of a library by ctypes, gives back beside its status.
+
+    One value as it is, several as a list, None without any. failed(name, status): the error to raise; by default
+    DeviceError, which names function and status."""
+    found = function(*args)
+    status, *values = found if isinstance(found, tuple) else (found,)
+    if int(status):
+        raise failed(function.__name__, status)
+    return values[0] if len(values) == 1 else values or None

@@ -1,0 +1,96 @@
+"""Whose turn it is: of the threads that wait for something, one does the work and the others sleep.
+
+    turn.sleep(ready)           until ready(), or until the turn is free for this thread
+    with held(...):             Ctrl-C must not come between the next lines
+        if turn.take():
+            try: work           touch what only the owner of the turn may touch
+            finally: turn.pass_on()
+
+A thread that is woken for the turn and leaves without it wakes the next one, so the turn is never free while somebody
+sleeps who wants it. `lock` guards what the owner hands to sleepers: it is held for moments, never during the work.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+def _always() -> bool:
+    return True
+
+
+@dataclass(eq=False)
+class _Sleeper:
+    ready: Callable[[], bool]  # what it waits for; called with the lock held
+    wants: Callable[[], bool]  # whether it would take the turn
+    bell: threading.Condition
+
+
+class Turn:
+    """One turn among any number of threads."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self._taken = False
+        self._first = 0  # threads that go before all others: they sleep at the head of the list
+        self._sleepers: list[_Sleeper] = []
+
+    @property
+    def taken(self) -> bool:
+        """Whether a thread has the turn."""
+        return self._taken
+
+    @property
+    def asked_for(self) -> bool:
+        """Whether a thread waits that goes before all others: the owner should pass the turn on soon."""
+        return self._first > 0
+
+    def take(self, first: bool = False, wait: bool = True) -> bool:
+        """Take the turn if it is free. first: before those who do not say so; wait: for the lock, which a finalizer
+        must not, as it may interrupt whoever holds it."""
+        if not self.lock.acquire(blocking=wait):
+            return False
+        try:
+            free = not self._taken and (first or not self._first)
+            self._taken = self._taken or free
+            return free
+        finally:
+            self.lock.release()
+
+    def pass_on(self) -> None:
+        """Give up the turn; a sleeper that wants it wakes."""
+        with self.lock:
+            self._taken = False
+            self.wake()
+
+    def sleep(self, ready: Callable[[], bool], wants: Callable[[], bool] = _always, first: bool = False) -> None:
+        """Return once ready(), or once the turn is free for this thread and wants()."""
+
+        def done() -> bool:
+            return ready() or (not (self._taken or (self._first and not first)) and wants())
+
+        with self.lock:
+            if done():
+                return
+            sleeper = _Sleeper(ready, wants, threading.Condition(self.lock))
+            self._first += first
+            self._sleepers.insert(0 if first else len(self._sleepers), sleeper)
+            try:
+                while not done():
+                    sleeper.bell.wait()
+            finally:
+                self._first -= first
+                self._sleepers.remove(sleeper)
+                if not self._taken:
+                    self.wake()
+
+    def wake(self) -> None:
+        """Wake who is ready and, if the turn is free, the first who wants it. The lock is held."""
+        free = not self._taken
+        for sleeper in self._sleepers:
+            wanted = free and sleeper.wants()
+            if wanted or sleeper.ready():
+                sleeper.bell.notify()
+            free = free and not wanted

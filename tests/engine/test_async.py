@@ -1,0 +1,100 @@
+"""AsyncLLM: tasks get what threads get, and leave as freely."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+
+import numpy as np
+import pytest
+
+from ostinato import LLM, AsyncLLM, DeviceError, SamplingParams
+from ostinato.runner import Ticket
+
+HOT = SamplingParams(temperature=1.5, seed=11, max_tokens=20, ignore_eos=True)
+LONG = SamplingParams(temperature=1.5, seed=11, max_tokens=120, ignore_eos=True)
+
+
+def free(llm: LLM) -> bool:
+    """Whether all pages are."""
+    return llm.runner.table.free == llm.runner.table.pages - 1
+
+
+def test_async_calls_give_what_the_others_give(llm: LLM) -> None:
+    whole, answer = llm.generate("ab", HOT)[0], llm.chat([{"role": "user", "content": "hi"}], HOT)
+
+    async def stream(on: AsyncLLM) -> str:
+        return "".join([chunk.text async for chunk in on.stream("ab", HOT)])
+
+    async def main() -> None:
+        on = AsyncLLM(llm)
+        texts = await asyncio.gather(*(stream(on) for _ in range(5)))
+        assert texts == [whole.text] * 5
+        assert [o.outputs for o in await on.generate(["ab", "ab"], HOT)] == [whole.outputs] * 2
+        assert (await on.chat([{"role": "user", "content": "hi"}], HOT)).outputs == answer.outputs
+        np.testing.assert_array_equal(await on.logits([1, 2]), llm.logits([1, 2]))
+        assert on._stop is not None
+        on._stop()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("how", ["cancelled stream", "cancelled call", "closed"])
+def test_a_task_that_leaves_frees_its_pages_within_a_step(llm: LLM, how: str) -> None:
+    async def read(stream, chunks: list) -> None:
+        async for chunk in stream:
+            chunks.append(chunk)
+
+    async def main() -> None:
+        on, chunks = AsyncLLM(llm), []
+        if how == "cancelled call":
+            task, stream = asyncio.create_task(on.generate("ab", LONG)), None
+            while free(llm):
+                await asyncio.sleep(0.001)
+        else:
+            stream = on.stream("ab", LONG)
+            task = asyncio.create_task(read(stream, chunks))
+            while len(chunks) < 3:
+                await asyncio.sleep(0.001)
+        if how == "closed" and stream is not None:
+            await stream.aclose()
+            await task
+        else:
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        for _ in range(200):
+            if free(llm):
+                break
+            await asyncio.sleep(0.001)
+        assert free(llm) and len(chunks) < 119
+        assert on._stop is not None
+        on._stop()
+
+    asyncio.run(main())
+
+
+def test_an_error_of_a_step_reaches_the_task(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Ticket) -> np.ndarray:
+        raise DeviceError("planted")
+
+    async def main() -> None:
+        on = AsyncLLM(llm)
+        with monkeypatch.context() as patch:
+            patch.setattr(Ticket, "tokens", fail)
+            with pytest.raises(DeviceError, match="planted"):
+                await on.generate("ab", HOT)
+        assert (await on.generate("ab", HOT))[0].completion_tokens == 20  # the thread goes on
+        assert on._stop is not None
+        on._stop()
+
+    asyncio.run(main())
+
+
+def test_the_thread_ends_with_its_owner(llm: LLM) -> None:
+    on = AsyncLLM(llm)
+    assert any(thread.name == "ostinato" for thread in threading.enumerate())
+    del on
+    gc.collect()
+    assert not any(thread.name == "ostinato" for thread in threading.enumerate())

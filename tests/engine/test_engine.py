@@ -1,0 +1,220 @@
+"""Requests that join and leave while others run, from any thread: each gets what it gets alone, and nothing leaks."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from configs import changed
+from small import LLAMA, complete, prompts, request, runner, sequence
+
+from ostinato import LLM, DeviceError, RequestError, SamplingParams
+from ostinato.engine import Engine
+from ostinato.runner import Ticket
+
+FIXTURE = Path(__file__).resolve().parents[1] / "fixtures/llama"
+SMALL = changed(LLAMA, layers=1, hidden=24, heads=3, kv_heads=1, head_dim=8, ffn=24)
+HOT = SamplingParams(temperature=1.5, seed=11, max_tokens=20, ignore_eos=True)
+LONG = SamplingParams(temperature=1.5, seed=11, max_tokens=120, ignore_eos=True)
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    """Four slots; afterwards all pages must be free and nobody left."""
+    made = Engine(runner(SMALL))
+    yield made
+    table = made.batch.runner.table
+    assert table.free == table.pages - 1 and made.batch.idle and made.step() == []
+
+
+# -- threads -----------------------------------------------------------------------------------------------------------
+
+
+def test_twenty_threads_get_what_they_get_alone(llm: LLM) -> None:
+    params = [SamplingParams(temperature=1.5, seed=i, max_tokens=3 + i % 7, ignore_eos=True) for i in range(20)]
+    alone = [llm.generate("ab", p)[0].token_ids for p in params]
+    with ThreadPoolExecutor(20) as pool:
+        together = list(pool.map(lambda p: llm.generate("ab", p)[0].token_ids, params))
+    assert together == alone
+
+
+def test_streams_in_threads_and_calls_between_their_chunks(llm: LLM) -> None:
+    whole = llm.generate("ab", HOT)[0]
+    stream = llm.stream("ab", HOT)
+    text = next(stream).text
+    assert llm.generate("ab", HOT)[0].outputs == whole.outputs
+    assert llm.logits([1, 2]).shape == (2, llm.config.vocab)
+    other = list(llm.stream("ab", HOT))
+    with ThreadPoolExecutor(1) as pool:
+        text += "".join(chunk.text for chunk in pool.submit(list, stream).result())
+    assert text == whole.text == "".join(chunk.text for chunk in other)
+
+
+def test_a_forgotten_stream_locks_nobody_out() -> None:
+    """It holds the only place; who comes next has it run to its end, and then runs."""
+    with LLM(FIXTURE, backend="numpy", max_batch=1, quiet=True) as llm:
+        alone = llm.generate("ab", HOT)[0].token_ids
+        forgotten = llm.stream("c", HOT)
+        next(forgotten)
+        assert llm.generate("ab", HOT)[0].token_ids == alone
+        assert llm.logits([1]).shape == (1, llm.config.vocab)
+        assert len(list(forgotten)) == 19
+
+
+def test_fuzz_of_arrivals_aborts_and_stops(engine: Engine) -> None:
+    """300 requests at random times, a fifth of them aborted at random moments: answers are prefixes of those alone."""
+    rng = np.random.default_rng(5)
+    texts, requests = prompts(300, seed=2, longest=40), []
+    for i, prompt in enumerate(texts):
+        kind = {"temperature": float(rng.choice([0.0, 0.9, 1.8])), "top_k": int(rng.choice([0, 5]))}
+        stops = tuple(rng.integers(0, LLAMA.vocab, 6).tolist())
+        requests.append(request(prompt, int(rng.integers(1, 12)), seed=i, stop=stops, **kind))
+    handles, aborted = [], set()
+    while len(handles) < len(requests) or not all(handle.ended for handle in handles):
+        for _ in range(int(rng.integers(0, 4))):
+            if len(handles) < len(requests):
+                handles.append(engine.add(requests[len(handles)]))
+        if rng.random() < 0.2 and handles:
+            victim = int(rng.integers(max(0, len(handles) - 8), len(handles)))
+            engine.abort(handles[victim])
+            aborted.add(victim)
+        for _ in range(int(rng.integers(1, 5))):
+            engine.step()
+    on = runner(SMALL)
+    for i, (handle, wanted) in enumerate(zip(handles, requests, strict=True)):
+        (seq,) = handle.sequences
+        alone = sequence(wanted.ids, wanted.max_tokens, wanted.seed, wanted.stop_ids, **_sampling(wanted.params))
+        tokens = complete(on, [alone])[0]
+        assert seq.tokens == tokens[: len(seq.tokens)]
+        assert seq.finish_reason == "abort" or (seq.tokens, seq.finish_reason) == (tokens, alone.finish_reason)
+        assert seq.finish_reason != "abort" or i in aborted
+    reasons = {handle.sequences[0].finish_reason for handle in handles}
+    assert reasons == {"abort", "stop", "length"}
+
+
+def _sampling(params: SamplingParams) -> dict[str, Any]:
+    return {"temperature": params.temperature, "top_k": params.top_k}
+
+
+# -- leaving -----------------------------------------------------------------------------------------------------------
+
+
+def free(llm: LLM) -> bool:
+    """Whether all pages are."""
+    return llm.runner.table.free == llm.runner.table.pages - 1
+
+
+@pytest.mark.parametrize("how", ["closed", "dropped", "aborted", "with"])
+def test_a_stream_left_early_frees_its_pages_at_once(llm: LLM, how: str) -> None:
+    stream = llm.stream("ab", HOT)
+    next(stream)
+    assert not free(llm)
+    if how == "closed":
+        stream.close()
+        stream.close()
+        assert list(stream) == []
+    elif how == "aborted":
+        llm.abort(stream)
+        (last,) = stream
+        assert last.output is not None and last.output.finish_reason == "abort" and last.output.completion_tokens >= 1
+    elif how == "with":
+        with stream:
+            pass
+    del stream
+    gc.collect()
+    assert free(llm)
+
+
+def test_another_thread_closes_a_stream_that_is_waited_for(llm: LLM) -> None:
+    stream, chunks = llm.stream("ab", LONG), []
+    reader = threading.Thread(target=lambda: chunks.extend(stream))
+    reader.start()
+    while len(chunks) < 3:
+        time.sleep(0.001)
+    stream.close()
+    reader.join(5)
+    assert not reader.is_alive() and len(chunks) < 119 and free(llm)
+
+
+def test_abort_ends_what_other_threads_wait_for(llm: LLM) -> None:
+    whole = llm.generate("ab", LONG)[0]
+    with ThreadPoolExecutor(3) as pool:
+        calls = [pool.submit(llm.generate, "ab", LONG) for _ in range(3)]
+        while llm.runner.table.free > llm.runner.table.pages - 4:
+            time.sleep(0.001)
+        llm.abort()
+        outputs = [call.result(5)[0] for call in calls]
+    for out in outputs:
+        assert out.finish_reason == "abort" and out.token_ids == whole.token_ids[: len(out.token_ids)]
+    assert free(llm)
+
+
+def test_close_ends_what_runs_with_an_error() -> None:
+    llm = LLM(FIXTURE, backend="numpy", quiet=True)
+    stream = llm.stream("ab", HOT)
+    next(stream)
+    llm.close()
+    llm.close()
+    for use in (lambda: list(stream), lambda: llm.generate("a", HOT), lambda: llm.stream("a", HOT)):
+        with pytest.raises(RequestError, match="found it closed"):
+            use()
+
+
+def test_a_failed_step_reaches_every_waiter(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = threading.Barrier(3)
+    tokens, calls = Ticket.tokens, []
+
+    def fail(self: Ticket) -> np.ndarray:
+        calls.append(1)
+        if len(calls) < 60:
+            return tokens(self)
+        raise DeviceError("planted")
+
+    def call(_: int) -> str:
+        together.wait()
+        try:
+            return str(llm.generate("ab", LONG))
+        except DeviceError as e:
+            return str(e)
+
+    with monkeypatch.context() as patch, ThreadPoolExecutor(3) as pool:
+        patch.setattr(Ticket, "tokens", fail)
+        assert list(pool.map(call, range(3))) == ["planted"] * 3
+    assert free(llm)
+
+
+# -- Ctrl-C ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("others", [False, True], ids=["alone", "with others"])
+def test_ctrl_c_ends_the_callers_requests_and_nobody_elses(
+    llm: LLM, others: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal comes in the middle of a step that this thread runs for all."""
+    alone = llm.generate("ab", HOT)[0].token_ids
+    stream = llm.stream("ab", HOT) if others else None
+    first = [] if stream is None else next(stream).token_ids
+    tokens, calls = Ticket.tokens, []
+
+    def interrupted(self: Ticket) -> np.ndarray:
+        calls.append(1)
+        if len(calls) == 5:
+            signal.raise_signal(signal.SIGINT)
+            calls.append(2)
+        return tokens(self)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Ticket, "tokens", interrupted)
+        llm.generate(["a", "b"] if others else "a", HOT)
+    assert (2 in calls) == others  # alone it is broken off where it is
+    if stream is not None:
+        assert first + [t for chunk in stream for t in chunk.token_ids] == alone
+    assert free(llm) and signal.getsignal(signal.SIGINT) is signal.default_int_handler
