@@ -163,8 +163,7 @@ def test_ranges_stand_around_steps_that_give_the_same_tokens(
     names.clear()
     engine = Engine(runner)
     handle = engine.add(plain.requests()[0], listen=True)
-    engine.wait(handle, end=True)
-    assert [event.token for event in handle.take()] == expected
+    assert [event.token for event in engine.wait(handle, end=True)] == expected
     wanted = {"off": {"embed", "layer 0", "norm_qkv", "head"}, "layer": {"graph layer, bucket 1, layer 1"},
               "step": {"graph step, bucket 1"}}  # fmt: skip
     assert wanted[graph] <= set(names)

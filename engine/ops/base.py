@@ -53,7 +53,7 @@ class Step:
     """One pass of the model: which tokens of which sequences. Row r is token ids[r] of sequence seqs[r].
 
     Rows beyond the batch in a bucket belong to the spare sequence S, whose pages are all page 0, which nobody reads;
-    they have position 0 and visible 1. A tile costs attention once for each sequence in it."""
+    they have position 0 and visible 1. A tile of PAGE rows costs attention once for each sequence in it."""
 
     ids: Array  # [R] int32
     seqs: Array  # [R] int32, 0 <= seqs < S, or S for spare rows
@@ -128,9 +128,13 @@ class Ops:
     name: str  # "numpy", "cuda", "cublas"
     dtype: np.dtype  # T
     device: Any  # Device: allocates, copies, launches
-    align: int = 1  # texts of an encoder begin at multiples of so many rows, to have the same bits in any company
     tile: int = PAGE  # rows of a pass over prompts or texts are a multiple of it, and prompts begin at one
     pass_rows: int = 1 << 16  # rows of the largest pass that is worth it; prefill_rows may ask for fewer
+
+    @property
+    def align(self) -> int:
+        """Texts of an encoder begin at multiples of so many rows, to have the same bits in any company."""
+        return 1
 
     # -- memory ---------------------------------------------------------------------------------------------------
 
