@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from .cache import pages_of
 from .config import EngineConfig, ModelConfig
 from .graph import CaptureReport, Part, Program
 from .models import MODELS
+from .models.weights import Weights
 from .ops.base import Array, Buffers, Cache, Ops, PassKind, Step
 from .passes import Piece, expect_kind, fill, longest, rows_of, spare_rows
 from .sizes import PAGE
@@ -71,7 +71,7 @@ class Encoder:
         self,
         ops: Ops,
         c: ModelConfig,
-        w: SimpleNamespace,
+        w: Weights,
         e: EngineConfig,
         progress: Callable[[int, int], None] = lambda done, all: None,
     ) -> None:
@@ -84,7 +84,7 @@ class Encoder:
         sizes = _sizes(most, ops.tile)
         self._buffers = ops.buffers(c, PassKind.ENCODER, most, 0)
         pages = 1 + most // PAGE + most // TEXT_ROWS  # page 0 is the spare rows'; no two texts share one
-        shape = (pages, c.kv_heads, PAGE, c.head_dim)
+        shape = (pages, c.sizes.kv_heads, PAGE, c.sizes.head_dim)
         self._cache = Cache(self.device.empty(shape, ops.dtype), self.device.empty(shape, ops.dtype))
         self.captured = CaptureReport()
         self._buckets: dict[int, Bucket] = {}

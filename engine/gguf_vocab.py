@@ -17,22 +17,33 @@ from .errors import TokenizerError
 
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED = 1, 2, 3, 4, 5  # tokenizer.ggml.token_type
 
-_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+APOSTROPHES = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_WORDS = rf"{APOSTROPHES}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 LLAMA3 = rf"{_WORDS}|\p{{N}}{{1,3}}|{_REST}"  # numbers in groups of up to three digits
 QWEN2 = rf"{_WORDS}|\p{{N}}|{_REST}"  # every digit apart
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_CASED = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+END|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*END"
+_SLASHED = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+TEKKEN = rf"{_CASED.replace('END', '')}|\p{{N}}|{_SLASHED}"  # words end before a capital; every digit apart
+GPT4O = rf"{_CASED.replace('END', APOSTROPHES + '?')}|\p{{N}}{{1,3}}|{_SLASHED}"
 
 PRE = {  # name: what cuts the text before merging; None = the expression of GPT-2, which ByteLevel brings along
     "gpt-2": None,
     "default": None,
     "smollm": pre_tokenizers.Digits(individual_digits=True),
+    "refact": pre_tokenizers.Digits(individual_digits=True),
     "llama-bpe": pre_tokenizers.Split(Regex(LLAMA3), "isolated"),
     "llama3": pre_tokenizers.Split(Regex(LLAMA3), "isolated"),
     "llama-v3": pre_tokenizers.Split(Regex(LLAMA3), "isolated"),
+    "smaug-bpe": pre_tokenizers.Split(Regex(LLAMA3), "isolated"),
+    "dbrx": pre_tokenizers.Split(Regex(LLAMA3), "isolated"),
+    "tekken": pre_tokenizers.Split(Regex(TEKKEN), "isolated"),
+    "gpt-4o": pre_tokenizers.Split(Regex(GPT4O), "isolated"),
     "qwen2": pre_tokenizers.Split(Regex(QWEN2), "isolated"),
     "deepseek-r1-qwen": pre_tokenizers.Split(Regex(QWEN2), "isolated"),
 }
-LLAMA = ("llama-bpe", "llama3", "llama-v3")
+WHOLE = ("llama-bpe", "llama3", "llama-v3", "tekken")  # a word that is a token is not merged; begin with bos
 QWEN = ("qwen2", "deepseek-r1-qwen")
 
 
@@ -81,17 +92,18 @@ def build(values: dict[str, Any], source: str) -> Backend:
         raise meta.wrong("pre", f"one of {', '.join(PRE)}", pre)
     tokens = meta.array("tokens", str)
     types = meta.array("token_type", int, len(tokens))
-    backend = Backend(_bpe(meta, tokens, types, ignore_merges=pre in LLAMA))
+    backend = Backend(_bpe(meta, tokens, types, ignore_merges=pre in WHOLE))
     if pre in QWEN:
         backend.normalizer = normalizers.NFC()  # type: ignore[assignment]
     prefix = meta.get("add_space_prefix", bool, False)
-    level = pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=pre not in LLAMA + QWEN)
     first = PRE[pre]
+    split = isinstance(first, pre_tokenizers.Split)
+    level = pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=not split)
     backend.pre_tokenizer = level if first is None else pre_tokenizers.Sequence([first, level])  # type: ignore[assignment]
     backend.decoder = backend_decoders.ByteLevel()  # type: ignore[assignment]
     added = [(t, kind) for t, kind in zip(tokens, types, strict=True) if kind in (UNKNOWN, CONTROL, USER)]
     backend.add_tokens([AddedToken(t, special=kind != USER, normalized=False) for t, kind in added])
-    _surround(meta, backend, tokens, bos=meta.get("add_bos_token", bool, pre in LLAMA))
+    _surround(meta, backend, tokens, bos=meta.get("add_bos_token", bool, pre in WHOLE))
     return backend
 
 

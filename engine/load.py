@@ -1,29 +1,22 @@
-"""Which backend runs, and a checkpoint's tensors in its hands.
-
-Called by llm.py; touches the device through Ops only.
-"""
+"""Which backend runs, and a checkpoint's tensors in its hands. Touches the device through Ops only."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from .config import ModelConfig
+from . import rope
+from .config import LayerSpec, ModelConfig, Rope
 from .errors import DeviceError
+from .models.weights import LayerWeights, Weights
 from .ops.base import Ops
 from .ops.numpy import NumpyOps
 from .weights import names
 from .weights.checkpoint import Checkpoint
 
 BANNED = -1e30  # bias of a logit that must never be sampled: finite, so that sums and differences stay numbers
-_TOP = ("embed", "positions", "norm", "norm_bias", "head", "head_bias", "rope")
-_LAYER = (
-    "attn_norm", "attn_norm_bias", "qkv", "qkv_bias", "q_norm", "k_norm", "o", "o_bias",
-    "mlp_norm", "mlp_norm_bias", "gate_up", "up", "up_bias", "down", "down_bias",
-)  # fmt: skip
 
 
 def choose(backend: str, dtype: str, stored: str) -> tuple[Ops, str]:
@@ -62,43 +55,73 @@ def _gpu(backend: str, dtype: str) -> tuple[Ops, str]:
 
 
 def weights(
-    ops: Ops, ck: Checkpoint, c: ModelConfig, progress: Callable[[int, int], None] = lambda done, all: None
-) -> SimpleNamespace:
+    ops: Ops,
+    ck: Checkpoint,
+    c: ModelConfig,
+    max_len: int | None = None,
+    banned: tuple[int, ...] = (),
+    progress: Callable[[int, int], None] = lambda done, all: None,
+) -> Weights:
     """The model's weights as ops keeps them, one tensor after the other; progress(done, all) is called after each.
 
-    embed, norm, head, head_bias, layers[i].attn_norm ...; what the model has not is None. CheckpointError if a tensor
-    is missing, left over or has the wrong shape."""
+    max_len: positions that tables of angles reach, as many as the model was made for if None. banned: embedding rows
+    the tokenizer has no token for, made impossible to sample. CheckpointError if a tensor is missing, left over or has
+    the wrong shape."""
     entries = names.check(ck, c)  # first: a config may claim any number of layers
-    w = SimpleNamespace(**dict.fromkeys(_TOP))
-    w.layers = [SimpleNamespace(**dict.fromkeys(_LAYER)) for _ in range(c.layers)]
+    reach = max_len or c.max_len
+    top: dict[str, Any] = {"head_bias": _ban(ops, c, banned), "max_len": reach}
+    layers: list[dict[str, Any]] = [{} for _ in c.layers]
     for done, entry in enumerate(entries, 1):
-        parts = [ck.tensor(name) for name in entry.tensors]
-        value = _loaded(ops, entry, parts, c.head_dim)
-        *where, attribute = entry.path.split(".")
-        setattr(w.layers[int(where[1])] if where else w, attribute, value)
-        del parts
-        for name in entry.tensors:  # else the file is in memory beside what was made of it
-            ck.let_go(name)
+        *where, name = entry.path.split(".")
+        spec = c.layers[int(where[1])] if where else c.layers[0]
+        (layers[int(where[1])] if where else top)[name] = _loaded(ops, ck, entry, spec)
+        for tensor in entry.tensors:  # else the file is in memory beside what was made of it
+            ck.let_go(tensor)
         progress(done, len(entries))
-    if w.head is None:
-        w.head = w.embed
-    return w
+    tables: dict[tuple[Rope | None, int], Any] = {}
+    for spec, layer in zip(c.layers, layers, strict=True):
+        key = spec.rope, spec.head_dim
+        if key not in tables:
+            tables[key] = ops.device.upload(rope.table(*key, reach))
+        layer["rope"] = tables[key]
+    top.setdefault("head", top["embed"])
+    return Weights(layers=tuple(LayerWeights(**layer) for layer in layers), **top)
 
 
-def _loaded(ops: Ops, entry: names.Entry, parts: list[np.ndarray], head_dim: int) -> Any:
+def _loaded(ops: Ops, ck: Checkpoint, entry: names.Entry, spec: LayerSpec) -> Any:
     """What ops keeps of an entry's tensors, by its kind: see names.Entry."""
-    if entry.kind == "weight":
-        return ops.weight(parts, entry.layout, head_dim)
+    parts = [ck.tensor(name) for name in entry.tensors]
     if entry.kind == "transposed":
-        return ops.weight([part.T for part in parts], entry.layout, head_dim)
+        parts = [part.T for part in parts]
+    parts = _ordered(entry, parts, spec)
+    if entry.kind in ("weight", "transposed"):
+        return ops.weight(parts, entry.layout, spec.head_dim)
     if entry.kind == "table":
         return ops.vector([parts[0].astype(np.float32) + sum(part[0].astype(np.float32) for part in parts[1:])])
     return ops.vector(parts)
 
 
-def ban(ops: Ops, w: SimpleNamespace, c: ModelConfig, ids: tuple[int, ...]) -> None:
-    """Make ids (embedding rows the tokenizer has no token for) impossible to sample."""
-    if ids:
-        bias = np.zeros(c.vocab, np.float32)
-        bias[list(ids)] = BANNED
-        w.head_bias = ops.vector([bias])
+def _ordered(entry: names.Entry, parts: list[np.ndarray], spec: LayerSpec) -> list[np.ndarray]:
+    """The parts with the rows of every head of q and k where the kernels look for pairs: see rope.order."""
+    rows = rope.order(spec.rope, spec.head_dim)
+    if rows is None or not (entry.layout == "qkv" or entry.path.endswith((".q_norm", ".k_norm"))):
+        return parts
+    if entry.layout == "qkv":
+        ends = np.cumsum([spec.heads, spec.kv_heads]) * spec.head_dim
+        q, k, v = parts if len(parts) == 3 else np.split(parts[0], ends)
+        return [_by_head(q, rows), _by_head(k, rows), v]
+    return [_by_head(part, rows) for part in parts]
+
+
+def _by_head(part: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The rows of every head in another order.  part [heads * d, ...], rows [d]"""
+    return part.reshape(-1, len(rows), *part.shape[1:])[:, rows].reshape(part.shape)
+
+
+def _ban(ops: Ops, c: ModelConfig, ids: tuple[int, ...]) -> Any:
+    """[V] float32, what is added to the logits so that ids are never sampled; None without any."""
+    if not ids:
+        return None
+    bias = np.zeros(c.vocab, np.float32)
+    bias[list(ids)] = BANNED
+    return ops.vector([bias])

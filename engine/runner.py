@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from . import nvtx, rope
+from . import nvtx
 from .cache import PageTable, pages_of
 from .config import EngineConfig, ModelConfig
-from .errors import DeviceError
+from .errors import DeviceError, RequestError
 from .graph import CaptureReport, Part, Program
 from .models import MODELS
+from .models.weights import Weights
 from .ops.base import Array, Buffers, Cache, Mail, Ops, PassKind, Sampling, Step
 from .ops.device import Device
 from .passes import Piece, expect_kind, longest, spare_rows
@@ -81,17 +81,17 @@ class Runner:
         self,
         ops: Ops,
         c: ModelConfig,
-        w: SimpleNamespace,
+        w: Weights,
         e: EngineConfig,
         progress: Callable[[int, int], None] = lambda done, all: None,
     ) -> None:
         expect_kind(c, causal=True)
         self.ops, self._program = nvtx.prepared(ops, e.nvtx)
         self.c, self.device, self.slots = c, ops.device, e.max_batch
-        self.max_len = longest(c, e)
-        self.model = MODELS[c.arch]
-        angles = self.device.upload(rope.table(c, self.max_len)) if c.rope_theta else None
-        self.w = SimpleNamespace(**{**vars(w), "rope": angles})
+        self.max_len, self.w, self.model = longest(c, e), w, MODELS[c.arch]
+        if self.max_len > w.max_len:
+            raise RequestError(f"max_len: expected at most {w.max_len}, which weights were loaded for, "
+                               f"found {self.max_len}")  # fmt: skip
         self.prefill_rows = min(e.prefill_rows, ops.pass_rows, pages_of(self.max_len) * PAGE * e.max_batch)
         whole = ops.buffers(c, PassKind.PREFILL, self.prefill_rows, min(PROMPTS, self.prefill_rows // PAGE))
         self._slots = Slots(self.device, e.max_batch, c.vocab)
@@ -100,9 +100,8 @@ class Runner:
         sizes = [n for n in (1, 2, 4, 8, 16) if n < e.max_batch] + [e.max_batch]
         work = [self.decode_buffers(n) for n in sizes]
         self.table = PageTable(e.max_batch, self.max_len, 1 + self._cache_pages(e))
-        shape = (self.table.pages, c.kv_heads, PAGE, c.head_dim)
-        new = partial(self.device.empty, shape, ops.dtype)
-        self.caches = [Cache(new(), new()) for _ in range(c.layers)]
+        shapes = [(self.table.pages, spec.kv_heads, PAGE, spec.head_dim) for spec in c.layers]
+        self.caches = [Cache(*(self.device.empty(shape, ops.dtype) for _ in "kv")) for shape in shapes]
         self._table = self.device.upload(self.table.host)
         self.prompts = Prompts(self.ops, self._program, self._pass, whole, self._table, self.slots)
         self.steps_captured = CaptureReport()  # those of decode steps alone
@@ -196,7 +195,7 @@ class Runner:
         """Logits of ids in order, in pieces: the body once per prefill_rows, then the head for a tile at a time."""
         tile = self.ops.tile
         out = self.device.empty((tile, self.c.vocab), np.dtype(np.float32))
-        plain = SimpleNamespace(**{**vars(self.w), "head_bias": None})
+        plain = replace(self.w, head_bias=None)
         for first in range(0, len(ids), self.prefill_rows):
             piece = ids[first : first + self.prefill_rows]
             b, s = self.prompts.run([Piece(slot, piece, first)])
@@ -259,7 +258,7 @@ class Runner:
     def _cache_pages(self, e: EngineConfig) -> int:
         """Pages for the sequences: cache_tokens, or what max_batch of max_len need, less if memory is short."""
         c, wish = self.c, self.slots * pages_of(self.max_len)
-        page = 2 * c.layers * c.kv_heads * PAGE * c.head_dim * self.ops.dtype.itemsize
+        page = 2 * sum(spec.kv_heads * spec.head_dim for spec in c.layers) * PAGE * self.ops.dtype.itemsize
         free = self.device.free_memory()
         share = _SHARE[self.device.stream is not None] if e.cache_tokens is None else 1
         room = int(free * share) // page - 1  # one more page is the spare sequence's

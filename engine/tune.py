@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from math import inf
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from .bench.command import chosen_model, numbers
@@ -29,6 +28,7 @@ from .report import console, say
 if TYPE_CHECKING:
     from .bench.decode import Choose, Settings
     from .config import ModelConfig
+    from .models.weights import Weights
 
 OPERATIONS = {
     "norm_qkv": "qkv", "linear_add o": "o", "norm_gate_up": "gate_up", "linear_add down": "down", "norm_head": "head",
@@ -103,7 +103,7 @@ def parts(batches: Iterable[int]) -> list[Part]:
 class Steps:
     """Decode steps of one model at several batch sizes, which can be timed with any table."""
 
-    def __init__(self, ops: Any, c: ModelConfig, w: SimpleNamespace, s: Settings) -> None:
+    def __init__(self, ops: Any, c: ModelConfig, w: Weights, s: Settings) -> None:
         from .bench.operations import middle_step
         from .ops.shapes import shared_limit
 

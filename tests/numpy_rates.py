@@ -71,8 +71,9 @@ def measure(on: Runner, ops: NumpyOps, team: Team, tokens: int, decoded: int) ->
     batch.scheduler.add(Sequence(Request(prompt, SamplingParams(), 0, 1 + decoded, ())))
     while not batch.idle:
         times += [time.perf_counter() for _ in batch.step()]
-    layer = sum(w.size for w in vars(on.w.layers[0]).values() if getattr(w, "ndim", 0) == 2)
-    work = 2 * tokens * layer * on.c.layers + 2 * tokens**2 * on.c.heads * on.c.head_dim * on.c.layers
+    layer = sum(w.size for name, w in vars(on.w.layers[0]).items() if name != "rope" and getattr(w, "ndim", 0) == 2)
+    of, layers = on.c.sizes, on.c.layer_count
+    work = 2 * tokens * layer * layers + 2 * tokens**2 * of.heads * of.head_dim * layers
     prefill = times[1] - times[0]
     return tokens / prefill, decoded / (times[-1] - times[1]), work / prefill / sgemm(team)
 

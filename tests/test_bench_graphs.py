@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from configs import changed, flat
 from emulator import EmulatedDevice
 
 from ostinato import cli
@@ -22,11 +22,11 @@ from ostinato.ops.cuda import CudaOps
 from ostinato.ops.device import HostDevice
 
 FIXTURES = Path(__file__).parent / "fixtures"
-TINY = ModelConfig(
-    arch="decoder", layers=2, hidden=64, heads=4, kv_heads=2, head_dim=16, ffn=96, vocab=80, max_len=256, eps=1e-5,
+TINY = flat(
+    layers=2, hidden=64, heads=4, kv_heads=2, head_dim=16, ffn=96, vocab=80, max_len=256, eps=1e-5,
     tied=True, dtype="float32",
 )  # fmt: skip
-SMALL = replace(synthetic.shape("minilm-l6"), layers=2, hidden=64, heads=4, kv_heads=4, head_dim=16, ffn=96, vocab=80,
+SMALL = changed(synthetic.shape("minilm-l6"), layers=2, hidden=64, heads=4, kv_heads=4, head_dim=16, ffn=96, vocab=80,
                 dtype="float32")  # fmt: skip
 
 # -- what is measured with ---------------------------------------------------------------------------------------------

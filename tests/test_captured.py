@@ -115,9 +115,9 @@ def test_the_nodes_of_a_step_add_up_to_its_replay(gpu: Any, graph: str, shape: s
     asked = Settings(shape, config, (batch,), graphs=(graph,), max_tokens=32)
     step, _ = open_step(asked, backend, load.choose)
     assert balanced(step), f"{step.total_us:.1f} us in nodes, {step.replay_us:.1f} us a replay"
-    assert step.graphs == (1 if graph == "step" else config.layers + 2)
+    assert step.graphs == (1 if graph == "step" else config.layer_count + 2)
     assert len(step.edges) == len(step.nodes) - step.graphs and step.bytes > 0
-    assert {node.part for node in step.nodes} == {"embed", "head", *(f"layer {i}" for i in range(config.layers))}
+    assert {node.part for node in step.nodes} == {"embed", "head", *(f"layer {i}" for i in range(config.layer_count))}
     kernels = [node for node in step.nodes if node.kind == "kernel"]
     assert all(node.grid and node.block and node.registers for node in kernels)
     if backend == "cuda":

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from configs import flat
 from emulator import EmulatedDevice
 
 from ostinato import cli, descent, doctor, tune
 from ostinato.bench.decode import Settings, open_model
-from ostinato.config import ModelConfig
 from ostinato.ops import tuned
 from ostinato.ops.base import PassKind
 from ostinato.ops.cuda import CudaOps
@@ -24,8 +24,8 @@ SHAPE = DecodeShape(16, Launch(1, 4, 2, 2), Launch(1, 12, 1, 1, ring=True), Laun
 FAST = DecodeShape(8, Launch(2, 3, 4, 2, 4), Launch(2, 3, 4, 1, 8, staged=True), Launch(2, 10, 1, 1, 2, ring=True))
 TWO_TILES = {"single": Launch(2, 2, 2, 2), "narrow": Launch(2, 2, 2, 2)}
 A = 960, 576, 2
-TINY = ModelConfig(
-    arch="decoder", layers=2, hidden=64, heads=4, kv_heads=2, head_dim=16, ffn=96, vocab=80, max_len=1024, eps=1e-5,
+TINY = flat(
+    layers=2, hidden=64, heads=4, kv_heads=2, head_dim=16, ffn=96, vocab=80, max_len=1024, eps=1e-5,
     tied=True, dtype="float32",
 )  # fmt: skip
 

@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,8 @@ from ..checks import choice, integer
 from ..config import ModelConfig
 from ..errors import CaptureError, DeviceError, RequestError
 from ..graph import CaptureReport
+from ..models.families import model_config
+from ..models.weights import Weights
 from ..ops.base import Ops
 from ..ops.device import Device
 from ..report import say
@@ -128,7 +129,7 @@ def tidy(device: Device) -> None:
     device.trim()
 
 
-def open_model(s: Settings, backend: str, choose: Choose) -> tuple[Ops, ModelConfig, SimpleNamespace]:
+def open_model(s: Settings, backend: str, choose: Choose) -> tuple[Ops, ModelConfig, Weights]:
     """A backend with the model's weights."""
     ops, c, w, _ = load_model(s.model, s.config, lambda c: _choose(s, c, backend, choose), s.seed)
     return ops, c, w
@@ -140,14 +141,14 @@ def load_model(
     choose: Callable[[ModelConfig], Ops],
     seed: int = 0,
     also: Callable[[Checkpoint], Any] = lambda ck: None,
-) -> tuple[Ops, ModelConfig, SimpleNamespace, Any]:
+) -> tuple[Ops, ModelConfig, Weights, Any]:
     """A backend with weights: random ones of `config`, or a checkpoint's, and what `also` takes from the open one."""
     if config is not None:
         ops = choose(config)
         ck = synthetic.checkpoint(config, ops.device, ops.dtype, seed)
         return ops, config, loading.weights(ops, ck, config), None
     with open_checkpoint(resolve(model, progress=True)) as ck:
-        c = ModelConfig.from_hf(ck.config, ck.generation_config, ck.source)
+        c = model_config(ck.config, ck.generation_config, ck.source)
         ops = choose(c)
         return ops, c, loading.weights(ops, ck, c), also(ck)
 
@@ -160,7 +161,7 @@ def _choose(s: Settings, c: ModelConfig, backend: str, choose: Choose) -> Ops:
     return choose(backend, s.dtype, c.dtype)[0]
 
 
-def _backend(report: Report, ops: Ops, c: ModelConfig, w: SimpleNamespace) -> None:
+def _backend(report: Report, ops: Ops, c: ModelConfig, w: Weights) -> None:
     """All rows of one backend."""
     s = report.settings
     reader = Reader(ops.device, s.read_bytes)
@@ -183,9 +184,7 @@ def _backend(report: Report, ops: Ops, c: ModelConfig, w: SimpleNamespace) -> No
             tidy(ops.device)
 
 
-def measure(
-    ops: Ops, c: ModelConfig, w: SimpleNamespace, graph: str, load: Load, repeats: int, ceiling: float
-) -> Measurement:
+def measure(ops: Ops, c: ModelConfig, w: Weights, graph: str, load: Load, repeats: int, ceiling: float) -> Measurement:
     """One row. ceiling: GB/s."""
     launches = ops.device.launches
     before = Counter(launches)
@@ -197,7 +196,8 @@ def measure(
     steps = [ms for _ in range(repeats) for ms in session.step_times()]
     stepped = launches - before  # nothing with CUDA graphs
     made = session.runner.steps_captured
-    prove(ops, graph, recorded, stepped, made, len(session.runner.buckets) * (1 if graph == "step" else c.layers + 2))
+    parts = 1 if graph == "step" else c.layer_count + 2
+    prove(ops, graph, recorded, stepped, made, len(session.runner.buckets) * parts)
     p10, median, p90 = np.percentile(steps, PERCENTILES).tolist()
     ttft, wall = (statistics.median(column) for column in zip(*served, strict=True))
     need = step_bytes(c, ops.dtype.itemsize, load)

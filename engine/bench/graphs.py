@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from types import SimpleNamespace
 from typing import Protocol
 
 from .. import load as loading
@@ -25,6 +24,7 @@ from ..config import EngineConfig, ModelConfig
 from ..encoder import Encoder
 from ..errors import RequestError
 from ..graph import CaptureReport
+from ..models.weights import Weights
 from ..ops.base import Ops
 from ..report import say
 from ..sizes import PAGE
@@ -123,7 +123,7 @@ class Subject:
     name: str
     ops: Ops
     c: ModelConfig
-    w: SimpleNamespace
+    w: Weights
     ids: list[list[int]]
     s: Settings
 
@@ -238,7 +238,7 @@ def _measure(subject: Subject, graph: str, batch: int, kernel: float | None) -> 
     before = Counter(launches)
     wall, host, span = breakdown.live(ops.device, work.begin, work.step, work.steps)
     stepped = launches - before
-    made, parts = work.captured, 1 if graph == "step" else subject.c.layers + 2
+    made, parts = work.captured, 1 if graph == "step" else subject.c.layer_count + 2
     prove(ops, graph, recorded, stepped, made, work.programs * parts)
     launched = parts if graph != "off" else stepped.total() // (breakdown.REPEATS * work.steps)
     return Row(

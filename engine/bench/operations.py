@@ -12,11 +12,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 from ..config import ModelConfig
 from ..graph import CaptureReport, Part, program
+from ..models.weights import Weights
 from ..ops.base import Ops
 from ..ops.observer import OpsObserver
 from .ceiling import Reader
@@ -60,17 +60,17 @@ class Operation:
 
 
 def bytes_read(c: ModelConfig, itemsize: int, load: Load) -> dict[str, int]:
-    """Bytes that one call of each kind of operation must read; FORMULA says what a step's are."""
-    q, context = c.heads * c.head_dim, min(load.context, c.window or load.context)
-    norm = 4 * c.hidden
-    extra = 4 * c.qkv * c.qkv_bias + 8 * c.head_dim * c.qk_norm
+    """Bytes that one call of each kind of operation must read, on average over layers; those of a step: FORMULA."""
+    of, norm = c.sizes, 4 * c.hidden
+    extra = 4 * of.qkv * of.qkv_bias + 8 * of.head_dim * of.qk_norm
+    seen = sum(min(load.context, spec.window or load.context) for spec in c.layers) / c.layer_count
     return {
         "embed_tokens": load.batch * c.hidden * itemsize,
-        "norm_qkv": c.qkv * c.hidden * itemsize + norm + extra,
-        "attend": round(load.batch * context * 2 * c.kv_heads * c.head_dim * itemsize),
-        "linear_add o": c.hidden * q * itemsize,
-        "norm_gate_up": 2 * c.ffn * c.hidden * itemsize + norm,
-        "linear_add down": c.hidden * c.ffn * itemsize,
+        "norm_qkv": of.qkv * c.hidden * itemsize + norm + extra,
+        "attend": round(load.batch * seen * 2 * of.kv_heads * of.head_dim * itemsize),
+        "linear_add o": c.hidden * of.heads * of.head_dim * itemsize,
+        "norm_gate_up": 2 * of.ffn * c.hidden * itemsize + norm,
+        "linear_add down": c.hidden * of.ffn * itemsize,
         "norm_head": c.vocab * c.hidden * itemsize + norm,
         "sample": load.batch * c.vocab * 4,
         "advance": 0,
@@ -81,12 +81,11 @@ def step_bytes(c: ModelConfig, itemsize: int, load: Load) -> int:
     """Bytes that a step must read on average, as FORMULA says."""
     each = bytes_read(c, itemsize, load)
     once = each["embed_tokens"] + each["norm_head"]
-    return once + c.layers * sum(n for kind, n in each.items() if kind not in ("embed_tokens", "norm_head", *IN_CACHE))
+    in_layer = sum(n for kind, n in each.items() if kind not in ("embed_tokens", "norm_head", *IN_CACHE))
+    return once + c.layer_count * in_layer
 
 
-def operations(
-    ops: Ops, c: ModelConfig, w: SimpleNamespace, load: Load, reader: Reader, ceiling: float
-) -> list[Operation]:
+def operations(ops: Ops, c: ModelConfig, w: Weights, load: Load, reader: Reader, ceiling: float) -> list[Operation]:
     """Measure each kind of operation in the middle step of a load. ceiling: GB/s."""
     session, calls, middle = middle_step(ops, c, w, load)
     kinds: dict[str, list[Call]] = {}
@@ -110,7 +109,7 @@ def operations(
 class _Noted(OpsObserver):
     """Runs every operation, and notes those of NAMES."""
 
-    def __init__(self, ops: Ops, w: SimpleNamespace) -> None:
+    def __init__(self, ops: Ops, w: Weights) -> None:
         super().__init__(ops)
         self._launches = ops.device.launches
         self._matrices = {id(getattr(layer, part)): part for layer in w.layers for part in ("o", "down")}
@@ -125,7 +124,7 @@ class _Noted(OpsObserver):
         return found
 
 
-def middle_step(ops: Ops, c: ModelConfig, w: SimpleNamespace, load: Load) -> tuple[Session, list[Call], int]:
+def middle_step(ops: Ops, c: ModelConfig, w: Weights, load: Load) -> tuple[Session, list[Call], int]:
     """The operations of the middle step, and a session whose cache and rows are as they were before it."""
     noted: Any = _Noted(ops, w)
     session, middle = Session(noted, c, w, "off", load), load.max_tokens // 2

@@ -9,13 +9,15 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import datetime, timezone
 from importlib import metadata
 from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from ..config import ModelConfig
 from ..doctor import install_command
 from ..errors import RequestError
 from ..report import console
@@ -70,7 +72,7 @@ def record(report: Report) -> dict[str, Any]:
         **stamp(report.machine),
         "model": s.model,
         "weights": "checkpoint" if s.config is None else "random",
-        "config": asdict(report.config) if report.config else None,
+        "config": _config(report.config) if report.config else None,
         "settings": settings,
         "dtypes": report.dtypes,
         "load_s": report.load_s,
@@ -79,6 +81,12 @@ def record(report: Report) -> dict[str, Any]:
         "rows": [asdict(row) for row in report.rows],
         "operations": [asdict(row) for row in report.operations],
     }
+
+
+def _config(c: ModelConfig) -> dict[str, Any]:
+    """The model's fields; its layers as runs of equal ones, each with how many they are."""
+    runs = [{"count": len(list(run)), **asdict(spec)} for spec, run in groupby(c.layers)]
+    return {**{f.name: getattr(c, f.name) for f in fields(c)}, "layers": runs}
 
 
 def write_json(found: dict[str, Any], file: str) -> None:

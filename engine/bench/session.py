@@ -6,13 +6,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from types import SimpleNamespace
 
 import numpy as np
 
 from ..cache import pages_of
 from ..config import EngineConfig, ModelConfig, SamplingParams
 from ..engine import Engine
+from ..models.weights import Weights
 from ..ops.base import Ops
 from ..runner import Row, Runner
 from ..sequence import Event, Request
@@ -43,7 +43,7 @@ class Session:
         self,
         ops: Ops,
         c: ModelConfig,
-        w: SimpleNamespace,
+        w: Weights,
         graph: str,
         load: Load,
         prompts: list[list[int]] | None = None,

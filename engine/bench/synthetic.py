@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..checks import refuse
-from ..config import ModelConfig, RopeScaling
+from ..config import LayerSpec, ModelConfig, Rope, RopeScaling
 from ..ops.device import Device, HostDevice
 from ..weights import names
 from ..weights.checkpoint import Checkpoint
@@ -27,20 +27,23 @@ _CHUNK = 1 << 20  # numbers drawn at a time on the CPU
 
 SHAPES = {
     "smollm2-135m": ModelConfig(
-        arch="decoder", layers=30, hidden=576, heads=9, kv_heads=3, head_dim=64, ffn=1536, vocab=49152, max_len=8192,
-        eps=1e-5, rope_theta=1e5, tied=True,
+        "decoder", (LayerSpec(heads=9, kv_heads=3, head_dim=64, ffn=1536, rope=Rope(1e5)),) * 30,
+        hidden=576, vocab=49152, max_len=8192, eps=1e-5, tied=True,
     ),
     "llama-3.2-1b": ModelConfig(
-        arch="decoder", layers=16, hidden=2048, heads=32, kv_heads=8, head_dim=64, ffn=8192, vocab=128256,
-        max_len=131072, eps=1e-5, rope_theta=5e5, rope_scaling=RopeScaling("llama3", 32.0), tied=True,
+        "decoder",
+        (LayerSpec(heads=32, kv_heads=8, head_dim=64, ffn=8192, rope=Rope(5e5, RopeScaling("llama3", 32.0))),) * 16,
+        hidden=2048, vocab=128256, max_len=131072, eps=1e-5, tied=True,
     ),
     "llama-3.1-8b": ModelConfig(
-        arch="decoder", layers=32, hidden=4096, heads=32, kv_heads=8, head_dim=128, ffn=14336, vocab=128256,
-        max_len=131072, eps=1e-5, rope_theta=5e5, rope_scaling=RopeScaling("llama3", 8.0),
+        "decoder",
+        (LayerSpec(heads=32, kv_heads=8, head_dim=128, ffn=14336, rope=Rope(5e5, RopeScaling("llama3", 8.0))),) * 32,
+        hidden=4096, vocab=128256, max_len=131072, eps=1e-5,
     ),
     "minilm-l6": ModelConfig(
-        arch="bert", layers=6, hidden=384, heads=12, kv_heads=12, head_dim=32, ffn=1536, vocab=30522, max_len=512,
-        eps=1e-12, rope_theta=0, qkv_bias=True, activation="gelu", causal=False, segments=2,
+        "bert",
+        (LayerSpec(heads=12, kv_heads=12, head_dim=32, ffn=1536, rope=None, qkv_bias=True, activation="gelu"),) * 6,
+        hidden=384, vocab=30522, max_len=512, eps=1e-12, family="bert", causal=False, segments=2,
     ),
 }  # fmt: skip
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from configs import changed
 from small import LLAMA, events, sequence
 
 from ostinato.bench.synthetic import checkpoint, shape
@@ -23,7 +24,7 @@ from ostinato.ops.shapes import DecodeShape, Shapes
 from ostinato.runner import Runner
 
 NEEDLE, TOKENS = list(range(50, 120)), 6
-SMALL = replace(LLAMA, layers=1, vocab=256, hidden=192, ffn=64, heads=4, kv_heads=2, head_dim=16, max_len=512)
+SMALL = changed(LLAMA, layers=1, vocab=256, hidden=192, ffn=64, heads=4, kv_heads=2, head_dim=16, max_len=512)
 MORE_WARPS = {4: 8, 8: 12, 12: 16}
 
 
@@ -83,6 +84,6 @@ def test_a_needle_in_fifty_batches_of_a_real_shape(backend: type[CudaOps], invar
         device = CupyDevice()
     except DeviceError as e:
         pytest.skip(str(e))
-    c = replace(shape("smollm2-135m"), layers=6, max_len=512)
+    c = changed(shape("smollm2-135m"), layers=6, max_len=512)
     differ = batches_that_differ(backend(device, "bfloat16"), c, graph, 50)
     assert (differ == 0) == invariant, f"{differ} of 50 batches differ"

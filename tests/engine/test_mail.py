@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
+from configs import changed
 from small import LLAMA, runner
 
 from ostinato.ops.cuda import CudaOps
@@ -14,7 +13,7 @@ from ostinato.runner import Row, Runner
 from ostinato.sizes import MAIL
 
 SCOPES = ["off", "layer", "step"]
-SMALL = replace(LLAMA, layers=1, max_len=128)
+SMALL = changed(LLAMA, layers=1, max_len=128)
 
 
 def started(on: Runner, rows: int) -> Runner:
