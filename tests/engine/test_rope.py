@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ostinato import rope
 from ostinato.config import Rope, RopeScaling
 from ostinato.errors import UnsupportedModel
+from ostinato.models import rope
 
 LLAMA3 = RopeScaling("llama3", 8.0, 1.0, 4.0, 64)
 
