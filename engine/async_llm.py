@@ -16,6 +16,8 @@ from .config import SamplingParams
 from .engine import Engine
 from .llm import LLM, Messages, Params
 from .outputs import RequestOutput
+from .requests import Prompt
+from .sequence import Request
 from .stream import AsyncStream, taken, waker
 
 
@@ -32,18 +34,28 @@ class AsyncLLM:
         if self.llm.config.causal:
             self._engine()
 
-    def stream(self, prompt: str | list[int], params: SamplingParams | None = None) -> AsyncStream:
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, parse_special: bool = False
+    ) -> AsyncStream:
         """Complete one prompt: `async for chunk in llm.stream(...)`. A request that is not acceptable raises here.
 
-        It ends early when its task is cancelled, by `close()`, and when it is forgotten."""
-        return AsyncStream(self._engine(), self.llm.request(prompt, params or SamplingParams(), single=True))
+        It ends early when its task is cancelled, by `close()`, and when it is forgotten. parse_special as for
+        LLM.generate."""
+        return self._stream(self.llm.request(prompt, params, single=True, parse_special=parse_special))
 
-    async def generate(self, prompts: Any, params: Params = None) -> list[RequestOutput]:
+    async def generate(
+        self, prompts: Any, params: Params = None, *, parse_special: bool = False
+    ) -> list[RequestOutput]:
         """Complete prompts; as LLM.generate. A task that is cancelled meanwhile ends its requests."""
-        engine, news = self._engine(), asyncio.Event()
+        return await self._complete(self.llm.requests(prompts, params, parse_special=parse_special))
+
+    async def _complete(self, todo: list[Request]) -> list[RequestOutput]:
+        """The outputs of requests, once all have ended."""
+        engine, news, handles = self._engine(), asyncio.Event(), []
         wake = waker(asyncio.get_running_loop(), news)
-        handles = [engine.add(request, wake=wake) for request in self.llm.requests(prompts, params)]
         try:
+            for request in todo:
+                handles.append(engine.add(request, wake=wake))
             for handle in handles:
                 await taken(handle, news, end=True)
         except BaseException:
@@ -53,11 +65,11 @@ class AsyncLLM:
 
     async def chat(self, messages: Messages, params: SamplingParams | None = None) -> RequestOutput:
         """The model's answer to messages; as LLM.chat."""
-        return (await self.generate([self.llm.chat_prompt(messages)], params))[0]
+        return (await self._complete([self.llm.chat_request(messages, params)]))[0]
 
     def stream_chat(self, messages: Messages, params: SamplingParams | None = None) -> AsyncStream:
         """Like chat, as a stream."""
-        return self.stream(self.llm.chat_prompt(messages), params)
+        return self._stream(self.llm.chat_request(messages, params, single=True))
 
     async def embed(self, texts: Any, pooling: str = "mean", normalize: bool = True) -> np.ndarray:
         """[N, D] float32, as LLM.embed."""
@@ -72,6 +84,9 @@ class AsyncLLM:
         self.llm.close()
         if self._stop is not None:
             self._stop()
+
+    def _stream(self, request: Request) -> AsyncStream:
+        return AsyncStream(self._engine(), request, driver=self)
 
     def _engine(self) -> Engine:
         """The engine, which a thread of this process drives: a forked child has none of its parent's threads."""
@@ -88,15 +103,19 @@ class AsyncLLM:
 
 
 def _drive(owner: AsyncLLM, engine: Engine) -> weakref.finalize:
-    """Start a thread that drives the engine; what is returned ends it, as does the end of its owner."""
+    """Start a thread that drives the engine, until its owner is gone. What is returned ends it now, and waits."""
     stop = threading.Event()
     thread = threading.Thread(target=engine.run, args=(stop.is_set,), name="ostinato", daemon=True)
 
-    def end() -> None:
+    def leave() -> None:  # in any place of any thread, as finalizers do: it waits for nothing
         stop.set()
         engine.poke()
+
+    def end() -> None:
+        leave()
         if thread is not threading.current_thread():
             thread.join()
 
     thread.start()
-    return weakref.finalize(owner, end)
+    weakref.finalize(owner, leave)
+    return weakref.finalize(engine, end)  # which the thread keeps: so it ends before the interpreter does

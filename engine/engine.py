@@ -11,6 +11,7 @@ takes over (turn.py). A hand-over costs 20 to 50 us, a fifth of a decode step of
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -40,7 +41,7 @@ class Engine:
         self._aborted: deque[Handle] = deque()
         self._closed = False
         self._turn = Turn()  # its owner alone touches the batch
-        self._breakable = False  # Ctrl-C may break off what runs: nobody else has a part in it
+        self._breakable = 0  # the thread that Ctrl-C may break off in its step: nobody else has a part in it
         forks.in_child(self._forked)
 
     # -- requests: from any thread ------------------------------------------------------------------------------------
@@ -57,22 +58,25 @@ class Engine:
         listen: keep its events for `wait`. wake(): called by the thread that drives when there are new ones, or when
         the request has ended; it must not block. CacheFull if it could never run."""
         self.check(request)
-        handle = Handle(request, listen, wake)
-        with self._turn.lock:
+        handle = Handle(request, listen, wake, self)
+        with held(), self._turn.lock:
             self._arrived.append(handle)
             self._turn.wake()
+        if self._closed:  # meanwhile, and whoever saw to that may not have found this one
+            self._see_to_orders()
         return handle
 
     def abort(self, *handles: Handle) -> None:
         """End requests: now if nobody drives, else with the step that runs. The tokens they have stay.
 
         A finalizer may call it, from any place in this thread: it waits for nothing."""
-        self._aborted.extend(handle for handle in handles if not handle.ended)
-        self._see_to_orders()
+        with held():
+            self._aborted.extend(handle for handle in handles if not handle.ended)
+            self._see_to_orders()
 
     def abort_all(self) -> None:
         """End every request that was added before."""
-        with self._turn.lock:
+        with held(), self._turn.lock:
             everybody = {*self._arrived, *self._open.values()}
         self.abort(*everybody)
 
@@ -86,20 +90,22 @@ class Engine:
             return handle.ready(end)
 
         while not ready():
-            self._turn.sleep(ready)
-            with held(self._may_break) as caught:
-                if self._turn.take():
+            with held(self._may_break, self._turn.rouse) as caught:
+                self._turn.sleep(lambda: ready() or bool(caught))
+                if not caught and self._turn.take():
                     try:
                         while not (ready() or caught or self._turn.asked_for):
-                            self._step()
+                            self._step(handle)
                     finally:
                         self._pass_on()
         return handle.take()
 
     def step(self) -> list[Event]:
         """Run one pass over prompts, or one decode step; [] if there is nothing to do. Waits for its turn."""
-        with self._alone():
-            return self._step()
+        while True:
+            with self._alone() as caught:
+                if not caught:
+                    return self._step()
 
     def run(self, stopped: Callable[[], bool]) -> None:
         """Drive whenever there is work, until stopped(), which is asked again after `poke`: for a thread of its own.
@@ -116,42 +122,42 @@ class Engine:
                     self._pass_on()
 
     def poke(self) -> None:
-        """Have `run` ask again whether to stop."""
-        with self._turn.lock:
-            self._turn.wake()
+        """Have `run` ask again whether to stop. A finalizer may call it."""
+        self._turn.rouse()
 
     def logits(self, ids: list[int], decode_from: int | None = None) -> np.ndarray:
         """[T, V] float32, as Runner.logits, between two steps of the requests that run. Waits for a slot and pages."""
-        with self._alone():
-            while True:
-                self._breakable = not self._open
-                try:
-                    found = self.batch.logits(ids, decode_from)
-                finally:
-                    self._breakable = False
-                if found is not None:
-                    return found
-                self._step(ahead=False)
+        found = None
+        while found is None:
+            with self._alone() as caught:
+                while found is None and not caught:
+                    found = self._logits(ids, decode_from)
+                    if found is None:
+                        self._step(ahead=False)
+        return found
 
     def close(self) -> None:
-        """End every request with an error, now or with the step that runs; nothing can be added any more."""
+        """End every request with an error, now or with the step that runs; nothing can be added any more. A finalizer
+        may call it."""
         self._closed = True
         self._see_to_orders()
 
     # -- whose turn it is ---------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """This thread has the turn inside, before those that wait for a request."""
-        while True:
-            self._turn.sleep(lambda: False, first=True)
-            with held(self._may_break):
-                if self._turn.take(first=True):
-                    try:
-                        yield
-                    finally:
-                        self._pass_on()
-                    return
+    def _alone(self) -> Iterator[list[int]]:
+        """This thread has the turn inside, before those that wait for a request, unless what is yielded is not empty:
+        Ctrl-C has come. It is raised afterwards."""
+        with held(self._may_break, self._turn.rouse) as caught:
+            taken = False
+            while not (taken or caught):
+                self._turn.sleep(lambda: bool(caught), first=True)
+                taken = self._turn.take(first=True)
+            try:
+                yield caught
+            finally:
+                if taken:
+                    self._pass_on()
 
     def _pass_on(self) -> None:
         """Give up the turn, and see to what was ordered in its last moments."""
@@ -166,6 +172,8 @@ class Engine:
                     self._deliver(self._orders())
                 finally:
                     self._turn.pass_on()
+        if self._ordered():  # who held the lock at that moment may go to sleep over it
+            self._turn.rouse()
 
     def _ordered(self) -> bool:
         return bool(self._aborted) or (self._closed and bool(self._open or self._arrived))
@@ -174,7 +182,7 @@ class Engine:
         return bool(self._arrived or self._aborted) or not self.batch.idle
 
     def _may_break(self) -> bool:
-        return self._breakable
+        return self._breakable == threading.get_ident()
 
     def _deliver(self, events: list[Event]) -> None:
         """Hand events to their requests, and wake who waits for them."""
@@ -192,26 +200,46 @@ class Engine:
 
     # -- a step: by the owner of the turn -----------------------------------------------------------------------------
 
-    def _step(self, ahead: bool = True) -> list[Event]:
-        """See `step`. If it fails, everybody who was running ends with the error, and the engine begins anew."""
-        self._breakable = len(self._open) + len(self._arrived) <= 1
+    def _step(self, own: Handle | None = None, ahead: bool = True) -> list[Event]:
+        """See `step`. If it fails, everybody who was running ends with the error, and the engine begins anew.
+
+        own: the request for which this thread drives; Ctrl-C breaks the step off if nobody else's runs."""
         try:
-            events = self._orders() or self.batch.step(ahead)
+            events = self._orders()
+            if not events:
+                alone = own is not None and all(handle is own for handle in self._open.values())
+                self._breakable = threading.get_ident() if alone else 0
+                events = self.batch.step(ahead)
+                self._breakable = 0
         except BaseException as e:
-            self._breakable = False
+            self._breakable = 0
             self._fail(e)
             raise
-        self._breakable = False
         self._deliver(events)
         return events
 
+    def _logits(self, ids: list[int], decode_from: int | None) -> np.ndarray | None:
+        """Batch.logits; Ctrl-C breaks it off if nobody has begun."""
+        alone = not self._open
+        try:
+            self._breakable = threading.get_ident() if alone else 0
+            found = self.batch.logits(ids, decode_from)
+            self._breakable = 0
+        except BaseException:
+            self._breakable = 0
+            if alone:  # it may have been broken off between taking a slot and giving it back
+                self.batch.clear()
+            raise
+        return found
+
     def _orders(self) -> list[Event]:
         """Take in who arrived and let go of who was aborted; the ends of the latter."""
-        while self._arrived:
-            handle = self._arrived.popleft()
-            for seq in handle.sequences:
-                self._open[seq] = handle
-                self.batch.scheduler.add(seq)
+        with self._turn.lock:  # `abort_all` finds each of them in one place or the other
+            while self._arrived:
+                handle = self._arrived.popleft()
+                for seq in handle.sequences:
+                    self._open[seq] = handle
+                    self.batch.scheduler.add(seq)
         leaving = [seq for _ in range(len(self._aborted)) for seq in self._aborted.popleft().sequences]
         reason = "abort"
         if self._closed:
@@ -230,7 +258,7 @@ class Engine:
 
     def _forked(self) -> None:
         """In a forked child: locks are free, whoever held them; what was running is the parent's."""
-        self._turn, self._breakable = Turn(), False
+        self._turn, self._breakable = Turn(), 0
         told = self.batch.forked()
         while self._arrived:
             self._open.update(dict.fromkeys(self._arrived[0].sequences, self._arrived.popleft()))

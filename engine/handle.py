@@ -6,17 +6,23 @@ import copy
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from .errors import EngineError
 from .outputs import CompletionOutput, RequestOutput
 from .sequence import Event, Request, Sequence
 
+if TYPE_CHECKING:
+    from .engine import Engine
+
 
 class Handle:
     """What Engine.add returns. `ended` and `output` are for everybody, the other methods are the engine's."""
 
-    def __init__(self, request: Request, listen: bool, wake: Callable[[], None] | None) -> None:
+    def __init__(self, request: Request, listen: bool, wake: Callable[[], None] | None, engine: Engine) -> None:
         self.request = request
+        self.engine: Engine | None = engine  # None once it has ended: who keeps the handle does not keep the model
         self.sequences = [Sequence(request, i) for i in range(request.params.n)]
         self.wake = wake
         self.began = time.perf_counter()
@@ -40,10 +46,12 @@ class Handle:
             self._last = now
             if self._first is None:
                 self._first = now
-        if event.finish_reason is not None:
-            self._running -= 1
         if self._inbox is not None and event.finish_reason != "error":  # `take` raises it
             self._inbox.append(event)
+        if event.finish_reason is not None:  # last: who sees that it has ended takes what there is
+            self._running -= 1
+            if not self._running:
+                self.engine = None
 
     @property
     def error(self) -> BaseException | None:
@@ -52,7 +60,10 @@ class Handle:
 
     def take(self) -> list[Event]:
         """The events since the last take. Raises the error that ended the request once they are all taken."""
-        events = [self._inbox.popleft() for _ in range(len(self._inbox))] if self._inbox else []
+        events: list[Event] = []
+        with suppress(IndexError):  # another thread takes as well
+            while self._inbox:
+                events.append(self._inbox.popleft())
         if not events and (error := self.error) is not None:
             raise _again(error) from error
         return events

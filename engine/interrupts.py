@@ -9,12 +9,17 @@ from contextlib import contextmanager
 from types import FrameType
 
 
+def _never() -> bool:
+    return False
+
+
 @contextmanager
-def held(now: Callable[[], bool]) -> Iterator[list[int]]:
+def held(now: Callable[[], bool] = _never, tell: Callable[[], None] | None = None) -> Iterator[list[int]]:
     """Hold SIGINT back inside; its usual handler is called at the end. Yields a list that is not empty once it came.
 
-    now(): whether to call the handler at once after all, because nobody else would suffer. Does nothing outside the
-    main thread, where no signal arrives, or where SIGINT has no handler in Python."""
+    now(): whether to call the handler at once after all, because nobody else would suffer. tell(): called when it has
+    come, for what sleeps inside. Does nothing outside the main thread, where no signal arrives, or where SIGINT has no
+    handler in Python."""
     caught: list[int] = []
     usual = signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
     if not callable(usual):
@@ -26,6 +31,8 @@ def held(now: Callable[[], bool]) -> Iterator[list[int]]:
             usual(number, frame)
         else:
             caught.append(number)
+            if tell is not None:
+                tell()
 
     signal.signal(signal.SIGINT, handler)
     try:

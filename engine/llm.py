@@ -20,6 +20,7 @@ from .encoder import Encoder
 from .engine import Engine
 from .errors import RequestError, TokenizerError
 from .graph import CaptureReport
+from .interrupts import held
 from .models.families import model_config
 from .ops.base import Ops
 from .outputs import RequestOutput
@@ -173,11 +174,11 @@ class LLM:
 
     def chat(self, messages: Messages, params: SamplingParams | None = None) -> RequestOutput:
         """The model's answer to messages [{"role": "user", "content": "..."}, ...], by its chat template."""
-        return self._complete([self.request(self.chat_prompt(messages), params, chat=True)])[0]
+        return self._complete([self.chat_request(messages, params)])[0]
 
     def stream_chat(self, messages: Messages, params: SamplingParams | None = None) -> Stream:
         """Like chat, as a stream."""
-        return Stream(self.engine, self.request(self.chat_prompt(messages), params, single=True, chat=True))
+        return Stream(self.engine, self.chat_request(messages, params, single=True))
 
     def chat_prompt(self, messages: Messages) -> list[int]:
         """Token ids of messages in the model's chat template. TokenizerError if it has none."""
@@ -260,6 +261,12 @@ class LLM:
         self.engine.check(made)
         return made
 
+    def chat_request(
+        self, messages: Messages, params: SamplingParams | None = None, *, single: bool = False
+    ) -> Request:
+        """The same of a chat, which the end of turn ends as well."""
+        return self.request(self.chat_prompt(messages), params, single=single, chat=True)
+
     def requests(self, prompts: Any, params: Params = None, *, parse_special: bool = False) -> list[Request]:
         """The requests of a call of `generate`. RequestError says which prompt of a list is not acceptable."""
         wanted, several = requests.prompts(prompts)
@@ -273,9 +280,10 @@ class LLM:
 
     def _complete(self, todo: list[Request]) -> list[RequestOutput]:
         """The outputs of requests, once all have ended."""
-        engine = self.engine
-        handles = [engine.add(request) for request in todo]
+        engine, handles = self.engine, []
         try:
+            with held():  # Ctrl-C finds each one in the list
+                handles += [engine.add(request) for request in todo]
             for handle in handles:
                 engine.wait(handle, end=True)
         except BaseException:

@@ -42,6 +42,7 @@ class Scheduler:
         self.prefill_rows = prefill_rows
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in order of admission; the decode rows are those with a complete prompt
+        self.slots = slots
         self._slots = list(range(slots))  # a heap: the lowest free slot first
 
     @property
@@ -110,9 +111,10 @@ class Scheduler:
         self.give_back(seq.slot)
         seq.slot = -1
 
-    def clear(self) -> list[Sequence]:
-        """Release everybody; returns them."""
-        everybody = [*self.running, *self.waiting]
-        for seq in everybody:
-            self.release(seq)
-        return everybody
+    def clear(self) -> None:
+        """Release everybody. Begins anew: whatever was broken off may have been half done."""
+        for seq in self.running:
+            seq.slot = -1
+        self.running, self._slots = [], list(range(self.slots))
+        self.waiting.clear()
+        self.table.clear()

@@ -11,6 +11,7 @@ from typing import Any
 
 from .engine import Engine
 from .handle import Handle
+from .interrupts import held
 from .outputs import StreamChunk
 from .sequence import Event, Request
 
@@ -21,42 +22,52 @@ class _Chunks:
     close() may be called from any thread, and more than once; iteration then stops."""
 
     def __init__(self, engine: Engine, request: Request, wake: Any = None) -> None:
-        self.handle = engine.add(request, listen=True, wake=wake)
         self._events: deque[Event] = deque()
         self._done = False
-        self.close = weakref.finalize(self, engine.abort, self.handle)
-        self.close.atexit = False  # what the process holds goes with it
+        with held():  # Ctrl-C finds no request that nobody could close
+            self.handle = engine.add(request, listen=True, wake=wake)
+            self._leave = weakref.finalize(self, _abort, self.handle)
+        self._leave.atexit = False  # what the process holds goes with it
+
+    def close(self) -> None:
+        """End the request early."""
+        with held():
+            self._leave()
 
     @property
     def _ended(self) -> bool:
         """Whether there is no chunk left."""
-        return self._done or not self.close.alive
+        return self._done or not self._leave.alive
 
-    def _chunk(self) -> StreamChunk:
-        """The next event as a chunk; the last one has the output."""
-        event, handle = self._events.popleft(), self.handle
-        self._done = event.finish_reason is not None
+    def _chunk(self) -> StreamChunk | None:
+        """The next event as a chunk, if there is one; the last one has the output."""
+        try:
+            event, handle = self._events.popleft(), self.handle
+        except IndexError:  # another thread has taken it
+            return None
+        last = event.finish_reason is not None
+        self._done = self._done or last
         tokens = [] if event.token is None else [event.token]
-        return StreamChunk(event.text, tokens, handle.output() if self._done else None)
+        return StreamChunk(event.text, tokens, handle.output() if last else None)
 
 
 class Stream(_Chunks, Iterator[StreamChunk]):
     """An iterator of chunks, one a token. The thread that waits for a chunk drives the engine, for all requests."""
 
-    def __init__(self, engine: Engine, request: Request) -> None:
-        super().__init__(engine, request)
-        self._engine = engine
-
     def __next__(self) -> StreamChunk:
-        if not self._ended and not self._events:
+        while not self._ended:
+            if (chunk := self._chunk()) is not None:
+                return chunk
+            engine, over = self.handle.engine, self.handle.ended
             try:
-                self._events.extend(self._engine.wait(self.handle))
+                events = self.handle.take() if engine is None else engine.wait(self.handle)
             except BaseException:
                 self.close()
                 raise
-        if self._ended or not self._events:
-            raise StopIteration
-        return self._chunk()
+            self._events.extend(events)
+            if over and not events:  # another thread has taken the rest
+                break
+        raise StopIteration
 
     def __enter__(self) -> Stream:
         return self
@@ -69,20 +80,25 @@ class AsyncStream(_Chunks, AsyncIterator[StreamChunk]):
     """The same for the event loop it was made in; a thread of somebody else's drives. A task that is cancelled while it
     waits for a chunk ends the request."""
 
-    def __init__(self, engine: Engine, request: Request) -> None:
-        self._news = news = asyncio.Event()
-        super().__init__(engine, request, waker(asyncio.get_running_loop(), news))
+    def __init__(self, engine: Engine, request: Request, driver: object) -> None:
+        """driver: kept as long as this, as its thread drives."""
+        self._news, self._driver = asyncio.Event(), driver
+        super().__init__(engine, request, waker(asyncio.get_running_loop(), self._news))
 
     async def __anext__(self) -> StreamChunk:
-        if not self._ended and not self._events:
+        while not self._ended:
+            if (chunk := self._chunk()) is not None:
+                return chunk
+            over = self.handle.ended
             try:
-                self._events.extend(await taken(self.handle, self._news))
+                events = await taken(self.handle, self._news)
             except BaseException:
                 self.close()
                 raise
-        if self._ended or not self._events:
-            raise StopAsyncIteration
-        return self._chunk()
+            self._events.extend(events)
+            if over and not events:  # another task has taken the rest
+                break
+        raise StopAsyncIteration
 
     async def aclose(self) -> None:
         """End the request early."""
@@ -93,6 +109,11 @@ class AsyncStream(_Chunks, AsyncIterator[StreamChunk]):
 
     async def __aexit__(self, *error: object) -> None:
         self.close()
+
+
+def _abort(handle: Handle) -> None:
+    if (engine := handle.engine) is not None:
+        engine.abort(handle)
 
 
 def waker(loop: asyncio.AbstractEventLoop, news: asyncio.Event) -> Any:

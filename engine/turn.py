@@ -1,7 +1,7 @@
 """Whose turn it is: of the threads that wait for something, one does the work and the others sleep.
 
-    turn.sleep(ready)           until ready(), or until the turn is free for this thread
-    with held(...):             Ctrl-C must not come between the next lines
+    with held(..., turn.rouse): Ctrl-C must not come between the next lines
+        turn.sleep(ready)       until ready(), or until the turn is free for this thread
         if turn.take():
             try: work           touch what only the owner of the turn may touch
             finally: turn.pass_on()
@@ -14,18 +14,34 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
 
 
 def _always() -> bool:
     return True
 
 
-@dataclass(eq=False)
 class _Sleeper:
-    ready: Callable[[], bool]  # what it waits for; called with the lock held
-    wants: Callable[[], bool]  # whether it would take the turn
-    bell: threading.Condition
+    """A thread that sleeps. A ring before it has fallen asleep is not lost, and several count as one."""
+
+    def __init__(self, ready: Callable[[], bool], wants: Callable[[], bool]) -> None:
+        self.ready = ready  # what it waits for; called with the lock held
+        self.wants = wants  # whether it would take the turn
+        self._bell = threading.Lock()
+        self._bell.acquire()
+
+    def ring(self) -> None:
+        """Wake it, from anywhere: a signal handler or a finalizer may stand in the middle of another ring."""
+        with suppress(RuntimeError):  # it rings already
+            self._bell.release()
+
+    def rest(self, lock: threading.Lock) -> None:
+        """Until it rings; the lock, which is held, is free meanwhile."""
+        lock.release()
+        try:
+            self._bell.acquire()
+        finally:
+            lock.acquire()
 
 
 class Turn:
@@ -74,12 +90,12 @@ class Turn:
         with self.lock:
             if done():
                 return
-            sleeper = _Sleeper(ready, wants, threading.Condition(self.lock))
+            sleeper = _Sleeper(ready, wants)
             self._first += first
             self._sleepers.insert(0 if first else len(self._sleepers), sleeper)
             try:
-                while not done():
-                    sleeper.bell.wait()
+                while not done():  # once more: `rouse` may have come before it was among the sleepers
+                    sleeper.rest(self.lock)
             finally:
                 self._first -= first
                 self._sleepers.remove(sleeper)
@@ -92,5 +108,10 @@ class Turn:
         for sleeper in self._sleepers:
             wanted = free and sleeper.wants()
             if wanted or sleeper.ready():
-                sleeper.bell.notify()
+                sleeper.ring()
             free = free and not wanted
+
+    def rouse(self) -> None:
+        """Have every sleeper look again; without the lock, so that signal handlers and finalizers may call it."""
+        for sleeper in list(self._sleepers):
+            sleeper.ring()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from ostinato import LLM, AsyncLLM, DeviceError, SamplingParams
 from ostinato.runner import Ticket
 
+FIXTURE = Path(__file__).resolve().parents[1] / "fixtures/llama"
 HOT = SamplingParams(temperature=1.5, seed=11, max_tokens=20, ignore_eos=True)
 LONG = SamplingParams(temperature=1.5, seed=11, max_tokens=120, ignore_eos=True)
 
@@ -97,4 +99,31 @@ def test_the_thread_ends_with_its_owner(llm: LLM) -> None:
     assert any(thread.name == "ostinato" for thread in threading.enumerate())
     del on
     gc.collect()
-    assert not any(thread.name == "ostinato" for thread in threading.enumerate())
+    for thread in threading.enumerate():
+        if thread.name == "ostinato":
+            thread.join(5)
+            assert not thread.is_alive()
+
+
+def test_a_stream_keeps_alive_who_drives_it() -> None:
+    async def main() -> int:
+        stream = AsyncLLM(FIXTURE, backend="numpy", quiet=True).stream("ab", HOT)
+        gc.collect()
+        return len([chunk async for chunk in stream])
+
+    assert asyncio.run(asyncio.wait_for(main(), 5)) == 20
+
+
+def test_an_owner_may_be_collected_anywhere(llm: LLM) -> None:
+    """Also where this thread holds the lock of those that wait."""
+    owner = [AsyncLLM(llm)]
+
+    def collect() -> None:
+        with llm.engine._turn.lock:
+            owner.clear()
+            gc.collect()
+
+    thread = threading.Thread(target=collect, daemon=True)
+    thread.start()
+    thread.join(5)
+    assert not thread.is_alive()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ostinato import LLM, RequestError, SamplingParams, prompt_text
+from ostinato import LLM, AsyncLLM, RequestError, RequestOutput, SamplingParams, prompt_text
 from ostinato.sizes import STOP_IDS
 
 LLAMA = Path(__file__).resolve().parents[1] / "fixtures/llama"
@@ -55,6 +56,11 @@ def test_the_models_own(opened: Open, changes: dict[str, Any], ids: tuple[int, .
 OTHER_END = {"generation_eos_token_id": 0, "config_eos_token_id": 0, "tokenizer_eos_token": "<|endoftext|>"}
 
 
+async def answers(llm: LLM, params: SamplingParams) -> list[RequestOutput]:
+    on = AsyncLLM(llm)
+    return [await on.chat(QUESTION, params), *[c.output async for c in on.stream_chat(QUESTION, params) if c.output]]
+
+
 def test_the_end_of_turn_ends_a_chat_and_nothing_else(opened: Open) -> None:
     with opened(**OTHER_END) as llm:
         assert llm.config.eos_ids == (0,)
@@ -71,6 +77,8 @@ def test_the_end_of_turn_ends_a_chat_and_nothing_else(opened: Open) -> None:
         assert (answer.token_ids, answer.finish_reason) == (free.token_ids[:size], "stop")
         chunks = list(llm.stream_chat(QUESTION, params))
         assert "".join(c.text for c in chunks) == answer.text
+        for found in asyncio.run(answers(llm, params)):
+            assert found.outputs == answer.outputs
         more = SamplingParams(temperature=2.0, seed=seed, max_tokens=size, ignore_eos=True)
         assert llm.chat(QUESTION, more).token_ids == llm.generate([ids], more)[0].token_ids
 
@@ -94,6 +102,13 @@ def test_control_tokens_of_a_prompt_count_where_that_is_asked_for(llm: LLM) -> N
     assert parsed[0].prompt_token_ids == ids and not set(plain.prompt_token_ids) & set(llm.tokenizer.control)
     last = list(llm.stream(text, params, parse_special=True))[-1].output
     assert last is not None and last.token_ids == parsed[0].token_ids
+
+    async def main() -> list[RequestOutput]:
+        on = AsyncLLM(llm)
+        chunks = [chunk async for chunk in on.stream(text, params, parse_special=True)]
+        return [*await on.generate([text], params, parse_special=True), *(c.output for c in chunks if c.output)]
+
+    assert [out.token_ids for out in asyncio.run(main())] == [last.token_ids] * 2
     for call in (llm.generate, llm.stream):
         with pytest.raises(RequestError, match="parse_special: expected True or False, found 1"):
             call("x", parse_special=1)  # type: ignore[arg-type]

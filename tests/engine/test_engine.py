@@ -6,6 +6,8 @@ import gc
 import signal
 import threading
 import time
+import weakref
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +21,7 @@ from small import LLAMA, complete, prompts, request, runner, sequence
 from ostinato import LLM, DeviceError, RequestError, SamplingParams
 from ostinato.engine import Engine
 from ostinato.runner import Ticket
+from ostinato.sequence import Event, Request
 
 FIXTURE = Path(__file__).resolve().parents[1] / "fixtures/llama"
 SMALL = changed(LLAMA, layers=1, hidden=24, heads=3, kv_heads=1, head_dim=8, ffn=24)
@@ -166,6 +169,47 @@ def test_close_ends_what_runs_with_an_error() -> None:
     for use in (lambda: list(stream), lambda: llm.generate("a", HOT), lambda: llm.stream("a", HOT)):
         with pytest.raises(RequestError, match="found it closed"):
             use()
+
+
+def test_who_keeps_a_stream_does_not_keep_the_model() -> None:
+    """Closing lets go of a GPU's memory: also where a notebook still has the streams."""
+    llm = LLM(FIXTURE, backend="numpy", quiet=True)
+    done, begun = llm.stream("ab", HOT), llm.stream("ab", LONG)
+    assert len(list(done)) == 20 and next(begun).token_ids
+    model = weakref.ref(llm.runner)
+    llm.close()
+    gc.collect()
+    assert model() is None
+    with pytest.raises(RequestError, match="found it closed"):
+        list(begun)
+
+
+def test_a_handle_has_ended_when_its_last_event_is_there() -> None:
+    """Who looks at it from another thread at any moment sees that one first."""
+    engine = Engine(runner(SMALL))
+    handle, seen = engine.add(request([1], 2), listen=True), []
+
+    class Inbox(deque):
+        def append(self, event: Event) -> None:
+            seen.append(handle.ended)
+            super().append(event)
+
+    handle._inbox = Inbox()
+    while not handle.ended:
+        engine.step()
+    assert seen == [False, False] and [event.finish_reason for event in handle.take()] == [None, "length"]
+
+
+def test_a_request_added_while_the_engine_closes_ends(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was checked before, and nobody else may come who would end it."""
+    check = Engine.check
+
+    def close_meanwhile(self: Engine, request: Request) -> None:
+        check(self, request)
+        self.close()
+
+    monkeypatch.setattr(Engine, "check", close_meanwhile)
+    assert engine.add(request([1])).ended
 
 
 def test_a_failed_step_reaches_every_waiter(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:

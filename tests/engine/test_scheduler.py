@@ -106,6 +106,18 @@ def test_clear_frees_everything() -> None:
     s = scheduler(slots=2)
     add(s, [5, 100, 5])
     s.admit()
-    assert len(s.clear()) == 3
+    s.clear()
     assert (s.running, len(s.waiting), s.table.free) == ([], 0, 8)
     assert len(s.admit()) == 0 and [seq.slot for seq in add(s, [1])] == [-1]
+
+
+def test_clear_begins_anew_after_what_was_broken_off() -> None:
+    """Ctrl-C between taking the pages and the slot, and between leaving the queue and standing among the running."""
+    s = scheduler(slots=2)
+    s.table.admit(0, 5)
+    (gone,) = add(s, [5])
+    s.waiting.remove(gone)
+    s.clear()
+    assert s.table.free == 8
+    add(s, [5, 5])
+    assert [seq.slot for seq in s.admit()] == [0, 1]

@@ -1,0 +1,81 @@
+"""Ctrl-C at any line of the engine: the call ends, the LLM stays as good as new, nobody waits for ever."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+import ostinato
+from ostinato import LLM, SamplingParams
+
+HOT = SamplingParams(temperature=1.5, seed=11, max_tokens=3, ignore_eos=True)
+LONG = SamplingParams(temperature=1.5, seed=11, max_tokens=40, ignore_eos=True)
+ENGINE = ["llm", "stream", "engine", "turn", "interrupts", "batch", "scheduler", "cache", "handle"]
+FILES = {str(Path(ostinato.__file__).with_name(f"{name}.py")) for name in ENGINE}
+CASES: dict[str, Callable[[LLM], Any]] = {
+    "generate": lambda llm: llm.generate("ab", HOT),
+    "two prompts": lambda llm: llm.generate(["ab", "c"], HOT),
+    "stream": lambda llm: [chunk.text for chunk in llm.stream("ab", HOT)],
+    "closed stream": lambda llm: llm.stream("ab", HOT).close(),
+    "logits": lambda llm: llm.logits([1, 2, 3], 2),
+}
+
+
+@contextmanager
+def lines(at: int = -1) -> Iterator[list[int]]:
+    """Count the lines of FILES that this thread runs; SIGINT comes before line number `at`."""
+    count = [0]
+
+    def line(frame: FrameType, event: str, arg: Any) -> Any:
+        count[0] += event == "line"
+        if event == "line" and count[0] == at:
+            signal.raise_signal(signal.SIGINT)
+        return line
+
+    def call(frame: FrameType, event: str, arg: Any) -> Any:
+        return line if frame.f_code.co_filename in FILES else None
+
+    before = sys.gettrace()
+    sys.settrace(call)
+    try:
+        yield count
+    finally:
+        sys.settrace(before)
+
+
+@pytest.mark.parametrize("others", [False, True], ids=["alone", "with others"])
+@pytest.mark.parametrize("call", CASES.values(), ids=CASES)
+def test_ctrl_c_at_any_line(llm: LLM, call: Callable[[LLM], Any], others: bool) -> None:
+    alone, stop = llm.generate("ab", LONG)[0].token_ids, threading.Event()
+
+    def neighbour() -> bool:
+        same = True
+        while not stop.is_set():
+            same = same and llm.generate("ab", LONG)[0].token_ids == alone
+        return same
+
+    with ThreadPoolExecutor(2) as pool:
+        running = pool.submit(neighbour) if others else None
+        try:
+            with lines() as count:
+                call(llm)
+            for at in range(1, count[0] + 1, 23 if others else 17):
+                with pytest.raises(KeyboardInterrupt), lines(at) as count:
+                    call(llm)
+                    if count[0] < at:
+                        raise KeyboardInterrupt  # another thread drove: this one had less to do
+                assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+                assert pool.submit(llm.generate, "ab", HOT).result(5)[0].token_ids == alone[:3], f"line {at}"
+                assert others or llm.runner.table.free == llm.runner.table.pages - 1, f"line {at}"
+        finally:
+            stop.set()
+        assert running is None or running.result(5)
