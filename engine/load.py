@@ -94,8 +94,8 @@ def weights(
 def _name_long_factors(r: Rope | None, reach: int) -> None:
     """On stderr: which of its lists longrope takes is chosen once, for short prompts as well."""
     if r and r.scaling and r.scaling.kind == "longrope" and reach > r.scaling.original_max_len:
-        _log.warning("longrope: the long factors for all prompts, as sequences may have %d tokens; max_len=%d takes the "
-                     "short ones", reach, r.scaling.original_max_len)  # fmt: skip
+        what = "longrope: the long factors, as sequences may have %d tokens; max_len=%d takes the short ones"
+        _log.warning(what, reach, r.scaling.original_max_len)
 
 
 def _loaded(ops: Ops, ck: Checkpoint, entry: names.Entry, spec: LayerSpec) -> Any:

@@ -96,9 +96,7 @@ def test_longrope_chooses_by_the_longest_sequence(max_len: int, divisors: tuple[
 def test_long_factors_are_named(caplog: pytest.LogCaptureFixture, max_len: int, named: bool) -> None:
     factors = RopeScaling("longrope", original_max_len=64, short=(1.0,) * 8, long=(2.0,) * 8)
     model(changed(LLAMA, rope=Rope(scaling=factors)), max_len=max_len)
-    what = (
-        "longrope: the long factors for all prompts, as sequences may have 65 tokens; max_len=64 takes the short ones"
-    )
+    what = "longrope: the long factors, as sequences may have 65 tokens; max_len=64 takes the short ones"
     assert caplog.messages == ([what] if named else [])
 
 
