@@ -235,7 +235,7 @@ def test_kernels_are_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.usefixtures("compiler")
 def test_a_backend_without_its_library_is_no_result() -> None:
-    def product(x: Any, weight: Any, out: Any, add: bool) -> None:
+    def product(x: Any, weight: Any, out: Any, add: bool, scale: float) -> None:
         out[...] = x.astype(np.float32) @ weight.astype(np.float32).T + (out if add else 0)
 
     ops = CublasOps(EmulatedDevice(), "float32", product)

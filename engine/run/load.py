@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..ops.numpy import NumpyOps
 from ..weights import names
 from ..weights.checkpoint import Checkpoint
 
+_log = logging.getLogger("ostinato")
 BANNED = -1e30  # bias of a logit that must never be sampled: finite, so that sums and differences stay numbers
 
 
@@ -83,9 +85,17 @@ def weights(
         key = spec.rope, spec.head_dim
         if key not in tables:
             tables[key] = ops.device.upload(rope.table(*key, reach))
+            _name_long_factors(spec.rope, reach)
         layer["rope"] = tables[key]
     top.setdefault("head", top["embed"])
     return Weights(layers=tuple(LayerWeights(**layer) for layer in layers), **top)
+
+
+def _name_long_factors(r: Rope | None, reach: int) -> None:
+    """On stderr: which of its lists longrope takes is chosen once, for short prompts as well."""
+    if r and r.scaling and r.scaling.kind == "longrope" and reach > r.scaling.original_max_len:
+        what = "longrope: the long factors, as sequences may have %d tokens; max_len=%d takes the short ones"
+        _log.warning(what, reach, r.scaling.original_max_len)
 
 
 def _loaded(ops: Ops, ck: Checkpoint, entry: names.Entry, spec: LayerSpec) -> Any:

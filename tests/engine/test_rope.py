@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from configs import changed
+from small import LLAMA, model
 
 from ostinato.config import Rope, RopeScaling
 from ostinato.errors import UnsupportedModel
@@ -88,6 +90,14 @@ def test_longrope_chooses_by_the_longest_sequence(max_len: int, divisors: tuple[
     plain = rope.frequencies(Rope(100.0), 4, max_len)
     np.testing.assert_allclose(rope.frequencies(Rope(100.0, scaling), 4, max_len), plain / divisors)
     assert rope.table(Rope(100.0, scaling), 4, max_len)[0].tolist() == pytest.approx([1.1, 1.1, 0, 0])
+
+
+@pytest.mark.parametrize(("max_len", "named"), [(64, False), (65, True)])
+def test_long_factors_are_named(caplog: pytest.LogCaptureFixture, max_len: int, named: bool) -> None:
+    factors = RopeScaling("longrope", original_max_len=64, short=(1.0,) * 8, long=(2.0,) * 8)
+    model(changed(LLAMA, rope=Rope(scaling=factors)), max_len=max_len)
+    what = "longrope: the long factors, as sequences may have 65 tokens; max_len=64 takes the short ones"
+    assert caplog.messages == ([what] if named else [])
 
 
 def test_without_rope_nothing_turns() -> None:
