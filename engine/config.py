@@ -1,17 +1,16 @@
-"""What a model is, how the engine runs it, and what one request asks for: three frozen dataclasses.
+"""What a model is, how the engine runs it, and what one request asks for: frozen dataclasses.
 
-Every other module reads these; what a checkpoint's files say becomes a ModelConfig in hf_config.py. Whoever holds an
-EngineConfig or a SamplingParams may rely on its fields being in range: __post_init__ refuses the rest.
+What a checkpoint's files say becomes a ModelConfig in models/families. The fields of an EngineConfig and of a
+SamplingParams are in range: __post_init__ refuses the rest.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .checks import choice, flag, integer, real, refuse
-from .errors import RequestError
+from .errors import RequestError, UnsupportedModel
 from .sizes import MAX_BATCH, PAGE, STOP_IDS
 
 INT32 = 2**31 - 1  # the arrays that these numbers end up in are int32
@@ -21,34 +20,65 @@ INT32 = 2**31 - 1  # the arrays that these numbers end up in are int32
 class RopeScaling:
     """How rotary frequencies are changed to reach beyond the training length."""
 
-    kind: str  # "linear" or "llama3"
-    factor: float  # frequencies (or positions) are divided by this
-    low_freq_factor: float = 1.0  # llama3 only: wavelengths above original / low are fully scaled
-    high_freq_factor: float = 4.0  # llama3 only: wavelengths below original / high are left alone
-    original_max_len: int = 8192  # llama3 only: training length
+    kind: str  # "linear", "llama3", "yarn" or "longrope"
+    factor: float = 1.0  # frequencies (or positions) are divided by this; longrope: not used, its lists are
+    low_freq_factor: float = 1.0  # llama3: wavelengths above original / low are fully scaled
+    high_freq_factor: float = 4.0  # llama3: wavelengths below original / high are left alone
+    original_max_len: int = 8192  # llama3, yarn, longrope: training length
+    beta_fast: float = 32.0  # yarn: frequencies of more turns than this within the training length are left alone
+    beta_slow: float = 1.0  # yarn: those of fewer turns are divided by the factor
+    truncate: bool = True  # yarn: the band between the two begins and ends at whole frequencies
+    attention_factor: float = 1.0  # yarn, longrope: cosines and sines are multiplied by this
+    short: tuple[float, ...] = ()  # longrope: divisors of the frequencies, up to the training length
+    long: tuple[float, ...] = ()  # longrope: divisors beyond it
+
+
+@dataclass(frozen=True)
+class Rope:
+    """One table of rotary angles, for the layers that name it."""
+
+    theta: float = 10000.0
+    scaling: RopeScaling | None = None
+    rotary: int = 0  # elements of a head that turn, the first ones; 0 = all
+    interleaved: bool = False  # pairs are neighbours (2i, 2i + 1), not (i, i + rotary / 2)
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """What one layer is: everything in which layers of a model, or of two models, may differ."""
+
+    heads: int  # H   query heads
+    kv_heads: int  # G   key/value heads, H % G == 0
+    head_dim: int  # d
+    ffn: int  # F
+    window: int = 0  # a token sees this many tokens, itself included; 0 = all
+    rope: Rope | None = Rope()  # None: q and k are not turned
+    scale: float | None = None  # scores are multiplied by this; None = 1 / sqrt(d)
+    residual_scale: float = 1.0  # what attention and MLP add to the residual stream is multiplied by this
+    qkv_bias: bool = False  # q, k, v projections have a bias
+    qk_norm: bool = False  # each head of q and k is RMS-normalised before RoPE
+    activation: str = "silu"  # of the MLP: "silu", which gates; "gelu", by the error function; "gelu_tanh"
+
+    @property
+    def qkv(self) -> int:
+        """Columns of the fused q, k, v projection: (H + 2 G) d."""
+        return (self.heads + 2 * self.kv_heads) * self.head_dim
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """Read once from config.json or GGUF metadata; never changed."""
 
-    arch: str  # module in engine/models: "decoder", "gpt2" or "bert"
-    layers: int  # L
+    arch: str  # the mathematics, a module in engine/models: "decoder", "gpt2" or "bert"
+    layers: tuple[LayerSpec, ...]  # L of them
     hidden: int  # D
-    heads: int  # H   query heads
-    kv_heads: int  # G   key/value heads, H % G == 0
-    head_dim: int  # d
-    ffn: int  # F
     vocab: int  # V   rows of the embedding table
     max_len: int  # T   positions the model was made for
     eps: float  # added to the mean square, or to the variance, in the norms
-    rope_theta: float = 10000.0  # 0: no rotary positions, the model has learned ones
-    rope_scaling: RopeScaling | None = None
-    qkv_bias: bool = False  # Qwen2: q, k, v projections have a bias
-    qk_norm: bool = False  # Qwen3: RMS-normalise each head of q and k before RoPE
-    activation: str = "silu"  # of the MLP: "silu", which gates; "gelu", by the error function; "gelu_tanh"
+    embed_scale: float = 1.0  # embeddings are multiplied by this
+    logit_scale: float = 1.0  # logits are multiplied by this
+    family: str = "llama"  # whose names the tensors have: see models/families
     causal: bool = True  # a token sees those before it; False: an encoder, where it sees its whole sequence
-    window: int = 0  # Mistral: a token sees this many tokens, itself included; 0 = all
     segments: int = 0  # BERT: rows of the segment table, of which every token has row 0
     tied: bool = False  # the head is the embedding table
     dtype: str = "bfloat16"  # what the checkpoint stores: "bfloat16", "float16" or "float32"
@@ -56,16 +86,25 @@ class ModelConfig:
     eos_ids: tuple[int, ...] = ()  # any of these ends a sequence
 
     @property
-    def qkv(self) -> int:
-        """Columns of the fused q, k, v projection: (H + 2 G) d."""
-        return (self.heads + 2 * self.kv_heads) * self.head_dim
+    def layer_count(self) -> int:
+        """L."""
+        return len(self.layers)
 
-    @staticmethod
-    def from_hf(config: dict[str, Any], generation: dict[str, Any], source: str | Path) -> ModelConfig:
-        """From a config.json and a generation_config.json, or from dicts of their form; see hf_config.model_config."""
-        from .hf_config import model_config  # not above: hf_config makes a ModelConfig
+    @property
+    def sizes(self) -> LayerSpec:
+        """A layer with the H, G, d and F of all of them. UnsupportedModel where they differ: activations share
+        buffers, whose rows have one length."""
+        first = self.layers[0]
+        for i, layer in enumerate(self.layers):
+            for name in ("heads", "kv_heads", "head_dim", "ffn"):
+                expected, found = getattr(first, name), getattr(layer, name)
+                if found != expected:
+                    raise UnsupportedModel(f"layer {i}: {name}: expected {expected}, as in layer 0, found {found}")
+        return first
 
-        return model_config(config, generation, source)
+    def with_layers(self, **changes: Any) -> ModelConfig:
+        """The same with these fields of every layer changed."""
+        return replace(self, layers=tuple(replace(layer, **changes) for layer in self.layers))
 
 
 @dataclass(frozen=True)

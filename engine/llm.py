@@ -13,24 +13,27 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from . import end_tokens, forks, load, prompt_text, requests
 from .checks import choice, flag
 from .config import EngineConfig, ModelConfig, SamplingParams
-from .encoder import Encoder
-from .engine import Engine
 from .errors import RequestError, TokenizerError
-from .graph import CaptureReport
-from .interrupts import held
+from .graph.capture import CaptureReport
+from .models.families import model_config
 from .ops.base import Ops
 from .outputs import RequestOutput
-from .passes import expect_kind
+from .process import forks
+from .process.interrupts import held
 from .report import Reporter
-from .runner import Runner
-from .sequence import Request
+from .run import load, requests
+from .run.encoder import Encoder
+from .run.engine import Engine
+from .run.passes import expect_kind, longest
+from .run.runner import Runner
+from .run.sequence import Request
 from .sizes import PAGE
 from .stream import AsyncStream, Stream
-from .template import ChatTemplate
-from .tokenizer import Tokenizer
+from .text import end_tokens, prompt_text
+from .text.template import ChatTemplate
+from .text.tokenizer import Tokenizer
 from .weights.checkpoint import Checkpoint, open_checkpoint
 from .weights.fetch import resolve
 
@@ -79,7 +82,7 @@ class LLM:
     def _open(self, ck: Checkpoint, ops: Ops | None, report: Reporter) -> None:
         """Everything that needs the checkpoint's files."""
         self.tokenizer = Tokenizer.from_checkpoint(ck)
-        own = ModelConfig.from_hf(ck.config, ck.generation_config, ck.source)
+        own = model_config(ck.config, ck.generation_config, ck.source)
         c = self.config = end_tokens.add(own, self.tokenizer.eos_ids)
         self._template: ChatTemplate | TokenizerError
         try:
@@ -94,8 +97,7 @@ class LLM:
         self.backend, self.device_name = ops.name, ops.device.name
         report.line(f"backend {self.backend} on {self.device_name}: {why}")
         with report.bar("weights") as bar:
-            w = load.weights(ops, ck, c, bar)
-        load.ban(ops, w, c, banned)
+            w = load.weights(ops, ck, c, longest(c, self.options), banned, bar)
         with report.bar(f"graph {self.options.graph}") as bar:
             self._prepared: Runner | Encoder | None = (Runner if c.causal else Encoder)(ops, c, w, self.options, bar)
         self._engine = Engine(self._prepared, progress=self._bar.update) if isinstance(self._prepared, Runner) else None

@@ -4,7 +4,7 @@
 #include "types.cuh"
 
 constexpr int THREADS = 256;
-constexpr int MAIL = 4;  // tokens of a row that the host can still read; as in ops/base.py
+constexpr int MAIL = 4;  // tokens of a row that the host can still read; as in engine/sizes.py
 
 // out[r, c] = silu(gate_up[r, c]) * gate_up[r, width + c].
 // gate_up [rows, 2 width], out [rows, width]

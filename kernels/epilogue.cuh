@@ -10,10 +10,11 @@
 #include "norm.cuh"
 #include "packed.cuh"
 
-// out[column, row] = sum + bias[row] + residual[column, row].   out [R, N] T or float32; bias, residual may be null
+// out[column, row] = scale sum + bias[row] + residual[column, row].   out [R, N] T or float32, bias and residual or null
 template <class Out>
 struct Store {
     int n, span;
+    float scale;            // 1 leaves the bits as they are
     const float* bias;      // [N]
     const float* residual;  // [R, N], may be out
     Out* out;               // [R, N]
@@ -47,18 +48,18 @@ struct Store {
         for (int half = 0; half < 2; half++) {
             int row = ahead.row + half * 8 * span;
             if (row >= n) continue;
-            float sum = half ? b : a;
-            if (bias) sum += ahead.bias[half];
+            float sum = fmaf(half ? b : a, scale, bias ? ahead.bias[half] : -0.f);
             if (residual) sum += ahead.residual[half];
             out[static_cast<size_t>(column) * n + row] = from_float<Out>(sum);
         }
     }
 };
 
-// x[column, row] += sum, and the first half of the norm that x goes through next (norm.cuh).
+// x[column, row] += scale sum, and the first half of the norm that x goes through next (norm.cuh).
 template <class T>
 struct Add {
     int n;              // a multiple of 16
+    float scale;        // 1 leaves the bits as they are
     float* x;           // [R, N]
     const float* norm;  // [N]
     T* normed;          // [R, N]
@@ -83,7 +84,7 @@ struct Add {
 
     __device__ __forceinline__ void store(const Ahead& ahead, int tile, int g, int column, float a, float b) const {
         const size_t at = static_cast<size_t>(column) * n + first_row(tile, 1, g);
-        a += ahead.x[0], b += ahead.x[1];
+        a = fmaf(a, scale, ahead.x[0]), b = fmaf(b, scale, ahead.x[1]);
         x[at] = a, x[at + 8] = b;
         normed[at] = from_float<T>(a * (1.f / FACTOR<T>) * ahead.norm[0]);
         normed[at + 8] = from_float<T>(b * (1.f / FACTOR<T>) * ahead.norm[1]);

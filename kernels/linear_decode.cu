@@ -105,21 +105,21 @@ __device__ __forceinline__ void product(const T* weight, const T* x, const float
 
 // Of all kernels: x [R, K] T; squared [R, squared_line(K)], null unless x is half normalised; eps of the norm.
 
-// out = x W^T + bias + residual.   bias and residual may be null; out [R, N] Out
+// out = scale x W^T + bias + residual.   bias and residual may be null; out [R, N] Out
 template <class T, class Out, Source SOURCE, DECODE_SHAPE>
 __global__ void __launch_bounds__(WARPS * 32 + (WAY == ONCE) * 32, BLOCKS)
     decode_store(const T* weight, const T* x, const float* squared, float eps, int rows, int k, int n, int span,
-                 const float* bias, const float* residual, Out* out) {
-    PRODUCT(weight, x, squared, eps, rows, k, (n + 15) / 16, Store<Out>{n, span, bias, residual, out});
+                 float scale, const float* bias, const float* residual, Out* out) {
+    PRODUCT(weight, x, squared, eps, rows, k, (n + 15) / 16, Store<Out>{n, span, scale, bias, residual, out});
 }
 
-// out += x W^T, and the first half of the norm that comes next: see Add. x is no row of the residual stream, so there
-// are no scales to find.   weight packed with span 1, N % 16 == 0
+// out += scale x W^T, and the first half of the norm that comes next: see Add. x is no row of the residual stream, so
+// there are no scales to find.   weight packed with span 1, N % 16 == 0
 template <class T, Source SOURCE, DECODE_SHAPE>
 __global__ void __launch_bounds__(WARPS * 32 + (WAY == ONCE) * 32, BLOCKS)
-    decode_add(const T* weight, const T* x, const float*, float, int rows, int k, int n, float* out, const float* norm,
-               T* normed, float* out_squared) {
-    PRODUCT(weight, x, nullptr, 0.f, rows, k, n / 16, Add<T>{n, out, norm, normed, out_squared});
+    decode_add(const T* weight, const T* x, const float*, float, int rows, int k, int n, float scale, float* out,
+               const float* norm, T* normed, float* out_squared) {
+    PRODUCT(weight, x, nullptr, 0.f, rows, k, n / 16, Add<T>{n, scale, out, norm, normed, out_squared});
 }
 
 // out = silu(gate) * up.   weight [2 F, K] packed with span F / 8; out [R, F] T

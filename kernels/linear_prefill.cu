@@ -186,12 +186,12 @@ __device__ __forceinline__ void product(const T* weight, const T* x, int rows, i
 
 #define PREFILL_SHAPE int TILES, int COLS, int STAGES
 
-// out = x W^T + bias + residual.   x [R, K] T, out [R, N] Out
+// out = scale x W^T + bias + residual.   x [R, K] T, out [R, N] Out
 template <class T, class Out, PREFILL_SHAPE>
 __global__ void __launch_bounds__(THREADS, 1)
-    prefill_store(const T* weight, const T* x, int rows, int k, int n, int span, const float* bias,
-                  const float* residual, Out* out) {
-    Store<Out> store{n, span, bias, residual, out};
+    prefill_store(const T* weight, const T* x, int rows, int k, int n, int span, float scale,
+                  const float* bias, const float* residual, Out* out) {
+    Store<Out> store{n, span, scale, bias, residual, out};
     product<T, TILES, COLS, STAGES>(weight, x, rows, k, (n + 15) / 16, store);
 }
 

@@ -30,22 +30,26 @@ __device__ __forceinline__ float4 plus(float4 a, float4 b) {
     return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
 }
 
-// out[r] = table[ids[r]] + places[at[r]] of a table packed with span 1; without the second where places is null. With
-// norm also the first half of the norm that out goes through next (norm.cuh).
+__device__ __forceinline__ float4 times(float4 a, float b) {  // rounded: no part of an fma, with any scale
+    return make_float4(__fmul_rn(a.x, b), __fmul_rn(a.y, b), __fmul_rn(a.z, b), __fmul_rn(a.w, b));
+}
+
+// out[r] = scale table[ids[r]] + places[at[r]] of a table packed with span 1; without the second where places is null.
+// With norm also the first half of the norm that out goes through next (norm.cuh).
 //   ids, at [R], table [V, K] packed, places [T, K] float32, out [R, K] float32; norm [K] or null, normed [R, K] T,
 //   squared [R, squared_line(K)]
 // LAUNCH: grid (R, any), block 128, dependent. PRECOND: 0 <= ids[r] < V, 0 <= at[r] < T, K % 16 == 0.
 template <class T>
 __global__ void __launch_bounds__(128)
     embed_packed(const int* ids, const T* table, const int* at, const float* places, float* out, int k,
-                 const float* norm, T* normed, float* squared) {
+                 float scale, const float* norm, T* normed, float* squared) {
     grid_wait();    // ids may be what the step before has sampled
     grid_launch();  // not earlier: the step's kernels may count on its positions being there when they start
     int row = blockIdx.x, id = ids[row], tiles_k = k / 16;
     const T* tile = table + static_cast<size_t>(id / 16) * tiles_k * 256 + id % 8 * 32 + id % 16 / 8 * 2;
     for (int i = blockIdx.y * blockDim.x + threadIdx.x; i < k / 4; i += gridDim.y * blockDim.x) {
         const T* p = tile + (i / 4) * 256 + i % 4 * 8;
-        float4 v = make_float4(to_float(p[0]), to_float(p[1]), to_float(p[4]), to_float(p[5]));
+        float4 v = times(make_float4(to_float(p[0]), to_float(p[1]), to_float(p[4]), to_float(p[5])), scale);
         if (places) v = plus(v, reinterpret_cast<const float4*>(places + static_cast<size_t>(at[row]) * k)[i]);
         reinterpret_cast<float4*>(out + static_cast<size_t>(row) * k)[i] = v;
         if (norm) {
@@ -63,13 +67,16 @@ __global__ void __launch_bounds__(128)
 // out as above from a plain table [V, K], for products by cuBLAS. LAUNCH and PRECOND as above.
 template <class T>
 __global__ void __launch_bounds__(128)
-    embed_plain(const int* ids, const T* table, const int* at, const float* places, float* out, int k) {
+    embed_plain(const int* ids, const T* table, const int* at, const float* places, float* out, int k,
+                float scale) {
     grid_wait();
     grid_launch();
     const T* row = table + static_cast<size_t>(ids[blockIdx.x]) * k;
     for (int i = blockIdx.y * blockDim.x + threadIdx.x; i < k / 8; i += gridDim.y * blockDim.x) {
         float v[8];
         load8(row + i * 8, v);
+#pragma unroll
+        for (int e = 0; e < 8; e++) v[e] = __fmul_rn(v[e], scale);
         if (places) {
             float place[8];
             load8(places + static_cast<size_t>(at[blockIdx.x]) * k + i * 8, place);

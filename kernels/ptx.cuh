@@ -53,29 +53,11 @@ PTX unsigned to_tf32(float x) {
 }
 
 // -- shared memory to fragments: 8 x 8 tiles of 16-bit values ---------------------------------------------------------
-// Lane l gives the address of row l % 8 of tile l / 8 (16 bytes, 16-byte aligned; x2 uses lanes 0 to 15 only) and gets
-// of each tile row l / 4, columns 2 (l % 4) and the next; _trans: column l / 4, rows 2 (l % 4) and the next.
+// Lane l gives the address of row l % 8 of tile l / 8 (16 bytes, 16-byte aligned) and gets of each tile column l / 4,
+// rows 2 (l % 4) and the next.
 
 PTX unsigned shared_address(const void* p) {
     return static_cast<unsigned>(__cvta_generic_to_shared(p));
-}
-
-PTX uint4 ldmatrix_x4(const void* row) {
-    uint4 r;
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w)
-                 : "r"(shared_address(row))
-                 : "memory");
-    return r;
-}
-
-PTX uint2 ldmatrix_x2(const void* row) {
-    uint2 r;
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
-                 : "=r"(r.x), "=r"(r.y)
-                 : "r"(shared_address(row))
-                 : "memory");
-    return r;
 }
 
 PTX uint4 ldmatrix_x4_trans(const void* row) {
@@ -87,17 +69,7 @@ PTX uint4 ldmatrix_x4_trans(const void* row) {
     return r;
 }
 
-PTX uint2 ldmatrix_x2_trans(const void* row) {
-    uint2 r;
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
-                 : "=r"(r.x), "=r"(r.y)
-                 : "r"(shared_address(row))
-                 : "memory");
-    return r;
-}
-
-// -- asynchronous copies: 16 bytes, both addresses 16-byte aligned, unless it says otherwise
-// ----------------------------------------------------
+// -- asynchronous copies: 16 bytes, both addresses 16-byte aligned, unless it says otherwise --------------------------
 
 PTX void cp_async16(void* shared, const void* global) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");

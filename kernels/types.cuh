@@ -9,7 +9,7 @@
 using bf16 = __nv_bfloat16;
 typedef unsigned long long u64;  // NVRTC has no <cstdint>
 
-constexpr int PAGE = 64;  // tokens in a page of the cache; PAGE of ops/base.py
+constexpr int PAGE = 64;  // tokens in a page of the cache; as in engine/sizes.py
 
 __device__ __forceinline__ float to_float(float v) { return v; }
 __device__ __forceinline__ float to_float(half v) { return __half2float(v); }

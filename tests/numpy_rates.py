@@ -19,15 +19,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from ostinato.batch import Batch
-from ostinato.bench.synthetic import checkpoint, shape
 from ostinato.config import EngineConfig, SamplingParams
-from ostinato.load import weights
 from ostinato.ops import threads
 from ostinato.ops.numpy import NumpyOps
 from ostinato.ops.threads import Team
-from ostinato.runner import Runner
-from ostinato.sequence import Request, Sequence
+from ostinato.run.batch import Batch
+from ostinato.run.load import weights
+from ostinato.run.runner import Runner
+from ostinato.run.sequence import Request, Sequence
+from ostinato.tools.bench.synthetic import checkpoint, shape
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -71,8 +71,9 @@ def measure(on: Runner, ops: NumpyOps, team: Team, tokens: int, decoded: int) ->
     batch.scheduler.add(Sequence(Request(prompt, SamplingParams(), 0, 1 + decoded, ())))
     while not batch.idle:
         times += [time.perf_counter() for _ in batch.step()]
-    layer = sum(w.size for w in vars(on.w.layers[0]).values() if getattr(w, "ndim", 0) == 2)
-    work = 2 * tokens * layer * on.c.layers + 2 * tokens**2 * on.c.heads * on.c.head_dim * on.c.layers
+    layer = sum(w.size for name, w in vars(on.w.layers[0]).items() if name != "rope" and getattr(w, "ndim", 0) == 2)
+    of, layers = on.c.sizes, on.c.layer_count
+    work = 2 * tokens * layer * layers + 2 * tokens**2 * of.heads * of.head_dim * layers
     prefill = times[1] - times[0]
     return tokens / prefill, decoded / (times[-1] - times[1]), work / prefill / sgemm(team)
 

@@ -16,6 +16,6 @@ def cublas(device: Device, dtype: Any) -> CublasOps:
     return CublasOps(device, dtype, None if isinstance(device, CupyDevice) else _numpy_gemm)
 
 
-def _numpy_gemm(x: np.ndarray, weight: np.ndarray, out: np.ndarray, add: bool) -> None:
-    y = x.astype(np.float64) @ weight.astype(np.float64).T
+def _numpy_gemm(x: np.ndarray, weight: np.ndarray, out: np.ndarray, add: bool, scale: float) -> None:
+    y = scale * (x.astype(np.float64) @ weight.astype(np.float64).T)
     out[...] = (y + out.astype(float) if add else y).astype(out.dtype)

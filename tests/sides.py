@@ -7,8 +7,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from configs import flat
 
 from ostinato.config import ModelConfig
+from ostinato.models import rope
 from ostinato.ops.base import Cache, PassKind, Step
 from ostinato.ops.cuda import CudaOps
 from ostinato.ops.numpy import NumpyOps
@@ -18,9 +20,7 @@ F32, I32 = np.dtype(np.float32), np.dtype(np.int32)
 EPS = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-18}
 PAGES, SEQUENCES = 13, 4  # pages of the cache; sequences of three pages
 
-SMALL = ModelConfig(
-    arch="decoder", layers=1, hidden=64, heads=4, kv_heads=2, head_dim=32, ffn=96, vocab=209, max_len=192, eps=1e-5
-)
+SMALL = flat(hidden=64, heads=4, kv_heads=2, head_dim=32, ffn=96, vocab=209, max_len=192, eps=1e-5)
 rng = np.random.default_rng(11)
 START = rng.bit_generator.state
 
@@ -67,22 +67,23 @@ def step(seqs, positions, last, kind):
 
 
 def case(device, dtype, c, s) -> Case:
-    rows, last = len(s.seqs), len(s.last)
+    rows, last, of = len(s.seqs), len(s.last), c.sizes
     plain = {
         "attn_norm": random(c.hidden), "mlp_norm": random(c.hidden), "norm": random(c.hidden),
-        "q_norm": random(c.head_dim), "k_norm": random(c.head_dim), "head_bias": random(c.vocab),
-        "qkv_bias": random(c.qkv) if c.qkv_bias else None, "rope": random(c.max_len, c.head_dim),
-        "up_bias": random(c.ffn),
+        "q_norm": random(of.head_dim), "k_norm": random(of.head_dim), "head_bias": random(c.vocab),
+        "qkv_bias": random(of.qkv) if of.qkv_bias else None,
+        "rope": random(c.max_len, of.head_dim) if of.rope else rope.table(None, of.head_dim, c.max_len),
+        "up_bias": random(of.ffn),
     }  # fmt: skip
-    d = c.head_dim
+    d = of.head_dim
     matrices = {
-        "qkv": ([random(n * d, c.hidden) / c.hidden**0.5 for n in (c.heads, c.kv_heads, c.kv_heads)], "qkv", d),
-        "gate_up": ([random(c.ffn, c.hidden) / c.hidden**0.5 for _ in range(2)], "gate_up", 0),
-        "o": ([random(c.hidden, c.heads * d) / c.hidden**0.5], "rows", 0),
+        "qkv": ([random(n * d, c.hidden) / c.hidden**0.5 for n in (of.heads, of.kv_heads, of.kv_heads)], "qkv", d),
+        "gate_up": ([random(of.ffn, c.hidden) / c.hidden**0.5 for _ in range(2)], "gate_up", 0),
+        "o": ([random(c.hidden, of.heads * d) / c.hidden**0.5], "rows", 0),
         "head": ([random(c.vocab, c.hidden) / c.hidden**0.5], "rows", 0),
-        "up": ([random(c.ffn, c.hidden) / c.hidden**0.5], "rows", 0),
+        "up": ([random(of.ffn, c.hidden) / c.hidden**0.5], "rows", 0),
     }
-    x, h, pages = random(rows, c.hidden), random(rows, c.hidden), (PAGES, c.kv_heads, PAGE, d)
+    x, h, pages = random(rows, c.hidden), random(rows, c.hidden), (PAGES, of.kv_heads, PAGE, d)
     k, v = random(*pages), random(*pages)
     sides = []
     for ops in (NumpyOps(dtype=dtype), CudaOps(device, dtype)):

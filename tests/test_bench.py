@@ -12,26 +12,25 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from configs import changed, flat
 from emulator import EmulatedDevice
 
 import ostinato
-from ostinato import cli, load
-from ostinato.bench import decode, operations, report, synthetic
-from ostinato.bench.ceiling import STEP, Reader
-from ostinato.bench.session import Load, Session
-from ostinato.config import ModelConfig
+from ostinato.cli import main as cli
 from ostinato.errors import CaptureError, DeviceError, RequestError
-from ostinato.graph import CaptureReport
+from ostinato.graph.capture import CaptureReport
 from ostinato.ops.cublas import CublasOps
 from ostinato.ops.cuda import CudaOps
 from ostinato.ops.device import Device, HostDevice
 from ostinato.ops.numpy import NumpyOps
+from ostinato.run import load
+from ostinato.tools.bench import decode, operations, report, synthetic
+from ostinato.tools.bench.ceiling import STEP, Reader
+from ostinato.tools.bench.session import Load, Session
 
 LLAMA = str(Path(__file__).parent / "fixtures" / "llama")
-TINY = ModelConfig(
-    arch="decoder", layers=2, hidden=64, heads=4, kv_heads=2, head_dim=16, ffn=96, vocab=80, max_len=256, eps=1e-5,
-    tied=True, dtype="float32",
-)  # fmt: skip
+TINY = flat(layers=2, hidden=64, heads=4, kv_heads=2, head_dim=16, ffn=96, vocab=80, max_len=256, eps=1e-5,
+            tied=True, dtype="float32")  # fmt: skip
 LAYER = ["norm_qkv", "attend", "linear_add o", "norm_gate_up", "linear_add down"]
 KINDS = ["embed_tokens", *LAYER, "norm_head", "sample", "advance"]
 
@@ -65,13 +64,13 @@ def test_random_numbers_are_nearly_normal() -> None:
     ],
 )
 def test_a_random_model_has_every_weight(variant: dict) -> None:
-    c, ops = replace(TINY, **variant), NumpyOps()
+    c, ops = changed(TINY, **variant), NumpyOps()
     w = load.weights(ops, synthetic.checkpoint(c, ops.device, ops.dtype), c)
     assert w.embed.shape == (80, 64) and (w.head is w.embed) == c.tied
     for layer in w.layers:
         assert layer.qkv.shape == (128, 64) and layer.gate_up.shape == (192, 64)
         assert layer.o.shape == (64, 64) and layer.down.shape == (64, 96)
-        assert (layer.qkv_bias is not None, layer.q_norm is not None) == (c.qkv_bias, c.qk_norm)
+        assert (layer.qkv_bias is not None, layer.q_norm is not None) == (c.sizes.qkv_bias, c.sizes.qk_norm)
         assert (layer.attn_norm == 1).all() and (layer.qkv_bias is None or not layer.qkv_bias.any())
     matrices = [w.embed, *(getattr(layer, name) for layer in w.layers for name in ("qkv", "o", "gate_up", "down"))]
     assert len({m[0, :32].tobytes() for m in matrices}) == len(matrices)
@@ -93,13 +92,14 @@ def test_a_random_model_has_every_weight(variant: dict) -> None:
 def test_a_step_reads_the_weights_once(shape: str, gigabytes: float) -> None:
     c = synthetic.shape(shape)
     one, two = (operations.step_bytes(c, 2, Load(batch, 128, 128)) for batch in (1, 2))
-    sequence = 192.5 * 2 * c.kv_heads * c.head_dim * 2 * c.layers + 2 * c.hidden  # tokens 129 to 256: 192.5 on average
+    of = c.sizes  # tokens 129 to 256: 192.5 on average
+    sequence = 192.5 * 2 * of.kv_heads * of.head_dim * 2 * c.layer_count + 2 * c.hidden
     assert two - one == sequence
     assert (one - sequence) / 1e9 == pytest.approx(gigabytes, rel=5e-4)
 
 
 def test_a_window_bounds_what_is_read() -> None:
-    load, c = Load(4, 128, 128), replace(TINY, window=32)
+    load, c = Load(4, 128, 128), changed(TINY, window=32)
     full, cut = (operations.bytes_read(config, 4, load)["attend"] for config in (TINY, c))
     assert full == 4 * 192.5 * 2 * 2 * 16 * 4 and cut == 4 * 32 * 2 * 2 * 16 * 4
 
@@ -200,7 +200,7 @@ def test_numpy_rows_agree_with_themselves(capsys: pytest.CaptureFixture[str]) ->
         assert r.percent == pytest.approx(100 * r.gb_per_s / found.ceilings["numpy"])
     assert [(r.batch, r.kind) for r in found.operations] == [(b, kind) for b in (1, 3) for kind in KINDS]
     for r in found.operations:
-        assert r.calls == (TINY.layers if r.kind in LAYER else 1)
+        assert r.calls == (TINY.layer_count if r.kind in LAYER else 1)
         assert (r.gb_per_s is None) == (r.percent is None) == (r.us < operations.SEEN)
         assert r.gb_per_s is None or r.gb_per_s == pytest.approx(r.bytes / r.us / 1e3)
     written = json.loads(json.dumps(report.record(found)))
@@ -235,7 +235,7 @@ def test_kernels_are_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.usefixtures("compiler")
 def test_a_backend_without_its_library_is_no_result() -> None:
-    def product(x: Any, weight: Any, out: Any, add: bool) -> None:
+    def product(x: Any, weight: Any, out: Any, add: bool, scale: float) -> None:
         out[...] = x.astype(np.float32) @ weight.astype(np.float32).T + (out if add else 0)
 
     ops = CublasOps(EmulatedDevice(), "float32", product)

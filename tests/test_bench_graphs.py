@@ -5,28 +5,28 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from configs import changed, flat
 from emulator import EmulatedDevice
 
-from ostinato import cli
-from ostinato.bench import breakdown, graphs, graphs_report, report, samples, synthetic
-from ostinato.bench.ceiling import STEP
+from ostinato.cli import main as cli
 from ostinato.config import ModelConfig
 from ostinato.errors import DeviceError, RequestError
 from ostinato.ops.cuda import CudaOps
 from ostinato.ops.device import HostDevice
+from ostinato.tools.bench import breakdown, graphs, graphs_report, report, samples, synthetic
+from ostinato.tools.bench.ceiling import STEP
 
 FIXTURES = Path(__file__).parent / "fixtures"
-TINY = ModelConfig(
-    arch="decoder", layers=2, hidden=64, heads=4, kv_heads=2, head_dim=16, ffn=96, vocab=80, max_len=256, eps=1e-5,
+TINY = flat(
+    layers=2, hidden=64, heads=4, kv_heads=2, head_dim=16, ffn=96, vocab=80, max_len=256, eps=1e-5,
     tied=True, dtype="float32",
 )  # fmt: skip
-SMALL = replace(synthetic.shape("minilm-l6"), layers=2, hidden=64, heads=4, kv_heads=4, head_dim=16, ffn=96, vocab=80,
+SMALL = changed(synthetic.shape("minilm-l6"), layers=2, hidden=64, heads=4, kv_heads=4, head_dim=16, ffn=96, vocab=80,
                 dtype="float32")  # fmt: skip
 
 # -- what is measured with ---------------------------------------------------------------------------------------------

@@ -10,20 +10,21 @@ import numpy as np
 import pytest
 from test_bench import TINY
 
-from ostinato import load, nvtx
-from ostinato.bench import synthetic, update
-from ostinato.bench.decode import Settings
-from ostinato.bench.session import Load, Session
 from ostinato.config import EngineConfig
-from ostinato.cuda_graph import CudaGraph
-from ostinato.engine import Engine
 from ostinato.errors import CaptureError, DeviceError
-from ostinato.graph import CaptureReport, program
-from ostinato.inspect.command import open_step
-from ostinato.inspect.timing import balanced
+from ostinato.graph import nvtx
+from ostinato.graph.capture import CaptureReport, program
+from ostinato.graph.cuda_graph import CudaGraph
 from ostinato.ops.cuda import CudaOps
 from ostinato.ops.gpu import CupyDevice
-from ostinato.runner import Runner
+from ostinato.run import load
+from ostinato.run.engine import Engine
+from ostinato.run.runner import Runner
+from ostinato.tools.bench import synthetic, update
+from ostinato.tools.bench.decode import Settings
+from ostinato.tools.bench.session import Load, Session
+from ostinato.tools.inspect.command import open_step
+from ostinato.tools.inspect.timing import balanced
 
 pytestmark = pytest.mark.gpu
 F32 = np.dtype(np.float32)
@@ -115,9 +116,9 @@ def test_the_nodes_of_a_step_add_up_to_its_replay(gpu: Any, graph: str, shape: s
     asked = Settings(shape, config, (batch,), graphs=(graph,), max_tokens=32)
     step, _ = open_step(asked, backend, load.choose)
     assert balanced(step), f"{step.total_us:.1f} us in nodes, {step.replay_us:.1f} us a replay"
-    assert step.graphs == (1 if graph == "step" else config.layers + 2)
+    assert step.graphs == (1 if graph == "step" else config.layer_count + 2)
     assert len(step.edges) == len(step.nodes) - step.graphs and step.bytes > 0
-    assert {node.part for node in step.nodes} == {"embed", "head", *(f"layer {i}" for i in range(config.layers))}
+    assert {node.part for node in step.nodes} == {"embed", "head", *(f"layer {i}" for i in range(config.layer_count))}
     kernels = [node for node in step.nodes if node.kind == "kernel"]
     assert all(node.grid and node.block and node.registers for node in kernels)
     if backend == "cuda":
@@ -163,8 +164,7 @@ def test_ranges_stand_around_steps_that_give_the_same_tokens(
     names.clear()
     engine = Engine(runner)
     handle = engine.add(plain.requests()[0], listen=True)
-    engine.wait(handle, end=True)
-    assert [event.token for event in handle.take()] == expected
+    assert [event.token for event in engine.wait(handle, end=True)] == expected
     wanted = {"off": {"embed", "layer 0", "norm_qkv", "head"}, "layer": {"graph layer, bucket 1, layer 1"},
               "step": {"graph step, bucket 1"}}  # fmt: skip
     assert wanted[graph] <= set(names)

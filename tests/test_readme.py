@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from ostinato import gguf_vocab
 from ostinato.errors import TokenizerError
-from ostinato.weights import quant, translate
+from ostinato.models import families
+from ostinato.text import gguf_vocab
+from ostinato.weights import quant
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = {"minilm-l6": "MiniLM-L6", "smollm2-135m": "SmolLM2-135M"}
@@ -141,7 +142,7 @@ def test_readme_says_when_and_on_what(file: str) -> None:
 
 
 GGUF_ROWS = {
-    "architectures": translate.ARCHITECTURES,
+    "architectures": families.GGUF,
     "`tokenizer.ggml.pre`": gguf_vocab.PRE,
     "tensors": [*quant.PLAIN, *quant.QUANTS],
 }
@@ -157,7 +158,7 @@ def test_readme_says_which_gguf_files_load(row: str) -> None:
 
 @pytest.mark.parametrize(
     ("model", "pre"),
-    [pytest.param("llama", "default", id="SentencePiece"), pytest.param("gpt2", "tekken", id="tekken")],
+    [pytest.param("llama", "default", id="SentencePiece"), pytest.param("gpt2", "qwen35", id="qwen35")],
 )
 def test_readme_says_which_vocabularies_do_not(model: str, pre: str) -> None:
     """A vocabulary that the README calls refused is refused: whoever makes it load corrects the README."""

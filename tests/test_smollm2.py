@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +13,9 @@ import numpy as np
 import pytest
 
 import ostinato
-from ostinato import cli
+from ostinato.cli import main as cli
+from ostinato.weights.checkpoint import open_checkpoint
+from ostinato.weights.fetch import resolve
 
 MODEL = "smollm2-135m"
 EXPECTED = np.load(Path(__file__).parent / "fixtures" / "smollm2.npz")
@@ -92,3 +96,19 @@ def test_a_chat_ends_at_the_end_of_turn_when_the_file_names_another_eos(
     monkeypatch.setattr(llm, "config", replace(llm.config, eos_ids=(0,)))
     out = llm.chat([{"role": "user", "content": "What is 2+2? Answer with one word."}])
     assert (out.text, out.finish_reason) == ('The answer is "two".', "stop")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")
+def test_generate_takes_little_more_memory_than_the_weights() -> None:
+    """At most 1.15 times the float32 weights, and the file. In a process of its own, whose peak is its own."""
+    code = (
+        "import re; from pathlib import Path; from ostinato.cli.main import main; assert 0 == "
+        f"main(['generate', '{MODEL}', 'Hello', '--max-tokens', '4', '--backend', 'numpy']); "
+        "print(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    peak = 1024 * int(done.stdout.split()[-1])
+    with open_checkpoint(resolve(MODEL, progress=False)) as ck:
+        sizes = {name: (4 * int(np.prod(ck.shape(name))), ck.bytes(name).nbytes) for name in ck.names()}
+    weights, file = (sum(column) for column in zip(*sizes.values(), strict=True))
+    assert peak <= 1.15 * weights + file

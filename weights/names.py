@@ -1,7 +1,6 @@
 """Which checkpoint tensors form which weight of the engine: a plan, and the check of a checkpoint against it.
 
-The tables are in tables.py. The configuration is any object with the
-fields of ModelConfig used here.
+The tables are those of the families: see models/families.
 """
 
 from __future__ import annotations
@@ -13,8 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import CheckpointError, UnsupportedModel
+from ..models.families import FAMILIES
+from ..models.families.family import Row, Table
 from .checkpoint import Checkpoint
-from .tables import BERT, DECODER, GPT2, Row, Table
 
 
 class Entry(NamedTuple):
@@ -28,12 +28,11 @@ class Entry(NamedTuple):
     layout: str  # how the rows belong together, as Ops.weight wants it: "rows", "qkv", "gate_up"
 
 
-PLANS = {"decoder": DECODER, "gpt2": GPT2, "bert": BERT}
 COMPARED = 16 << 20  # bytes compared at a time
 
 
 def plan(c: Any, prefix: str | None = None) -> Iterator[Entry]:
-    """Every weight of a model of configuration `c`; UnsupportedModel for an architecture without a table.
+    """Every weight of a model of configuration `c`; UnsupportedModel for an unknown family.
 
     prefix: one of the table's prefixes; None is the first."""
     t = _table(c)
@@ -41,19 +40,19 @@ def plan(c: Any, prefix: str | None = None) -> Iterator[Entry]:
 
 
 def _plan(t: Table, c: Any, prefix: str) -> Iterator[Entry]:
-    q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
-    sizes = {"V": c.vocab, "D": c.hidden, "Hd": q, "Gd": kv, "QKV": q + 2 * kv, "d": c.head_dim, "F": c.ffn}
-    sizes |= {"T": c.max_len, "S": c.segments}
+    sizes = {"V": c.vocab, "D": c.hidden, "T": c.max_len, "S": c.segments}
     yield from _entries(t.top, c, sizes, "", prefix)
     yield from _entries(t.head, c, sizes, "", "")
-    for i in range(c.layers):
-        yield from _entries(t.layer, c, sizes, f"layers.{i}.", prefix + t.block.format(i))
+    for i, spec in enumerate(c.layers):
+        q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+        own = {"Hd": q, "Gd": kv, "QKV": q + 2 * kv, "d": spec.head_dim, "F": spec.ffn, "FF": 2 * spec.ffn}
+        yield from _entries(t.layer, spec, sizes | own, f"layers.{i}.", prefix + t.block.format(i))
 
 
 def _table(c: Any) -> Table:
-    if c.arch not in PLANS:
-        raise UnsupportedModel(f"architecture: expected one of {', '.join(PLANS)}, found {c.arch!r}")
-    return PLANS[c.arch]
+    if c.family not in FAMILIES:
+        raise UnsupportedModel(f"family: expected one of {', '.join(FAMILIES)}, found {c.family!r}")
+    return FAMILIES[c.family].table
 
 
 def _entries(rows: tuple[Row, ...], c: Any, sizes: dict[str, int], path: str, prefix: str) -> Iterator[Entry]:
@@ -96,8 +95,11 @@ def _as_stored(checkpoint: Checkpoint, t: Table, c: Any, entry: Entry) -> Entry:
 
 def _spelled(checkpoint: Checkpoint, t: Table, name: str) -> str:
     """The name, or the older one under which the checkpoint has that tensor."""
-    spellings = (name.removesuffix(new) + old for new, old in t.old if name.endswith(new))
-    return name if name in checkpoint else next((s for s in spellings if s in checkpoint), name)
+    return next((spelling for spelling in _spellings(t, name) if spelling in checkpoint), name)
+
+
+def _spellings(t: Table, name: str) -> list[str]:
+    return [name, *(name.removesuffix(new) + old for new, old in t.old if name.endswith(new))]
 
 
 def _check_tensor(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> None:
@@ -114,9 +116,9 @@ def _check_leftover(checkpoint: Checkpoint, c: Any, name: str, prefix: str, want
     """A tensor the plan does not use may stay only if the model computes the same without it."""
     t, where = _table(c), f"{checkpoint.source}: tensor {name}"
     layer = re.match(re.escape(prefix + t.block).replace(r"\{\}", r"(\d+)"), name, re.ASCII)
-    if layer and int(layer[1]) >= c.layers:
-        raise CheckpointError(f"{where}: the configuration has {c.layers} layers")
-    if t.head and name == t.shared:
+    if layer and int(layer[1]) >= len(c.layers):
+        raise CheckpointError(f"{where}: the configuration has {len(c.layers)} layers")
+    if t.head and name in _spellings(t, t.shared):
         embed = prefix + next(iter(t.top[0][-1]))
         if not _same(checkpoint, name, embed):
             raise CheckpointError(f"{where}: the configuration ties it to {embed}, and they differ")

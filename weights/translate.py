@@ -1,10 +1,11 @@
 """A GGUF file in Hugging Face's words: tensor names, config.json, and rows of q and k in half-rotation order.
 
-Called by checkpoint. Knows the architectures whose conversion to GGUF it can undo; every other one is refused.
+The families say how their conversion to GGUF is undone (models/families); every other architecture is refused.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -13,17 +14,14 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError, UnsupportedModel
+from ..models.families import GGUF
+from ..models.families.family import Family, GgufForm
 from .files import shown
 from .gguf import Gguf
 from .quant import PLAIN
 from .tensor import Tensor
 
-# architecture: (class name in Hugging Face, q and k rows were put in pairs for interleaved RoPE)
-ARCHITECTURES = {
-    "llama": ("LlamaForCausalLM", True),
-    "qwen2": ("Qwen2ForCausalLM", False),
-    "qwen3": ("Qwen3ForCausalLM", False),
-}
+_log = logging.getLogger("ostinato")
 
 TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 LAYER = {
@@ -40,36 +38,49 @@ LAYER = {
     "ffn_down": "mlp.down_proj",
 }
 ROPE_FREQS = "rope_freqs.weight"
+ROPE_FACTORS = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_factors_long.weight"}
+_LENGTH = {"original_context_length": "original_max_position_embeddings"}
+_SCALING = {  # by rope.scaling.type: what follows it, and its name in rope_scaling
+    "linear": _LENGTH,
+    "yarn": {**_LENGTH, "yarn_log_multiplier": "mscale_all_dim",
+             "yarn_beta_fast": "beta_fast", "yarn_beta_slow": "beta_slow"},
+    "longrope": {**_LENGTH, "attn_factor": "attention_factor"},
+}  # fmt: skip
 _BLOCK = re.compile(r"blk\.(\d+)\.([a-z_]+)\.(weight|bias)", re.ASCII)
 
 
 def translate(path: Path, gguf: Gguf) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(config.json, tensors by Hugging Face name) of a GGUF file."""
     arch = gguf.metadata.get("general.architecture")
-    if not isinstance(arch, str) or arch not in ARCHITECTURES:
-        expected = ", ".join(ARCHITECTURES)
+    if not isinstance(arch, str) or arch not in GGUF:
+        expected = ", ".join(GGUF)
         raise UnsupportedModel(f"{path}: key general.architecture: expected {expected}, found {shown(arch)}")
-    keys = _Keys(path, gguf.metadata, arch)
-    config = _config(keys, gguf.tensors)
+    keys, form = _Keys(path, gguf.metadata, arch), GGUF[arch].gguf or GgufForm(arch)
+    config = _config(keys, gguf.tensors, GGUF[arch], form)
+    if unread := keys.unread():
+        _log.warning("%s: keys that the engine does not know, and ignores: %s", path, ", ".join(unread))
     tensors: dict[str, Tensor] = {}
     for name, tensor in gguf.tensors.items():
-        if name == ROPE_FREQS:  # now in config["rope_scaling"]
+        if name in (ROPE_FREQS, *ROPE_FACTORS.values()):  # now in config["rope_scaling"]
             continue
-        target = hf_name(name)
+        target = hf_name(name, form.names)
         if target in tensors:
             raise CheckpointError(f"{path}: tensors {tensors[target].name} and {name} are both {target}")
-        tensors[target] = _ordered(tensor, config, ARCHITECTURES[arch][1])
+        tensors[target] = _ordered(tensor, config, form.paired)
     return config, tensors
 
 
-def hf_name(name: str) -> str:
-    """The Hugging Face name of a GGUF tensor; a name that is not known stays as it is, to be refused as a leftover."""
+def hf_name(name: str, more: dict[str, str]) -> str:
+    """The Hugging Face name of a GGUF tensor; a name that is not known stays as it is, to be refused as a leftover.
+
+    more: a family's own names, see GgufForm.names."""
     stem, _, part = name.rpartition(".")
     if stem in TOP:
         return f"{TOP[stem]}.{part}"
     block = _BLOCK.fullmatch(name)
-    if block and block[2] in LAYER:
-        return f"model.layers.{block[1]}.{LAYER[block[2]]}.{block[3]}"
+    own = more.get(block[2], LAYER.get(block[2])) if block else None
+    if block and own:
+        return f"model.layers.{block[1]}.{own}.{block[3]}"
     return name
 
 
@@ -94,9 +105,15 @@ class _Keys:
 
     def __init__(self, path: Path, metadata: dict[str, Any], arch: str) -> None:
         self.path, self.all, self.arch = path, metadata, arch
+        self._read: set[str] = set()
 
     def __call__(self, key: str, default: Any = None) -> Any:
+        self._read.add(f"{self.arch}.{key}")
         return self.all.get(f"{self.arch}.{key}", default)
+
+    def unread(self) -> list[str]:
+        """Keys of the architecture that nobody asked for, sorted."""
+        return sorted(key for key in self.all if key.startswith(f"{self.arch}.") and key not in self._read)
 
     def needed(self, key: str) -> Any:
         value = self(key)
@@ -113,7 +130,7 @@ class _Keys:
             return float(str(np.float32(value)))
 
 
-def _config(keys: _Keys, tensors: dict[str, Tensor]) -> dict[str, Any]:
+def _config(keys: _Keys, tensors: dict[str, Tensor], family: Family, form: GgufForm) -> dict[str, Any]:
     """config.json of the model; values are as the file has them, their ranges are the engine's to check."""
     embed = tensors.get("token_embd.weight")
     if embed is None or len(embed.shape) != 2:
@@ -125,8 +142,8 @@ def _config(keys: _Keys, tensors: dict[str, Tensor]) -> dict[str, Any]:
             f"found {shown(keys('vocab_size'))}"
         )
     config = {
-        "architectures": [ARCHITECTURES[keys.arch][0]],
-        "model_type": keys.arch,
+        "architectures": [family.architectures[0]],
+        "model_type": family.name,
         "hidden_size": keys.needed("embedding_length"),
         "num_hidden_layers": keys.needed("block_count"),
         "num_attention_heads": keys.needed("attention.head_count"),
@@ -148,23 +165,30 @@ def _config(keys: _Keys, tensors: dict[str, Tensor]) -> dict[str, Any]:
         config["head_dim"] = head_dim
     if keys("attention.sliding_window"):
         config["sliding_window"] = keys("attention.sliding_window")
-    if keys.arch == "llama" and "blk.0.attn_q.bias" in tensors:
+    if "attention_bias" in family.neutral and "blk.0.attn_q.bias" in tensors:
         config["attention_bias"] = True
-    _refuse_partial(keys, config)
+    for key, name in form.keys.items():
+        if keys(key) is not None:
+            config[name] = keys.number(key, 0.0) if type(keys(key)) is float else keys(key)
+    _head_parts(keys, config)
     return config
 
 
-def _refuse_partial(keys: _Keys, config: dict[str, Any]) -> None:
-    """Keys that would change the mathematics and have no field in config."""
+def _head_parts(keys: _Keys, config: dict[str, Any]) -> None:
+    """What share of a head turns; and keys that would change the mathematics and have no field in config."""
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     if type(hidden) is not int or type(heads) is not int or heads < 1:
         return  # the engine's check of the config names these
     head_dim = config.get("head_dim", hidden // heads)
-    for key in ("attention.value_length", "rope.dimension_count"):
-        if keys(key, head_dim) != head_dim:
-            raise UnsupportedModel(
-                f"{keys.path}: key {keys.arch}.{key}: expected the head size {head_dim}, found {shown(keys(key))}"
-            )
+    value_length, turning = keys("attention.value_length", head_dim), keys("rope.dimension_count", head_dim)
+    if value_length != head_dim:
+        raise UnsupportedModel(f"{keys.path}: key {keys.arch}.attention.value_length: expected the head size "
+                               f"{head_dim}, found {shown(value_length)}")  # fmt: skip
+    if turning != head_dim:
+        if type(turning) is not int or type(head_dim) is not int or not 0 < turning < head_dim:
+            raise CheckpointError(f"{keys.path}: key {keys.arch}.rope.dimension_count: expected at most the head size "
+                                  f"{head_dim}, found {shown(turning)}")  # fmt: skip
+        config["partial_rotary_factor"] = turning / head_dim
     if keys("expert_count", 0):
         raise UnsupportedModel(f"{keys.path}: key {keys.arch}.expert_count: mixtures of experts are not supported")
 
@@ -193,11 +217,21 @@ def _rope_scaling(keys: _Keys, tensors: dict[str, Tensor]) -> dict[str, Any] | N
                 f"{keys.path}: tensor {ROPE_FREQS}: expected no rope.scaling.type, found {shown(kind)}"
             )
         return _llama3(keys, tensors[ROPE_FREQS])
+    factors = {key: tensors[name] for key, name in ROPE_FACTORS.items() if name in tensors}
+    if kind == "none" and factors:
+        kind = "longrope"  # a converter may leave it to the tensors to say so
     if kind == "none" or (kind == "linear" and factor == 1.0):
         return None
-    scaling = {"rope_type": kind, "factor": factor}
-    if keys("rope.scaling.original_context_length") is not None:
-        scaling["original_max_position_embeddings"] = keys("rope.scaling.original_context_length")
+    scaling: dict[str, Any] = {"rope_type": kind} if factors else {"rope_type": kind, "factor": factor}
+    for key, tensor in factors.items():
+        scaling[key] = [float(str(x)) for x in np.asarray(tensor.numbers(), np.float32).reshape(-1)]
+    keys("rope.scaling.finetuned")  # says how the model was made
+    for key, name in _SCALING.get(str(kind), {}).items():
+        if keys(f"rope.scaling.{key}") is not None:
+            value = keys(f"rope.scaling.{key}")
+            scaling[name] = keys.number(f"rope.scaling.{key}", 0.0) if type(value) is float else value
+    if "mscale_all_dim" in scaling:  # llama.cpp takes mscale for 1
+        scaling["mscale"] = 1.0
     return scaling
 
 

@@ -1,16 +1,17 @@
-"""Llama, Mistral, Qwen2, Qwen3, SmolLM2: pre-norm decoder with RoPE, grouped attention and a gated MLP.
+"""A pre-norm decoder with rotary positions, grouped attention and a gated MLP: every family but GPT-2.
 
-c ModelConfig · w weights as weights/names.py lays them out · b Buffers · s Step · caches one Cache a layer.
+c ModelConfig · spec LayerSpec · w Weights, or LayerWeights of a layer · b Buffers · s Step · caches one Cache a layer.
+What a layer is, its spec says: the families differ in data, see families/.
 """
 
 
-def layer(ops, c, w, b, s, cache, rope, following):
+def layer(ops, c, spec, w, b, s, cache, following):
     """One decoder layer: reads and writes the residual stream b.x [R, D]. following: weight of the norm after it."""
-    ops.norm_qkv(c, w, b, s, cache, rope)
-    ops.attend(b.qkv, s, cache, c.heads, c.window, b.attn, b.scratch)
-    ops.linear_add(b.attn, w.o, b, s, w.mlp_norm)
+    ops.norm_qkv(c, spec, w, b, s, cache)
+    ops.attend(b.qkv, s, cache, spec.heads, spec.window, b.attn, b.scratch, spec.scale)
+    ops.linear_add(b.attn, w.o, b, s, w.mlp_norm, spec.residual_scale)
     ops.norm_gate_up(c, w, b, s)
-    ops.linear_add(b.ffn, w.down, b, s, following)
+    ops.linear_add(b.ffn, w.down, b, s, following, spec.residual_scale)
 
 
 def head(ops, c, w, b, s):
@@ -21,7 +22,7 @@ def head(ops, c, w, b, s):
 def parts(ops, c, w, b, s, caches):
     """The forward pass as callables, to be run, or captured one by one or together; the result is b.logits."""
     norms = [*(lw.attn_norm for lw in w.layers), w.norm]
-    yield lambda: ops.embed_tokens(s, w.embed, b, norms[0])
-    for lw, cache, following in zip(w.layers, caches, norms[1:], strict=True):
-        yield lambda lw=lw, cache=cache, following=following: layer(ops, c, lw, b, s, cache, w.rope, following)
+    yield lambda: ops.embed_tokens(s, w.embed, b, norms[0], c.embed_scale)
+    for spec, lw, cache, following in zip(c.layers, w.layers, caches, norms[1:], strict=True):
+        yield lambda spec=spec, lw=lw, cache=cache, following=following: layer(ops, c, spec, lw, b, s, cache, following)
     yield lambda: head(ops, c, w, b, s)

@@ -1,17 +1,17 @@
 """GPT-2: pre-norm decoder with learned positions, LayerNorm with bias, and a GELU MLP.
 
-c ModelConfig · w weights as weights/names.py lays them out · b Buffers · s Step · caches one Cache a layer.
+c ModelConfig · spec LayerSpec · w Weights, or LayerWeights of a layer · b Buffers · s Step · caches one Cache a layer.
 """
 
 
-def layer(ops, c, w, b, s, cache):
+def layer(ops, c, spec, w, b, s, cache):
     """One decoder layer: reads and writes the residual stream b.x [R, D]."""
     ops.layer_norm(b.x, w.attn_norm, w.attn_norm_bias, c.eps, b.h)
-    ops.linear_append(c, w, b, s, cache)
-    ops.attend(b.qkv, s, cache, c.heads, c.window, b.attn, b.scratch)
+    ops.linear_append(spec, w, b, s, cache)
+    ops.attend(b.qkv, s, cache, spec.heads, spec.window, b.attn, b.scratch, spec.scale)
     ops.linear(b.attn, w.o, b.x, s.kind, bias=w.o_bias, residual=b.x)
     ops.layer_norm(b.x, w.mlp_norm, w.mlp_norm_bias, c.eps, b.h)
-    ops.linear_gelu(c, w, b, s)
+    ops.linear_gelu(spec, w, b, s)
     ops.linear(b.ffn, w.down, b.x, s.kind, bias=w.down_bias, residual=b.x)
 
 
@@ -25,6 +25,6 @@ def head(ops, c, w, b, s):
 def parts(ops, c, w, b, s, caches):
     """The forward pass as callables, to be run, or captured one by one or together; the result is b.logits."""
     yield lambda: ops.embed_at(s.ids, w.embed, s.positions, w.positions, b.x)
-    for lw, cache in zip(w.layers, caches, strict=True):
-        yield lambda lw=lw, cache=cache: layer(ops, c, lw, b, s, cache)
+    for spec, lw, cache in zip(c.layers, w.layers, caches, strict=True):
+        yield lambda spec=spec, lw=lw, cache=cache: layer(ops, c, spec, lw, b, s, cache)
     yield lambda: head(ops, c, w, b, s)

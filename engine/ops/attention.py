@@ -7,7 +7,6 @@ how the prompt was cut into passes. Blocks that no row of the tile sees are left
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -21,7 +20,7 @@ KEYS = 512  # tokens whose keys a tile takes at a time: scores that stay in a co
 _SCORES = 1 << 19  # bytes of scores in one task, about: heads are taken together up to that many
 
 
-def decode(qkv: np.ndarray, s: Step, cache: Cache, heads: int, window: int, out: np.ndarray) -> None:
+def decode(qkv: np.ndarray, s: Step, cache: Cache, heads: int, window: int, scale: np.float32, out: np.ndarray) -> None:
     """Ops.attend of a decode step."""
     groups, d = cache.k.shape[1], cache.k.shape[3]
     queries = qkv.reshape(len(qkv), -1, d)[:, :heads].reshape(len(qkv), groups, heads // groups, d)
@@ -31,17 +30,19 @@ def decode(qkv: np.ndarray, s: Step, cache: Cache, heads: int, window: int, out:
             out[row] = 0
             continue
         with np.errstate(over="ignore", invalid="ignore"):  # products with what nobody wrote yet, masked afterwards
-            _row(queries[row], int(s.visible[row]), s.table[seq], cache, window, results[row])
+            _row(queries[row], int(s.visible[row]), s.table[seq], cache, window, scale, results[row])
 
 
-def _row(q: np.ndarray, visible: int, table: np.ndarray, cache: Cache, window: int, out: np.ndarray) -> None:
+def _row(
+    q: np.ndarray, visible: int, table: np.ndarray, cache: Cache, window: int, scale: np.float32, out: np.ndarray
+) -> None:
     """Attention of one row.  q, out [G, H / G, d]; n pages of G heads of PAGE tokens."""
-    groups, share, d = q.shape
+    groups, share, _ = q.shape
     low = max(0, visible - window) // PAGE if window else 0
     pages = table[low : -(-visible // PAGE)]
     n = len(pages)
     k, v = _pages(cache.k, pages), _pages(cache.v, pages)
-    q = np.multiply(q, np.float32(1 / math.sqrt(d)))
+    q = np.multiply(q, scale)
     score = np.empty((groups, share, n * PAGE), np.float32)
     by_page = score.reshape(groups, share, n, PAGE).transpose(2, 0, 1, 3)
     np.matmul(q, k.swapaxes(2, 3), out=by_page)
@@ -66,7 +67,9 @@ def _pages(array: np.ndarray, pages: np.ndarray) -> np.ndarray:
     return array[pages]
 
 
-def prefill(team: Team, qkv: np.ndarray, s: Step, cache: Cache, heads: int, window: int, out: np.ndarray) -> None:
+def prefill(
+    team: Team, qkv: np.ndarray, s: Step, cache: Cache, heads: int, window: int, scale: np.float32, out: np.ndarray
+) -> None:
     """Ops.attend of a pass over prompts or texts."""
     groups, d = cache.k.shape[1], cache.k.shape[3]
     queries = qkv.reshape(len(qkv), -1, d)[:, :heads].reshape(len(qkv), groups, heads // groups, d)
@@ -80,10 +83,10 @@ def prefill(team: Team, qkv: np.ndarray, s: Step, cache: Cache, heads: int, wind
         elif not window and last - first <= PAGE and (visible == last - first).all():
             texts.setdefault(last - first, []).append((first, int(s.table[seq, 0])))
         else:
-            tasks += _tiles(first, visible, s.table[seq], cache, heads // groups, window)
+            tasks += _tiles(first, visible, s.table[seq], cache, heads // groups, window, scale)
     for length, found in texts.items():
         step = max(1, _SCORES // (4 * heads * length * length))
-        tasks += [_Texts(cache, length, *np.array(found[i : i + step]).T) for i in range(0, len(found), step)]
+        tasks += [_Texts(cache, length, scale, *np.array(found[i : i + step]).T) for i in range(0, len(found), step)]
     if tasks:
         team.run(len(tasks), lambda i: tasks[i].attend(queries), lambda i, y: tasks[i].store(results, y))
 
@@ -91,14 +94,14 @@ def prefill(team: Team, qkv: np.ndarray, s: Step, cache: Cache, heads: int, wind
 class _Texts:
     """Texts of the same length, of a page at most, all of whose tokens see one another."""
 
-    def __init__(self, cache: Cache, length: int, first: np.ndarray, page: np.ndarray) -> None:
-        self.cache, self.page, self.rows = cache, page, first[:, None] + np.arange(length)
+    def __init__(self, cache: Cache, length: int, scale: np.float32, first: np.ndarray, page: np.ndarray) -> None:
+        self.cache, self.scale, self.page, self.rows = cache, scale, page, first[:, None] + np.arange(length)
 
     def attend(self, queries: np.ndarray) -> np.ndarray:
         """[texts, r, G, H / G, d]"""
         n, r = self.rows.shape
         _, groups, share, d = queries.shape
-        q = np.multiply(queries[self.rows].swapaxes(1, 2), np.float32(1 / math.sqrt(d)))
+        q = np.multiply(queries[self.rows].swapaxes(1, 2), self.scale)
         k, v = (array[self.page, :, :r] for array in (self.cache.k, self.cache.v))
         score = np.matmul(q.reshape(n, groups, r * share, d), k.swapaxes(2, 3))
         score -= np.maximum.reduce(score, -1, keepdims=True)
@@ -122,6 +125,7 @@ class _Tile:
     groups: slice
     visible: np.ndarray  # [r]
     window: int
+    scale: np.float32
     k: np.ndarray  # [G, tokens from `begin` on, d]
     v: np.ndarray
     begin: int
@@ -136,7 +140,7 @@ class _Tile:
 
 
 def _tiles(
-    first: int, visible: np.ndarray, table: np.ndarray, cache: Cache, share: int, window: int
+    first: int, visible: np.ndarray, table: np.ndarray, cache: Cache, share: int, window: int, scale: np.float32
 ) -> Iterator[_Tile]:
     """The work of rows of one sequence, from row `first` on.  visible [r]"""
     groups, begin = cache.k.shape[1], _begin(visible, window)
@@ -147,7 +151,7 @@ def _tiles(
         step = max(1, _SCORES // (4 * len(seen) * share * min(KEYS, int(seen.max()))))
         for g in range(0, groups, step):
             some = slice(g, min(g + step, groups))
-            yield _Tile(first + a, first + a + len(seen), some, seen, window, k, v, begin)
+            yield _Tile(first + a, first + a + len(seen), some, seen, window, scale, k, v, begin)
 
 
 def _runs(seqs: np.ndarray) -> Iterator[tuple[int, int, int]]:
@@ -172,7 +176,7 @@ def _tile(q: np.ndarray, visible: np.ndarray, t: _Tile, window: int) -> np.ndarr
     """Attention of rows of one sequence, [r, G, H / G, d] like q. A block's scores are summed up with the largest so
     far taken off; what came before is scaled when a larger one is found."""
     r, groups, share, d = q.shape
-    q = np.multiply(q.transpose(1, 0, 2, 3), np.float32(1 / math.sqrt(d))).reshape(groups, r * share, d)
+    q = np.multiply(q.transpose(1, 0, 2, 3), t.scale).reshape(groups, r * share, d)
     begin, end, least = _begin(visible, window), int(visible.max()), int(visible.min())
     y = np.zeros((groups, r * share, d), np.float32)
     total, top = np.zeros((groups, r * share, 1), np.float32), np.full((groups, r * share, 1), -np.inf, np.float32)

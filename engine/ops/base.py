@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from ..config import ModelConfig
+from ..config import LayerSpec, ModelConfig
 from ..errors import DeviceError
+from ..models.weights import LayerWeights, Weights
 from ..sizes import DECODE_ROWS, PAGE
 
 Array = Any  # numpy.ndarray or cupy.ndarray, by backend
@@ -52,7 +53,7 @@ class Step:
     """One pass of the model: which tokens of which sequences. Row r is token ids[r] of sequence seqs[r].
 
     Rows beyond the batch in a bucket belong to the spare sequence S, whose pages are all page 0, which nobody reads;
-    they have position 0 and visible 1. A tile costs attention once for each sequence in it."""
+    they have position 0 and visible 1. A tile of PAGE rows costs attention once for each sequence in it."""
 
     ids: Array  # [R] int32
     seqs: Array  # [R] int32, 0 <= seqs < S, or S for spare rows
@@ -108,10 +109,10 @@ class Buffers:
     @staticmethod
     def of(device: Any, t: np.dtype, c: ModelConfig, rows: int, last: int, scratch: Any) -> Buffers:
         """New arrays on the device, R = rows, B = last; contents unspecified."""
-        new, f = device.empty, np.dtype(np.float32)
+        new, f, of = device.empty, np.dtype(np.float32), c.sizes
         return Buffers(
-            x=new((rows, c.hidden), f), h=new((rows, c.hidden), t), qkv=new((rows, c.qkv), t),
-            attn=new((rows, c.heads * c.head_dim), t), gate_up=new((rows, 2 * c.ffn), t), ffn=new((rows, c.ffn), t),
+            x=new((rows, c.hidden), f), h=new((rows, c.hidden), t), qkv=new((rows, of.qkv), t),
+            attn=new((rows, of.heads * of.head_dim), t), gate_up=new((rows, 2 * of.ffn), t), ffn=new((rows, of.ffn), t),
             logits=new((last, c.vocab), f), tokens=new((last,), np.dtype(np.int32)), scratch=scratch,
         )  # fmt: skip
 
@@ -127,9 +128,13 @@ class Ops:
     name: str  # "numpy", "cuda", "cublas"
     dtype: np.dtype  # T
     device: Any  # Device: allocates, copies, launches
-    align: int = 1  # texts of an encoder begin at multiples of so many rows, to have the same bits in any company
     tile: int = PAGE  # rows of a pass over prompts or texts are a multiple of it, and prompts begin at one
     pass_rows: int = 1 << 16  # rows of the largest pass that is worth it; prefill_rows may ask for fewer
+
+    @property
+    def align(self) -> int:
+        """Texts of an encoder begin at multiples of so many rows, to have the same bits in any company."""
+        return 1
 
     # -- memory ---------------------------------------------------------------------------------------------------
 
@@ -156,8 +161,8 @@ class Ops:
 
     # -- primitives -----------------------------------------------------------------------------------------------
 
-    def embed(self, ids: Array, table: Weight, out: Array) -> None:
-        """out[r] = table[ids[r]].  ids [R], table [V, D], out [R, D] float32"""
+    def embed(self, ids: Array, table: Weight, out: Array, scale: float = 1.0) -> None:
+        """out[r] = scale table[ids[r]].  ids [R], table [V, D], out [R, D] float32"""
         raise NotImplementedError
 
     def embed_at(self, ids: Array, table: Weight, at: Array, places: Array, out: Array) -> None:
@@ -180,9 +185,10 @@ class Ops:
 
     def linear(
         self, x: Array, weight: Weight, out: Array, kind: PassKind, bias: Array | None = None,
-        residual: Array | None = None,
+        residual: Array | None = None, scale: float = 1.0,
     ) -> None:  # fmt: skip
-        """out = x @ weight.T + bias + residual, summed up as passes of this kind do.
+        """out = scale x @ weight.T + bias + residual, summed up as passes of this kind do. A scale of 1 has the bits of
+        none.
 
         x [R, K] T, weight [N, K], bias [N] float32, out [R, N] T or float32; residual [R, N] float32 may be out"""
         raise NotImplementedError
@@ -202,9 +208,14 @@ class Ops:
         """Store k and v as they are at (seqs[r], positions[r]) of the cache.  qkv [R, (H + 2 G) d] T"""
         raise NotImplementedError
 
-    def attend(self, qkv: Array, s: Step, cache: Cache, heads: int, window: int, out: Array, scratch: Any) -> None:
-        """out[r] = softmax(q[r] k^T / sqrt(d)) v over tokens t of sequence seqs[r] with t < visible[r] and, if window,
-        t >= visible[r] - window.  qkv [R, (H + 2 G) d] T, out [R, H d] T; query head h uses k/v head h // (H / G)."""
+    def attend(
+        self, qkv: Array, s: Step, cache: Cache, heads: int, window: int, out: Array, scratch: Any,
+        scale: float | None = None,
+    ) -> None:  # fmt: skip
+        """out[r] = softmax(scale q[r] k^T) v over tokens t of sequence seqs[r] with t < visible[r] and, if window,
+        t >= visible[r] - window.  qkv [R, (H + 2 G) d] T, out [R, H d] T; query head h uses k/v head h // (H / G).
+
+        scale: None is 1 / sqrt(d)."""
         raise NotImplementedError
 
     def silu_mul(self, gate_up: Array, out: Array) -> None:
@@ -223,7 +234,7 @@ class Ops:
         raise NotImplementedError
 
     def sample(self, logits: Array, s: Step, sampling: Sampling, out: Array, scratch: Any) -> None:
-        """out[i] = next token of row last[i], by the rules of its sequence; see engine/sampling.py for the definition.
+        """out[i] = next token of row last[i], by the rules of its sequence, as engine/ops/sampling.py defines.
 
         logits [B, V] float32 (unchanged), out [B] int32. With any penalty on, counts[seq, token] += 2."""
         raise NotImplementedError
@@ -238,49 +249,52 @@ class Ops:
     # -- and norm_head. What adds to the residual stream b.x is told the weight [D] of the RMS norm that comes next, so
     # -- that a fused kernel can see to a part of it; norm_* may rely on that.
 
-    def embed_tokens(self, s: Step, table: Weight, b: Buffers, norm: Array) -> None:
-        """b.x = the rows s.ids of the embedding table [V, D]."""
-        self.embed(s.ids, table, b.x)
+    def embed_tokens(self, s: Step, table: Weight, b: Buffers, norm: Array, scale: float = 1.0) -> None:
+        """b.x = scale times the rows s.ids of the embedding table [V, D]."""
+        self.embed(s.ids, table, b.x, scale)
 
-    def linear_add(self, x: Array, weight: Weight, b: Buffers, s: Step, norm: Array) -> None:
-        """b.x += x @ weight.T.  x [R, K] T, weight [D, K]"""
-        self.linear(x, weight, b.x, s.kind, residual=b.x)
+    def linear_add(self, x: Array, weight: Weight, b: Buffers, s: Step, norm: Array, scale: float = 1.0) -> None:
+        """b.x += scale x @ weight.T.  x [R, K] T, weight [D, K]"""
+        self.linear(x, weight, b.x, s.kind, residual=b.x, scale=scale)
 
-    def linear_append(self, c: ModelConfig, w: Any, b: Buffers, s: Step, cache: Cache) -> None:
+    def linear_append(self, spec: LayerSpec, w: LayerWeights, b: Buffers, s: Step, cache: Cache) -> None:
         """From the normalised b.h to queries in b.qkv and new keys and values in the cache, nothing rotated."""
         self.linear(b.h, w.qkv, b.qkv, s.kind, bias=w.qkv_bias)
-        self.append(b.qkv, s, cache, c.heads)
+        self.append(b.qkv, s, cache, spec.heads)
 
-    def linear_gelu(self, c: ModelConfig, w: Any, b: Buffers, s: Step) -> None:
+    def linear_gelu(self, spec: LayerSpec, w: LayerWeights, b: Buffers, s: Step) -> None:
         """b.ffn = gelu of the normalised b.h through w.up."""
         self.linear(b.h, w.up, b.ffn, s.kind, bias=w.up_bias)
-        self.gelu(b.ffn, c.activation == "gelu_tanh", b.ffn)
+        self.gelu(b.ffn, spec.activation == "gelu_tanh", b.ffn)
 
-    def norm_qkv(self, c: ModelConfig, w: Any, b: Buffers, s: Step, cache: Cache, rope: Array) -> None:
+    def norm_qkv(self, c: ModelConfig, spec: LayerSpec, w: LayerWeights, b: Buffers, s: Step, cache: Cache) -> None:
         """From the residual stream b.x to rotated queries in b.qkv and the new keys and values in the cache."""
         self.rms_norm(b.x, w.attn_norm, c.eps, b.h)
         self.linear(b.h, w.qkv, b.qkv, s.kind, bias=w.qkv_bias)
-        if c.qk_norm:
-            self.head_norm(b.qkv, w.q_norm, w.k_norm, c.eps, c.heads, c.kv_heads)
-        self.rope_append(b.qkv, rope, s, cache, c.heads)
+        if spec.qk_norm:
+            self.head_norm(b.qkv, w.q_norm, w.k_norm, c.eps, spec.heads, spec.kv_heads)
+        self.rope_append(b.qkv, w.rope, s, cache, spec.heads)
 
-    def norm_gate_up(self, c: ModelConfig, w: Any, b: Buffers, s: Step) -> None:
+    def norm_gate_up(self, c: ModelConfig, w: LayerWeights, b: Buffers, s: Step) -> None:
         """b.ffn = silu(gate) * up of the normalised residual stream b.x."""
         self.rms_norm(b.x, w.mlp_norm, c.eps, b.h)
         self.linear(b.h, w.gate_up, b.gate_up, s.kind)
         self.silu_mul(b.gate_up, b.ffn)
 
-    def norm_head(self, c: ModelConfig, w: Any, b: Buffers, s: Step) -> None:
-        """b.logits = head of the final norm of rows s.last of b.x; w.head_bias [V] float32 (or None) bans tokens."""
+    def norm_head(self, c: ModelConfig, w: Weights, b: Buffers, s: Step) -> None:
+        """b.logits = c.logit_scale head of the final norm of rows s.last of b.x.
+
+        w.head_bias [V] float32 (or None) bans tokens."""
         last = b.h[: len(s.last)]
         self.rms_norm(b.x, w.norm, c.eps, last, rows=s.last)
-        self.head(last, w.head, b.logits, w.head_bias)
+        self.head(last, w.head, b.logits, w.head_bias, c.logit_scale)
 
-    def head(self, x: Array, weight: Weight, out: Array, bias: Array | None) -> None:
-        """out = x @ weight.T + bias: logits of the rows x [B, D] T, out [B, V] float32.
+    def head(self, x: Array, weight: Weight, out: Array, bias: Array | None, scale: float = 1.0) -> None:
+        """out = scale x @ weight.T + bias: logits of the rows x [B, D] T, out [B, V] float32.
+
 
         Products of a decode step whatever the pass: a row's logits have the same bits in every company."""
-        self.linear(x, weight, out, PassKind.DECODE, bias=bias)
+        self.linear(x, weight, out, PassKind.DECODE, bias=bias, scale=scale)
 
 
 def expect_decode(op: str, rows: int) -> None:

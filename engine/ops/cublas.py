@@ -17,7 +17,7 @@ from .device_ops import DeviceOps
 from .driver import call
 from .products import address, c_type, check_linear, expect
 
-Gemm = Callable[[Any, Any, Any, bool], None]  # (x [R, K], weight [N, K], out [R, N], add to out)
+Gemm = Callable[[Any, Any, Any, bool, float], None]  # (x [R, K], weight [N, K], out [R, N], add to out, scale)
 
 _WORKSPACE = 32 << 20  # bytes: what the library would take on Hopper
 _DATA_TYPE = {"float32": 0, "float16": 2, "bfloat16": 14}  # cudaDataType
@@ -51,19 +51,22 @@ class CublasOps(DeviceOps):
             first += len(part)
         return out
 
-    def embed(self, ids, table, out):
-        self.embed_at(ids, table, None, None, out)
+    def embed(self, ids, table, out, scale=1.0):
+        self._look_up(ids, table, out, scale, None, None)
 
     def embed_at(self, ids, table, at, places, out):
-        expect("embed", "out", out, np.float32, (len(out), table.shape[1]))
-        self._embed("embed_plain", table, ids, out, at, places)
+        self._look_up(ids, table, out, 1.0, at, places)
 
-    def linear(self, x, weight, out, kind, bias=None, residual=None):
+    def _look_up(self, ids, table, out, scale, at, places):
+        expect("embed", "out", out, np.float32, (len(out), table.shape[1]))
+        self._embed("embed_plain", table, ids, out, scale, at, places)
+
+    def linear(self, x, weight, out, kind, bias=None, residual=None, scale=1.0):
         n, k = weight.shape
         expect("linear", "x", x, self.dtype, (len(x), k))
         check_linear("linear", (len(x), n), self.dtype, out, bias, residual)
         in_place = residual is not None and address(residual) == address(out)
-        self._gemm(x, weight, out, in_place)
+        self._gemm(x, weight, out, in_place, scale)
         left = None if in_place else residual
         if bias is None and left is None:
             return
@@ -72,7 +75,7 @@ class CublasOps(DeviceOps):
 
 
 class Cublas:
-    """out = x @ weight.T, or out += it, on the device's stream."""
+    """out = scale x @ weight.T, or out += it, on the device's stream."""
 
     def __init__(self, device: Any) -> None:
         from cuda.pathfinder import load_nvidia_dynamic_lib
@@ -91,15 +94,15 @@ class Cublas:
         size = ctypes.c_size_t(_WORKSPACE)
         self._call("cublasSetWorkspace_v2", self._handle, ctypes.c_void_p(self._workspace.data.ptr), size)
 
-    def __call__(self, x: Any, weight: Any, out: Any, add: bool) -> None:
+    def __call__(self, x: Any, weight: Any, out: Any, add: bool, scale: float) -> None:
         self._launches["cublasGemmEx"] += 1
         # The library counts columns first: it makes out^T [N, R] of weight^T and x^T.
         (rows, k), n = x.shape, len(weight)
-        one, beta = ctypes.c_float(1), ctypes.c_float(1 if add else 0)
+        alpha, beta = ctypes.c_float(scale), ctypes.c_float(1 if add else 0)
         pointer, size = (lambda a: ctypes.c_void_p(a.data.ptr)), ctypes.c_int
         kind, out_kind = size(_DATA_TYPE[x.dtype.name]), size(_DATA_TYPE[out.dtype.name])
         sizes = (size(n), size(rows), size(k))
-        left = (ctypes.byref(one), pointer(weight), kind, sizes[2], pointer(x), kind, sizes[2])
+        left = (ctypes.byref(alpha), pointer(weight), kind, sizes[2], pointer(x), kind, sizes[2])
         right = (ctypes.byref(beta), pointer(out), out_kind, sizes[0], size(_COMPUTE_32F), size(_DEFAULT_ALGO))
         self._call("cublasGemmEx", self._handle, size(_OP_T), size(_OP_N), *sizes, *left, *right)
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..config import LayerSpec
 from ..errors import DeviceError, UnsupportedModel
 from ..sizes import DECODE_ROWS
 from . import tuned
@@ -99,36 +100,39 @@ class CudaOps(DeviceOps):
 
     # -- primitives -----------------------------------------------------------------------------------------------
 
-    def embed(self, ids, table, out):
-        self.embed_at(ids, table, None, None, out)
+    def embed(self, ids, table, out, scale=1.0):
+        self._look_up(ids, table, out, scale, None, None)
 
     def embed_at(self, ids, table, at, places, out):
-        expect("embed", "out", out, np.float32, (len(out), table.k))
-        self._embed("embed_packed", table.data, ids, out, at, places, None, None, None)
+        self._look_up(ids, table, out, 1.0, at, places)
 
-    def linear(self, x, weight, out, kind, bias=None, residual=None):
+    def _look_up(self, ids, table, out, scale, at, places):
+        expect("embed", "out", out, np.float32, (len(out), table.k))
+        self._embed("embed_packed", table.data, ids, out, scale, at, places, None, None, None)
+
+    def linear(self, x, weight, out, kind, bias=None, residual=None, scale=1.0):
         check_linear("linear", (len(x), weight.n), self.dtype, out, bias, residual)
-        tail = _store(weight, out, bias, residual)
+        tail = _store(weight, out, bias, residual, scale)
         self._product("linear", f"store<{self._t}, {c_type(out.dtype)}", weight, x, kind, tail)
 
-    def head(self, x, weight, out, bias):
+    def head(self, x, weight, out, bias, scale=1.0):
         for i in range(0, len(x), DECODE_ROWS):
-            super().head(x[i : i + DECODE_ROWS], weight, out[i : i + DECODE_ROWS], bias)
+            super().head(x[i : i + DECODE_ROWS], weight, out[i : i + DECODE_ROWS], bias, scale)
 
     # -- composites -----------------------------------------------------------------------------------------------
 
-    def embed_tokens(self, s, table, b, norm):
+    def embed_tokens(self, s, table, b, norm, scale=1.0):
         if s.kind.tiled:
-            self.embed(s.ids, table, b.x)
+            self.embed(s.ids, table, b.x, scale)
             return
         expect("embed_tokens", "x", b.x, np.float32, (len(b.x), table.k))
         half = self._half_norm("embed_tokens", b, norm)
-        self._embed("embed_packed", table.data, s.ids, b.x, None, None, *half)
+        self._embed("embed_packed", table.data, s.ids, b.x, scale, None, None, *half)
 
-    def linear_add(self, x, weight, b, s, norm):
+    def linear_add(self, x, weight, b, s, norm, scale=1.0):
         rows = len(x)
         if s.kind.tiled:
-            super().linear_add(x, weight, b, s, norm)
+            super().linear_add(x, weight, b, s, norm, scale)
             return
         expect("linear_add", "x", x, self.dtype, (rows, weight.k))
         check_linear("linear_add", (rows, weight.n), self.dtype, b.x, None, None)
@@ -136,20 +140,19 @@ class CudaOps(DeviceOps):
             raise DeviceError(f'linear_add: expected a weight of a multiple of 16 rows in layout "rows", '
                               f'found {weight.n} in "{weight.layout}"')  # fmt: skip
         half = self._half_norm("linear_add", b, norm)
-        self._decode(f"decode_add<{self._t}", weight, x, [np.int32(weight.n), b.x, *half])
+        self._decode(f"decode_add<{self._t}", weight, x, [np.int32(weight.n), np.float32(scale), b.x, *half])
 
-    def norm_qkv(self, c, w, b, s, cache, rope):
+    def norm_qkv(self, c, spec, w, b, s, cache):
         weight = w.qkv
-        expect("norm_qkv", "rope", rope, np.float32, (len(rope), c.head_dim))
-        tail = self._qkv_tail("norm_qkv", c, w, b, s, cache, rope)
-        if weight.layout == "qkv" and not c.qk_norm:
+        tail = self._qkv_tail("norm_qkv", spec, w, b, s, cache)
+        if weight.layout == "qkv" and not spec.qk_norm:
             self._normed("norm_qkv", f"qkv<{self._t}", c, weight, w.attn_norm, b, s, tail)
             return
         tail = _store(weight, b.qkv, w.qkv_bias)
         self._normed("norm_qkv", f"store<{self._t}, {self._t}", c, weight, w.attn_norm, b, s, tail)
-        if c.qk_norm:  # of whole heads, which no thread of a product holds
-            self.head_norm(b.qkv, w.q_norm, w.k_norm, c.eps, c.heads, c.kv_heads)
-        self.rope_append(b.qkv, rope, s, cache, c.heads)
+        if spec.qk_norm:  # of whole heads, which no thread of a product holds
+            self.head_norm(b.qkv, w.q_norm, w.k_norm, c.eps, spec.heads, spec.kv_heads)
+        self.rope_append(b.qkv, w.rope, s, cache, spec.heads)
 
     def norm_gate_up(self, c, w, b, s):
         rows, weight = len(b.x), w.gate_up
@@ -170,22 +173,21 @@ class CudaOps(DeviceOps):
             return
         expect("norm_head", "last", s.last, np.int32, (rows,))
         check_linear("norm_head", (count, weight.n), np.dtype(np.float32), b.logits, w.head_bias, None)
-        tail = _store(weight, b.logits, w.head_bias)
+        tail = _store(weight, b.logits, w.head_bias, scale=c.logit_scale)
         self._normed("norm_head", f"store<{self._t}, float", c, weight, w.norm, b, s, tail)
 
-    def linear_append(self, c, w, b, s, cache):
+    def linear_append(self, spec, w, b, s, cache):
+        """The kernel of models with rotary positions: w.rope has angles of 0."""
         if w.qkv.layout != "qkv":
-            super().linear_append(c, w, b, s, cache)
+            super().linear_append(spec, w, b, s, cache)
             return
-        rope = b.scratch.identity_rope  # the kernels always rotate
-        expect("linear_append", "scratch.identity_rope", rope, np.float32, (c.max_len, c.head_dim))
-        tail = self._qkv_tail("linear_append", c, w, b, s, cache, rope)
+        tail = self._qkv_tail("linear_append", spec, w, b, s, cache)
         self._product("linear_append", f"qkv<{self._t}", w.qkv, b.h, s.kind, tail)
 
-    def linear_gelu(self, c, w, b, s):
+    def linear_gelu(self, spec, w, b, s):
         rows, weight = len(b.h), w.up
         check_linear("linear_gelu", (rows, weight.n), self.dtype, b.ffn, w.up_bias, None)
-        tail = [np.int32(weight.n), w.up_bias, np.int32(c.activation == "gelu_tanh"), b.ffn]
+        tail = [np.int32(weight.n), w.up_bias, np.int32(spec.activation == "gelu_tanh"), b.ffn]
         self._product("linear_gelu", f"gelu<{self._t}", weight, b.h, s.kind, tail)
 
     # -- checks and launches ------------------------------------------------------------------------------------
@@ -225,15 +227,16 @@ class CudaOps(DeviceOps):
         else:
             self._decode(f"decode_{kernel}", weight, x, tail)
 
-    def _qkv_tail(self, op: str, c: Any, w: Any, b: Buffers, s: Step, cache: Cache, rope: Any) -> list:
+    def _qkv_tail(self, op: str, spec: LayerSpec, w: Any, b: Buffers, s: Step, cache: Cache) -> list:
         """What the kernels decode_qkv and prefill_qkv take behind K, checked."""
-        self._expect_attention(op, b.qkv, s, cache, c.heads)
+        self._expect_attention(op, b.qkv, s, cache, spec.heads)
+        expect(op, "rope", w.rope, np.float32, (len(w.rope), spec.head_dim))
         expect(op, "qkv", b.qkv, self.dtype, (len(b.x), w.qkv.n))
         if w.qkv_bias is not None:
             expect(op, "bias", w.qkv_bias, np.float32, (w.qkv.n,))
-        sizes = [np.int32(n) for n in (c.heads, c.kv_heads, c.head_dim)]
+        sizes = [np.int32(n) for n in (spec.heads, spec.kv_heads, spec.head_dim)]
         places = [s.seqs, s.positions, s.table, np.int32(s.table.shape[1])]
-        return [w.qkv_bias, rope, *places, b.qkv, cache.k, cache.v, *sizes]
+        return [w.qkv_bias, w.rope, *places, b.qkv, cache.k, cache.v, *sizes]
 
     def _decode(self, kernel: str, weight: PackedWeight, x: Any, tail: list, squared: Any = None, eps: float = 0):
         """A decode kernel, named up to T, of rows x [R, K] T; with `squared` rows after the first half of a norm."""
@@ -268,9 +271,9 @@ class CudaOps(DeviceOps):
         gpu.launch(function, shape.grid(weight.tiles, len(x)), (PREFILL_THREADS,), args, shape.shared, dependent=True)
 
 
-def _store(weight: PackedWeight, out: Any, bias: Any = None, residual: Any = None) -> list:
+def _store(weight: PackedWeight, out: Any, bias: Any = None, residual: Any = None, scale: float = 1.0) -> list:
     """What the kernels decode_store and prefill_store take behind K."""
-    return [np.int32(weight.n), np.int32(weight.span), bias, residual, out]
+    return [np.int32(weight.n), np.int32(weight.span), np.float32(scale), bias, residual, out]
 
 
 def _interleave(layout: str, n: int, head_dim: int) -> tuple[str, int]:

@@ -37,17 +37,16 @@ class DeviceOps(Ops):
 
     def scratch(self, c, kind, rows, last):
         """UnsupportedModel if there is no attention for its heads."""
-        if c.head_dim not in HEAD_SIZES:
-            raise UnsupportedModel(
-                f"backend {self.name}: expected head_dim to be one of {HEAD_SIZES}, found {c.head_dim}"
-            )
-        if not c.causal and c.head_dim > PACKED_HEAD:
+        d = c.sizes.head_dim
+        if d not in HEAD_SIZES:
+            raise UnsupportedModel(f"backend {self.name}: expected head_dim to be one of {HEAD_SIZES}, found {d}")
+        if not c.causal and d > PACKED_HEAD:
             expected = f"backend {self.name}: expected an encoder's head_dim to be at most {PACKED_HEAD}"
-            raise UnsupportedModel(f"{expected}, found {c.head_dim}")
+            raise UnsupportedModel(f"{expected}, found {d}")
         return Scratch.of(self.device, self.dtype.itemsize, c, kind, rows, last)
 
-    def _embed(self, kernel: str, table: Array, ids: Array, out: Array, at: Any, places: Any, *more: Any) -> None:
-        """Rows of a table as `kernel` of pack.cu reads it, and with `at` a row of places added to each."""
+    def _embed(self, kernel: str, table: Array, ids: Array, out: Array, scale: float, at: Any, places: Any, *more: Any):
+        """Rows of a table as `kernel` of pack.cu reads it, times scale, and with `at` a row of places added to each."""
         rows, k = out.shape
         expect("embed", "ids", ids, I32, (rows,))
         expect("embed", "out", out, F32, (rows, k))
@@ -56,7 +55,7 @@ class DeviceOps(Ops):
             expect("embed", "places", places, F32, (len(places), k))
         name = f"{kernel}<{c_type(self.dtype)}>"
         grid = (rows, -(-k // 512))  # four elements a thread: one after the other they would take as long as a layer
-        self._launch("pack.cu", name, grid, 128, ids, table, at, places, out, np.int32(k), *more)
+        self._launch("pack.cu", name, grid, 128, ids, table, at, places, out, np.int32(k), np.float32(scale), *more)
 
     # -- norms and single elements ----------------------------------------------------------------------------------
 
@@ -157,12 +156,12 @@ class DeviceOps(Ops):
         arrays = (qkv, s.seqs, s.positions, s.table, cache.k, cache.v)
         self._launch("rope.cu", f"append<{c_type(self.dtype)}>", (blocks,), 256, *arrays, *sizes)
 
-    def attend(self, qkv, s, cache, heads, window, out, scratch):
+    def attend(self, qkv, s, cache, heads, window, out, scratch, scale=None):
         rows, kv_heads, d = self._expect_attention("attend", qkv, s, cache, heads)
         expect("attend", "out", out, self.dtype, (rows, heads * d))
         if window < 0:
             raise DeviceError(f"attend: expected a window of 0 (off) or more tokens, found {window}")
-        scale = np.float32(math.log2(math.e) / math.sqrt(d))
+        scale = np.float32(math.log2(math.e) / math.sqrt(d) if scale is None else math.log2(math.e) * scale)
         if s.kind.tiled:
             if rows % PAGE:
                 raise DeviceError(f"attend: expected a multiple of {PAGE} rows in a {s.kind.value} pass, found {rows}")

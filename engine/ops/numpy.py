@@ -13,11 +13,11 @@ import mmap
 import ml_dtypes
 import numpy as np
 
-from ..sampling import sample
 from ..sizes import MAIL, PAGE
 from . import attention, blas
 from .base import Ops
 from .device import HostDevice
+from .sampling import sample
 from .threads import Team, team
 
 _ROUND = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16), "float32": None}
@@ -60,8 +60,10 @@ class NumpyOps(Ops):
 
     # -- primitives -----------------------------------------------------------------------------------------------
 
-    def embed(self, ids, table, out):
+    def embed(self, ids, table, out, scale=1.0):
         np.take(table, ids, axis=0, out=out)
+        if scale != 1:
+            out *= np.float32(scale)
 
     def embed_at(self, ids, table, at, places, out):
         np.take(table, ids, axis=0, out=out)
@@ -90,9 +92,11 @@ class NumpyOps(Ops):
         if keep is not None:
             keep[...] = out
 
-    def linear(self, x, weight, out, kind, bias=None, residual=None):
+    def linear(self, x, weight, out, kind, bias=None, residual=None, scale=1.0):
         y = np.empty(out.shape, np.float32) if residual is not None else out
         (blas.prefill if kind.tiled else blas.decode)(self._team, x, weight, y)
+        if scale != 1:
+            y *= np.float32(scale)
         if bias is not None:
             y += bias
         if residual is not None:
@@ -122,11 +126,12 @@ class NumpyOps(Ops):
         cache.k[page, :, slot] = x[:, heads : heads + groups]
         cache.v[page, :, slot] = x[:, heads + groups :]
 
-    def attend(self, qkv, s, cache, heads, window, out, scratch):
+    def attend(self, qkv, s, cache, heads, window, out, scratch, scale=None):
+        scale = np.float32(1 / math.sqrt(cache.k.shape[3]) if scale is None else scale)
         if s.kind.tiled:
-            attention.prefill(self._team, qkv, s, cache, heads, window, out)
+            attention.prefill(self._team, qkv, s, cache, heads, window, scale, out)
         else:
-            attention.decode(qkv, s, cache, heads, window, out)
+            attention.decode(qkv, s, cache, heads, window, scale, out)
 
     def silu_mul(self, gate_up, out):
         gate, up = gate_up[:, : out.shape[1]], gate_up[:, out.shape[1] :]

@@ -29,34 +29,28 @@ class Scratch:
     squared: Array  # [R, n] float32, sums of squares of rows of b.x, sixteen by sixteen: kernels/norm.cuh; 0 at first
     best: Array  # [B] uint64, order and index of the largest logit so far
     scanned: Array  # [B] int32, blocks of sample that are done
-    identity_rope: Array | None  # [T, d] float32, angles of 0, of models without rotary positions
 
     @staticmethod
     def of(device: Device, itemsize: int, c: ModelConfig, kind: PassKind, rows: int, last: int) -> Scratch:
         """For passes of up to `rows` rows, of which `last` want logits. itemsize: bytes of T."""
         decoded = 0 if kind.tiled else min(rows, DECODE_ROWS)
-        group = c.heads // c.kv_heads
-        tile = DecodeTile.of(itemsize, c.head_dim, group)
+        of = c.sizes
+        group = of.heads // of.kv_heads
+        tile = DecodeTile.of(itemsize, of.head_dim, group)
         splits = 0 if kind.tiled else tile.splits(-(-c.max_len // PAGE) * PAGE)
-        units = decoded * c.kv_heads * tile.chunks  # blocks of attention, without splits
+        units = decoded * of.kv_heads * tile.chunks  # blocks of attention, without splits
         zeros = lambda shape, dtype: device.upload(np.zeros(shape, dtype))  # noqa: E731
         return Scratch(
-            partial=device.empty((units * splits * min(8 * tile.tiles, group) * c.head_dim,), F32),
+            partial=device.empty((units * splits * min(8 * tile.tiles, group) * of.head_dim,), F32),
             stats=device.empty((units * splits * 16 * tile.tiles,), F32),
             splits=splits,
             arrived=zeros(units, I32),
             squared=zeros((decoded, squared_line(c.hidden)), F32),
             best=zeros(last, np.uint64),
             scanned=zeros(last, I32),
-            identity_rope=None if c.rope_theta else device.upload(identity_rope(c.max_len, c.head_dim)),
         )
 
 
 def squared_line(k: int) -> int:
     """Floats of Scratch.squared a row of k elements; as in kernels/norm.cuh."""
     return -(-k // 64) * 4
-
-
-def identity_rope(tokens: int, d: int) -> np.ndarray:
-    """[tokens, d] float32: cosines of 1, sines of 0. The kernels always rotate."""
-    return np.tile(np.repeat(np.array([1, 0], np.float32), d // 2), (tokens, 1))

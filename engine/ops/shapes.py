@@ -85,29 +85,36 @@ class DecodeShape:
     def refusal(self, key: Key, shared: int) -> str:
         """Why no GPU, or none with `shared` bytes of shared memory a block, can launch it for this matrix; "" if it
         can."""
-        n, k, itemsize = key
         if self.warps not in WARPS:
             return f"warps: expected one of {WARPS}, found {self.warps}"
         for name, rows in (("single", 1), ("narrow", 8), ("wide", 16)):
-            launch, cols = self.launch(rows), -(-rows // 8)
+            launch, where = self.launch(rows), f"{name}."
             for size, allowed in _ALLOWED.items():
                 if getattr(launch, size) not in allowed:
-                    return f"{name}.{size}: expected one of {allowed}, found {getattr(launch, size)}"
-            if self.warps % launch.split:
-                return f"{name}.split: expected a divisor of {self.warps} warps, found {launch.split}"
-            if launch.tiles * cols * 64 > self.warps * 32:
-                most = self.warps // (2 * cols)
-                return f"{name}.tiles: expected at most {most} with {self.warps} warps, found {launch.tiles}"
-            if launch.once:
-                if k != 16 * self.warps * launch.depth:
-                    return f"{name}.depth: expected {k / 16 / self.warps:g} at once, found {launch.depth}"
-                if n % (16 * launch.tiles) or launch.split > 1 or launch.ring:
-                    return f"{name}.once: expected tiles that divide {n / 16:g}, no split and no ring"
-            if self.warps * 32 * launch.blocks > THREADS:
-                most = THREADS // (self.warps * 32)
-                return f"{name}.blocks: expected at most {most} with {self.warps} warps, found {launch.blocks}"
-            if (needed := self.shared(rows, 0, itemsize, "DIRECT")) > shared:
+                    return f"{where}{size}: expected one of {allowed}, found {getattr(launch, size)}"
+            if reason := self._misfit(launch, rows) or (launch.once and self._misfit_once(launch, *key[:2])):
+                return where + reason
+            if (needed := self.shared(rows, 0, key[2], "DIRECT")) > shared:
                 return f"{name}: expected at most {shared} bytes of shared memory, found {needed}"
+        return ""
+
+    def _misfit(self, launch: Launch, rows: int) -> str:
+        """What of a launch does not go with the number of warps: "split: expected ..."; "" if all does."""
+        warps, cols = self.warps, -(-rows // 8)
+        if warps % launch.split:
+            return f"split: expected a divisor of {warps} warps, found {launch.split}"
+        if launch.tiles * cols * 64 > warps * 32:
+            return f"tiles: expected at most {warps // (2 * cols)} with {warps} warps, found {launch.tiles}"
+        if warps * 32 * launch.blocks > THREADS:
+            return f"blocks: expected at most {THREADS // (warps * 32)} with {warps} warps, found {launch.blocks}"
+        return ""
+
+    def _misfit_once(self, launch: Launch, n: int, k: int) -> str:
+        """Likewise of a launch that has all of its weights in registers, for a matrix [n, k]."""
+        if k != 16 * self.warps * launch.depth:
+            return f"depth: expected {k / 16 / self.warps:g} at once, found {launch.depth}"
+        if n % (16 * launch.tiles) or launch.split > 1 or launch.ring:
+            return f"once: expected tiles that divide {n / 16:g}, no split and no ring"
         return ""
 
 

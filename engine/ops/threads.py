@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 MOST = 16  # threads that are used without being asked for: more of them wait for Python's lock
-_PATIENCE = 1.5  # times the caller's own slowest task that it waits for a helper's before it does it again
+_PATIENCE = 1.0  # times the caller's own slowest task that it waits for a helper's before it does it again
 _VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")  # the first one that is set says how many threads to use
 
 

@@ -105,7 +105,7 @@ def cases(count: int) -> Iterator[Case]:
             yield Case(f"{format} {kind}", kernel, 32, list(product(format, kind, count)), 2)
     rng = np.random.default_rng(9)
     tiles = rng.integers(0, 1 << 32, (count, 32, 4), dtype=np.uint32)
-    yield Case("ldmatrix", "run_ldmatrix", 32, [tiles, np.zeros((count, 4, 32, 4), np.uint32)], 1)
+    yield Case("ldmatrix", "run_ldmatrix", 32, [tiles, np.zeros((count, 32, 4), np.uint32)], 1)
     sizes = rng.integers(0, 17, (count, 32), dtype=np.int32)
     yield Case("cp_async", "run_cp_async", 32, [tiles, sizes, np.zeros((count, 32, 4), np.uint32)], 2)
     x = floats(256 * count).reshape(count, 256)

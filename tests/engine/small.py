@@ -4,28 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from configs import changed, flat
 
-from ostinato.batch import Batch
-from ostinato.config import EngineConfig, ModelConfig, SamplingParams
-from ostinato.load import weights
+from ostinato.config import EngineConfig, ModelConfig, Rope, RopeScaling, SamplingParams
+from ostinato.models.weights import Weights
 from ostinato.ops.base import Ops
 from ostinato.ops.numpy import NumpyOps
-from ostinato.runner import Runner
-from ostinato.sequence import Event, Request, Sequence
+from ostinato.run.batch import Batch
+from ostinato.run.load import weights
+from ostinato.run.runner import Runner
+from ostinato.run.sequence import Event, Request, Sequence
 from ostinato.weights import names
 
-LLAMA = ModelConfig("decoder", layers=3, hidden=48, heads=6, kv_heads=2, head_dim=16, ffn=80, vocab=131, max_len=512,
+LLAMA = flat(layers=3, hidden=48, heads=6, kv_heads=2, head_dim=16, ffn=80, vocab=131, max_len=512,
                     eps=1e-6, dtype="float32", tied=True)  # fmt: skip
+NOPE = ((Rope(), 0), (None, 9), (Rope(interleaved=True), 0))
+LONGROPE = RopeScaling("longrope", original_max_len=512, short=(1.0, 1.5, 2.0, 3.0, 4.0, 6.0), attention_factor=1.2)
 MODELS = {
     "llama": LLAMA,
-    "mistral": replace(LLAMA, window=9, tied=False),
-    "qwen2": replace(LLAMA, qkv_bias=True, heads=3, kv_heads=3),
-    "qwen3": replace(LLAMA, qk_norm=True, head_dim=32, heads=4, kv_heads=1),
-    "gpt2": replace(LLAMA, arch="gpt2", rope_theta=0, heads=3, kv_heads=3, qkv_bias=True, activation="gelu_tanh"),
+    "mistral": changed(LLAMA, window=9, tied=False),
+    "qwen2": changed(LLAMA, qkv_bias=True, heads=3, kv_heads=3),
+    "qwen3": changed(LLAMA, qk_norm=True, head_dim=32, heads=4, kv_heads=1),
+    "smollm3": replace(LLAMA, layers=tuple(replace(LLAMA.sizes, rope=r, window=w) for r, w in NOPE)),
+    "phi3": changed(LLAMA, rope=Rope(scaling=LONGROPE, rotary=12)),
+    "granite": changed(LLAMA, scale=0.3, residual_scale=0.7, embed_scale=1.5, logit_scale=0.6),
+    "gpt2": changed(
+        LLAMA, arch="gpt2", family="gpt2", rope=None, heads=3, kv_heads=3, qkv_bias=True, activation="gelu_tanh"
+    ),
 }
 
 
@@ -60,10 +68,10 @@ class Tensors:
         pass
 
 
-def model(c: ModelConfig = LLAMA, ops: Ops | None = None) -> tuple[Ops, ModelConfig, SimpleNamespace]:
-    """Operations, configuration and weights of a random model, the same ones every time."""
+def model(c: ModelConfig = LLAMA, ops: Ops | None = None, **options: Any) -> tuple[Ops, ModelConfig, Weights]:
+    """Operations, configuration and weights of a random model, the same ones every time; options of load.weights."""
     ops = ops or NumpyOps()
-    return ops, c, weights(ops, Tensors(c), c)  # pyright: ignore[reportArgumentType]
+    return ops, c, weights(ops, Tensors(c), c, **options)  # pyright: ignore[reportArgumentType]
 
 
 def runner(c: ModelConfig = LLAMA, ops: Ops | None = None, **options: Any) -> Runner:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import tracemalloc
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from configs import changed
 from small import LLAMA, complete, events, logits, prompts, request, runner, sequence
 
 import ostinato
-from ostinato.batch import Batch
-from ostinato.engine import Engine
 from ostinato.errors import CacheFull, DeviceError
-from ostinato.runner import Runner, Ticket
-from ostinato.sequence import Sequence
+from ostinato.run.batch import Batch
+from ostinato.run.engine import Engine
+from ostinato.run.runner import Runner, Ticket
+from ostinato.run.sequence import Sequence
 
 MIXED = [  # one a kind of request, all with stop tokens that some of them reach early
     {},
@@ -134,8 +134,8 @@ def test_a_step_that_fails_ends_everybody_and_frees_the_pages(
         raise kind
 
     with monkeypatch.context() as patch, pytest.raises(kind):
-        patch.setattr("ostinato.runner.Ticket.tokens", fail)
-        patch.setattr("ostinato.runner.Runner.prefill", fail)
+        patch.setattr("ostinato.run.runner.Ticket.tokens", fail)
+        patch.setattr("ostinato.run.runner.Runner.prefill", fail)
         while True:
             engine.step()
     open_ = [handle for handle in handles if any(seq.finish_reason == "error" for seq in handle.sequences)]
@@ -155,7 +155,7 @@ def test_what_can_never_fit_is_refused_when_it_is_added(on: Runner) -> None:
 
 
 def test_logits_that_are_no_numbers_end_that_request_alone() -> None:
-    untied = replace(LLAMA, tied=False)
+    untied = changed(LLAMA, tied=False)
     bad = runner(untied)
     engine = Engine(bad)
     ill, well = engine.add(request([7, 2], 4)), engine.add(request([1, 2], 4))
@@ -176,7 +176,7 @@ def engine_memory() -> int:
 
 
 def test_ten_thousand_steps_take_no_memory() -> None:
-    on = runner(replace(LLAMA, layers=1), max_batch=1)
+    on = runner(changed(LLAMA, layers=1), max_batch=1)
     steps = 0
 
     def work(until: int) -> None:

@@ -10,20 +10,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from configs import changed
 from small import LLAMA, events, sequence
 
-from ostinato.bench.synthetic import checkpoint, shape
 from ostinato.config import EngineConfig, ModelConfig
 from ostinato.errors import DeviceError
-from ostinato.load import weights
 from ostinato.ops.cuda import CudaOps
 from ostinato.ops.device import Device
 from ostinato.ops.gpu import CupyDevice
 from ostinato.ops.shapes import DecodeShape, Shapes
-from ostinato.runner import Runner
+from ostinato.run.load import weights
+from ostinato.run.runner import Runner
+from ostinato.tools.bench.synthetic import checkpoint, shape
 
 NEEDLE, TOKENS = list(range(50, 120)), 6
-SMALL = replace(LLAMA, layers=1, vocab=256, hidden=192, ffn=64, heads=4, kv_heads=2, head_dim=16, max_len=512)
+SMALL = changed(LLAMA, layers=1, vocab=256, hidden=192, ffn=64, heads=4, kv_heads=2, head_dim=16, max_len=512)
 MORE_WARPS = {4: 8, 8: 12, 12: 16}
 
 
@@ -83,6 +84,6 @@ def test_a_needle_in_fifty_batches_of_a_real_shape(backend: type[CudaOps], invar
         device = CupyDevice()
     except DeviceError as e:
         pytest.skip(str(e))
-    c = replace(shape("smollm2-135m"), layers=6, max_len=512)
+    c = changed(shape("smollm2-135m"), layers=6, max_len=512)
     differ = batches_that_differ(backend(device, "bfloat16"), c, graph, 50)
     assert (differ == 0) == invariant, f"{differ} of 50 batches differ"

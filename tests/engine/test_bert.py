@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,12 +12,14 @@ from emulator import EmulatedDevice
 from products import cublas
 
 from ostinato.config import ModelConfig
-from ostinato.load import weights
 from ostinato.models import MODELS
+from ostinato.models.families import model_config
+from ostinato.models.weights import Weights
 from ostinato.ops.base import Cache, Ops, PassKind, Step
 from ostinato.ops.cuda import CudaOps
 from ostinato.ops.device import Device
 from ostinato.ops.numpy import NumpyOps
+from ostinato.run.load import weights
 from ostinato.sizes import PAGE
 from ostinato.weights.checkpoint import open_checkpoint
 
@@ -28,14 +29,14 @@ ERRORS = {"float32": 2e-5, "float16": 0.01, "bfloat16": 0.06}  # hidden states h
 PLAIN, TIMES = [0, 1, 2, 3], [2, 0, 3, 3, 1, 2, 0]  # which of the four prompts, in which order
 
 
-def load(name: str, ops: Ops) -> tuple[ModelConfig, SimpleNamespace, dict[str, np.ndarray]]:
+def load(name: str, ops: Ops) -> tuple[ModelConfig, Weights, dict[str, np.ndarray]]:
     """Configuration, weights, and what transformers says."""
     with open_checkpoint(FIXTURES / name) as ck:
-        c = ModelConfig.from_hf(ck.config, ck.generation_config, ck.source)
+        c = model_config(ck.config, ck.generation_config, ck.source)
         return c, weights(ops, ck, c), dict(np.load(FIXTURES / name / "expected.npz"))
 
 
-def encode(ops: Ops, c: ModelConfig, w: SimpleNamespace, texts: list[np.ndarray]) -> list[np.ndarray]:
+def encode(ops: Ops, c: ModelConfig, w: Weights, texts: list[np.ndarray]) -> list[np.ndarray]:
     """Hidden states [n, D] of texts of n tokens, whose rows follow one another without a gap."""
     pages = [-(-len(ids) // PAGE) for ids in texts]
     table, taken = np.zeros((len(texts) + 1, max(pages)), np.int32), 1
@@ -48,7 +49,7 @@ def encode(ops: Ops, c: ModelConfig, w: SimpleNamespace, texts: list[np.ndarray]
     s = Step(*(up(np.ascontiguousarray(line)) for line in state), table=up(table), last=up(np.zeros(0, np.int32)),
              kind=PassKind.ENCODER)  # fmt: skip
     b = ops.buffers(c, s.kind, len(rows) + fill, 0)
-    nothing = np.full((taken, c.kv_heads, PAGE, c.head_dim), np.nan, ops.dtype)
+    nothing = np.full((taken, c.sizes.kv_heads, PAGE, c.sizes.head_dim), np.nan, ops.dtype)
     for part in MODELS[c.arch].parts(ops, c, w, b, s, [Cache(up(nothing), up(nothing))]):
         part()
     x, bounds = ops.device.read(b.x), np.cumsum([0, *map(len, texts)])

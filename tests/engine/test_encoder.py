@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from configs import changed
 from small import model
 
-from ostinato.bench.synthetic import shape
 from ostinato.config import EngineConfig, ModelConfig
-from ostinato.encoder import TEXT_ROWS, Encoder
 from ostinato.errors import RequestError
-from ostinato.load import weights
+from ostinato.models.families import model_config
 from ostinato.ops.base import Ops
 from ostinato.ops.cuda import CudaOps
 from ostinato.ops.device import Device
 from ostinato.ops.numpy import NumpyOps
+from ostinato.run.encoder import TEXT_ROWS, Encoder
+from ostinato.run.load import weights
 from ostinato.sizes import PAGE
+from ostinato.tools.bench.synthetic import shape
 from ostinato.weights.checkpoint import open_checkpoint
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
-SMALL = replace(shape("minilm-l6"), layers=2, hidden=48, heads=3, kv_heads=3, head_dim=16, ffn=80, vocab=90,
+SMALL = changed(shape("minilm-l6"), layers=2, hidden=48, heads=3, kv_heads=3, head_dim=16, ffn=80, vocab=90,
                 max_len=150)  # fmt: skip
 LENGTHS = [5, 1, 64, 65, 150, 2, 17, 128, 3]
 
@@ -57,7 +58,7 @@ def test_pooled_vectors_are_those_of_transformers(device: Device, backend: str) 
     ops = BACKENDS[backend](device, "float32")
     known = np.load(FIXTURES / "bert" / "expected.npz")
     with open_checkpoint(FIXTURES / "bert") as ck:
-        c = ModelConfig.from_hf(ck.config, ck.generation_config, ck.source)
+        c = model_config(ck.config, ck.generation_config, ck.source)
         on = Encoder(ops, c, weights(ops, ck, c), EngineConfig(prefill_rows=128))
     ids, hidden = ([known[f"{what}_{i}"] for i in range(4)] for what in ("prompt", "hidden"))
     np.testing.assert_allclose(on.embed([i.tolist() for i in ids]), [h.mean(0) for h in hidden], atol=2e-5)
@@ -68,7 +69,7 @@ def test_pooled_vectors_are_those_of_transformers(device: Device, backend: str) 
 def test_replay_equals_eager_bit_for_bit_at_every_bucket(ops: Ops, scope: str) -> None:
     eager, recorded = (encoder(ops, graph=graph) for graph in ("off", scope))
     assert recorded.buckets == ((64, 128, 256) if ops.tile == PAGE else tuple(range(32, 257, 32)))
-    per_pass = {"layer": SMALL.layers + 2, "step": 1}[scope]
+    per_pass = {"layer": SMALL.layer_count + 2, "step": 1}[scope]
     assert (eager.captured.graphs, recorded.captured.graphs) == (0, len(recorded.buckets) * per_pass)
     used = set()
     most = 256 // max(TEXT_ROWS, ops.align)

@@ -10,21 +10,21 @@ import weakref
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from configs import changed
 from small import LLAMA, complete, prompts, request, runner, sequence
 
 from ostinato import LLM, DeviceError, RequestError, SamplingParams
-from ostinato.engine import Engine
-from ostinato.runner import Ticket
-from ostinato.sequence import Event, Request
+from ostinato.run.engine import Engine
+from ostinato.run.runner import Ticket
+from ostinato.run.sequence import Event, Request
 
 FIXTURE = Path(__file__).resolve().parents[1] / "fixtures/llama"
-SMALL = replace(LLAMA, layers=1, hidden=24, heads=3, kv_heads=1, head_dim=8, ffn=24)
+SMALL = changed(LLAMA, layers=1, hidden=24, heads=3, kv_heads=1, head_dim=8, ffn=24)
 HOT = SamplingParams(temperature=1.5, seed=11, max_tokens=20, ignore_eos=True)
 LONG = SamplingParams(temperature=1.5, seed=11, max_tokens=120, ignore_eos=True)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from configs import changed
 from emulator import EmulatedDevice
 from products import cublas
 from small import MODELS, complete, events, logits, runner, sequence
@@ -16,7 +16,7 @@ from small import MODELS, complete, events, logits, runner, sequence
 from ostinato import LLM, SamplingParams
 from ostinato.ops.cuda import CudaOps
 from ostinato.ops.device import Device
-from ostinato.runner import Runner
+from ostinato.run.runner import Runner
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 OPTIONS: dict[str, Any] = {"max_batch": 3, "max_len": 128, "cache_tokens": 512}
@@ -24,7 +24,7 @@ PROMPTS = [[1, 2, 3], [4], list(range(70)), [9, 8, 7, 6]]
 
 
 def small(name: str):
-    return replace(MODELS[name], layers=2, max_len=128)
+    return changed(MODELS[name], layers=2, max_len=128)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -39,7 +39,7 @@ def test_greedy_tokens_are_those_of_numpy(device: Device, name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_are_near_those_of_numpy(device: Device, name: str, ops: Callable, dtype: str, error: float) -> None:
     c, ids = small(name), [1, 5, 9, 13, 17]
-    c = replace(c, window=min(c.window, 3))  # Mistral's, narrower than the prompt
+    c = changed(c, window=min(c.sizes.window, 3))  # Mistral's, narrower than the prompt
     expected = logits(runner(c, **OPTIONS), ids)
     on = runner(c, ops(device, dtype), **OPTIONS)
     np.testing.assert_allclose(logits(on, ids), expected, atol=error)
@@ -55,6 +55,21 @@ def test_a_learned_position_is_there_up_to_the_last(device: Device, name: str) -
         outputs = llm.generate(ids, SamplingParams(ignore_eos=True))
         assert [len(o.token_ids) for o in outputs] == [128 - 17, 128 - 70]
         assert [o.token_ids[:6] for o in outputs] == [known[f"greedy_{i}"].tolist() for i in (2, 3)]
+
+
+FAMILIES = ["qwen3-yarn", "smollm3", "granite", "phi3", "phi3-longrope", "ministral", "mistral3", "ministral3"]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families_give_what_transformers_gives(device: Device, name: str) -> None:
+    """A ragged batch through graphs, and logits of prefill and of decode steps after it."""
+    known = np.load(FIXTURES / name / "expected.npz")
+    with LLM(FIXTURES / name, ops=CudaOps(device, "float32"), max_batch=4, max_len=128, quiet=True) as llm:
+        params = SamplingParams(max_tokens=6, ignore_eos=True)
+        found = llm.generate([known[f"prompt_{i}"].tolist() for i in range(4)], params)
+        assert [o.token_ids for o in found] == [known[f"greedy_{i}"].tolist() for i in range(4)]
+        got = logits(llm.runner, known["prompt_2"].tolist(), decode_from=12)
+        np.testing.assert_allclose(got[known["rows_2"]], known["logits_2"], atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["qwen3", "gpt2"])

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
+from configs import changed
 from small import LLAMA, runner
 
 from ostinato.ops.cuda import CudaOps
 from ostinato.ops.device import Device
-from ostinato.runner import Row, Runner
+from ostinato.run.runner import Row, Runner
 from ostinato.sizes import MAIL
 
 SCOPES = ["off", "layer", "step"]
-SMALL = replace(LLAMA, layers=1, max_len=128)
+SMALL = changed(LLAMA, layers=1, max_len=128)
 
 
 def started(on: Runner, rows: int) -> Runner:

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from small import LLAMA, MODELS, complete, events, model, sequence
 
-from ostinato.bench.synthetic import shape
 from ostinato.config import EngineConfig
-from ostinato.encoder import Encoder
 from ostinato.ops import attention, blas
 from ostinato.ops.base import Cache, PassKind, Step
 from ostinato.ops.numpy import NumpyOps
 from ostinato.ops.threads import Team
-from ostinato.runner import Runner
+from ostinato.run.encoder import Encoder
+from ostinato.run.runner import Runner
 from ostinato.sizes import PAGE
+from ostinato.tools.bench.synthetic import shape
 
 ONE = Team(1)
 NEEDLE, TOKENS = [7 * i % 131 for i in range(150)], 3
@@ -70,21 +70,22 @@ def test_a_text_has_the_same_bits_in_any_batch_on_any_threads() -> None:
 
 def test_short_texts_are_not_padded_to_a_page_each() -> None:
     """32 texts of 10 tokens: at most 12 times the rows of one, and an eighth of what pages would take."""
-    on = encoder()
-    rows = []
+    on, rows = encoder(), []
+    ops = on.ops
+    assert isinstance(ops, Counting)
     for count in (1, 32):
-        on.ops.rows = 0
+        ops.rows = 0
         on.embed([[3] * 10] * count)
-        rows.append(on.ops.rows // (4 * ENCODER.layers))
+        rows.append(ops.rows // (4 * ENCODER.layers))
     assert rows[0] == 32
-    assert rows[1] <= (384 if on.ops.align == 1 else 32 * 32)
+    assert rows[1] <= (384 if ops.align == 1 else 32 * 32)
 
 
 def test_a_short_prompt_is_not_padded_to_a_page() -> None:
     ops, c, w = model(LLAMA, Counting())
     on = Runner(ops, c, w, EngineConfig(max_batch=1, cache_tokens=512, graph="off"))
     complete(on, [sequence([1, 2, 3], 1)])
-    assert ops.rows == 4 * c.layers * 32
+    assert isinstance(ops, Counting) and ops.rows == 4 * c.layers * 32
 
 
 def attend(

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from small import LLAMA, MODELS, complete, logits, model, prompts, runner, sequence
 
-from ostinato.config import EngineConfig, ModelConfig
+from ostinato.config import EngineConfig
 from ostinato.errors import CacheFull, DeviceError, RequestError
-from ostinato.load import ban, choose, weights
+from ostinato.models.families import model_config
 from ostinato.ops.numpy import NumpyOps
-from ostinato.runner import Runner
+from ostinato.run.load import choose, weights
+from ostinato.run.runner import Runner
 from ostinato.sizes import PAGE
 from ostinato.weights.checkpoint import open_checkpoint
 
@@ -23,7 +24,7 @@ CHECKPOINTS = sorted(p.parent.name for p in FIXTURES.glob("*/generation_config.j
 
 def load(name: str, **options) -> Runner:
     with open_checkpoint(FIXTURES / name) as ck:
-        c = ModelConfig.from_hf(ck.config, ck.generation_config, ck.source)
+        c = model_config(ck.config, ck.generation_config, ck.source)
         ops = NumpyOps()
         return Runner(ops, c, weights(ops, ck, c), EngineConfig(**{"max_batch": 3, **options}))
 
@@ -138,9 +139,14 @@ def test_max_len_beyond_the_model_is_refused() -> None:
         runner(max_len=513)
 
 
+def test_tables_of_angles_that_are_too_short_are_refused() -> None:
+    ops, c, w = model(max_len=100)
+    with pytest.raises(RequestError, match=r"max_len: expected at most 100, which weights were loaded for, found 101"):
+        Runner(ops, c, w, EngineConfig(max_batch=1, max_len=101))
+
+
 def test_a_banned_id_is_never_sampled_but_evaluated() -> None:
-    ops, c, w = model(replace(LLAMA, vocab=20))
-    ban(ops, w, c, tuple(range(3, 20)))
+    ops, c, w = model(replace(LLAMA, vocab=20), banned=tuple(range(3, 20)))
     on = Runner(ops, c, w, EngineConfig(max_batch=2, cache_tokens=512))
     tokens = complete(on, [sequence([1], 60, seed=i, temperature=2.0) for i in range(2)])
     assert {t for row in tokens for t in row} == {0, 1, 2}

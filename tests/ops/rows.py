@@ -86,5 +86,4 @@ def scratch(device: Device, rows: int, heads: int, g: int, d: int, dtype: np.dty
         squared=poison(0),
         best=device.upload(np.zeros(rows, np.uint64)),
         scanned=device.upload(np.zeros(rows, I32)),
-        identity_rope=None,
     )

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from configs import changed
 from sides import (
     EPS,
     F32,
@@ -28,10 +29,10 @@ from ostinato.sizes import PAGE
 
 CONFIGS = [
     pytest.param(SMALL, id="gqa-2"),
-    pytest.param(replace(SMALL, heads=3, kv_heads=3, head_dim=64, qkv_bias=True), id="bias-heads-of-64"),
-    pytest.param(replace(SMALL, hidden=576, heads=8, kv_heads=1, head_dim=16, ffn=16), id="gqa-8-heads-of-16"),
-    pytest.param(replace(SMALL, hidden=1040, heads=2, kv_heads=2, head_dim=48, qkv_bias=True), id="heads-of-48"),
-    pytest.param(replace(SMALL, qk_norm=True), id="head-norm"),
+    pytest.param(changed(SMALL, heads=3, kv_heads=3, head_dim=64, qkv_bias=True), id="bias-heads-of-64"),
+    pytest.param(changed(SMALL, hidden=576, heads=8, kv_heads=1, head_dim=16, ffn=16), id="gqa-8-heads-of-16"),
+    pytest.param(changed(SMALL, hidden=1040, heads=2, kv_heads=2, head_dim=48, qkv_bias=True), id="heads-of-48"),
+    pytest.param(changed(SMALL, qk_norm=True), id="head-norm"),
 ]
 
 
@@ -57,8 +58,8 @@ def test_norm_qkv(device, dtype, c, rows):
     t = case(device, dtype, c, any_step(rows))
     for side in (t.host, t.gpu):
         ready(side, side.w.attn_norm)
-        side.ops.norm_qkv(c, side.w, side.b, side.s, side.cache, side.w.rope)
-    queries = c.heads * c.head_dim
+        side.ops.norm_qkv(c, c.sizes, side.w, side.b, side.s, side.cache)
+    queries = c.sizes.heads * c.sizes.head_dim
     close(device.read(t.gpu.b.qkv)[:, :queries], t.host.b.qkv[:, :queries], dtype)
     for mine, expected in ((t.gpu.cache.k, t.host.cache.k), (t.gpu.cache.v, t.host.cache.v)):
         close(device.read(mine)[1:], expected[1:], dtype)  # page 0 belongs to the spare sequence
@@ -79,11 +80,11 @@ def test_norm_gate_up(device, dtype, c, rows):
 @pytest.mark.parametrize("c", CONFIGS[:4])
 @pytest.mark.parametrize("rows", STEPS)
 def test_linear_append(device, dtype, c, rows):
-    c = replace(c, rope_theta=0)
+    c = changed(c, rope=None)
     t = case(device, dtype, c, any_step(rows))
     for side in (t.host, t.gpu):
-        side.ops.linear_append(c, side.w, side.b, side.s, side.cache)
-    queries = c.heads * c.head_dim
+        side.ops.linear_append(c.sizes, side.w, side.b, side.s, side.cache)
+    queries = c.sizes.heads * c.sizes.head_dim
     close(device.read(t.gpu.b.qkv)[:, :queries], t.host.b.qkv[:, :queries], dtype)
     for mine, expected in ((t.gpu.cache.k, t.host.cache.k), (t.gpu.cache.v, t.host.cache.v)):
         close(device.read(mine)[1:], expected[1:], dtype)
@@ -91,13 +92,13 @@ def test_linear_append(device, dtype, c, rows):
 
 @pytest.mark.parametrize("dtype", EPS)
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
-@pytest.mark.parametrize("c", [SMALL, replace(SMALL, hidden=1040, ffn=200)], ids=["small", "part-of-a-tile"])
+@pytest.mark.parametrize("c", [SMALL, changed(SMALL, hidden=1040, ffn=200)], ids=["small", "part-of-a-tile"])
 @pytest.mark.parametrize("rows", STEPS)
 def test_linear_gelu(device, dtype, activation, c, rows):
-    c = replace(c, activation=activation)
+    c = changed(c, activation=activation)
     t = case(device, dtype, c, any_step(rows))
     for side in (t.host, t.gpu):
-        side.ops.linear_gelu(c, side.w, side.b, side.s)
+        side.ops.linear_gelu(c.sizes, side.w, side.b, side.s)
     close(device.read(t.gpu.b.ffn), t.host.b.ffn, dtype)
 
 
@@ -144,14 +145,14 @@ def test_decode_bits_do_not_depend_on_the_batch(device, dtype, c):
     )
     t = case(device, dtype, c, s)
     g, x, h = t.gpu, device.read(t.gpu.b.x), device.read(t.gpu.b.h)
-    queries = c.heads * c.head_dim
+    queries = c.sizes.heads * c.sizes.head_dim
 
     def run(rows):
         part = {n: device.upload(getattr(s, n)[rows]) for n in ("ids", "seqs", "positions", "visible")}
         some, b = replace(g.s, **part), g.ops.buffers(c, PassKind.DECODE, len(rows), len(rows))
         device.write(b.x, x[rows])
         ready(g, g.w.attn_norm, b)
-        g.ops.norm_qkv(c, g.w, b, some, g.cache, g.w.rope)
+        g.ops.norm_qkv(c, c.sizes, g.w, b, some, g.cache)
         ready(g, g.w.mlp_norm, b)
         g.ops.norm_gate_up(c, g.w, b, some)
         page, slot = s.table[s.seqs[rows], s.positions[rows] // PAGE], s.positions[rows] % PAGE
@@ -159,7 +160,7 @@ def test_decode_bits_do_not_depend_on_the_batch(device, dtype, c):
         found += [device.read(a)[page, :, slot] for a in (g.cache.k, g.cache.v)]
         for tanh in (False, True):
             device.write(b.h, h[rows])
-            g.ops.linear_gelu(replace(c, activation="gelu_tanh" if tanh else "gelu"), g.w, b, some)
+            g.ops.linear_gelu(replace(c.sizes, activation="gelu_tanh" if tanh else "gelu"), g.w, b, some)
             found.append(device.read(b.ffn))
         return found
 
@@ -198,11 +199,13 @@ def test_decode_bits_do_not_depend_on_the_batch(device, dtype, c):
     ],
 )
 def test_bad_arrays(device, op, where, name, shape, message):
-    g = case(device, "bfloat16", replace(SMALL, rope_theta=0), decode_step(3)).gpu
+    g = case(device, "bfloat16", changed(SMALL, rope=None), decode_step(3)).gpu
     setattr(getattr(g, where), name, device.empty(shape, F32))
     arguments = {
-        "norm_qkv": (SMALL, g.w, g.b, g.s, g.cache, g.w.rope),
-        "linear_append": (SMALL, g.w, g.b, g.s, g.cache),
+        "norm_qkv": (SMALL, SMALL.sizes, g.w, g.b, g.s, g.cache),
+        "linear_append": (SMALL.sizes, g.w, g.b, g.s, g.cache),
+        "linear_gelu": (SMALL.sizes, g.w, g.b, g.s),
+        "norm_head": (SMALL, g.w, g.b, g.s),
         "linear_add": (g.b.attn, g.w.o, g.b, g.s, g.w.norm),
         "embed_tokens": (g.s, g.w.head, g.b, g.w.norm),
     }
@@ -212,13 +215,13 @@ def test_bad_arrays(device, op, where, name, shape, message):
 
 def test_every_schedule_gives_the_same_bits(shuffled):
     for s in (decode_step(3), decode_step(9), prefill_step(64, [63])):
-        t = case(shuffled, "bfloat16", replace(SMALL, rope_theta=0), s)
+        t = case(shuffled, "bfloat16", changed(SMALL, rope=None), s)
         g = t.gpu
         if len(s.seqs) <= SEQUENCES:  # spare rows share a place in page 0, in any order
             ready(g, g.w.attn_norm)
-            g.ops.norm_qkv(SMALL, g.w, g.b, g.s, g.cache, g.w.rope)
-            g.ops.linear_append(SMALL, g.w, g.b, g.s, g.cache)
-        g.ops.linear_gelu(SMALL, g.w, g.b, g.s)
+            g.ops.norm_qkv(SMALL, SMALL.sizes, g.w, g.b, g.s, g.cache)
+            g.ops.linear_append(SMALL.sizes, g.w, g.b, g.s, g.cache)
+        g.ops.linear_gelu(SMALL.sizes, g.w, g.b, g.s)
         ready(g, g.w.mlp_norm)
         g.ops.norm_gate_up(SMALL, g.w, g.b, g.s)
         g.ops.norm_head(SMALL, g.w, g.b, g.s)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from configs import changed
 from sides import EPS, F32, SMALL, case, close, decode_step, prefill_step, random, ready, rng, same_numbers
 
 from ostinato.errors import DeviceError
@@ -15,8 +16,8 @@ from ostinato.ops.scratch import squared_line
 FACTOR = {"bfloat16": 1, "float16": 16, "float32": 1}  # of kernels/norm.cuh
 CONFIGS = [
     pytest.param(SMALL, id="64"),
-    pytest.param(replace(SMALL, hidden=1040, heads=2, kv_heads=2, head_dim=48), id="1040"),  # 65 sums of squares
-    pytest.param(replace(SMALL, hidden=4096, heads=1, kv_heads=1, head_dim=16, vocab=16, ffn=16), id="4096"),
+    pytest.param(changed(SMALL, hidden=1040, heads=2, kv_heads=2, head_dim=48), id="1040"),  # 65 sums of squares
+    pytest.param(changed(SMALL, hidden=4096, heads=1, kv_heads=1, head_dim=16, vocab=16, ffn=16), id="4096"),
 ]
 ROWS = [pytest.param(n, id=f"{n}-rows") for n in (1, 5, 8, 9, 16)]
 
@@ -45,7 +46,7 @@ def expect_half(device, dtype, c, side, norm):
 @pytest.mark.parametrize("rows", ROWS)
 def test_linear_add(device, dtype, c, rows):
     t = case(device, dtype, c, decode_step(rows))
-    x = random(rows, c.heads * c.head_dim)
+    x = random(rows, c.sizes.heads * c.sizes.head_dim)
     for side in (t.host, t.gpu):
         side.ops.device.write(side.b.attn, x.astype(t.gpu.ops.dtype).astype(side.b.attn.dtype))
         side.ops.linear_add(side.b.attn, side.w.o, side.b, side.s, side.w.mlp_norm)
@@ -69,13 +70,13 @@ def test_embed_tokens(device, dtype, c, rows):
 @pytest.mark.parametrize("hidden", [2048, 2064, 2112, 2560, 3072, 3584, 4032, 4096, 5120])
 def test_scales_of_every_width(device, hidden):
     """A lane of find_scales has one quad of sums up to 2048 elements, two up to 4096, and goes round again beyond."""
-    c = replace(SMALL, hidden=hidden, heads=1, kv_heads=1, head_dim=16, vocab=16, ffn=16)
+    c = changed(SMALL, hidden=hidden, heads=1, kv_heads=1, head_dim=16, vocab=16, ffn=16)
     t = case(device, "bfloat16", c, decode_step(3))
     x = device.read(t.gpu.b.x) * (1 + np.arange(hidden, dtype=F32) % 89 / 10)  # no two sums of squares are alike
     for side in (t.host, t.gpu):
         side.ops.device.write(side.b.x, x)
         ready(side, side.w.mlp_norm)
-        side.ops.norm_gate_up(c, side.w, side.b)
+        side.ops.norm_gate_up(c, side.w, side.b, side.s)
     close(device.read(t.gpu.b.ffn), t.host.b.ffn, "bfloat16", factors=2)
 
 

@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from configs import changed
 from sides import F32, SMALL, case, decode_step, ready, same_numbers
 
 from ostinato.ops.shapes import DecodeShape, Launch, Shapes
 
-LONG = replace(SMALL, hidden=1040, heads=2, kv_heads=2, head_dim=48)  # 65 k tiles for 16 warps
-EVEN = replace(SMALL, hidden=256, heads=4, kv_heads=2, head_dim=64)  # two k tiles for each of 8 warps, in every matrix
+LONG = changed(SMALL, hidden=1040, heads=2, kv_heads=2, head_dim=48)  # 65 k tiles for 16 warps
+EVEN = changed(SMALL, hidden=256, heads=4, kv_heads=2, head_dim=64)  # two k tiles for each of 8 warps, in every matrix
 CLUSTER, ONCE = Launch(1, 3, 1, 1, 4, staged=True, ring=True), Launch(2, 2, 1, 1, once=True)
 LAUNCHES = [
     pytest.param(LONG, 16, Launch(2, 2, 1, 1, 2), "bfloat16", id="two-blocks"),
@@ -54,10 +55,10 @@ def test_launches_do_not_change_bits(device, c, warps, launch, dtype):
             )
             out = device.upload(np.full((rows, 96), np.nan, F32))
             ready(g, g.w.attn_norm, b)
-            g.ops.norm_qkv(c, g.w, b, s, g.cache, g.w.rope)
+            g.ops.norm_qkv(c, c.sizes, g.w, b, s, g.cache)
             g.ops.norm_gate_up(c, g.w, b, s)
             g.ops.linear(b.h, g.w.up, out, s.kind)
-            queries = device.upload(device.read(b.qkv)[:, : c.heads * c.head_dim].copy())
+            queries = device.upload(device.read(b.qkv)[:, : c.sizes.heads * c.sizes.head_dim].copy())
             g.ops.linear_add(queries, g.w.o, b, s, g.w.mlp_norm)
             found.append([device.read(a).astype(F32) for a in (queries, b.ffn, out, b.x, b.h)])
     for plain, other in zip(found[:3], found[3:], strict=True):

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 import pytest
+from configs import flat
 from rows import EPS, F32, I32, TYPES, RowOps, close, step
 
-from ostinato.config import ModelConfig
 from ostinato.errors import DeviceError, UnsupportedModel
 from ostinato.ops.base import Cache, PassKind
 from ostinato.sizes import PAGE
@@ -164,18 +164,16 @@ def test_buffers(device):
         "max_len": 1000,
         "eps": 1e-5,
     }
-    b = RowOps(device, TYPES["bfloat16"]).buffers(ModelConfig("decoder", head_dim=64, **sizes), PassKind.DECODE, 16, 4)
+    b = RowOps(device, TYPES["bfloat16"]).buffers(flat(head_dim=64, **sizes), PassKind.DECODE, 16, 4)
     assert (b.scratch.splits, len(b.scratch.arrived), len(b.scratch.best)) == (4, 16 * 3, 4)
     assert len(b.scratch.partial) == 16 * 9 * 4 * 64
-    b = RowOps(device, TYPES["bfloat16"]).buffers(
-        ModelConfig("decoder", head_dim=64, **sizes), PassKind.PREFILL, 128, 4
-    )
+    b = RowOps(device, TYPES["bfloat16"]).buffers(flat(head_dim=64, **sizes), PassKind.PREFILL, 128, 4)
     assert (b.x.shape, len(b.scratch.best)) == ((128, 576), 4)
     assert not len(b.scratch.partial) and not len(b.scratch.arrived) and not len(b.scratch.squared)
     with pytest.raises(UnsupportedModel, match=r"expected head_dim to be one of .*, found 72"):
-        RowOps(device, F32).buffers(ModelConfig("decoder", head_dim=72, **sizes), PassKind.DECODE, 1, 1)
+        RowOps(device, F32).buffers(flat(head_dim=72, **sizes), PassKind.DECODE, 1, 1)
     with pytest.raises(UnsupportedModel, match=r"expected an encoder's head_dim to be at most 128, found 192"):
-        RowOps(device, F32).buffers(ModelConfig("bert", head_dim=192, causal=False, **sizes), PassKind.DECODE, 1, 1)
+        RowOps(device, F32).buffers(flat("bert", head_dim=192, causal=False, **sizes), PassKind.DECODE, 1, 1)
 
 
 def _norm_of_chosen_rows_in_place(ops, new):

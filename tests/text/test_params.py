@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from configs import flat
 
-from ostinato.config import EngineConfig, ModelConfig, SamplingParams
+from ostinato.config import EngineConfig, SamplingParams
 from ostinato.errors import RequestError
 from ostinato.sizes import STOP_IDS
 
-MODEL = ModelConfig(
-    arch="decoder", layers=1, hidden=8, heads=1, kv_heads=1, head_dim=8, ffn=8, vocab=100, max_len=64, eps=1e-5,
+MODEL = flat(
+    layers=1, hidden=8, heads=1, kv_heads=1, head_dim=8, ffn=8, vocab=100, max_len=64, eps=1e-5,
     eos_ids=(2, 3),
 )  # fmt: skip
 NAN, INF = math.nan, math.inf

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import pytest
 from vocabularies import user
 
-from ostinato.config import ModelConfig
-from ostinato.template import ChatTemplate
-from ostinato.tokenizer import Tokenizer
+from ostinato.config import Rope
+from ostinato.models.families import model_config
+from ostinato.text.template import ChatTemplate
+from ostinato.text.tokenizer import Tokenizer
 from ostinato.weights.checkpoint import Checkpoint, open_checkpoint
 from ostinato.weights.fetch import resolve
 
@@ -52,9 +53,10 @@ def test_round_trip(smollm2: Tokenizer, text: str) -> None:
 
 
 def test_config(checkpoint: Checkpoint, smollm2: Tokenizer) -> None:
-    c = ModelConfig.from_hf(checkpoint.config, checkpoint.generation_config, checkpoint.source)
-    assert (c.layers, c.hidden, c.heads, c.kv_heads, c.head_dim, c.ffn) == (30, 576, 9, 3, 64, 1536)
-    assert (c.vocab, c.max_len, c.rope_theta, c.eps, c.tied) == (49152, 8192, 1e5, 1e-5, True)
+    c = model_config(checkpoint.config, checkpoint.generation_config, checkpoint.source)
+    of = c.sizes
+    assert (c.layer_count, c.hidden, of.heads, of.kv_heads, of.head_dim, of.ffn) == (30, 576, 9, 3, 64, 1536)
+    assert (c.vocab, c.max_len, of.rope, c.eps, c.tied) == (49152, 8192, Rope(1e5), 1e-5, True)
     assert (c.bos_id, c.eos_ids) == (1, (2,)) == (smollm2.bos_id, smollm2.eos_ids)
     assert smollm2.unknown(c.vocab) == ()
 

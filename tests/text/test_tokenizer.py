@@ -13,7 +13,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from vocabularies import KINDS, byte_level, gguf, sentencepiece
 
 from ostinato.errors import RequestError, TokenizerError
-from ostinato.tokenizer import Tokenizer
+from ostinato.text.tokenizer import Tokenizer
 from ostinato.weights.checkpoint import open_checkpoint
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
@@ -171,7 +171,7 @@ def test_gguf_unused_tokens_are_unknown() -> None:
         pytest.param("model", {"model": "llama"}, id="other-model"),
         pytest.param("model", {"model": None}, id="no-model"),
         pytest.param("model", {"model": 3}, id="model-not-text"),
-        pytest.param("pre", {"pre": "tekken"}, id="unknown-pre"),
+        pytest.param("pre", {"pre": "qwen35"}, id="unknown-pre"),
         pytest.param("tokens", {"tokens": None}, id="no-tokens"),
         pytest.param("tokens", {"tokens": [1, 2]}, id="tokens-not-text"),
         pytest.param("tokens", {"tokens": ["a"] * 3, "token_type": [1] * 3}, id="duplicate-token"),
@@ -207,7 +207,7 @@ def save(path: Path, backend: Backend, config: dict[str, Any] | None = None) -> 
 def test_fixture(name: str) -> None:
     with open_checkpoint(FIXTURES / name) as checkpoint:
         t = Tokenizer.from_checkpoint(checkpoint)
-        rows = checkpoint.config["vocab_size"]
+        rows = checkpoint.config.get("text_config", checkpoint.config)["vocab_size"]
     assert t.decode(t.encode("naïve ½ <|im_end|>")) == "naïve ½ <|im_end|>"
     assert t.unknown(rows) == tuple(range(272, rows))
 

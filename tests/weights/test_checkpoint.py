@@ -102,6 +102,7 @@ CONFIG = {
         pytest.param({"llama__rope__freq_base": 5e5}, {}, {"rope_theta": 5e5}, id="theta"),
         pytest.param({"llama__attention__sliding_window": 4}, {}, {"sliding_window": 4}, id="window"),
         pytest.param({"llama__vocab_size": 12}, {}, {}, id="vocabulary size given"),
+        pytest.param({"llama__rope__dimension_count": 2}, {}, {"partial_rotary_factor": 0.5}, id="partial RoPE"),
         pytest.param({}, {"output.weight": np.ones((12, 8), "f4")}, {"tie_word_embeddings": False}, id="not tied"),
         pytest.param({}, {"blk.0.attn_q.weight": np.ones((8, 8), "f2")}, {"torch_dtype": "float16"}, id="float16"),
         pytest.param(
@@ -188,7 +189,7 @@ def test_other_divisors_are_refused(tmp_path: Path, divisors: list[float]) -> No
         pytest.param(
             {"llama__attention__value_length": 8}, {}, ["value_length", "4", "8"], UnsupportedModel, id="wider values"
         ),
-        pytest.param({"llama__rope__dimension_count": 2}, {}, ["dimension_count"], UnsupportedModel, id="partial RoPE"),
+        pytest.param({"llama__rope__dimension_count": 6}, {}, ["dimension_count"], CheckpointError, id="RoPE too wide"),
         pytest.param({"llama__expert_count": 8}, {}, ["expert_count"], UnsupportedModel, id="experts"),
         pytest.param(
             {"llama__rope__scaling__type": "yarn"}, {"rope_freqs.weight": np.ones(2, "f4")},

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ostinato.config import ModelConfig
-from ostinato.load import weights
+from ostinato.models.families import model_config
 from ostinato.ops.numpy import NumpyOps
+from ostinato.run.load import weights
 from ostinato.weights.checkpoint import Checkpoint, open_checkpoint
 from ostinato.weights.files import let_go, map_file
 
@@ -50,5 +50,5 @@ def test_every_tensor_is_let_go_once_it_was_read(name: str, monkeypatch: pytest.
         read = ck.tensor
         monkeypatch.setattr(Checkpoint, "tensor", lambda self, n: (calls.read.append(n), read(n))[1])
         monkeypatch.setattr(Checkpoint, "let_go", lambda self, n: calls.gone.append(n))
-        weights(NumpyOps(), ck, ModelConfig.from_hf(ck.config, ck.generation_config, ck.source))
+        weights(NumpyOps(), ck, model_config(ck.config, ck.generation_config, ck.source))
     assert calls.gone == calls.read != []

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from checkpoint_files import llama_keys, refused, write_gguf, write_safetensors
 
-from ostinato.config import ModelConfig
 from ostinato.errors import CheckpointError, EngineError, TokenizerError, UnsupportedModel
-from ostinato.template import ChatTemplate
-from ostinato.tokenizer import Tokenizer
+from ostinato.models.families import model_config
+from ostinato.text.template import ChatTemplate
+from ostinato.text.tokenizer import Tokenizer
 from ostinato.weights import fetch
 from ostinato.weights.checkpoint import open_checkpoint
 from ostinato.weights.fetch import resolve
@@ -72,7 +72,7 @@ def test_gguf_loads(tmp_path: Path, place) -> None:
         named = path if path.is_file() else next(iter(path.iterdir()))
         assert ck.source == named
         with pytest.raises(CheckpointError) as e:  # one definition of what a GGUF file is: no config.json in its place
-            ModelConfig.from_hf({**ck.config, "vocab_size": 0}, {}, ck.source)
+            model_config({**ck.config, "vocab_size": 0}, {}, ck.source)
         assert str(e.value).startswith(f"{named}: vocab_size")
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from checkpoint_files import entry, refused, safetensors, write_safetensors
 
-from ostinato.config import ModelConfig
-from ostinato.load import weights
+from ostinato.models.families import model_config
 from ostinato.ops.numpy import NumpyOps
+from ostinato.run.load import weights
 from ostinato.weights import names
 from ostinato.weights.checkpoint import open_checkpoint
 from ostinato.weights.safetensors import read_directory
@@ -84,12 +84,12 @@ def test_either_name_loads(tmp_path: Path, name: str, stored: str, alias: bool, 
     kept_only = {kept if n == embed else n: a for n, a in arrays.items()}
     save(tmp_path, kept_only, config, how, {gone: kept} if alias else {})
     with open_checkpoint(tmp_path) as ck:
-        c = ModelConfig.from_hf(ck.config, {}, ck.source)
+        c = model_config(ck.config, {}, ck.source)
         found = dict(flat(weights(NumpyOps(), ck, c)))
     (tmp_path / "both").mkdir()
     save(tmp_path / "both", {**arrays, head: arrays[embed]}, {**config, "tie_word_embeddings": True}, how, {})
     with open_checkpoint(tmp_path / "both") as ck:
-        expected = dict(flat(weights(NumpyOps(), ck, ModelConfig.from_hf(ck.config, {}, ck.source))))
+        expected = dict(flat(weights(NumpyOps(), ck, model_config(ck.config, {}, ck.source))))
     assert found.keys() == expected.keys() >= {"embed", "head"}
     for place, array in expected.items():
         np.testing.assert_array_equal(found[place], array, err_msg=place)
@@ -114,7 +114,7 @@ def test_no_embedding_is_refused(tmp_path: Path, name: str, tied: bool, alias: d
         arrays[pair[stored]] = np.ones(shape, "f4")
     save(tmp_path, arrays, config, "one file", {pair[a]: pair[b] for a, b in alias.items()})
     with open_checkpoint(tmp_path) as ck:
-        c = ModelConfig.from_hf(ck.config, {}, ck.source)
+        c = model_config(ck.config, {}, ck.source)
         refused(lambda: names.check(ck, c), pair[0], "is missing")
 
 

@@ -43,24 +43,21 @@ inline void require_shared(const char* what, const void* p, unsigned bytes = 16)
     if (!is_shared(p, bytes)) fail("%s: address %p is not %u bytes of the block's shared memory", what, p, bytes);
 }
 
-// Tiles of 8 x 8: lane l names row l % 8 of tile l / 8 and gets two neighbours of row l / 4 (or column, transposed).
-template <unsigned tiles, bool transposed, class Result>
-Result ldmatrix(const char* what, const void* row, const char* file, int line) {
-    Result out;
+// Four tiles of 8 x 8: lane l names row l % 8 of tile l / 8 and gets two neighbours of column l / 4 of each.
+inline uint4 ldmatrix_x4_trans(const char* what, const void* row, const char* file, int line) {
+    uint4 out;
     meet(~0u, {what, file, line}, &row, &out, [](Thread* warp, unsigned lanes) {
         require_all(warp, lanes);
-        uint16_t tile[tiles][8][8];
-        for (unsigned l = 0; l < 8 * tiles; l++) {
+        uint16_t tile[4][8][8];
+        for (unsigned l = 0; l < 32; l++) {
             const void* row = given<const void*>(warp, l);
             require_aligned(warp[l].site.what, row);
             require_shared(warp[l].site.what, row);
             memcpy(tile[l / 8][l % 8], row, 16);
         }
         each_lane(lanes, [&](unsigned l) {
-            unsigned words[tiles], i = l / 4, j = l % 4 * 2;
-            for (unsigned t = 0; t < tiles; t++)
-                words[t] = transposed ? tile[t][j][i] | unsigned(tile[t][j + 1][i]) << 16
-                                      : tile[t][i][j] | unsigned(tile[t][i][j + 1]) << 16;
+            unsigned words[4], i = l / 4, j = l % 4 * 2;
+            for (unsigned t = 0; t < 4; t++) words[t] = tile[t][j][i] | unsigned(tile[t][j + 1][i]) << 16;
             memcpy(warp[l].out, words, sizeof words);
         });
     });
@@ -104,20 +101,8 @@ inline unsigned to_tf32(float x) {
     return (u + 0x1000u) & ~0x1fffu;
 }
 
-inline uint4 ldmatrix_x4(const void* row, EMU_SITE) {
-    return emu::ldmatrix<4, false, uint4>("ldmatrix_x4", row, file, line);
-}
-
-inline uint2 ldmatrix_x2(const void* row, EMU_SITE) {
-    return emu::ldmatrix<2, false, uint2>("ldmatrix_x2", row, file, line);
-}
-
 inline uint4 ldmatrix_x4_trans(const void* row, EMU_SITE) {
-    return emu::ldmatrix<4, true, uint4>("ldmatrix_x4_trans", row, file, line);
-}
-
-inline uint2 ldmatrix_x2_trans(const void* row, EMU_SITE) {
-    return emu::ldmatrix<2, true, uint2>("ldmatrix_x2_trans", row, file, line);
+    return emu::ldmatrix_x4_trans("ldmatrix_x4_trans", row, file, line);
 }
 
 inline void cp_async16(void* shared, const void* global, int bytes = 16) {

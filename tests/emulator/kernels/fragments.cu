@@ -15,19 +15,13 @@ PRODUCT(mma_bf16_m16n8k16)
 PRODUCT(mma_f16_m16n8k16)
 PRODUCT(mma_tf32_m16n8k8)
 
-// tiles [n, 4, 8, 8] 16-bit values, out [n, 4, 32] uint4: x4, x4_trans, x2, x2_trans.   LAUNCH: grid n, block 32
+// tiles [n, 4, 8, 8] 16-bit values, out [n, 32] uint4.   LAUNCH: grid n, block 32
 extern "C" __global__ void run_ldmatrix(const uint4* tiles, uint4* out) {
     __shared__ uint4 rows[32];
     int lane = threadIdx.x;
     rows[lane] = tiles[blockIdx.x * 32 + lane];
     __syncthreads();
-    uint4* to = out + blockIdx.x * 128 + lane;
-    to[0] = ldmatrix_x4(rows + lane);
-    to[32] = ldmatrix_x4_trans(rows + lane);
-    uint2 v = ldmatrix_x2(rows + lane % 16);
-    to[64] = make_uint4(v.x, v.y, 0, 0);
-    v = ldmatrix_x2_trans(rows + lane % 16);
-    to[96] = make_uint4(v.x, v.y, 0, 0);
+    out[blockIdx.x * 32 + lane] = ldmatrix_x4_trans(rows + lane);
 }
 
 // from [n, 32] uint4, sizes [n, 32] 0 to 16, out [n, 32] uint4: what cp.async left.   LAUNCH: grid n, block 32

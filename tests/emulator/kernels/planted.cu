@@ -182,7 +182,7 @@ __global__ void __launch_bounds__(64) matrix_not_shared(const float* x, float* o
     __shared__ uint4 tile[64];
     tile[threadIdx.x] = make_uint4(threadIdx.x, 0, 0, 0);
     __syncthreads();
-    uint4 v = ldmatrix_x4(wrong ? static_cast<const void*>(x) : tile + threadIdx.x % 32);
+    uint4 v = ldmatrix_x4_trans(wrong ? static_cast<const void*>(x) : tile + threadIdx.x % 32);
     out[threadIdx.x] = float(v.x);
 }
 
@@ -191,7 +191,7 @@ __global__ void __launch_bounds__(64) matrix_misaligned(const float*, float* out
     __shared__ uint4 tile[65];
     tile[threadIdx.x] = make_uint4(threadIdx.x, 0, 0, 0);
     __syncthreads();
-    uint4 v = ldmatrix_x4(reinterpret_cast<char*>(tile + threadIdx.x % 32) + 8 * wrong);
+    uint4 v = ldmatrix_x4_trans(reinterpret_cast<char*>(tile + threadIdx.x % 32) + 8 * wrong);
     out[threadIdx.x] = float(v.x);
 }
 

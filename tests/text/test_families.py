@@ -1,0 +1,121 @@
+"""What families make of config.json: keys nobody reads, keys that must be neutral, rope tables, nested models."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ostinato.config import ModelConfig, Rope, RopeScaling
+from ostinato.errors import CheckpointError, UnsupportedModel
+from ostinato.models.families import FAMILIES, model_config
+
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
+BASE: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 96,
+    "vocab_size": 256,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+    "sliding_window": None,
+    "dtype": "bfloat16",
+}
+
+
+def read(kind: str, **changes: Any) -> ModelConfig:
+    return model_config({"model_type": kind, **BASE, **changes}, {}, Path("some/model"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        pytest.param({"attention_sinks": 4, "zebra": None}, "attention_sinks, zebra", id="two"),
+        pytest.param({"rope_scaling": {"type": "linear", "factor": 2, "odd": 1}}, "rope_scaling.odd", id="inner"),
+        pytest.param({"initializer_range": 1, "attn_pdrop": 0, "image_token_id": 3}, "", id="none"),
+    ],
+)
+def test_keys_nobody_reads_are_named_once(caplog: pytest.LogCaptureFixture, changes: dict, expected: str) -> None:
+    with caplog.at_level(logging.WARNING, "ostinato"):
+        read("llama", **changes)
+    what = f"{Path('some/model/config.json')}: keys that the engine does not know, and ignores: {expected}"
+    assert [r.getMessage() for r in caplog.records] == ([what] if expected else [])
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in FIXTURES.glob("*/config.json")))
+def test_all_keys_of_the_fixtures_are_known(caplog: pytest.LogCaptureFixture, name: str) -> None:
+    with caplog.at_level(logging.WARNING, "ostinato"):
+        model_config(json.loads((FIXTURES / name / "config.json").read_text()), {}, FIXTURES / name)
+    assert [m for m in caplog.messages if "does not know" in m] == []
+
+
+CASES = [(family, key) for family in FAMILIES.values() for key in family.neutral if not family.text]
+
+
+@pytest.mark.parametrize(("family", "key"), [pytest.param(f, k, id=f"{f.name}-{k}") for f, k in CASES])
+def test_a_key_that_changes_the_numbers_is_refused(family: Any, key: str) -> None:
+    """The first value is what an absent key means; another one than those listed is refused by name."""
+    values = family.neutral[key]
+    if values == (True, False):
+        pytest.skip("either is fine")
+    other = not values[0] if type(values[0]) is bool else 7 if values[0] is None else "other"
+    learned = {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 64, "type_vocab_size": 2}
+    config = {"model_type": family.name, **BASE, **learned, key: other}
+    with pytest.raises(UnsupportedModel, match=f"config.json: {key}: not supported: expected .*, found"):
+        model_config(config, {}, Path("some/model"))
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+USUAL = 0.1 * math.log(4) + 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        pytest.param({}, {}, id="plain"),
+        pytest.param({"factor": None, "rope_theta": 1e6}, {}, id="factor-from-the-lengths"),
+        pytest.param({"beta_fast": 16, "beta_slow": 2, "truncate": False},
+                     {"beta_fast": 16.0, "beta_slow": 2.0, "truncate": False}, id="betas"),
+        pytest.param({"attention_factor": 1.5}, {"attention_factor": 1.5}, id="attention-factor"),
+        pytest.param({"mscale": 1.0, "mscale_all_dim": 1.0}, {"attention_factor": 1.0}, id="mscale"),
+        pytest.param({"mscale": 1.0, "mscale_all_dim": 0}, {}, id="mscale-of-one"),
+        pytest.param({"factor": 0.5}, {"factor": 0.5, "attention_factor": 1.0}, id="factor-below-one"),
+        pytest.param({"original_max_position_embeddings": None}, {"original_max_len": 128}, id="no-length"),
+    ],
+)  # fmt: skip
+def test_yarn(changes: dict[str, Any], expected: dict[str, Any]) -> None:
+    usual = {"factor": 4.0, "original_max_len": 32, "attention_factor": USUAL}
+    c = read("qwen3", rope_scaling={**YARN, **changes})
+    theta = changes.get("rope_theta", 10000.0)
+    assert c.sizes.rope == Rope(theta, RopeScaling("yarn", **{**usual, **expected}))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        pytest.param({"rope_theta": 1.0}, "rope_theta: expected a number above 1", id="theta"),
+        pytest.param({"beta_fast": 0.5}, "beta_fast: expected a number of at least beta_slow = 1", id="betas"),
+        pytest.param({"truncate": 1}, "truncate: expected true or false", id="truncate"),
+        pytest.param({"rope_type": "longrope"}, "short_factor: expected a list of 8 numbers", id="no-list"),
+        pytest.param({"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [1.0] * 7 + [0]},
+                     r"long_factor: expected numbers in \(0, 1e\+06\]", id="zero-in-list"),
+    ],
+)  # fmt: skip
+def test_wrong_scaling_is_refused(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(CheckpointError, match=f"config.json: rope_scaling: {words}"):
+        read("llama", rope_scaling={**YARN, **change})
+
+
+def test_longrope() -> None:
+    scaling = {"type": "su", "short_factor": [1.0] * 8, "long_factor": [2] * 8, "original_max_position_embeddings": 32}
+    rope = read("llama", rope_scaling=scaling).sizes.rope
+    factor = math.sqrt(1 + math.log(4) / math.log(32))
+    lists = {"short": (1.0,) * 8, "long": (2.0,) * 8}
+    assert rope == Rope(10000.0, RopeScaling("longrope", original_max_len=32, attention_factor=factor, **lists))
