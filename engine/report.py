@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TextIO, cast
 
-from . import forks
+from .process import forks
 
 
 def say(who: str, what: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from programs import LLAMA, cases, run, succeeds
 
-from ostinato import forks
+from ostinato.process import forks
 
 PROGRAMS = {
     "while-a-progress-bar-is-drawn": """
