@@ -41,6 +41,17 @@ class _Lossy:
         return getattr(self._stream, name)
 
 
+def tell_warnings() -> None:
+    """From now on, what the library logs is a line like any other of the command's."""
+    import logging
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            say("ostinato", record.getMessage())
+
+    logging.getLogger("ostinato").handlers = [Lines()]
+
+
 def terminal(stream: object) -> bool:
     """Whether sys.stdin, stdout or stderr, which may be None or closed, is a terminal."""
     try:
