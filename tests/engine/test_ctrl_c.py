@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import ostinato
-from ostinato import LLM, SamplingParams
+from ostinato import LLM, SamplingParams, Stream
 
 HOT = SamplingParams(temperature=1.5, seed=11, max_tokens=3, ignore_eos=True)
 LONG = SamplingParams(temperature=1.5, seed=11, max_tokens=40, ignore_eos=True)
@@ -26,10 +26,17 @@ FILES = {str(ENGINE / f"{name}.py") for name in NAMES}
 CASES: dict[str, Callable[[LLM], Any]] = {
     "generate": lambda llm: llm.generate("ab", HOT),
     "two prompts": lambda llm: llm.generate(["ab", "c"], HOT),
-    "stream": lambda llm: [chunk.text for chunk in llm.stream("ab", HOT)],
+    "stream": lambda llm: read(llm.stream("ab", HOT)),
     "closed stream": lambda llm: llm.stream("ab", HOT).close(),
     "logits": lambda llm: llm.logits([1, 2, 3], 2),
 }
+
+
+def read(stream: Stream) -> None:
+    """To its end, and closed: Python loses a KeyboardInterrupt in a finalizer."""
+    with stream:
+        for _ in stream:
+            pass
 
 
 @contextmanager
