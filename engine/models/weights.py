@@ -27,8 +27,8 @@ class LayerWeights:
     q_norm: Array | None = None  # [d]
     k_norm: Array | None = None  # [d]
     o_bias: Array | None = None  # [D]
-    gate_up: Weight | None = None  # [2 F, D], gate rows first
-    up: Weight | None = None  # [F, D], of an MLP without gate
+    gate_up: Weight = None  # [2 F, D], gate rows first
+    up: Weight = None  # [F, D], of an MLP without gate
     up_bias: Array | None = None  # [F]
     down_bias: Array | None = None  # [D]
     rope: Array | None = None  # [T, d] cosines, then sines of a position's angles; layers of one Rope share it
