@@ -21,7 +21,7 @@ def main() -> NoReturn:
     if heeds:
         signal.signal(signal.SIGINT, _leave)
     _open_streams()
-    from . import cli
+    from .cli import main as cli
 
     try:
         if heeds:

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from .config import SamplingParams
-from .engine import Engine
 from .llm import LLM, Messages, Params
 from .outputs import RequestOutput
-from .requests import Prompt
-from .sequence import Request
+from .run.engine import Engine
+from .run.requests import Prompt
+from .run.sequence import Request
 from .stream import AsyncStream, taken, waker
 
 

@@ -13,25 +13,27 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from . import end_tokens, forks, load, prompt_text, requests
 from .checks import choice, flag
 from .config import EngineConfig, ModelConfig, SamplingParams
-from .encoder import Encoder
-from .engine import Engine
 from .errors import RequestError, TokenizerError
-from .graph import CaptureReport
-from .interrupts import held
+from .graph.capture import CaptureReport
 from .models.families import model_config
 from .ops.base import Ops
 from .outputs import RequestOutput
-from .passes import expect_kind, longest
+from .process import forks
+from .process.interrupts import held
 from .report import Reporter
-from .runner import Runner
-from .sequence import Request
+from .run import load, requests
+from .run.encoder import Encoder
+from .run.engine import Engine
+from .run.passes import expect_kind, longest
+from .run.runner import Runner
+from .run.sequence import Request
 from .sizes import PAGE
 from .stream import AsyncStream, Stream
-from .template import ChatTemplate
-from .tokenizer import Tokenizer
+from .text import end_tokens, prompt_text
+from .text.template import ChatTemplate
+from .text.tokenizer import Tokenizer
 from .weights.checkpoint import Checkpoint, open_checkpoint
 from .weights.fetch import resolve
 

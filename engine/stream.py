@@ -9,11 +9,11 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-from .engine import Engine
-from .handle import Handle
-from .interrupts import held
 from .outputs import StreamChunk
-from .sequence import Event, Request
+from .process.interrupts import held
+from .run.engine import Engine
+from .run.handle import Handle
+from .run.sequence import Event, Request
 
 
 class _Chunks:

@@ -8,7 +8,7 @@ The same as `ostinato compare`, as a program to change: other backends, other pi
 import sys
 
 from ostinato import EngineError
-from ostinato.compare import Report, Settings, compare, print_table
+from ostinato.tools.compare import Report, Settings, compare, print_table
 
 
 def speedup(report: Report) -> str:

@@ -1,4 +1,4 @@
-// The next token of every row, as engine/sampling.py defines it: all sums are of integers, so any order gives them.
+// The next token of every row, as engine/ops/sampling.py defines it: all sums are of integers, so any order gives them.
 //
 // Blocks share out a row to find its largest logit; the last of them to finish goes on. With temperature 0 that is the
 // token. Else it draws: the largest CANDIDATES logits, found by a histogram of exponents, go to shared memory, where

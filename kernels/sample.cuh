@@ -1,5 +1,5 @@
 // Sampling, the parts that concern one token: its logit after bans and penalties, its order, its weight, random bits.
-// engine/sampling.py defines all of them; float operations are written out so that none is fused and bits agree.
+// engine/ops/sampling.py defines all of them; float operations are written out so that none is fused and bits agree.
 #pragma once
 #include "reduce.cuh"
 

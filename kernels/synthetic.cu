@@ -2,7 +2,7 @@
 #include "types.cuh"
 
 // out[i] = factor * (sum of the four bytes of hash(i + start) - 510): nearly normal, of deviation 147.8 * factor.
-// hash is the finaliser of MurmurHash3; engine/bench/synthetic.py computes the same numbers on the CPU.
+// hash is the finaliser of MurmurHash3; engine/tools/bench/synthetic.py computes the same numbers on the CPU.
 //   out [count] T
 // LAUNCH: any grid, block 256.
 template <class T>

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from ostinato import SamplingParams
-from ostinato.cache import PageTable
-from ostinato.engine import Engine
-from ostinato.outputs import Text
-from ostinato.sequence import Request
-from ostinato.stop_search import StopSearch
-from ostinato.tokenizer import Tokenizer
+from ostinato.run.cache import PageTable
+from ostinato.run.engine import Engine
+from ostinato.run.sequence import Request
+from ostinato.text.output_text import Text
+from ostinato.text.stop_search import StopSearch
+from ostinato.text.tokenizer import Tokenizer
 from ostinato.weights.checkpoint import open_checkpoint
 from ostinato.weights.fetch import resolve
 

@@ -19,15 +19,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from ostinato.batch import Batch
-from ostinato.bench.synthetic import checkpoint, shape
 from ostinato.config import EngineConfig, SamplingParams
-from ostinato.load import weights
 from ostinato.ops import threads
 from ostinato.ops.numpy import NumpyOps
 from ostinato.ops.threads import Team
-from ostinato.runner import Runner
-from ostinato.sequence import Request, Sequence
+from ostinato.run.batch import Batch
+from ostinato.run.load import weights
+from ostinato.run.runner import Runner
+from ostinato.run.sequence import Request, Sequence
+from ostinato.tools.bench.synthetic import checkpoint, shape
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from configs import flat
 
-from ostinato import rope
 from ostinato.config import ModelConfig
+from ostinato.models import rope
 from ostinato.ops.base import Cache, PassKind, Step
 from ostinato.ops.cuda import CudaOps
 from ostinato.ops.numpy import NumpyOps

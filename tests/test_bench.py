@@ -16,16 +16,17 @@ from configs import changed, flat
 from emulator import EmulatedDevice
 
 import ostinato
-from ostinato import cli, load
-from ostinato.bench import decode, operations, report, synthetic
-from ostinato.bench.ceiling import STEP, Reader
-from ostinato.bench.session import Load, Session
+from ostinato.cli import main as cli
 from ostinato.errors import CaptureError, DeviceError, RequestError
-from ostinato.graph import CaptureReport
+from ostinato.graph.capture import CaptureReport
 from ostinato.ops.cublas import CublasOps
 from ostinato.ops.cuda import CudaOps
 from ostinato.ops.device import Device, HostDevice
 from ostinato.ops.numpy import NumpyOps
+from ostinato.run import load
+from ostinato.tools.bench import decode, operations, report, synthetic
+from ostinato.tools.bench.ceiling import STEP, Reader
+from ostinato.tools.bench.session import Load, Session
 
 LLAMA = str(Path(__file__).parent / "fixtures" / "llama")
 TINY = flat(layers=2, hidden=64, heads=4, kv_heads=2, head_dim=16, ffn=96, vocab=80, max_len=256, eps=1e-5,

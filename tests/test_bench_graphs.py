@@ -13,13 +13,13 @@ import pytest
 from configs import changed, flat
 from emulator import EmulatedDevice
 
-from ostinato import cli
-from ostinato.bench import breakdown, graphs, graphs_report, report, samples, synthetic
-from ostinato.bench.ceiling import STEP
+from ostinato.cli import main as cli
 from ostinato.config import ModelConfig
 from ostinato.errors import DeviceError, RequestError
 from ostinato.ops.cuda import CudaOps
 from ostinato.ops.device import HostDevice
+from ostinato.tools.bench import breakdown, graphs, graphs_report, report, samples, synthetic
+from ostinato.tools.bench.ceiling import STEP
 
 FIXTURES = Path(__file__).parent / "fixtures"
 TINY = flat(

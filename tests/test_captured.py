@@ -10,20 +10,21 @@ import numpy as np
 import pytest
 from test_bench import TINY
 
-from ostinato import load, nvtx
-from ostinato.bench import synthetic, update
-from ostinato.bench.decode import Settings
-from ostinato.bench.session import Load, Session
 from ostinato.config import EngineConfig
-from ostinato.cuda_graph import CudaGraph
-from ostinato.engine import Engine
 from ostinato.errors import CaptureError, DeviceError
-from ostinato.graph import CaptureReport, program
-from ostinato.inspect.command import open_step
-from ostinato.inspect.timing import balanced
+from ostinato.graph import nvtx
+from ostinato.graph.capture import CaptureReport, program
+from ostinato.graph.cuda_graph import CudaGraph
 from ostinato.ops.cuda import CudaOps
 from ostinato.ops.gpu import CupyDevice
-from ostinato.runner import Runner
+from ostinato.run import load
+from ostinato.run.engine import Engine
+from ostinato.run.runner import Runner
+from ostinato.tools.bench import synthetic, update
+from ostinato.tools.bench.decode import Settings
+from ostinato.tools.bench.session import Load, Session
+from ostinato.tools.inspect.command import open_step
+from ostinato.tools.inspect.timing import balanced
 
 pytestmark = pytest.mark.gpu
 F32 = np.dtype(np.float32)

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 import ostinato
-from ostinato import cli, doctor
+from ostinato.cli import main as cli
+from ostinato.tools import doctor
 
 FIXTURES = Path(__file__).parent / "fixtures"
 LLAMA = str(FIXTURES / "llama")

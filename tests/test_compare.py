@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import ostinato
-from ostinato import cli, compare
+from ostinato.cli import main as cli
+from ostinato.tools import compare
 
 LLAMA = str(Path(__file__).parent / "fixtures" / "llama")
 

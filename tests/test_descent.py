@@ -6,8 +6,8 @@ from dataclasses import fields, replace
 
 import pytest
 
-from ostinato import descent
 from ostinato.ops.shapes import DecodeShape, Launch, shared_limit
+from ostinato.tools import descent
 
 SHAPE = DecodeShape(16, Launch(1, 4, 2, 2), Launch(1, 12, 1, 1, ring=True), Launch(1, 4, 2, 2, staged=True))
 FAST = DecodeShape(8, Launch(2, 3, 4, 2, 4), Launch(2, 3, 4, 1, 8, staged=True), Launch(2, 10, 1, 1, 2, ring=True))

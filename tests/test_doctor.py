@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ostinato import cli, doctor
+from ostinato.cli import main as cli
+from ostinato.tools import doctor
 
 
 def gpu(arch: int = 90) -> doctor.Gpu:

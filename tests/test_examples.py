@@ -15,7 +15,7 @@ import pytest
 from emulator import EmulatedDevice, build
 
 import ostinato
-from ostinato import doctor
+from ostinato.tools import doctor
 
 ROOT = Path(__file__).resolve().parents[1]
 LLAMA = str(ROOT / "tests" / "fixtures" / "llama")

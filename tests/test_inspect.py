@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ostinato import cli
-from ostinato.cuda_graph import Edge, Fact, Opened, readable
+from ostinato.cli import main as cli
 from ostinato.errors import CaptureError
-from ostinato.graph import Call, Graph
-from ostinato.inspect import table
-from ostinato.inspect.dot import dot
-from ostinato.inspect.group import by_operation, groups
-from ostinato.inspect.step import Node, Step, arrays, matrices, opened, operation
-from ostinato.inspect.timing import balanced
+from ostinato.graph.capture import Call, Graph
+from ostinato.graph.cuda_graph import Edge, Fact, Opened, readable
+from ostinato.tools.inspect import table
+from ostinato.tools.inspect.dot import dot
+from ostinato.tools.inspect.group import by_operation, groups
+from ostinato.tools.inspect.step import Node, Step, arrays, matrices, opened, operation
+from ostinato.tools.inspect.timing import balanced
 
 LLAMA = str(Path(__file__).parent / "fixtures" / "llama")
 DOWN = np.zeros((8, 16), np.float32)
@@ -150,7 +150,7 @@ def test_dot_has_a_cluster_for_every_part_and_dashes_early_edges() -> None:
 
 @pytest.mark.parametrize("layers", [1, 3])
 def test_a_picture_has_room_for_what_it_says(tmp_path: Path, layers: int) -> None:
-    from ostinato.inspect.picture import EARLY, draw, painted
+    from ostinato.tools.inspect.picture import EARLY, draw, painted
 
     draw(step(layers), str(tmp_path / "found.png"))
     assert (tmp_path / "found.png").read_bytes().startswith(b"\x89PNG")

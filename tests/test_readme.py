@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from ostinato import gguf_vocab
 from ostinato.errors import TokenizerError
 from ostinato.models import families
+from ostinato.text import gguf_vocab
 from ostinato.weights import quant
 
 ROOT = Path(__file__).resolve().parents[1]

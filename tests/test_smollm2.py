@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import ostinato
-from ostinato import cli
+from ostinato.cli import main as cli
 from ostinato.weights.checkpoint import open_checkpoint
 from ostinato.weights.fetch import resolve
 
@@ -102,7 +102,7 @@ def test_a_chat_ends_at_the_end_of_turn_when_the_file_names_another_eos(
 def test_generate_takes_little_more_memory_than_the_weights() -> None:
     """At most 1.15 times the float32 weights, and the file. In a process of its own, whose peak is its own."""
     code = (
-        "import re; from pathlib import Path; from ostinato.cli import main; assert 0 == "
+        "import re; from pathlib import Path; from ostinato.cli.main import main; assert 0 == "
         f"main(['generate', '{MODEL}', 'Hello', '--max-tokens', '4', '--backend', 'numpy']); "
         "print(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])"
     )

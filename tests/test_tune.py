@@ -13,12 +13,13 @@ import pytest
 from configs import flat
 from emulator import EmulatedDevice
 
-from ostinato import cli, descent, doctor, tune
-from ostinato.bench.decode import Settings, open_model
+from ostinato.cli import main as cli
 from ostinato.ops import tuned
 from ostinato.ops.base import PassKind
 from ostinato.ops.cuda import CudaOps
 from ostinato.ops.shapes import DECODE, DecodeShape, Launch, Shapes, decode_shape
+from ostinato.tools import descent, doctor, tune
+from ostinato.tools.bench.decode import Settings, open_model
 
 SHAPE = DecodeShape(16, Launch(1, 4, 2, 2), Launch(1, 12, 1, 1, ring=True), Launch(1, 4, 2, 2, staged=True))
 FAST = DecodeShape(8, Launch(2, 3, 4, 2, 4), Launch(2, 3, 4, 1, 8, staged=True), Launch(2, 10, 1, 1, 2, ring=True))
@@ -124,7 +125,7 @@ def test_shapes_may_be_given(ops: CudaOps) -> None:
 
 
 def test_doctor_says_which_shapes(ops: CudaOps, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ostinato.load.choose", lambda backend, dtype, stored: (ops, ""))
+    monkeypatch.setattr("ostinato.run.load.choose", lambda backend, dtype, stored: (ops, ""))
     assert doctor.try_backend("cuda").endswith("launch shapes built in)")
 
 

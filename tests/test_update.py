@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from test_bench import LLAMA, TINY
 
-from ostinato import cli, doctor, load
-from ostinato.bench import synthetic, update
-from ostinato.bench.session import Load, Session
+from ostinato.cli import main as cli
 from ostinato.errors import DeviceError, RequestError
 from ostinato.ops.numpy import NumpyOps
+from ostinato.run import load
+from ostinato.tools import doctor
+from ostinato.tools.bench import synthetic, update
+from ostinato.tools.bench.session import Load, Session
 
 STEPS = 6
 

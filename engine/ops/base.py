@@ -234,7 +234,7 @@ class Ops:
         raise NotImplementedError
 
     def sample(self, logits: Array, s: Step, sampling: Sampling, out: Array, scratch: Any) -> None:
-        """out[i] = next token of row last[i], by the rules of its sequence; see engine/sampling.py for the definition.
+        """out[i] = next token of row last[i], by the rules of its sequence, as engine/ops/sampling.py defines.
 
         logits [B, V] float32 (unchanged), out [B] int32. With any penalty on, counts[seq, token] += 2."""
         raise NotImplementedError

@@ -16,8 +16,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from .. import forks
 from ..errors import DeviceError
+from ..process import forks
 
 KERNELS = Path(__file__).resolve().parents[1] / "kernels"  # installed: ostinato/kernels
 if not KERNELS.is_dir():  # in a checkout engine/ stands beside kernels/

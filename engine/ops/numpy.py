@@ -13,11 +13,11 @@ import mmap
 import ml_dtypes
 import numpy as np
 
-from ..sampling import sample
 from ..sizes import MAIL, PAGE
 from . import attention, blas
 from .base import Ops
 from .device import HostDevice
+from .sampling import sample
 from .threads import Team, team
 
 _ROUND = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16), "float32": None}

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from configs import changed, flat
 
-from ostinato.batch import Batch
 from ostinato.config import EngineConfig, ModelConfig, Rope, RopeScaling, SamplingParams
-from ostinato.load import weights
 from ostinato.models.weights import Weights
 from ostinato.ops.base import Ops
 from ostinato.ops.numpy import NumpyOps
-from ostinato.runner import Runner
-from ostinato.sequence import Event, Request, Sequence
+from ostinato.run.batch import Batch
+from ostinato.run.load import weights
+from ostinato.run.runner import Runner
+from ostinato.run.sequence import Event, Request, Sequence
 from ostinato.weights import names
 
 LLAMA = flat(layers=3, hidden=48, heads=6, kv_heads=2, head_dim=16, ffn=80, vocab=131, max_len=512,

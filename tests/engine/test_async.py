@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ostinato import LLM, AsyncLLM, DeviceError, SamplingParams
-from ostinato.runner import Ticket
+from ostinato.run.runner import Ticket
 
 FIXTURE = Path(__file__).resolve().parents[1] / "fixtures/llama"
 HOT = SamplingParams(temperature=1.5, seed=11, max_tokens=20, ignore_eos=True)

@@ -11,11 +11,11 @@ from configs import changed
 from small import LLAMA, complete, events, logits, prompts, request, runner, sequence
 
 import ostinato
-from ostinato.batch import Batch
-from ostinato.engine import Engine
 from ostinato.errors import CacheFull, DeviceError
-from ostinato.runner import Runner, Ticket
-from ostinato.sequence import Sequence
+from ostinato.run.batch import Batch
+from ostinato.run.engine import Engine
+from ostinato.run.runner import Runner, Ticket
+from ostinato.run.sequence import Sequence
 
 MIXED = [  # one a kind of request, all with stop tokens that some of them reach early
     {},
@@ -134,8 +134,8 @@ def test_a_step_that_fails_ends_everybody_and_frees_the_pages(
         raise kind
 
     with monkeypatch.context() as patch, pytest.raises(kind):
-        patch.setattr("ostinato.runner.Ticket.tokens", fail)
-        patch.setattr("ostinato.runner.Runner.prefill", fail)
+        patch.setattr("ostinato.run.runner.Ticket.tokens", fail)
+        patch.setattr("ostinato.run.runner.Runner.prefill", fail)
         while True:
             engine.step()
     open_ = [handle for handle in handles if any(seq.finish_reason == "error" for seq in handle.sequences)]

@@ -13,15 +13,15 @@ import pytest
 from configs import changed
 from small import LLAMA, events, sequence
 
-from ostinato.bench.synthetic import checkpoint, shape
 from ostinato.config import EngineConfig, ModelConfig
 from ostinato.errors import DeviceError
-from ostinato.load import weights
 from ostinato.ops.cuda import CudaOps
 from ostinato.ops.device import Device
 from ostinato.ops.gpu import CupyDevice
 from ostinato.ops.shapes import DecodeShape, Shapes
-from ostinato.runner import Runner
+from ostinato.run.load import weights
+from ostinato.run.runner import Runner
+from ostinato.tools.bench.synthetic import checkpoint, shape
 
 NEEDLE, TOKENS = list(range(50, 120)), 6
 SMALL = changed(LLAMA, layers=1, vocab=256, hidden=192, ffn=64, heads=4, kv_heads=2, head_dim=16, max_len=512)

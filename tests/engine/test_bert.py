@@ -12,7 +12,6 @@ from emulator import EmulatedDevice
 from products import cublas
 
 from ostinato.config import ModelConfig
-from ostinato.load import weights
 from ostinato.models import MODELS
 from ostinato.models.families import model_config
 from ostinato.models.weights import Weights
@@ -20,6 +19,7 @@ from ostinato.ops.base import Cache, Ops, PassKind, Step
 from ostinato.ops.cuda import CudaOps
 from ostinato.ops.device import Device
 from ostinato.ops.numpy import NumpyOps
+from ostinato.run.load import weights
 from ostinato.sizes import PAGE
 from ostinato.weights.checkpoint import open_checkpoint
 

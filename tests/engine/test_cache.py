@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from ostinato.cache import PageTable, pages_of
 from ostinato.errors import CacheFull
+from ostinato.run.cache import PageTable, pages_of
 
 
 @pytest.mark.parametrize(("tokens", "pages"), [(1, 1), (63, 1), (64, 1), (65, 2), (128, 2), (129, 3)])

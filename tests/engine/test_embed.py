@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ostinato import LLM, RequestError, SamplingParams, cli
+from ostinato import LLM, RequestError, SamplingParams
+from ostinato.cli import main as cli
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 BERT, LLAMA = str(FIXTURES / "bert"), str(FIXTURES / "llama")

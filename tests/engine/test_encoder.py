@@ -9,17 +9,17 @@ import pytest
 from configs import changed
 from small import model
 
-from ostinato.bench.synthetic import shape
 from ostinato.config import EngineConfig, ModelConfig
-from ostinato.encoder import TEXT_ROWS, Encoder
 from ostinato.errors import RequestError
-from ostinato.load import weights
 from ostinato.models.families import model_config
 from ostinato.ops.base import Ops
 from ostinato.ops.cuda import CudaOps
 from ostinato.ops.device import Device
 from ostinato.ops.numpy import NumpyOps
+from ostinato.run.encoder import TEXT_ROWS, Encoder
+from ostinato.run.load import weights
 from ostinato.sizes import PAGE
+from ostinato.tools.bench.synthetic import shape
 from ostinato.weights.checkpoint import open_checkpoint
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from ostinato import LLM, AsyncLLM, RequestError, RequestOutput, SamplingParams, prompt_text
+from ostinato import LLM, AsyncLLM, RequestError, RequestOutput, SamplingParams
 from ostinato.sizes import STOP_IDS
+from ostinato.text import prompt_text
 
 LLAMA = Path(__file__).resolve().parents[1] / "fixtures/llama"
 QUESTION = [{"role": "user", "content": "hi"}]

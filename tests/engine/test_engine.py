@@ -19,9 +19,9 @@ from configs import changed
 from small import LLAMA, complete, prompts, request, runner, sequence
 
 from ostinato import LLM, DeviceError, RequestError, SamplingParams
-from ostinato.engine import Engine
-from ostinato.runner import Ticket
-from ostinato.sequence import Event, Request
+from ostinato.run.engine import Engine
+from ostinato.run.runner import Ticket
+from ostinato.run.sequence import Event, Request
 
 FIXTURE = Path(__file__).resolve().parents[1] / "fixtures/llama"
 SMALL = changed(LLAMA, layers=1, hidden=24, heads=3, kv_heads=1, head_dim=8, ffn=24)

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from small import MODELS, complete, logits, prompts, runner, sequence
 
-from ostinato import graph
 from ostinato.errors import CaptureError
-from ostinato.graph import Call, CaptureReport, Recording, program
+from ostinato.graph import capture as graph
+from ostinato.graph.capture import Call, CaptureReport, Recording, program
 from ostinato.models import decoder
 from ostinato.ops.device import HostDevice
 from ostinato.ops.numpy import NumpyOps
-from ostinato.passes import Piece
-from ostinato.runner import Row, Runner
+from ostinato.run.passes import Piece
+from ostinato.run.runner import Row, Runner
 
 PARTS = decoder.parts
 
@@ -81,7 +81,7 @@ def test_recorded_prompts_list_no_operations_anew(
     lengths: list[int], listed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows of 32, 256 and 352, of which the last are too many to be recorded."""
-    monkeypatch.setattr("ostinato.prompts.RECORDED", 256)
+    monkeypatch.setattr("ostinato.run.prefill.RECORDED", 256)
     on, calls = runner(), []
     monkeypatch.setattr(on.model, "parts", lambda *given: calls.append(1) or PARTS(*given))
     on.prompts.run([Piece(slot, [1] * n) for slot, n in enumerate(lengths)])

@@ -16,7 +16,7 @@ from small import MODELS, complete, events, logits, runner, sequence
 from ostinato import LLM, SamplingParams
 from ostinato.ops.cuda import CudaOps
 from ostinato.ops.device import Device
-from ostinato.runner import Runner
+from ostinato.run.runner import Runner
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 OPTIONS: dict[str, Any] = {"max_batch": 3, "max_len": 128, "cache_tokens": 512}

@@ -9,7 +9,7 @@ from small import LLAMA, runner
 
 from ostinato.ops.cuda import CudaOps
 from ostinato.ops.device import Device
-from ostinato.runner import Row, Runner
+from ostinato.run.runner import Row, Runner
 from ostinato.sizes import MAIL
 
 SCOPES = ["off", "layer", "step"]

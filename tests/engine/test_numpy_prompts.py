@@ -9,15 +9,15 @@ import pytest
 from configs import changed
 from small import LLAMA, MODELS, complete, events, model, sequence
 
-from ostinato.bench.synthetic import shape
 from ostinato.config import EngineConfig
-from ostinato.encoder import Encoder
 from ostinato.ops import attention, blas
 from ostinato.ops.base import Cache, PassKind, Step
 from ostinato.ops.numpy import NumpyOps
 from ostinato.ops.threads import Team
-from ostinato.runner import Runner
+from ostinato.run.encoder import Encoder
+from ostinato.run.runner import Runner
 from ostinato.sizes import PAGE
+from ostinato.tools.bench.synthetic import shape
 
 ONE = Team(1)
 NEEDLE, TOKENS = [7 * i % 131 for i in range(150)], 3

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from small import runner
 
-from ostinato import graph, nvtx
 from ostinato.errors import RequestError
-from ostinato.graph import CaptureReport
+from ostinato.graph import capture as graph
+from ostinato.graph import nvtx
+from ostinato.graph.capture import CaptureReport
 from ostinato.ops.device import HostDevice
 from ostinato.ops.numpy import NumpyOps
 

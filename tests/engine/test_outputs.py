@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ostinato.outputs import Text, logprobs
-from ostinato.stop_search import StopSearch
+from ostinato.outputs import logprobs
+from ostinato.text.output_text import Text
+from ostinato.text.stop_search import StopSearch
 
 
 class Pieces:

@@ -10,8 +10,8 @@ import pytest
 from small import events, request, runner, sequence
 
 from ostinato import report
-from ostinato.engine import Engine
 from ostinato.report import Reporter
+from ostinato.run.engine import Engine
 
 
 class Bars:

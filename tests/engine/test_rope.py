@@ -10,9 +10,9 @@ import pytest
 from configs import changed
 from small import LLAMA, model
 
-from ostinato import rope
 from ostinato.config import Rope, RopeScaling
 from ostinato.errors import UnsupportedModel
+from ostinato.models import rope
 
 LLAMA3 = RopeScaling("llama3", 8.0, 1.0, 4.0, 64)
 

@@ -11,10 +11,10 @@ from small import LLAMA, MODELS, complete, logits, model, prompts, runner, seque
 
 from ostinato.config import EngineConfig
 from ostinato.errors import CacheFull, DeviceError, RequestError
-from ostinato.load import choose, weights
 from ostinato.models.families import model_config
 from ostinato.ops.numpy import NumpyOps
-from ostinato.runner import Runner
+from ostinato.run.load import choose, weights
+from ostinato.run.runner import Runner
 from ostinato.sizes import PAGE
 from ostinato.weights.checkpoint import open_checkpoint
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ostinato import sampling
+from ostinato.ops import sampling
 from ostinato.ops.base import PassKind, Sampling, Step
 from ostinato.sizes import STOP_IDS
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from small import sequence
 
-from ostinato.cache import PageTable
-from ostinato.scheduler import Scheduler
-from ostinato.sequence import Sequence
+from ostinato.run.cache import PageTable
+from ostinato.run.scheduler import Scheduler
+from ostinato.run.sequence import Sequence
 
 
 def scheduler(slots: int = 2, prefill_rows: int = 128, pages: int = 9) -> Scheduler:

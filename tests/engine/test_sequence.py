@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from small import request, sequence
 
-from ostinato.sequence import Event, Sequence
+from ostinato.run.sequence import Event, Sequence
 
 ENDS = [  # stop ids, min_tokens, max_tokens, tokens offered, reason
     pytest.param((7,), 0, 9, [1, 7], "stop", id="stop token"),

@@ -39,14 +39,14 @@ signal.setitimer(signal.ITIMER_REAL, 0)
 signal.signal(signal.SIGPROF, signal.SIG_IGN)
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPROF})
 from ostinato.errors import TokenizerError
-from ostinato.sandbox import Sandbox
+from ostinato.text.sandbox import Sandbox
 try: Sandbox("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "x").render([{}])
 except TokenizerError as e: assert "takes too long" in str(e), e
 """,
     "a-parent-that-ignores-its-children": """
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 from ostinato.errors import TokenizerError
-from ostinato.sandbox import Sandbox
+from ostinato.text.sandbox import Sandbox
 try: Sandbox("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "x").render([{}])
 except TokenizerError as e: assert "ignores SIGCHLD" in str(e), e
 assert answer("one") == answer("one")
@@ -61,7 +61,7 @@ assert answer("one") == right
 """,
     "close-while-another-thread-renders": """
 from ostinato.errors import TokenizerError
-from ostinato.sandbox import Sandbox
+from ostinato.text.sandbox import Sandbox
 box, said = Sandbox("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "x"), []
 def render():
     try: box.render([{}])

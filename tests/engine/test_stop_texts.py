@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ostinato import LLM, RequestOutput, SamplingParams, requests
+from ostinato import LLM, RequestOutput, SamplingParams
+from ostinato.run import requests
 
 HOT = {"temperature": 2.0, "max_tokens": 60, "ignore_eos": True}
 

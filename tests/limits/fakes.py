@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ostinato.limits.probe import Probe
+from ostinato.tools.limits.probe import Probe
 
 
 def fake(name: str, feature: str = "streams", says: Any = "yes", run: Any = None) -> Probe:

@@ -9,8 +9,8 @@ from unittest.mock import MagicMock
 
 import numpy as np
 
-from ostinato.limits.lab import Lab
 from ostinato.ops.device import HostDevice
+from ostinato.tools.limits.lab import Lab
 
 
 class Status(int):

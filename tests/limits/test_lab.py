@@ -12,8 +12,8 @@ from fakes import raiser
 from ptxas import missing
 
 from ostinato.errors import DeviceError
-from ostinato.limits import lab, linking, sources
-from ostinato.limits.probe import CannotRun, Refused, Wrong
+from ostinato.tools.limits import lab, linking, sources
+from ostinato.tools.limits.probe import CannotRun, Refused, Wrong
 
 PROBE_SOURCE = "\n".join(p.read_text(encoding="utf-8") for p in sorted(Path(lab.__file__).parent.glob("*.py")))
 

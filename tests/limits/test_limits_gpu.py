@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from ostinato import doctor
-from ostinato.limits import runner
-from ostinato.limits.probe import Outcome
-from ostinato.limits.table import PROBES
+from ostinato.tools import doctor
+from ostinato.tools.limits import runner
+from ostinato.tools.limits.probe import Outcome
+from ostinato.tools.limits.table import PROBES
 
 pytestmark = [
     pytest.mark.gpu,

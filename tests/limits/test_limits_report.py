@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from ostinato import cli, doctor
-from ostinato.limits import report, runner
-from ostinato.limits.probe import Outcome
-from ostinato.limits.table import PROBES
+from ostinato.cli import main as cli
+from ostinato.tools import doctor
+from ostinato.tools.limits import report, runner
+from ostinato.tools.limits.probe import Outcome
+from ostinato.tools.limits.table import PROBES
 
 GPUS = doctor.driver().gpus
 MACHINE = {"device": "Some GPU", "driver": "1.2.3"}

@@ -11,8 +11,8 @@ import pytest
 from fakes import fake, raiser
 
 from ostinato.errors import DeviceError
-from ostinato.limits import runner, worker
-from ostinato.limits.probe import CannotRun, Outcome, Refused, Wrong
+from ostinato.tools.limits import runner, worker
+from ostinato.tools.limits.probe import CannotRun, Outcome, Refused, Wrong
 
 MACHINE = {"device": "Some GPU", "driver": "1.2.3"}
 

@@ -9,9 +9,9 @@ import pytest
 from fakes import fake
 from idle import Library, idle_lab
 
-from ostinato.limits import article, worker
-from ostinato.limits.probe import Outcome, agreement
-from ostinato.limits.table import PROBES
+from ostinato.tools.limits import article, worker
+from ostinato.tools.limits.probe import Outcome, agreement
+from ostinato.tools.limits.table import PROBES
 
 
 def test_every_row_of_the_article_has_probes_and_they_are_in_its_order() -> None:

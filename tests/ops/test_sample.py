@@ -1,4 +1,4 @@
-"""The sampling kernel picks exactly the tokens that engine/sampling.py defines."""
+"""The sampling kernel picks exactly the tokens that engine/ops/sampling.py defines."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from rows import F32, I32, RowOps, scratch, step
 
-from ostinato import sampling
 from ostinato.errors import DeviceError
+from ostinato.ops import sampling
 from ostinato.ops.base import Sampling
 from ostinato.sizes import STOP_IDS
 

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer as Backend
 from vocabularies import KINDS, byte_level
 
-from ostinato.tokenizer import Tokenizer
+from ostinato.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(params=KINDS)

@@ -10,9 +10,9 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders
 from vocabularies import KINDS, byte_level, sentencepiece
 
-from ostinato.detokenizer import ALPHABET, Decoder, Spelling
 from ostinato.errors import RequestError, TokenizerError
-from ostinato.tokenizer import Tokenizer
+from ostinato.text.detokenizer import ALPHABET, Decoder, Spelling
+from ostinato.text.tokenizer import Tokenizer
 
 CODES = [code for code in range(0x80, 0x110000, 64) if not 0xD800 <= code < 0xE000]  # one of each 64: they differ in
 UNFINISHED = {chr(code).encode()[:n] for code in CODES for n in range(1, len(chr(code).encode()))}  # the last byte only

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from vocabularies import gguf
 
-from ostinato.gguf_vocab import GPT4O, TEKKEN, build
+from ostinato.text.gguf_vocab import GPT4O, TEKKEN, build
 
 TEXT = "They'll Say helloWorld 12345 a//\nb"
 LLAMA = ["They", "'ll", "ĠSay", "ĠhelloWorld", "Ġ", "123", "45", "Ġa", "//Ċ", "b"]

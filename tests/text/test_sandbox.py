@@ -10,8 +10,8 @@ import pytest
 from vocabularies import CHATML, user
 
 from ostinato.errors import RequestError, TokenizerError
-from ostinato.template import LONGEST_CHAT, ChatTemplate
-from ostinato.tokenizer import Tokenizer
+from ostinato.text.template import LONGEST_CHAT, ChatTemplate
+from ostinato.text.tokenizer import Tokenizer
 
 
 def make(template: str, tokenizer: Tokenizer) -> ChatTemplate:

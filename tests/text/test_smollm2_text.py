@@ -9,8 +9,8 @@ from vocabularies import user
 
 from ostinato.config import Rope
 from ostinato.models.families import model_config
-from ostinato.template import ChatTemplate
-from ostinato.tokenizer import Tokenizer
+from ostinato.text.template import ChatTemplate
+from ostinato.text.tokenizer import Tokenizer
 from ostinato.weights.checkpoint import Checkpoint, open_checkpoint
 from ostinato.weights.fetch import resolve
 

@@ -12,8 +12,8 @@ import pytest
 from vocabularies import CHATML, CONTROL, gguf, user
 
 from ostinato.errors import EngineError, RequestError, TokenizerError
-from ostinato.template import ChatTemplate, ControlTexts
-from ostinato.tokenizer import Tokenizer
+from ostinato.text.template import ChatTemplate, ControlTexts
+from ostinato.text.tokenizer import Tokenizer
 
 
 def make(template: str, tokenizer: Tokenizer) -> ChatTemplate:

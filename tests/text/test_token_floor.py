@@ -11,10 +11,10 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from vocabularies import CHATML, KINDS, byte_level, gguf, metaspace, sentencepiece, user
 
-from ostinato import prompt_text
 from ostinato.errors import RequestError
-from ostinato.template import ChatTemplate
-from ostinato.tokenizer import Tokenizer
+from ostinato.text import prompt_text
+from ostinato.text.template import ChatTemplate
+from ostinato.text.tokenizer import Tokenizer
 
 
 def spaces_vanish() -> Backend:

@@ -13,7 +13,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from vocabularies import KINDS, byte_level, gguf, sentencepiece
 
 from ostinato.errors import RequestError, TokenizerError
-from ostinato.tokenizer import Tokenizer
+from ostinato.text.tokenizer import Tokenizer
 from ostinato.weights.checkpoint import open_checkpoint
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"

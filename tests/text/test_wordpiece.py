@@ -7,7 +7,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from ostinato.errors import RequestError
-from ostinato.tokenizer import Tokenizer
+from ostinato.text.tokenizer import Tokenizer
 
 CONTROL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]  # ids 0 to 3
 WORDS = ["don", "'", "t", "stop", "##ping", "##s", ".", ",", "!", "?", "n't", "[", "]", "sep", "unk", "a"]

@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
-from ostinato.detokenizer import ALPHABET
+from ostinato.text.detokenizer import ALPHABET
 
 CONTROL = ["<|end|>", "<|im_start|>", "<|im_end|>"]  # ids 0, 1, 2
 PLAIN = ["<think>", "</think>"]  # added, but not control: ids 3, 4

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from checkpoint_files import llama_keys, write_gguf
 
-from ostinato import rope
 from ostinato.config import ModelConfig
+from ostinato.models import rope
 from ostinato.models.families import model_config
 from ostinato.weights import names
 from ostinato.weights.checkpoint import Checkpoint, open_checkpoint

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ostinato.load import weights
 from ostinato.models.families import model_config
 from ostinato.ops.numpy import NumpyOps
+from ostinato.run.load import weights
 from ostinato.weights.checkpoint import Checkpoint, open_checkpoint
 from ostinato.weights.files import let_go, map_file
 

@@ -13,8 +13,8 @@ from checkpoint_files import llama_keys, refused, write_gguf, write_safetensors
 
 from ostinato.errors import CheckpointError, EngineError, TokenizerError, UnsupportedModel
 from ostinato.models.families import model_config
-from ostinato.template import ChatTemplate
-from ostinato.tokenizer import Tokenizer
+from ostinato.text.template import ChatTemplate
+from ostinato.text.tokenizer import Tokenizer
 from ostinato.weights import fetch
 from ostinato.weights.checkpoint import open_checkpoint
 from ostinato.weights.fetch import resolve

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from checkpoint_files import entry, refused, safetensors, write_safetensors
 
-from ostinato.load import weights
 from ostinato.models.families import model_config
 from ostinato.ops.numpy import NumpyOps
+from ostinato.run.load import weights
 from ostinato.weights import names
 from ostinato.weights.checkpoint import open_checkpoint
 from ostinato.weights.safetensors import read_directory

@@ -1,0 +1,303 @@
+"""The `ostinato` command: generate, chat, embed, compare, bench, inspect, tune, doctor.
+
+Text goes to stdout, everything else to stderr; with --json stdout is one object. What cannot be done is one line on
+stderr and exit status 2, Ctrl-C is 130, a closed pipe 141. Modules that cost time to import are imported by the command
+that needs them, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ..errors import EngineError, RequestError
+from ..report import print_json, say, terminal
+from ..tools import tune
+from ..tools.bench import command as bench
+from ..tools.inspect import command as inspect
+from . import embed, stdin
+
+if TYPE_CHECKING:
+    from .. import LLM, RequestOutput, SamplingParams, Stream
+
+INTERRUPTED, CLOSED_PIPE = 130, 141  # exit statuses: 128 and the signal, as shells have it
+
+_OF_STDOUT = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}  # without a file's name
+
+SAMPLING = {  # option -> (type, help); names and defaults are those of SamplingParams
+    "max_tokens": (int, "tokens to generate at most (default: what fits)"),
+    "temperature": (float, "0 = always the most probable token (default), at most 2"),
+    "top_p": (float, "sample from the fewest tokens whose probabilities reach this"),
+    "top_k": (int, "sample from this many most probable tokens"),
+    "min_p": (float, "drop tokens less probable than this times the most probable one"),
+    "repetition_penalty": (float, "divides the logits of tokens seen before"),
+    "presence_penalty": (float, "taken off the logits of tokens generated before"),
+    "frequency_penalty": (float, "taken off once for each time a token was generated"),
+    "seed": (int, "same seed, same text"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose complaint is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (--help lists the options)\n")
+
+    def print_help(self, file: Any = None) -> None:
+        """On stdout; argparse's own does not tell that it cannot be written."""
+        print(self.format_help(), end="", file=file)
+
+
+def parser() -> Parser:
+    """All commands and their options."""
+    main = Parser(prog="ostinato", description="Small-batch transformer inference, replayed as CUDA graphs.")
+    commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    generate = commands.add_parser("generate", help="continue a prompt", description="Continue a prompt.")
+    _model_options(generate)
+    generate.add_argument("prompt", metavar="PROMPT", help="the text to continue; - reads it from stdin")
+    generate.add_argument("--chat", action="store_true", help="PROMPT is a message; use the model's chat template")
+    generate.add_argument(
+        "--parse-special", action="store_true", help="control tokens that PROMPT spells count; not for strangers' text"
+    )
+    _sampling_options(generate)
+    generate.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    generate.set_defaults(run=run_generate)
+
+    chat = commands.add_parser(
+        "chat", help="talk to a model", description="Talk to a model; /reset forgets, /exit ends."
+    )
+    _model_options(chat)
+    chat.add_argument("--system", help="message of the role system to begin with")
+    _sampling_options(chat)
+    chat.set_defaults(run=run_chat)
+
+    compare = commands.add_parser(
+        "compare", help="backends and graphs against each other", description="Speed and agreement of the backends."
+    )
+    _compare_options(compare)
+    compare.set_defaults(run=run_compare)
+
+    embed.add_command(commands, _model_options)
+    bench.add_command(commands)
+    inspect.add_command(commands)
+    tune.add_command(commands)
+
+    doctor = commands.add_parser(
+        "doctor", help="what works here", description="What works here, and how to mend the rest."
+    )
+    doctor.add_argument("--json", action="store_true", help="print a JSON list")
+    doctor.add_argument(
+        "--extra", action="store_true", help="print only which extra to install: cuda12, cuda13 or nothing"
+    )
+    doctor.add_argument("--graph-limits", action="store_true", help="ask this GPU what a CUDA graph can hold")
+    doctor.set_defaults(run=run_doctor)
+    return main
+
+
+def _model_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("model", metavar="MODEL", help="a directory, a .gguf file, an alias (smollm2-135m), or org/name")
+    p.add_argument("--backend", choices=("auto", "cuda", "cublas", "numpy"), default="auto", help="default: auto")
+    p.add_argument("--graph", choices=("step", "layer", "off"), default="step", help="what one graph covers (step)")
+    p.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto", help="default: auto")
+    p.add_argument("--max-len", type=int, help="tokens of a prompt and its completion (default: what the model allows)")
+    p.add_argument("--nvtx", action="store_true", help="named ranges for CUDA profilers, such as nsys")
+
+
+def _sampling_options(p: argparse.ArgumentParser) -> None:
+    for name, (kind, text) in SAMPLING.items():
+        p.add_argument(
+            f"--{name.replace('_', '-')}", dest=name, type=kind, help=text, metavar="N" if kind is int else "X"
+        )
+    p.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; may be given several times")
+    p.add_argument("--ignore-eos", action="store_true", help="go on after the model's end token")
+
+
+def _compare_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("model", metavar="MODEL", help="a directory, a .gguf file, an alias (smollm2-135m), or org/name")
+    p.add_argument("--backends", default="cuda,cublas", help="which, separated by commas (default: cuda,cublas)")
+    p.add_argument("--graphs", default="off,layer,step", help="which, separated by commas (default: off,layer,step)")
+    p.add_argument("--reference", help="backend that the others are measured against (default: cublas, or the first)")
+    p.add_argument(
+        "--windows", type=int, default=4, metavar="N", help="pieces of text to compare logits on (4); 0 = none"
+    )
+    p.add_argument("--tokens", type=int, default=256, metavar="N", help="tokens in a piece (256)")
+    p.add_argument("--decode", type=int, default=128, metavar="N", help="tokens decoded to measure speed (128)")
+    p.add_argument("--batch", type=int, default=1, metavar="N", help="sequences decoded at once to measure speed (1)")
+    p.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto", help="default: auto")
+    p.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+
+
+def _load(args: argparse.Namespace) -> LLM:
+    from .. import LLM
+
+    return LLM(args.model, backend=args.backend, graph=args.graph, dtype=args.dtype, max_batch=1, max_len=args.max_len,
+               nvtx=args.nvtx)  # fmt: skip
+
+
+def _params(args: argparse.Namespace) -> SamplingParams:
+    from .. import SamplingParams
+
+    given: dict[str, Any] = {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
+    return SamplingParams(**given, stop=args.stop or (), ignore_eos=args.ignore_eos)
+
+
+def run_generate(args: argparse.Namespace) -> int:
+    """Print the continuation as it comes, or all of it as JSON."""
+    params = _params(args)  # before the model: a wrong option should not wait for it
+    if args.chat and args.parse_special:
+        raise RequestError("--parse-special: expected without --chat, whose template writes the control tokens")
+    prompt = stdin.read() if args.prompt == "-" else args.prompt
+    special = args.parse_special
+    messages = [{"role": "user", "content": prompt}]
+    with _load(args) as llm:
+        if args.json:
+            out = llm.chat(messages, params) if args.chat else llm.generate(prompt, params, parse_special=special)[0]
+            print_json(_record(llm, out))
+            return 0
+        chunks = llm.stream_chat(messages, params) if args.chat else llm.stream(prompt, params, parse_special=special)
+        out = _stream(chunks)
+        say("ostinato", _figures(out))
+    return 0
+
+
+def _record(llm: LLM, out: RequestOutput) -> dict[str, Any]:
+    """What --json prints."""
+    timings = {"load_s": llm.load_s, "ttft_ms": out.ttft * 1e3, "decode_tok_s": out.decode_tok_s}
+    return {
+        "text": out.text,
+        "token_ids": out.token_ids,
+        "finish_reason": out.finish_reason,
+        "prompt_tokens": out.prompt_tokens,
+        "completion_tokens": out.completion_tokens,
+        "backend": llm.backend,
+        "graph": llm.graph,
+        "timings": {k: None if v is None else round(v, 3) for k, v in timings.items()},
+    }
+
+
+def _stream(chunks: Stream) -> RequestOutput:
+    """Print the text of each chunk at once; the finished output."""
+    output = None
+    with chunks:  # its pages are freed before the exception of a closed pipe or Ctrl-C goes on
+        for chunk in chunks:
+            print(chunk.text, end="", flush=True)
+            output = chunk.output or output
+    print(flush=True)
+    if output is None:
+        raise RuntimeError("the stream ended without its output")
+    return output
+
+
+def _figures(out: RequestOutput) -> str:
+    rate = "" if out.decode_tok_s is None else f", {out.decode_tok_s:.1f} tokens/s"
+    return f"{out.completion_tokens} tokens, first after {out.ttft * 1e3:.0f} ms{rate}, finish: {out.finish_reason}"
+
+
+def run_chat(args: argparse.Namespace) -> int:
+    """Read messages until the end of input or /exit, answer each with the whole conversation in mind."""
+    params = _params(args)
+    begin = [{"role": "system", "content": args.system}] if args.system else []
+    history = list(begin)
+    with _load(args) as llm:
+        llm.runner  # noqa: B018  an encoder is refused before anybody has typed
+        for line in stdin.lines():
+            if line == "/exit":
+                break
+            if line == "/reset":
+                history = list(begin)
+                continue
+            question = {"role": "user", "content": line}
+            try:
+                out = _stream(llm.stream_chat([*history, question], params))
+            except RequestError as e:  # the conversation no longer fits: the user can shorten it
+                say("ostinato", f"{_one_line(e)}; /reset begins anew")
+                continue
+            history += [question, {"role": "assistant", "content": out.text}]
+    return 0
+
+
+def run_compare(args: argparse.Namespace) -> int:
+    """Measure, then print a table or JSON."""
+    from ..tools import compare
+
+    settings = compare.Settings(
+        model=args.model,
+        backends=tuple(args.backends.split(",")),
+        graphs=tuple(args.graphs.split(",")),
+        reference=args.reference,
+        windows=args.windows,
+        tokens=args.tokens,
+        decode=args.decode,
+        batch=args.batch,
+        dtype=args.dtype,
+    )
+    report = compare.compare(settings)
+    if args.json:
+        print_json(report.record())
+    else:
+        compare.print_table(report)
+    return 0
+
+
+def run_doctor(args: argparse.Namespace) -> int:
+    """Print the report of doctor.py."""
+    from ..tools import doctor
+
+    return doctor.main(as_json=args.json, only_extra=args.extra, graph_limits=args.graph_limits)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit status."""
+    try:
+        status = _run(argv)
+        sys.stdout.flush()  # here, where it can still be told if that fails
+        return status
+    except KeyboardInterrupt:
+        if terminal(sys.stderr):
+            print(file=sys.stderr)  # the line after ^C
+        lose_unwritten(sys.stdout)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader went away
+        lose_unwritten(sys.stdout)
+        return CLOSED_PIPE
+    except (EngineError, OSError, UnicodeEncodeError, MemoryError) as e:
+        say("ostinato", _reason(e))
+        lose_unwritten(sys.stdout)
+        return 2
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    try:
+        args = parser().parse_args(argv)
+        return args.run(args)
+    except SystemExit as e:  # argparse ends --help and its complaints this way
+        return e.code if isinstance(e.code, int) else 2
+
+
+def _reason(e: BaseException) -> str:
+    """An error in one line."""
+    if isinstance(e, UnicodeEncodeError) and e.encoding != "utf-8":
+        found = ascii(e.object[e.start])
+        return f"stdout: expected text in {e.encoding}, found {found}; PYTHONIOENCODING=utf-8 can write it"
+    if isinstance(e, OSError) and e.errno in _OF_STDOUT and e.filename is None:
+        return f"stdout: cannot be written: {e.strerror}"
+    return _one_line(e) or type(e).__name__
+
+
+def _one_line(e: BaseException) -> str:
+    return " ".join(str(e).split())
+
+
+def lose_unwritten(stream: Any) -> None:
+    """Lose what is still in the buffer of stdout or stderr if it cannot be written: the interpreter would try again."""
+    try:
+        stream.flush()
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,0 +1,1 @@
+"""CUDA graphs: recorded once by stream capture, replayed, opened node by node."""

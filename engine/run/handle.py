@@ -1,0 +1,89 @@
+"""A request inside the engine: its sequences, the events nobody has taken yet, and how it ended."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from ..errors import EngineError
+from ..outputs import CompletionOutput, RequestOutput
+from .sequence import Event, Request, Sequence
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+
+class Handle:
+    """What Engine.add returns. `ended` and `output` are for everybody, the other methods are the engine's."""
+
+    def __init__(self, request: Request, listen: bool, wake: Callable[[], None] | None, engine: Engine) -> None:
+        self.request = request
+        self.engine: Engine | None = engine  # None once it has ended: who keeps the handle does not keep the model
+        self.sequences = [Sequence(request, i) for i in range(request.params.n)]
+        self.wake = wake
+        self.began = time.perf_counter()
+        self._first: float | None = None  # times of its first token and of its latest
+        self._last = self.began
+        self._running = len(self.sequences)
+        self._inbox: deque[Event] | None = deque() if listen else None
+
+    @property
+    def ended(self) -> bool:
+        """Whether every completion has ended."""
+        return self._running == 0
+
+    def ready(self, end: bool) -> bool:
+        """Whether there are events to take, or it has ended; end: only the latter counts."""
+        return not self._running or (bool(self._inbox) and not end)
+
+    def put(self, event: Event, now: float) -> None:
+        """Note an event of one of its sequences. now: by time.perf_counter."""
+        if event.token is not None:
+            self._last = now
+            if self._first is None:
+                self._first = now
+        if self._inbox is not None and event.finish_reason != "error":  # `take` raises it
+            self._inbox.append(event)
+        if event.finish_reason is not None:  # last: who sees that it has ended takes what there is
+            self._running -= 1
+            if not self._running:
+                self.engine = None
+
+    @property
+    def error(self) -> BaseException | None:
+        """What ended a completion before it was complete."""
+        return next((seq.error for seq in self.sequences if seq.error is not None), None)
+
+    def take(self) -> list[Event]:
+        """The events since the last take. Raises the error that ended the request once they are all taken."""
+        events: list[Event] = []
+        with suppress(IndexError):  # another thread takes as well
+            while self._inbox:
+                events.append(self._inbox.popleft())
+        if not events and (error := self.error) is not None:
+            raise _again(error) from error
+        return events
+
+    def output(self) -> RequestOutput:
+        """The request once it has ended."""
+        outputs = [
+            CompletionOutput(s.index, s.text.full if s.text else "", list(s.tokens), s.finish_reason or "", s.logprobs)
+            for s in self.sequences
+        ]
+        tokens = sum(len(o.token_ids) for o in outputs)
+        first = self.began if self._first is None else self._first
+        later = tokens - len(outputs)  # the tokens that came from decode steps
+        rate = later / (self._last - first) if later > 0 and self._last > first else None
+        ids = self.request.ids
+        return RequestOutput(self.request.prompt, ids, outputs, len(ids), tokens, first - self.began, rate)
+
+
+def _again(error: BaseException) -> BaseException:
+    """The error for one more thread to raise: a traceback belongs to one."""
+    if isinstance(error, EngineError):
+        return type(error)(*error.args)
+    return copy.copy(error)

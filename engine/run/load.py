@@ -1,0 +1,137 @@
+"""Which backend runs, and a checkpoint's tensors in its hands. Touches the device through Ops only."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..config import LayerSpec, ModelConfig, Rope
+from ..errors import DeviceError
+from ..models import rope
+from ..models.weights import LayerWeights, Weights
+from ..ops.base import Ops
+from ..ops.numpy import NumpyOps
+from ..weights import names
+from ..weights.checkpoint import Checkpoint
+
+_log = logging.getLogger("ostinato")
+BANNED = -1e30  # bias of a logit that must never be sampled: finite, so that sums and differences stay numbers
+
+
+def choose(backend: str, dtype: str, stored: str) -> tuple[Ops, str]:
+    """The operations of a backend, and a word on the choice. backend "auto": cuda if it works here, else numpy.
+
+    dtype "auto" is the checkpoint's own on a GPU (`stored`; quantised files say bfloat16) and float32 on NumPy, which
+    always computes in float32: another dtype rounds its weights only. DeviceError if a backend that was asked for by
+    name cannot run."""
+    if backend == "numpy":
+        return _numpy(dtype)
+    try:
+        return _gpu(backend, stored if dtype == "auto" else dtype)
+    except DeviceError as e:
+        if backend != "auto":
+            raise
+        ops, about = _numpy(dtype)
+        return ops, f"{about}, chosen because {e}"
+
+
+def _numpy(dtype: str) -> tuple[Ops, str]:
+    kind = "float32" if dtype == "auto" else dtype
+    return NumpyOps(dtype=kind), "float32" if kind == "float32" else f"float32 with weights rounded to {kind}"
+
+
+def _gpu(backend: str, dtype: str) -> tuple[Ops, str]:
+    from ..ops.cublas import CublasOps
+    from ..ops.cuda import CudaOps
+    from ..ops.gpu import CupyDevice
+
+    device = CupyDevice()
+    if device.arch < 80:
+        raise DeviceError(f"backend cuda needs a GPU of compute capability 8.0 or more, and {device.name} has "
+                          f"{device.arch / 10}")  # fmt: skip
+    ops = (CublasOps if backend == "cublas" else CudaOps)(device, dtype)
+    return ops, f"{dtype}, chosen because the GPU is there" if backend == "auto" else dtype
+
+
+def weights(
+    ops: Ops,
+    ck: Checkpoint,
+    c: ModelConfig,
+    max_len: int | None = None,
+    banned: tuple[int, ...] = (),
+    progress: Callable[[int, int], None] = lambda done, all: None,
+) -> Weights:
+    """The model's weights as ops keeps them, one tensor after the other; progress(done, all) is called after each.
+
+    max_len: positions that tables of angles reach, as many as the model was made for if None. banned: embedding rows
+    the tokenizer has no token for, made impossible to sample. CheckpointError if a tensor is missing, left over or has
+    the wrong shape."""
+    entries = names.check(ck, c)  # first: a config may claim any number of layers
+    reach = max_len or c.max_len
+    top: dict[str, Any] = {"head_bias": _ban(ops, c, banned), "max_len": reach}
+    layers: list[dict[str, Any]] = [{} for _ in c.layers]
+    for done, entry in enumerate(entries, 1):
+        *where, name = entry.path.split(".")
+        spec = c.layers[int(where[1])] if where else c.layers[0]
+        (layers[int(where[1])] if where else top)[name] = _loaded(ops, ck, entry, spec)
+        for tensor in entry.tensors:  # else the file is in memory beside what was made of it
+            ck.let_go(tensor)
+        progress(done, len(entries))
+    tables: dict[tuple[Rope | None, int], Any] = {}
+    for spec, layer in zip(c.layers, layers, strict=True):
+        key = spec.rope, spec.head_dim
+        if key not in tables:
+            tables[key] = ops.device.upload(rope.table(*key, reach))
+            _name_long_factors(spec.rope, reach)
+        layer["rope"] = tables[key]
+    top.setdefault("head", top["embed"])
+    return Weights(layers=tuple(LayerWeights(**layer) for layer in layers), **top)
+
+
+def _name_long_factors(r: Rope | None, reach: int) -> None:
+    """On stderr: which of its lists longrope takes is chosen once, for short prompts as well."""
+    if r and r.scaling and r.scaling.kind == "longrope" and reach > r.scaling.original_max_len:
+        what = "longrope: the long factors, as sequences may have %d tokens; max_len=%d takes the short ones"
+        _log.warning(what, reach, r.scaling.original_max_len)
+
+
+def _loaded(ops: Ops, ck: Checkpoint, entry: names.Entry, spec: LayerSpec) -> Any:
+    """What ops keeps of an entry's tensors, by its kind: see names.Entry."""
+    parts = [ck.tensor(name) for name in entry.tensors]
+    if entry.kind == "transposed":
+        parts = [part.T for part in parts]
+    parts = _ordered(entry, parts, spec)
+    if entry.kind in ("weight", "transposed"):
+        return ops.weight(parts, entry.layout, spec.head_dim)
+    if entry.kind == "table":
+        return ops.vector([parts[0].astype(np.float32) + sum(part[0].astype(np.float32) for part in parts[1:])])
+    return ops.vector(parts)
+
+
+def _ordered(entry: names.Entry, parts: list[np.ndarray], spec: LayerSpec) -> list[np.ndarray]:
+    """The parts with the rows of every head of q and k where the kernels look for pairs: see rope.order."""
+    rows = rope.order(spec.rope, spec.head_dim)
+    if rows is None or not (entry.layout == "qkv" or entry.path.endswith((".q_norm", ".k_norm"))):
+        return parts
+    if entry.layout == "qkv":
+        ends = np.cumsum([spec.heads, spec.kv_heads]) * spec.head_dim
+        q, k, v = parts if len(parts) == 3 else np.split(parts[0], ends)
+        return [_by_head(q, rows), _by_head(k, rows), v]
+    return [_by_head(part, rows) for part in parts]
+
+
+def _by_head(part: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The rows of every head in another order.  part [heads * d, ...], rows [d]"""
+    return part.reshape(-1, len(rows), *part.shape[1:])[:, rows].reshape(part.shape)
+
+
+def _ban(ops: Ops, c: ModelConfig, ids: tuple[int, ...]) -> Any:
+    """[V] float32, what is added to the logits so that ids are never sampled; None without any."""
+    if not ids:
+        return None
+    bias = np.zeros(c.vocab, np.float32)
+    bias[list(ids)] = BANNED
+    return ops.vector([bias])

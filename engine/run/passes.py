@@ -1,0 +1,67 @@
+"""What prompts of a decoder and texts of an encoder have in common: how their rows are laid out in a pass.
+
+Used by runner.py and encoder.py; NumPy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import NamedTuple
+
+import numpy as np
+
+from ..config import EngineConfig, ModelConfig
+from ..errors import RequestError
+from ..sizes import PAGE
+
+
+class Piece(NamedTuple):
+    """Tokens of one sequence, the first of which stands at position `first`."""
+
+    slot: int
+    ids: Sequence[int]
+    first: int = 0
+
+
+def rows_of(pieces: Sequence[Piece], align: int = PAGE) -> int:
+    """Rows that pieces take when each of them begins at a multiple of `align`. At PAGE no tile holds two sequences."""
+    return sum(-(-len(piece.ids) // align) * align for piece in pieces)
+
+
+def spare_rows(rows: int, spare: int) -> np.ndarray:
+    """[4, rows] int32, Step's ids, seqs, positions, visible: token 0 of the spare sequence at 0, seeing itself."""
+    return np.repeat(np.array([[0], [spare], [0], [1]], np.int32), rows, axis=1)
+
+
+def fill(state: np.ndarray, pieces: Sequence[Piece], causal: bool, align: int = PAGE) -> np.ndarray:
+    """Put pieces one after the other into spare rows [4, R]; [N] the row of each one's first token.
+
+    causal: a token sees those before it and itself; else all of its piece. align: as in rows_of."""
+    lengths = np.array([len(piece.ids) for piece in pieces])
+    taken = -(-lengths // align) * align
+    starts, before = np.cumsum(taken) - taken, np.cumsum(lengths) - lengths
+    place = np.arange(lengths.sum()) - np.repeat(before, lengths)  # of a token in its piece
+    row = np.repeat(starts, lengths) + place
+    state[0, row] = np.fromiter(chain.from_iterable(piece.ids for piece in pieces), np.int32, len(row))
+    state[1, row] = np.repeat([piece.slot for piece in pieces], lengths)
+    state[2, row] = position = np.repeat([piece.first for piece in pieces], lengths) + place
+    state[3, row] = position + 1 if causal else np.repeat(lengths, lengths)
+    return starts
+
+
+def expect_kind(c: ModelConfig, causal: bool) -> None:
+    """RequestError unless the model is a decoder (causal), or an encoder."""
+    if causal and not c.causal:
+        raise RequestError(f"model: expected a decoder, which generates text, found an encoder ({c.arch}), "
+                           "which embeds it")  # fmt: skip
+    if c.causal and not causal:
+        raise RequestError(f"model: expected an encoder, which embeds text, found a decoder ({c.arch}), "
+                           "which has no pooling of its own")  # fmt: skip
+
+
+def longest(c: ModelConfig, e: EngineConfig) -> int:
+    """Tokens of the longest sequence. RequestError if more is asked for than the model was made for."""
+    if e.max_len is not None and e.max_len > c.max_len:
+        raise RequestError(f"max_len: expected at most {c.max_len}, what the model was made for, found {e.max_len}")
+    return e.max_len or c.max_len

@@ -1,0 +1,260 @@
+"""Text to token ids and back, from a tokenizer.json or the vocabulary of a GGUF file.
+
+LLM makes one for its model. Text that a user wrote never becomes a control token ("<|im_end|>" stays ten characters):
+only `special=True`, meant for the text of chat templates, reads control tokens. Reads tokenizer.json and
+tokenizer_config.json; the encoding itself is done by the `tokenizers` package.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as Backend
+from tokenizers.models import WordLevel, WordPiece
+
+from ..checks import found, refuse
+from ..errors import EngineError, RequestError, TokenizerError
+from ..process import forks
+from ..weights.files import POINTER, is_pointer
+from . import gguf_vocab
+from .detokenizer import ALPHABET, Decoder, Spelling
+from .token_floor import TokenFloor
+
+LARGEST = 256 * 2**20  # bytes of a tokenizer.json; the largest in use have about 40 MiB
+
+
+class Tokenizer:
+    """One vocabulary. Safe to use from several threads; a Decoder belongs to one sequence."""
+
+    def __init__(
+        self, backend: Backend, source: str, names: dict[str, str] | None = None, ends: Iterable[int | None] = ()
+    ):
+        """names: the texts of tokens by role ("bos_token", "eos_token", ...), for templates and bos_id, eos_ids.
+        ends: end tokens beside the eos_token."""
+        self.source = source  # for messages
+        self.names = names or {}
+        self._backend = backend
+        self._splitter: Any = None  # made when it is needed
+        self._lock = forks.Lock()  # encoding with or without control tokens is a switch of the backend
+        backend.no_truncation()
+        backend.no_padding()
+        state = backend.decoder.__getstate__() if backend.decoder is not None else b"null"  # its JSON
+        self._spelling = Spelling(json.loads(state), source)
+        added = backend.get_added_tokens_decoder()
+        self._pieces = {i: token.content.encode() for i, token in added.items()}  # bytes of ids, as far as known
+        self.control = {i: token.content for i, token in added.items() if token.special}  # control tokens by id
+        # WordPiece spells each word it does not know so; in other vocabularies bytes do
+        unknown = backend.model.unk_token if isinstance(backend.model, WordPiece) else None
+        self._meant = {i for i, content in self.control.items() if content != unknown}  # never come of a user's text
+        vocab = backend.get_vocab(with_added_tokens=True)
+        if not vocab:
+            raise TokenizerError(f"{source}: expected a vocabulary, found no token")
+        self._ids = frozenset(vocab.values())
+        byte_level = self._spelling.byte_level
+        self._kept = bytes(b for char, b in ALPHABET.items() if not byte_level or char in vocab)  # bytes with a token
+        self._floor = TokenFloor(backend, self._bytes_of)
+        texts = sorted((self.control[i] for i in self._meant if self.control[i]), key=len, reverse=True)
+        self._spelled = re.compile("|".join(map(re.escape, texts)) or r"(?!)")
+        self.vocab_size = max(self._ids) + 1
+        self.bos_id = self._id_of("bos_token")
+        # what ends a sequence by the tokenizer's own files
+        self.eos_ids = tuple(dict.fromkeys(i for i in (self._id_of("eos_token"), *ends) if i is not None))
+
+    @staticmethod
+    def from_checkpoint(checkpoint: Any) -> Tokenizer:
+        """Of an open checkpoint (its directory, or its GGUF metadata); TokenizerError names file and key."""
+        if checkpoint.directory is not None:
+            return _from_directory(Path(checkpoint.directory))
+        values, source = checkpoint.metadata or {}, str(checkpoint.source)
+        backend = _guarded(source, lambda: gguf_vocab.build(values, source))
+        meta, tokens = gguf_vocab.Metadata(values, source), values["tokenizer.ggml.tokens"]
+        roles = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+        ids = {role: meta.token_id(name, len(tokens)) for role, name in roles.items()}
+        ends = [meta.token_id(name, len(tokens)) for name in ("eot", "eom")]  # of a turn, of a call of a tool
+        return Tokenizer(backend, source, {role: tokens[i] for role, i in ids.items() if i is not None}, ends)
+
+    def encode(self, text: str, special: bool = False, bos: bool = True) -> list[int]:
+        """Token ids of a text.
+
+        special: control tokens in the text count as such, else they are plain characters. bos: add what the
+        tokenizer puts round a prompt, a begin token as a rule. RequestError if the text cannot be encoded so."""
+        encoding = self._encode(text, special)
+        if not bos:
+            return encoding.ids
+        ids = self._backend.post_process(encoding, None, True).ids
+        twice = special and ids[:1] == encoding.ids[:1] == ids[1:2] and ids[0] in self.control
+        return ids[1:] if twice else ids  # the text itself begins with the begin token
+
+    def at_least(self, text: str, limit: int) -> int:
+        """Tokens that a text has at least, for little work; 0 if it is short enough for `limit` to be encoded."""
+        return self._floor.of(text, limit)
+
+    def control_in(self, text: str) -> str | None:
+        """A control token that a text spells, None if it spells none."""
+        match = self._spelled.search(text) if isinstance(text, str) else None
+        return match and match[0]
+
+    def encode_marked(self, text: str, restore: Callable[[str], str]) -> list[int]:
+        """Token ids of a text in which control tokens count, and of what `restore` then makes of the text between.
+
+        For chat templates, whose control tokens are meant and those in a message are not: these are marked, and
+        restored when the others have been found. No begin token is added."""
+        ids: list[int] = []
+        start = 0
+        for i, begin, end in self._control_tokens(text):
+            ids += [*self._encode(restore(text[start:begin]), special=False).ids, i]
+            start = end
+        return ids + self._encode(restore(text[start:]), special=False).ids
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        """The text of these tokens from its beginning on; incomplete UTF-8 becomes U+FFFD."""
+        decoder = Decoder(self._bytes_of, self._spelling.strip, self.control if skip_special else ())
+        return "".join([decoder.push(i) for i in ids]) + decoder.flush()
+
+    def incremental(self, skip_special: bool = True) -> Decoder:
+        """A Decoder for tokens that continue a prompt: a space at their beginning is part of the text."""
+        return Decoder(self._bytes_of, 0, self.control if skip_special else ())
+
+    def unknown(self, rows: int) -> tuple[int, ...]:
+        """Ids below `rows`, the rows of the embedding table, that no token has: they must never be sampled.
+
+        Tables are padded to round sizes, so a tail of such ids is usual. TokenizerError if a token has no row."""
+        if self.vocab_size > rows:
+            raise TokenizerError(
+                f"{self.source}: expected ids below the {rows} rows of the embedding, found {self.vocab_size - 1}"
+            )
+        return tuple(i for i in range(rows) if i not in self._ids)
+
+    def _encode(self, text: Any, special: bool) -> Any:
+        if not isinstance(text, str):
+            refuse("prompt", "a text", text)
+        try:
+            lost = text.encode().translate(None, self._kept)
+        except UnicodeEncodeError as e:
+            raise RequestError(
+                f"prompt: expected Unicode text, found half a surrogate pair at character {e.start}"
+            ) from e
+        if lost:  # the backend would leave it out
+            raise RequestError(f"prompt: expected bytes that the vocabulary has, found 0x{lost[0]:02x}")
+        with self._lock:
+            self._backend.encode_special_tokens = not special
+            encoding = _guarded(self.source, lambda: self._backend.encode(text, add_special_tokens=False))
+        if not special and not self._meant.isdisjoint(encoding.ids):  # a vocabulary may spell one by other means
+            i = next(i for i in encoding.ids if i in self._meant)
+            raise RequestError(f"prompt: {self.control[i]!r} cannot be encoded other than as control token {i}")
+        return encoding
+
+    def _control_tokens(self, text: str) -> Iterator[tuple[int, int, int]]:
+        """(id, begin, end) of each control token in a text, found without encoding what is between them."""
+        if self._splitter is None:
+            self._splitter = _splitter(self._backend)
+        encoding = _guarded(self.source, lambda: self._splitter.encode(text, add_special_tokens=False))
+        for token, (begin, end) in zip(encoding.tokens, encoding.offsets, strict=True):
+            i = self._backend.token_to_id(token)
+            if i in self.control:
+                yield i, begin, end
+
+    def _bytes_of(self, i: int) -> bytes:
+        """The bytes of a token id, worked out once; RequestError for an id that no token has."""
+        piece = self._pieces.get(i)
+        if piece is None:
+            token = self._backend.id_to_token(i) if i in self._ids else None
+            if token is None:
+                raise RequestError(f"token id: expected one of the tokenizer's {len(self._ids)}, found {found(i)}")
+            piece = self._pieces[i] = self._spelling.bytes_of(token)
+        return piece
+
+    def _id_of(self, role: str) -> int | None:
+        """Id of the token with a role; None if there is no such role, TokenizerError if there is no such token."""
+        if role not in self.names:
+            return None
+        i = self._backend.token_to_id(self.names[role])
+        if i is None:
+            raise TokenizerError(f"{self.source}: {role}: expected a token, found {found(self.names[role])}")
+        return i
+
+
+def _splitter(backend: Backend) -> Backend:
+    """A tokenizer that finds the same added tokens, and makes one unknown token of all that is between two of them."""
+    splitter = Backend(WordLevel({"": 0}, unk_token=""))
+    splitter.normalizer = backend.normalizer  # type: ignore[assignment]
+    added = backend.get_added_tokens_decoder()
+    splitter.add_tokens([added[i] for i in sorted(added)])
+    return splitter
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file, {} if there is none; TokenizerError if it holds anything else."""
+    if not path.is_file():
+        return {}
+    text = read_text(path)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise TokenizerError(f"{path}: expected JSON: {e}") from e
+    if not isinstance(value, dict):
+        raise TokenizerError(f"{path}: expected a JSON object, found {found(value)}")
+    return value
+
+
+def read_text(path: Path) -> str:
+    """A file's text, without a byte order mark; TokenizerError if it is too large, not UTF-8 or a Git LFS pointer."""
+    try:
+        if (size := path.stat().st_size) > LARGEST:
+            raise TokenizerError(f"{path}: expected at most {LARGEST} bytes, found {size}")
+        text = path.read_text(encoding="utf-8").removeprefix("\ufeff")
+    except (OSError, UnicodeDecodeError) as e:
+        raise TokenizerError(f"{path}: cannot be read: {e}") from e
+    if is_pointer(text[:64].encode()):
+        raise TokenizerError(f"{path}: {POINTER}")
+    return text
+
+
+def _from_directory(directory: Path) -> Tokenizer:
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise TokenizerError(f"{path}: expected a file, found none (tokenizer.model alone cannot be read)")
+    text = read_text(path)
+    backend = _guarded(str(path), lambda: Backend.from_str(text))
+    config_path = directory / "tokenizer_config.json"
+    config = read_json(config_path)
+    _same_added_tokens(backend, config, config_path)
+    return Tokenizer(backend, str(path), _token_names(config, config_path))
+
+
+def _token_names(config: dict[str, Any], path: Path) -> dict[str, str]:
+    """bos_token and its like of a tokenizer_config.json: each a string, or an object with its string as content."""
+    names = {}
+    for role in ("bos_token", "eos_token", "unk_token", "pad_token"):
+        value = config.get(role)
+        value = value.get("content") if isinstance(value, dict) else value
+        if value is not None and not isinstance(value, str):
+            raise TokenizerError(f"{path}: {role}: expected a string, found {found(value)}")
+        if value is not None:
+            names[role] = value
+    return names
+
+
+def _same_added_tokens(backend: Backend, config: dict[str, Any], path: Path) -> None:
+    """A token that only tokenizer_config.json has would be split into characters: refuse it."""
+    added = config.get("added_tokens_decoder") or {}
+    for key, value in added.items() if isinstance(added, dict) else ():
+        content = value.get("content") if isinstance(value, dict) else None
+        if not isinstance(content, str) or str(backend.token_to_id(content)) != key:
+            raise TokenizerError(
+                f"{path}: added_tokens_decoder: {key}: expected a token of tokenizer.json, found {found(content)}"
+            )
+
+
+def _guarded(source: str, action: Any) -> Any:
+    """Run what calls the backend; its errors, and the panics that derive from BaseException, become TokenizerError."""
+    try:
+        return action()
+    except (EngineError, KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as e:
+        raise TokenizerError(f"{source}: {' '.join(str(e).split())[:200]}") from e

@@ -1,0 +1,1 @@
+"""What measures, compares, tunes and explains the engine; nothing here is needed to generate."""

@@ -1,0 +1,102 @@
+"""A batch of sequences with random prompts on a runner of their own, and the clocks to measure its steps with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+
+from ...config import EngineConfig, ModelConfig, SamplingParams
+from ...models.weights import Weights
+from ...ops.base import Ops
+from ...run.cache import pages_of
+from ...run.engine import Engine
+from ...run.runner import Row, Runner
+from ...run.sequence import Event, Request
+from ...sizes import PAGE
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is decoded: `batch` sequences, all in step."""
+
+    batch: int
+    prompt_len: int  # tokens before the first step
+    max_tokens: int  # steps
+    seed: int = 0  # of the prompts, which are random tokens
+
+    @property
+    def context(self) -> float:
+        """Tokens that a sequence attends to in the middle of its steps."""
+        return self.prompt_len + (self.max_tokens + 1) / 2
+
+
+class Session:
+    """A Runner for exactly this load, graphs captured. RequestError if the model cannot take sequences so long.
+
+    prompts: `batch` of at most prompt_len tokens; None = random ones of exactly that length."""
+
+    def __init__(
+        self,
+        ops: Ops,
+        c: ModelConfig,
+        w: Weights,
+        graph: str,
+        load: Load,
+        prompts: list[list[int]] | None = None,
+    ) -> None:
+        self.load, self.device = load, ops.device
+        length = load.prompt_len + load.max_tokens + 1
+        cache = load.batch * pages_of(length) * PAGE
+        e = EngineConfig(ops.name, graph, max_batch=load.batch, max_len=length, cache_tokens=cache, seed=load.seed)
+        self.runner = Runner(ops, c, w, e)
+        self._engine = Engine(self.runner)
+        rng = np.random.default_rng(load.seed)
+        self._prompts = prompts or rng.integers(0, c.vocab, (load.batch, load.prompt_len)).tolist()
+        self.rows: list[Row] = []  # of the first step; after `prefill`
+
+    def serve(self) -> tuple[float, float]:
+        """(ms to the first token of all sequences, ms a step after it) by the clock on the wall, as LLM decodes."""
+        began = first = time.perf_counter()
+        tokens = 0
+        for events in self.run():
+            tokens += len(events)
+            if first == began and tokens >= self.load.batch:
+                first = time.perf_counter()
+        last = time.perf_counter()
+        return (first - began) * 1e3, (last - first) * 1e3 / self.load.max_tokens
+
+    def run(self, prompts: list[list[int]] | None = None) -> Iterator[list[Event]]:
+        """Complete this load's prompts, or others no longer than they are: the events of each step."""
+        handles = [self._engine.add(request) for request in self.requests(prompts)]
+        while not all(handle.ended for handle in handles):
+            yield self._engine.step()
+
+    def prefill(self) -> None:
+        """Run the prompts; their pages are kept from now on, so neither `serve` nor `run` can be called any more."""
+        handles = [self._engine.add(request) for request in self.requests()]
+        sequences = [seq for handle in handles for seq in handle.sequences]
+        while not all(seq.tokens for seq in sequences):
+            self._engine.step()
+        self.rows = [Row(seq.slot, seq.tokens[-1], len(seq.prompt)) for seq in sequences]
+
+    def restart(self, ahead: int = 0) -> None:
+        """The next step is the first one again, or the one `ahead` of it. After `prefill`."""
+        self.runner.start([replace(row, position=row.position + ahead) for row in self.rows])
+
+    def step_times(self) -> list[float]:
+        """ms of every single step from the first on, by marks between them, all steps being launched at once."""
+        self.restart()
+        self.device.synchronize()
+        marks = [self.device.mark()]
+        for _ in range(self.load.max_tokens):
+            marks.append(self.runner.decode().done)
+        return [self.device.elapsed(a, b) for a, b in pairwise(marks)]
+
+    def requests(self, prompts: list[list[int]] | None = None) -> list[Request]:
+        """Of this load's prompts, or others: greedy, until their length, without text."""
+        params, tokens = SamplingParams(ignore_eos=True), self.load.max_tokens + 1  # a prompt gives one too
+        return [Request(prompt, params, self.load.seed, tokens) for prompt in prompts or self._prompts]

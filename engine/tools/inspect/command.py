@@ -1,0 +1,79 @@
+"""`ostinato inspect` on the command line. Called by cli.py; imports the looking only when it is asked for."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...report import say
+from ..bench.command import chosen_model
+
+if TYPE_CHECKING:
+    from ..bench.decode import Choose, Settings
+    from .step import Step
+
+
+def add_command(commands: Any) -> None:
+    """Add `inspect` to the subparsers of `ostinato`."""
+    p = commands.add_parser(
+        "inspect", help="the graph of a decode step, opened up", description="Nodes, edges and times of a decode step."
+    )
+    p.add_argument("model", metavar="MODEL", nargs="?", help="a model, as for generate; or --shape")
+    p.add_argument("--shape", metavar="NAME", help="random weights: smollm2-135m, llama-3.2-1b or llama-3.1-8b")
+    p.add_argument("--batch", type=int, default=1, metavar="N", help="sequences, at most 16 (1)")
+    p.add_argument("--graph", choices=("step", "layer"), default="step", help="what one graph covers (step)")
+    p.add_argument("--backend", choices=("auto", "cuda", "cublas", "numpy"), default="auto", help="default: auto")
+    p.add_argument("--prompt-len", type=int, default=128, metavar="N", help="tokens before the step (128)")
+    p.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto", help="default: auto")
+    p.add_argument("--dot", metavar="FILE", help="write the graph for graphviz")
+    p.add_argument("--png", metavar="FILE", help="draw a layer and where the time goes (needs the extra plot)")
+    p.add_argument("--json", metavar="FILE", help="write everything to a file")
+    p.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Open a step up, print it, write the files; 1 if the times of a captured graph's nodes do not add up."""
+    from ...run import load
+    from ..bench.decode import Settings
+    from ..bench.report import check_outputs, stamp, write_json, writing
+    from .dot import dot
+    from .table import print_tables, record
+    from .timing import TOGETHER, balanced
+
+    name, config = chosen_model(args)
+    settings = Settings(name, config, (args.batch,), graphs=(args.graph,), prompt_len=args.prompt_len,
+                        max_tokens=4 * TOGETHER, dtype=args.dtype)  # fmt: skip
+    check_outputs(args.json, None, dot=args.dot, png=args.png)
+    step, machine = open_step(settings, args.backend, load.choose)
+    print_tables(step)
+    if args.dot:
+        with writing(args.dot):
+            Path(args.dot).write_text(dot(step), encoding="utf-8")
+    if args.json:
+        write_json({**stamp(machine), **record(step)}, args.json)
+    if args.png:
+        from .picture import draw
+
+        draw(step, args.png)
+    return int(step.about["captured"] and not balanced(step))
+
+
+def open_step(s: Settings, backend: str, choose: Choose) -> tuple[Step, dict[str, str]]:
+    """A step in the middle of `s`, and what is known of the machine."""
+    from ..bench.decode import open_model
+    from ..bench.session import Session
+    from .timing import look
+
+    ops, c, w = open_model(s, backend, choose)
+    (batch,), (graph,) = s.batches, s.graphs
+    session = Session(ops, c, w, graph, s.load(batch))
+    session.prefill()
+    say("inspect", f"{ops.name} on {ops.device.name}: timing every node")
+    step = look(session)
+    step.about = {
+        "model": s.model, "backend": ops.name, "device": ops.device.name, "graph": graph, "batch": batch,
+        "dtype": ops.dtype.name, "context": s.prompt_len + s.max_tokens // 2,
+        "captured": ops.device.stream is not None,
+    }  # fmt: skip
+    return step, ops.device.about()

@@ -1,0 +1,276 @@
+"""`ostinato tune`: launch shapes of the decode products, chosen by timing the whole decode step on this GPU.
+
+Called by cli.py; the search itself is descent.py, the file that is written ops/tuned.py. Kernel by kernel the choice
+misleads, as in the step every kernel starts while the one before it ends: so every shape is tried inside the step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import sys
+import time as clock
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from math import inf
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import DeviceError, RequestError
+from ..ops.device import Device
+from ..ops.shapes import DecodeShape, Key, Launch, Shapes, decode_shape, rule
+from ..report import console, say
+from .bench.command import chosen_model, numbers
+from .descent import Axis, Table, axes, descend
+
+if TYPE_CHECKING:
+    from ..config import ModelConfig
+    from ..models.weights import Weights
+    from .bench.decode import Choose, Settings
+
+OPERATIONS = {
+    "norm_qkv": "qkv", "linear_add o": "o", "norm_gate_up": "gate_up", "linear_add down": "down", "norm_head": "head",
+}  # fmt: skip
+PARTS = {"single": range(1, 2), "narrow": range(2, 9), "wide": range(9, 17)}  # launch of DecodeShape -> its R
+
+
+def add_command(commands: Any) -> None:
+    """Add `tune` to the subparsers of `ostinato`."""
+    p = commands.add_parser("tune", help="fit the kernels to this GPU", description="Choose launch shapes by timing.")
+    p.add_argument("model", metavar="MODEL", nargs="?", help="a model, as for generate; or --shape")
+    p.add_argument("--shape", metavar="NAME", help="random weights: smollm2-135m, llama-3.2-1b or llama-3.1-8b")
+    p.add_argument("--batch", type=numbers, default=(1, 4, 16), metavar="N,N", help="sequences (1,4,16)")
+    p.add_argument("--seconds", type=float, default=120, metavar="S", help="of search, once the model is loaded (120)")
+    p.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto", help="default: auto")
+    p.add_argument("--json", metavar="FILE", help="also write the choice and the times to a file")
+    p.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Tune, keep the result in the user's cache, print it; the exit status."""
+    from .bench.decode import Settings
+    from .bench.report import check_outputs, write_json
+
+    name, config = chosen_model(args)
+    if not 0 <= args.seconds < inf:
+        raise RequestError(f"seconds: expected 0 or more, found {args.seconds}")
+    settings = Settings(name, config, args.batch, ("cuda",), ("step",), dtype=args.dtype)
+    check_outputs(args.json, None)
+    found = tune(settings, args.seconds)
+    print_choice(found)
+    if args.json:
+        write_json(record(found), args.json)
+    return 0
+
+
+class _Plan(Device):
+    """Notes what would be launched on a device, without compiling it."""
+
+    def __init__(self, device: Device) -> None:
+        self.name, self.arch, self.multiprocessors = device.name, device.arch, device.multiprocessors
+        self.planned: list[tuple] = []  # (file, name), grid, block, shared, cluster
+
+    def kernel(self, file: str, name: str) -> tuple[str, str]:
+        return file, name
+
+    def clusters(self, kernel: Any, block: Any, shared: int, cluster: int) -> int:
+        return sys.maxsize  # how many fit is known of compiled kernels only: plans differ by how many are asked for
+
+    def launch(self, kernel, grid, block, args, shared=0, dependent=False, cluster=1):
+        self.planned.append((kernel, grid, block, shared, cluster))
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the launches of all matrices, which are searched for one after the other."""
+
+    name: str  # of PARTS: a field of DecodeShape
+    batches: tuple[int, ...]  # that it is timed at
+    first: bool  # only its search may change how K is cut, which is one number for all parts
+
+
+def parts(batches: Iterable[int]) -> list[Part]:
+    """The launches that are used at these batch sizes, in the order of the search."""
+    found: list[Part] = []
+    for name, rows in PARTS.items():
+        if mine := tuple(b for b in batches if b in rows):
+            found.append(Part(name, mine, first=not found))
+    return found
+
+
+class Steps:
+    """Decode steps of one model at several batch sizes, which can be timed with any table."""
+
+    def __init__(self, ops: Any, c: ModelConfig, w: Weights, s: Settings) -> None:
+        from ..ops.shapes import shared_limit
+        from .bench.operations import middle_step
+
+        self._ops, self._shared = ops, shared_limit(ops.device.arch)
+        self._steps = {batch: middle_step(ops, c, w, s.load(batch)) for batch in s.batches}
+        layer, size = w.layers[0], ops.dtype.itemsize
+        weights = {**{name: getattr(layer, name) for name in OPERATIONS.values() if name != "head"}, "head": w.head}
+        self.keys: dict[str, Key] = {name: (m.n, m.k, size) for name, m in weights.items()}
+
+    def ms(self, table: Table, batches: Iterable[int]) -> float:
+        """Median time of a captured step with these shapes, summed over the batch sizes."""
+        from .bench.operations import chain_ms
+
+        self._ops.shapes, total = Shapes(table, "being tuned", self._ops.device.arch), 0.0
+        for batch in batches:
+            session, calls, middle = self._steps[batch]
+            session.restart(middle)
+            total += chain_ms(self._ops, calls, None)
+        return total
+
+    def search(self, start: Table, part: Part, seconds: float) -> Table:
+        """The best table for one part of the shapes. Compiles ahead what the first round needs."""
+        end = clock.perf_counter() + seconds
+        every = axes(part.name, clusters=self._ops.device.arch >= 90, warps=part.first)
+
+        def over() -> bool:
+            return clock.perf_counter() >= end
+
+        def limited(axis: Axis) -> Axis:
+            return lambda key, shape: self._usable(key, shape, axis, part, over)
+
+        def time(table: Table) -> float:
+            try:
+                return self.ms(table, part.batches)
+            except DeviceError as e:
+                say("tune", f"skipped: {e}")
+                return inf
+
+        say("tune", f"{part.name}: batch {', '.join(map(str, part.batches))}, {seconds:.0f} s at most")
+        plans = [plan for key, s in start.items() for axis in every for plan in self._others(key, s, axis, part)]
+        say(
+            "tune",
+            f"{part.name}: compiled {self._compile(plans, over)} kernels, {end - clock.perf_counter():.0f} s left",
+        )
+        return descend(start, [limited(axis) for axis in every], time, over, _taken)
+
+    def _usable(
+        self, key: Key, shape: DecodeShape, axis: Axis, part: Part, over: Callable[[], bool]
+    ) -> list[DecodeShape]:
+        """Those of _others whose registers do not spill; none once over()."""
+        others = self._others(key, shape, axis, part)
+        self._compile(others, over)
+        return [] if over() else [other for plan, other in others.items() if not self._spills(plan)]
+
+    def _others(self, key: Key, shape: DecodeShape, axis: Axis, part: Part) -> dict[tuple, DecodeShape]:
+        """Plan -> shape: those along an axis that can be launched, and that launch something else than `shape`."""
+        found: dict[tuple, DecodeShape] = {}
+        for other in axis(key, shape):
+            if not other.refusal(key, self._shared):
+                found.setdefault(self._plan(key, other, part.batches), other)
+        found.pop(self._plan(key, shape, part.batches), None)
+        return found
+
+    def _spills(self, plan: tuple) -> bool:
+        device = self._ops.device
+        return any(device.local_bytes(device.kernel(*k)) for k, *_ in plan if k[0] == "linear_decode.cu")
+
+    def _plan(self, key: Key, shape: DecodeShape, batches: Iterable[int]) -> tuple:
+        """What the operations on a matrix launch with this shape."""
+        ops = copy.copy(self._ops)
+        ops.device = plan = _Plan(self._ops.device)
+        ops.shapes = Shapes({key: shape}, "", self._ops.device.arch)
+        for batch in batches:
+            calls = {call.kind: call for call in self._steps[batch][1]}
+            for kind, name in OPERATIONS.items():
+                if self.keys[name] == key:
+                    getattr(ops, calls[kind].name)(*calls[kind].args, **calls[kind].kwargs)
+        return tuple(plan.planned)
+
+    def _compile(self, plans: Iterable[tuple], over: Callable[[], bool]) -> int:
+        """Compile in parallel what plans launch, as far as time allows; how many kernels that are."""
+        device = self._ops.device
+        names = list(dict.fromkeys(kernel for plan in plans for kernel, *_ in plan))
+        with ThreadPoolExecutor(os.cpu_count() if device.stream is not None else 1) as pool:
+            list(pool.map(lambda name: over() or device.kernel(*name), names))
+        return len(names)
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Choice:
+    """What was chosen for a model."""
+
+    settings: Settings
+    device: str
+    file: Path
+    matrices: dict[str, Key]  # name -> key
+    before: Table
+    after: Table
+    ms: dict[int, tuple[float, float]] = field(default_factory=dict)  # batch -> a step before, after
+
+
+def tune(s: Settings, seconds: float, choose: Choose | None = None) -> Choice:
+    """Search for `seconds`, shared out over the parts that have a batch size, and write the file of this GPU."""
+    from ..ops import tuned
+    from ..run.load import choose as usual
+    from .bench.decode import open_model
+
+    ops, c, w = open_model(s, "cuda", choose or usual)
+    device: Any = ops.device
+    file = tuned.path(device)
+    known = tuned.load(file, device)  # before the search, which a damaged file would make vain
+    steps = Steps(ops, c, w, s)
+    keys = list(dict.fromkeys(steps.keys.values()))
+    before = {key: known.get(key) or decode_shape(*key, ops.device.arch) for key in keys}
+    by_rule = {key: rule(*key) for key in keys}
+    steps.ms(before, s.batches)  # clocks and caches
+    best = min((by_rule, before), key=lambda table: steps.ms(table, s.batches)) if by_rule != before else before
+    every = parts(s.batches)
+    for part in every:
+        best = steps.search(best, part, seconds / len(every))
+    found = Choice(s, device.name, file, steps.keys, before, best)
+    found.ms = {b: (steps.ms(before, [b]), steps.ms(best, [b])) for b in s.batches}
+    tuned.save(file, device, {**known, **best})
+    return found
+
+
+def record(found: Choice) -> dict[str, Any]:
+    """What --json writes."""
+    tables = {"before": found.before, "after": found.after}
+    shapes = [{"matrix": name, "n": key[0], "k": key[1], "itemsize": key[2],
+               **{when: asdict(table[key]) for when, table in tables.items()}}
+              for name, key in found.matrices.items()]  # fmt: skip
+    times = [{"batch": b, "before_ms": before, "after_ms": after} for b, (before, after) in found.ms.items()]
+    return {"model": found.settings.model, "device": found.device, "file": str(found.file), "shapes": shapes,
+            "steps": times}  # fmt: skip
+
+
+def print_choice(found: Choice) -> None:
+    """Tables on stdout, and lines for DECODE of ops/shapes.py."""
+    from rich.table import Table as Columns
+
+    shapes = Columns("matrix", "N x K", "before", "after", title=f"{found.settings.model} on {found.device}")
+    for name, key in found.matrices.items():
+        before, after = _code(found.before[key]), _code(found.after[key])
+        shapes.add_row(name, f"{key[0]} x {key[1]}", before, "the same" if after == before else after)
+    times = Columns("batch", "ms before", "ms after", "x")
+    for batch, (before, after) in found.ms.items():
+        times.add_row(str(batch), f"{before:.4f}", f"{after:.4f}", f"{before / after:.3f}")
+    console(160).print(shapes, times)
+    for key, shape in sorted(found.after.items()):
+        print(f"    {key}: {_code(shape)},")
+    say("tune", f"written to {found.file}, which is used from now on")
+
+
+def _code(shape: DecodeShape) -> str:
+    """A shape as shapes.py has it, short enough for a line."""
+    return f"DecodeShape({shape.warps}, {', '.join(map(_launch, (shape.single, shape.narrow, shape.wide)))})"
+
+
+def _launch(v: Launch) -> str:
+    numbers = [v.tiles, v.depth, v.blocks, v.grid, *([v.split] if v.split != 1 else [])]
+    switches = [f"{name}=True" for name in ("staged", "ring", "once") if getattr(v, name)]
+    return f"Launch({', '.join([*map(str, numbers), *switches])})"
+
+
+def _taken(key: Key, shape: DecodeShape, new: float, old: float) -> None:
+    say("tune", f"{new:.4f} ms instead of {old:.4f}: {key}: {_code(shape)}")
