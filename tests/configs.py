@@ -13,7 +13,7 @@ _LAYER = {field.name for field in fields(LayerSpec)}
 def flat(arch: str = "decoder", layers: int = 1, **options: Any) -> ModelConfig:
     """A model of so many equal layers."""
     spec = LayerSpec(**{name: value for name, value in options.items() if name in _LAYER})
-    rest = {"family": "llama" if arch == "decoder" else arch}
+    rest: dict[str, Any] = {"family": "llama" if arch == "decoder" else arch}
     rest |= {name: value for name, value in options.items() if name not in _LAYER}
     return ModelConfig(arch, layers=(spec,) * layers, **rest)
 

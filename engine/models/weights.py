@@ -21,17 +21,17 @@ class LayerWeights:
     down: Weight  # [D, F]
     attn_norm: Array  # [D]
     mlp_norm: Array  # [D]
-    attn_norm_bias: Array | None = None  # [D]
-    mlp_norm_bias: Array | None = None  # [D]
-    qkv_bias: Array | None = None  # [(H + 2 G) d]
-    q_norm: Array | None = None  # [d]
-    k_norm: Array | None = None  # [d]
-    o_bias: Array | None = None  # [D]
-    gate_up: Weight | None = None  # [2 F, D], gate rows first
-    up: Weight | None = None  # [F, D], of an MLP without gate
-    up_bias: Array | None = None  # [F]
-    down_bias: Array | None = None  # [D]
-    rope: Array | None = None  # [T, d] cosines, then sines of a position's angles; layers of one Rope share it
+    attn_norm_bias: Array = None  # [D]
+    mlp_norm_bias: Array = None  # [D]
+    qkv_bias: Array = None  # [(H + 2 G) d]
+    q_norm: Array = None  # [d]
+    k_norm: Array = None  # [d]
+    o_bias: Array = None  # [D]
+    gate_up: Weight = None  # [2 F, D], gate rows first
+    up: Weight = None  # [F, D], of an MLP without gate
+    up_bias: Array = None  # [F]
+    down_bias: Array = None  # [D]
+    rope: Array = None  # [T, d] cosines, then sines of a position's angles; layers of one Rope share it
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Weights:
     embed: Weight  # [V, D]
     norm: Array  # [D]
     head: Weight  # [V, D]; the embedding itself where they are tied
-    norm_bias: Array | None = None  # [D]
-    positions: Array | None = None  # [T, D], learned ones
-    head_bias: Array | None = None  # [V], bans tokens
+    norm_bias: Array = None  # [D]
+    positions: Array = None  # [T, D], learned ones
+    head_bias: Array = None  # [V], bans tokens
     max_len: int = 0  # positions that the tables of LayerWeights.rope reach

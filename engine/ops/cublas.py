@@ -94,7 +94,7 @@ class Cublas:
         size = ctypes.c_size_t(_WORKSPACE)
         self._call("cublasSetWorkspace_v2", self._handle, ctypes.c_void_p(self._workspace.data.ptr), size)
 
-    def __call__(self, x: Any, weight: Any, out: Any, add: bool, scale: float) -> None:
+    def __call__(self, x: Any, weight: Any, out: Any, add: bool, scale: float = 1.0) -> None:
         self._launches["cublasGemmEx"] += 1
         # The library counts columns first: it makes out^T [N, R] of weight^T and x^T.
         (rows, k), n = x.shape, len(weight)

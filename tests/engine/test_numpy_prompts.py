@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import tracemalloc
-from dataclasses import replace
 
 import numpy as np
 import pytest
+from configs import changed
 from small import LLAMA, MODELS, complete, events, model, sequence
 
 from ostinato.config import EngineConfig
@@ -21,7 +21,7 @@ from ostinato.tools.bench.synthetic import shape
 
 ONE = Team(1)
 NEEDLE, TOKENS = [7 * i % 131 for i in range(150)], 3
-ENCODER = replace(shape("minilm-l6"), layers=2, hidden=192, heads=3, kv_heads=3, head_dim=64, ffn=320, vocab=90,
+ENCODER = changed(shape("minilm-l6"), layers=2, hidden=192, heads=3, kv_heads=3, head_dim=64, ffn=320, vocab=90,
                   max_len=150)  # fmt: skip
 
 
@@ -33,10 +33,10 @@ class Counting(NumpyOps):
         self.use(Team(threads))
         self.rows = 0
 
-    def linear(self, x, weight, out, kind, bias=None, residual=None):
+    def linear(self, x, weight, out, kind, bias=None, residual=None, scale=1.0):
         if kind.tiled:
             self.rows += sum(size for _, size in blas.tiles_of(len(x), blas.way_of(*weight.shape).sizes))
-        super().linear(x, weight, out, kind, bias, residual)
+        super().linear(x, weight, out, kind, bias, residual, scale)
 
 
 def needle_logits(name: str, others: list[list[int]], threads: int, **options: int) -> np.ndarray:
@@ -76,7 +76,7 @@ def test_short_texts_are_not_padded_to_a_page_each() -> None:
     for count in (1, 32):
         ops.rows = 0
         on.embed([[3] * 10] * count)
-        rows.append(ops.rows // (4 * ENCODER.layers))
+        rows.append(ops.rows // (4 * ENCODER.layer_count))
     assert rows[0] == 32
     assert rows[1] <= (384 if ops.align == 1 else 32 * 32)
 
@@ -85,7 +85,7 @@ def test_a_short_prompt_is_not_padded_to_a_page() -> None:
     ops, c, w = model(LLAMA, Counting())
     on = Runner(ops, c, w, EngineConfig(max_batch=1, cache_tokens=512, graph="off"))
     complete(on, [sequence([1, 2, 3], 1)])
-    assert isinstance(ops, Counting) and ops.rows == 4 * c.layers * 32
+    assert isinstance(ops, Counting) and ops.rows == 4 * c.layer_count * 32
 
 
 def attend(
@@ -99,7 +99,7 @@ def attend(
     s = Step(where, np.zeros_like(where), where, where + 1, table, where[:0], PassKind.PREFILL)
     qkv = rng.standard_normal((tokens, (heads + 2 * groups) * d), np.float32)
     out = np.full((tokens, heads * d), np.nan, np.float32)
-    attention.prefill(team, qkv, s, cache, heads, window, out)
+    attention.prefill(team, qkv, s, cache, heads, window, np.float32(d**-0.5), out)
     k, v = (
         a[table[0]].transpose(1, 0, 2, 3).reshape(groups, -1, d)[:, :tokens].astype(float) for a in (cache.k, cache.v)
     )

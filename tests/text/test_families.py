@@ -117,5 +117,6 @@ def test_longrope() -> None:
     scaling = {"type": "su", "short_factor": [1.0] * 8, "long_factor": [2] * 8, "original_max_position_embeddings": 32}
     rope = read("llama", rope_scaling=scaling).sizes.rope
     factor = math.sqrt(1 + math.log(4) / math.log(32))
-    lists = {"short": (1.0,) * 8, "long": (2.0,) * 8}
-    assert rope == Rope(10000.0, RopeScaling("longrope", original_max_len=32, attention_factor=factor, **lists))
+    short, long = (1.0,) * 8, (2.0,) * 8
+    scaled = RopeScaling("longrope", original_max_len=32, attention_factor=factor, short=short, long=long)
+    assert rope == Rope(10000.0, scaled)

@@ -28,8 +28,8 @@ def learned(
     if hidden % heads:
         keys.wrong(hidden_key, f"a multiple of {head_key} = {heads}", hidden)
     spec = LayerSpec(heads, heads, hidden // heads, ffn, rope=None, qkv_bias=True, activation=activation)
-    layers = (spec,) * layers
-    return ModelConfig(layers=layers, hidden=hidden, vocab=size(keys, "vocab_size"), dtype=keys.dtype(), **fields)
+    every = {"vocab": size(keys, "vocab_size"), "dtype": keys.dtype(), **fields}
+    return ModelConfig(layers=(spec,) * layers, hidden=hidden, **every)
 
 
 def gelu(keys: Keys, key: str, usual: str) -> str:
