@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,10 +14,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import pytest
 
 import ostinato
 from ostinato import LLM, SamplingParams, Stream
+from ostinato.run.runner import Ticket
 
 HOT = SamplingParams(temperature=1.5, seed=11, max_tokens=3, ignore_eos=True)
 LONG = SamplingParams(temperature=1.5, seed=11, max_tokens=40, ignore_eos=True)
@@ -89,3 +93,29 @@ def test_ctrl_c_at_any_line(llm: LLM, call: Callable[[LLM], Any], others: bool) 
         finally:
             stop.set()
         assert running is None or running.result(5)
+
+
+def test_ctrl_c_wakes_who_sleeps_while_another_thread_drives(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step that the other one runs goes on."""
+    tokens, begun, go = Ticket.tokens, threading.Event(), threading.Event()
+
+    def slow(self: Ticket) -> np.ndarray:
+        begun.set()
+        assert go.wait(10)
+        return tokens(self)
+
+    def interrupt() -> None:
+        while not llm.engine._turn._sleepers:
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch, ThreadPoolExecutor(2) as pool:
+        patch.setattr(Ticket, "tokens", slow)
+        other = pool.submit(llm.generate, "ab", HOT)
+        assert begun.wait(5)
+        pool.submit(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate("c", HOT)
+        assert not other.done()
+        go.set()
+        assert other.result(5)[0].completion_tokens == 3
