@@ -74,6 +74,12 @@ def imports(path: Path) -> Iterator[tuple[str, ast.stmt]]:
                 yield from ((".".join([*base, alias.name]), node) for alias in node.names)
 
 
+def dotted(path: Path) -> str:
+    """ "engine.ops.base" of engine/ops/base.py; weights/ is a folder of the package."""
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    return f"engine.{name}" if name.startswith("weights") else name
+
+
 def each(paths: list[Path]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("path", [pytest.param(p, id=short(p)) for p in paths])
 
@@ -93,6 +99,16 @@ def test_engine_imports_go_one_way(path: Path) -> None:
         if top == "engine" and not name.startswith("engine.weights"):
             assert layer(name) in LEVEL, f"{short(path)}:{node.lineno} imports {name}, which has no place in LAYERS"
             assert LEVEL[layer(name)] <= LEVEL[me], f"{short(path)}:{node.lineno} imports {name}, which stands above it"
+
+
+def test_no_import_goes_in_a_circle() -> None:
+    """Late imports count as well."""
+    names = {dotted(path): path for path in sources("engine", "weights")}
+    needs = {me: {name for name, _ in imports(path)} & names.keys() - {me} for me, path in names.items()}
+    while free := [name for name, needed in needs.items() if not needed & needs.keys()]:
+        for name in free:
+            del needs[name]
+    assert not needs, f"modules that need one another, or are needed by such: {sorted(needs)}"
 
 
 @each(sources("weights"))

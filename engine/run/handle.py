@@ -7,22 +7,31 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from ..errors import EngineError
 from ..outputs import CompletionOutput, RequestOutput
 from .sequence import Event, Request, Sequence
 
-if TYPE_CHECKING:
-    from .engine import Engine
+
+class Driver(Protocol):
+    """The engine, as a handle knows it."""
+
+    def wait(self, handle: Handle, end: bool = False) -> list[Event]:
+        """See Engine.wait."""
+        ...
+
+    def abort(self, *handles: Handle) -> None:
+        """See Engine.abort."""
+        ...
 
 
 class Handle:
     """What Engine.add returns. `ended` and `output` are for everybody, the other methods are the engine's."""
 
-    def __init__(self, request: Request, listen: bool, wake: Callable[[], None] | None, engine: Engine) -> None:
+    def __init__(self, request: Request, listen: bool, wake: Callable[[], None] | None, engine: Driver) -> None:
         self.request = request
-        self.engine: Engine | None = engine  # None once it has ended: who keeps the handle does not keep the model
+        self.engine: Driver | None = engine  # None once it has ended: who keeps the handle does not keep the model
         self.sequences = [Sequence(request, i) for i in range(request.params.n)]
         self.wake = wake
         self.began = time.perf_counter()

@@ -22,7 +22,7 @@ from ..errors import DeviceError, RequestError
 from ..ops.device import Device
 from ..ops.shapes import DecodeShape, Key, Launch, Shapes, decode_shape, rule
 from ..report import console, say
-from .bench.command import chosen_model, numbers
+from .bench.options import chosen_model, numbers
 from .descent import Axis, Table, axes, descend
 
 if TYPE_CHECKING:

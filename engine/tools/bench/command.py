@@ -1,15 +1,12 @@
-"""`ostinato bench` on the command line. Called by cli.py; imports the measuring only when it is asked for."""
+"""`ostinato bench` on the command line; imports the measuring only when it is asked for."""
 
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ...errors import RequestError
 from . import graphs_command, update
-
-if TYPE_CHECKING:
-    from ...config import ModelConfig
+from .options import chosen_model, numbers
 
 
 def add_command(commands: Any) -> None:
@@ -37,20 +34,6 @@ def _options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--no-operations", action="store_true", help="do not time the operations one by one")
     p.add_argument("--json", metavar="FILE", help="write everything to a file")
     p.add_argument("--plot", metavar="FILE", help="draw ms a step to a file: .png, .svg, .pdf (needs the extra plot)")
-
-
-def numbers(text: str) -> tuple[int, ...]:
-    """ "1,4" as (1, 4)."""
-    return tuple(int(part) for part in text.split(","))
-
-
-def chosen_model(args: argparse.Namespace) -> tuple[str, ModelConfig | None]:
-    """(name, configuration of random weights or None) of MODEL or --shape; RequestError unless it is one of them."""
-    from .synthetic import shape
-
-    if (args.model is None) == (args.shape is None):
-        raise RequestError(f"expected MODEL or --shape, found {'neither' if args.model is None else 'both'}")
-    return args.model or args.shape, shape(args.shape) if args.shape else None
 
 
 def run(args: argparse.Namespace) -> int:

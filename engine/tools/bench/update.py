@@ -256,8 +256,8 @@ def add_command(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, print the table, write the file; the exit status."""
     from ...run import load
-    from .command import chosen_model
     from .decode import Settings
+    from .options import chosen_model
     from .report import check_outputs, stamp, write_json
 
     if args.model is None and args.shape is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...report import say
-from ..bench.command import chosen_model
+from ..bench.options import chosen_model
 
 if TYPE_CHECKING:
     from ..bench.decode import Choose, Settings
