@@ -65,7 +65,8 @@ class AsyncLLM:
 
     async def chat(self, messages: Messages, params: SamplingParams | None = None) -> RequestOutput:
         """The model's answer to messages; as LLM.chat."""
-        return (await self._complete([self.llm.chat_request(messages, params)]))[0]
+        request = await asyncio.to_thread(self.llm.chat_request, messages, params)  # a template may take its time
+        return (await self._complete([request]))[0]
 
     def stream_chat(self, messages: Messages, params: SamplingParams | None = None) -> AsyncStream:
         """Like chat, as a stream."""

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 import numbers
+import re
 from collections.abc import Collection
 from typing import Any, NoReturn
 
 from .errors import RequestError
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 LONGEST = 80  # characters of a found value that a message repeats
 
 
@@ -30,6 +32,13 @@ def found(value: Any) -> str:
 def refuse(field: str, expected: str, value: Any) -> NoReturn:
     """Raise RequestError: `field`: expected ..., found ..."""
     raise RequestError(f"{field}: expected {expected}, found {found(value)}")
+
+
+def unicode(field: str, text: str) -> str:
+    """A text without half a surrogate pair: what Python makes of bytes that are no text, and no tokenizer knows."""
+    if half := _SURROGATE.search(text):
+        raise RequestError(f"{field}: expected Unicode text, found half a surrogate pair at character {half.start()}")
+    return text
 
 
 def integer(field: str, value: Any, low: int, high: int) -> int:

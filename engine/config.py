@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .checks import choice, flag, integer, real, refuse
+from .checks import choice, flag, integer, real, refuse, unicode
 from .errors import RequestError, UnsupportedModel
 from .sizes import MAX_BATCH, PAGE, STOP_IDS
 
@@ -215,6 +215,7 @@ def _stop(value: Any) -> tuple[str, ...]:
     for i, text in enumerate(texts):
         if not isinstance(text, str) or not text:
             refuse(f"stop[{i}]", "a string that is not empty", text)
+        unicode(f"stop[{i}]", text)
     return tuple(dict.fromkeys(texts))
 
 

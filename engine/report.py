@@ -7,18 +7,49 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any
+from typing import Any, TextIO, cast
+
+from .process import forks
 
 
 def say(who: str, what: str) -> None:
     """The line "who: what" on stderr, if there is one (a service has none, a terminal may be gone, a disk full)."""
-    stream = sys.stderr
-    if stream is None:  # print() would take stdout instead
+    if sys.stderr is None:  # print() would take stdout instead
         return
-    encoding = getattr(stream, "encoding", None) or "utf-8"
-    with suppress(OSError, ValueError):  # ValueError: it was closed
-        stream.write(f"{who}: {what}\n".encode(encoding, "backslashreplace").decode(encoding))
-        stream.flush()
+    encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
+    stream = _Lossy(sys.stderr)
+    stream.write(f"{who}: {what}\n".encode(encoding, "backslashreplace").decode(encoding))
+    stream.flush()
+
+
+class _Lossy:
+    """A stream that takes everything, and loses what cannot be written."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):  # ValueError: it was closed
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def tell_warnings() -> None:
+    """From now on, what the library logs is a line like any other of the command's."""
+    import logging
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            say("ostinato", record.getMessage())
+
+    logging.getLogger("ostinato").handlers = [Lines()]
 
 
 def terminal(stream: object) -> bool:
@@ -62,7 +93,7 @@ class Reporter:
         from rich.console import Console
         from rich.progress import Progress
 
-        with Progress(console=Console(stderr=True), transient=True) as progress:
+        with Progress(console=Console(file=cast("TextIO", _Lossy(sys.stderr))), transient=True) as progress:
             task = progress.add_task(label, total=None)
             yield lambda done, all: progress.update(task, completed=done, total=all)
 
@@ -78,8 +109,18 @@ class LateBar:
     def __init__(self, report: Reporter, label: str, after: float) -> None:
         self._report, self._label, self._after = report, label, after
         self._silent = report.quiet or not terminal(sys.stderr)
+        self._state = 0, 1
+        self._begin()
+        forks.in_child(self._forked)
+
+    def _begin(self) -> None:
         self._lock, self._bars, self._timer = threading.Lock(), ExitStack(), threading.Timer(0, str)
-        self._state, self._drawn = (0, 1), None
+        self._drawn: Callable[[int, int], None] | None = None
+
+    def _forked(self) -> None:
+        """The bar is the parent's: to close it would wait for its threads and locks, which the child has not."""
+        forks.never_destroy((self._bars, self._timer))
+        self._begin()
 
     def update(self, done: int, all: int) -> None:
         """How far the work is."""

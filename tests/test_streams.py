@@ -21,6 +21,7 @@ GENERATE = f"{OSTINATO} generate {FIXTURES / 'llama'} {FEW}"
 CHAT = f"{OSTINATO} chat {FIXTURES / 'llama'} {FEW}"
 EMBED = f"{OSTINATO} embed {FIXTURES / 'bert'} café --backend numpy"
 NEW = "stdout: cannot be written: No space left on device"
+HALF = "expected Unicode text, found half a surrogate pair at character"
 
 
 def shell(command: str, **environment: str) -> tuple[int, bytes, list[str]]:
@@ -48,6 +49,9 @@ def shell(command: str, **environment: str) -> tuple[int, bytes, list[str]]:
                      "stdin: expected utf-8, found byte 0xe9 after 3 characters", id="not-utf8"),
         pytest.param(f"printf 'caf\\xe9' | {GENERATE} -", {"LC_ALL": "C"},
                      "stdin: expected utf-8, found byte 0xe9 after 3 characters", id="not-utf8-in-the-c-locale"),
+        pytest.param(rf"{GENERATE} x --stop $'a\xe9'", {}, f"stop[0]: {HALF} 1", id="stop-not-utf8"),
+        pytest.param(rf"{CHAT} --system $'\xe9' <<< x", {}, f"--system: {HALF} 0", id="system-not-utf8"),
+        pytest.param(rf"{GENERATE} $'ab\xe9'", {}, f"prompt: {HALF} 2", id="prompt-not-utf8"),
         pytest.param(EMBED, {"PYTHONIOENCODING": "ascii"},
                      r"stdout: expected text in ascii, found '\xe9'; PYTHONIOENCODING=utf-8 can write it", id="ascii"),
     ],
@@ -122,3 +126,9 @@ def test_a_line_that_stderr_cannot_encode_is_told_all_the_same(monkeypatch: pyte
     monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(raw, "ascii", errors="strict"))
     report.say("ostinato", "no café")
     assert raw.getvalue() == b"ostinato: no caf\\xe9\n"
+
+
+def test_a_warning_is_a_line_like_the_others() -> None:
+    done = subprocess.run(["bash", "-c", f"{GENERATE} 'a <|im_end|>'"], capture_output=True, text=True, timeout=60)
+    (line,) = [line for line in done.stderr.splitlines() if "<|im_end|>" in line]
+    assert line.startswith("ostinato: prompt: '<|im_end|>' is taken as plain characters")

@@ -15,8 +15,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from ..checks import unicode
 from ..errors import EngineError, RequestError
-from ..report import print_json, say, terminal
+from ..report import print_json, say, tell_warnings, terminal
 from ..tools import tune
 from ..tools.bench import command as bench
 from ..tools.inspect import command as inspect
@@ -136,6 +137,7 @@ def _compare_options(p: argparse.ArgumentParser) -> None:
 def _load(args: argparse.Namespace) -> LLM:
     from .. import LLM
 
+    tell_warnings()
     return LLM(args.model, backend=args.backend, graph=args.graph, dtype=args.dtype, max_batch=1, max_len=args.max_len,
                nvtx=args.nvtx)  # fmt: skip
 
@@ -202,7 +204,7 @@ def _figures(out: RequestOutput) -> str:
 def run_chat(args: argparse.Namespace) -> int:
     """Read messages until the end of input or /exit, answer each with the whole conversation in mind."""
     params = _params(args)
-    begin = [{"role": "system", "content": args.system}] if args.system else []
+    begin = [{"role": "system", "content": unicode("--system", args.system)}] if args.system else []
     history = list(begin)
     with _load(args) as llm:
         llm.runner  # noqa: B018  an encoder is refused before anybody has typed

@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import os
 import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
 
-_actions: list[weakref.WeakMethod] = []  # in the order in which they were registered
+_actions: dict[int, weakref.WeakMethod] = {}  # in the order in which they were registered
+_numbers = itertools.count()
 
 
 def in_child(method: Callable[[], None]) -> None:
     """Call a bound method in every child that os.fork or multiprocessing makes, as long as its object lives."""
-    global _actions
-    _actions = [known for known in _actions if known() is not None] + [weakref.WeakMethod(method)]
+    for number, known in list(_actions.items()):
+        if known() is None:
+            _actions.pop(number, None)  # another thread may have been here as well
+    _actions[next(_numbers)] = weakref.WeakMethod(method)
 
 
 def _run() -> None:
-    for action in _actions:
+    for action in list(_actions.values()):
         if (method := action()) is not None:
             method()
 

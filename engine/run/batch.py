@@ -43,12 +43,12 @@ class Batch:
         """Whether there is nothing to do: nobody waits or runs, no step is under way."""
         return not self._flight and self.scheduler.idle
 
-    def step(self, ahead: bool = True) -> list[Event]:
+    def step(self, drain: bool = False) -> list[Event]:
         """Run one pass over prompts if any can start, else a decode step. [] if neither completed a token.
 
-        ahead: another decode step may be launched before this one's tokens are read."""
+        drain: for whoever waits for room between two steps: nobody begins, and no step is launched ahead."""
         if not self._flight:
-            admitted = self.scheduler.admit()
+            admitted = [] if drain else self.scheduler.admit()
             if admitted:
                 self.runner.admit(admitted)
             if chunks := self.scheduler.prefill():
@@ -57,7 +57,7 @@ class Batch:
                 return []
             self._launch()
         ticket, rows = self._flight.popleft()
-        if ahead and self._may_launch_ahead(rows):
+        if not drain and self._may_launch_ahead(rows):
             self._launch()
         return self._read(ticket, rows)
 

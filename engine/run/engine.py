@@ -75,10 +75,9 @@ class Engine:
             self._see_to_orders()
 
     def abort_all(self) -> None:
-        """End every request that was added before."""
-        with held(), self._turn.lock:
-            everybody = {*self._arrived, *self._open.values()}
-        self.abort(*everybody)
+        """End every request that was added before. A signal handler may call it, as it may `abort` and `close`."""
+        arrived = list(self._arrived)  # first: who leaves it meanwhile is among the open ones before
+        self.abort(*dict.fromkeys([*arrived, *list(self._open.values())]))
 
     def wait(self, handle: Handle, end: bool = False) -> list[Event]:
         """The events of a request since the last call, at least one unless it has ended; end: wait until it has.
@@ -126,14 +125,16 @@ class Engine:
         self._turn.rouse()
 
     def logits(self, ids: list[int], decode_from: int | None = None) -> np.ndarray:
-        """[T, V] float32, as Runner.logits, between two steps of the requests that run. Waits for a slot and pages."""
+        """[T, V] float32, as Runner.logits, between two steps of the requests that run.
+
+        Waits for a slot and pages, before who has not begun."""
         found = None
         while found is None:
             with self._alone() as caught:
                 while found is None and not caught:
                     found = self._logits(ids, decode_from)
                     if found is None:
-                        self._step(ahead=False)
+                        self._step(drain=True)
         return found
 
     def close(self) -> None:
@@ -200,7 +201,7 @@ class Engine:
 
     # -- a step: by the owner of the turn -----------------------------------------------------------------------------
 
-    def _step(self, own: Handle | None = None, ahead: bool = True) -> list[Event]:
+    def _step(self, own: Handle | None = None, drain: bool = False) -> list[Event]:
         """See `step`. If it fails, everybody who was running ends with the error, and the engine begins anew.
 
         own: the request for which this thread drives; Ctrl-C breaks the step off if nobody else's runs."""
@@ -209,7 +210,7 @@ class Engine:
             if not events:
                 alone = own is not None and all(handle is own for handle in self._open.values())
                 self._breakable = threading.get_ident() if alone else 0
-                events = self.batch.step(ahead)
+                events = self.batch.step(drain)
                 self._breakable = 0
         except BaseException as e:
             self._breakable = 0
@@ -234,12 +235,12 @@ class Engine:
 
     def _orders(self) -> list[Event]:
         """Take in who arrived and let go of who was aborted; the ends of the latter."""
-        with self._turn.lock:  # `abort_all` finds each of them in one place or the other
-            while self._arrived:
-                handle = self._arrived.popleft()
-                for seq in handle.sequences:
-                    self._open[seq] = handle
-                    self.batch.scheduler.add(seq)
+        while self._arrived:
+            handle = self._arrived[0]
+            for seq in handle.sequences:
+                self._open[seq] = handle
+                self.batch.scheduler.add(seq)
+            self._arrived.popleft()  # last: `abort_all` finds it in one place or the other
         leaving = [seq for _ in range(len(self._aborted)) for seq in self._aborted.popleft().sequences]
         reason = "abort"
         if self._closed:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..checks import flag, found, refuse
+from ..checks import flag, found, refuse, unicode
 from ..errors import RequestError, TokenizerError
 from .sandbox import Sandbox
 from .tokenizer import Tokenizer, read_json, read_text
@@ -25,8 +25,6 @@ ROLES = ("system", "developer", "user", "assistant", "tool")  # some templates m
 LONGEST = 2**20  # characters of a template
 LARGE = 2**16  # characters of a conversation, 64 for each message included; smaller ones are never too much to render
 LONGEST_CHAT = 2**21  # characters of all messages together; what is longer fits no model, nor the renderer's memory
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 Message = dict[str, str]  # {"role": ..., "content": ...}
 
@@ -218,8 +216,7 @@ def _checked(messages: Any) -> list[Message]:
         content = message["content"]
         if not isinstance(content, str):
             refuse(f"messages[{i}].content", "a text", content)
-        if _SURROGATE.search(content):
-            refuse(f"messages[{i}].content", "Unicode text", "half a surrogate pair")
+        unicode(f"messages[{i}].content", content)
     if (total := sum(len(m["content"]) for m in messages)) > LONGEST_CHAT:
         refuse("messages", f"at most {LONGEST_CHAT} characters in all", total)
     return [dict(m) for m in messages]

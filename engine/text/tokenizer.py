@@ -16,7 +16,7 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import WordLevel, WordPiece
 
-from ..checks import found, refuse
+from ..checks import found, refuse, unicode
 from ..errors import EngineError, RequestError, TokenizerError
 from ..process import forks
 from ..weights.files import POINTER, is_pointer
@@ -132,12 +132,7 @@ class Tokenizer:
     def _encode(self, text: Any, special: bool) -> Any:
         if not isinstance(text, str):
             refuse("prompt", "a text", text)
-        try:
-            lost = text.encode().translate(None, self._kept)
-        except UnicodeEncodeError as e:
-            raise RequestError(
-                f"prompt: expected Unicode text, found half a surrogate pair at character {e.start}"
-            ) from e
+        lost = unicode("prompt", text).encode().translate(None, self._kept)
         if lost:  # the backend would leave it out
             raise RequestError(f"prompt: expected bytes that the vocabulary has, found 0x{lost[0]:02x}")
         with self._lock:

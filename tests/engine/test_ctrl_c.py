@@ -15,19 +15,28 @@ from typing import Any
 import pytest
 
 import ostinato
-from ostinato import LLM, SamplingParams
+from ostinato import LLM, SamplingParams, Stream
 
 HOT = SamplingParams(temperature=1.5, seed=11, max_tokens=3, ignore_eos=True)
 LONG = SamplingParams(temperature=1.5, seed=11, max_tokens=40, ignore_eos=True)
-ENGINE = ["llm", "stream", "engine", "turn", "interrupts", "batch", "scheduler", "cache", "handle"]
-FILES = {str(Path(ostinato.__file__).with_name(f"{name}.py")) for name in ENGINE}
+ENGINE = Path(ostinato.__file__).parent
+PARTS = ["engine", "turn", "handle", "batch", "scheduler", "cache"]
+NAMES = ["llm", "stream", "process/interrupts", *(f"run/{part}" for part in PARTS)]
+FILES = {str(ENGINE / f"{name}.py") for name in NAMES}
 CASES: dict[str, Callable[[LLM], Any]] = {
     "generate": lambda llm: llm.generate("ab", HOT),
     "two prompts": lambda llm: llm.generate(["ab", "c"], HOT),
-    "stream": lambda llm: [chunk.text for chunk in llm.stream("ab", HOT)],
+    "stream": lambda llm: read(llm.stream("ab", HOT)),
     "closed stream": lambda llm: llm.stream("ab", HOT).close(),
     "logits": lambda llm: llm.logits([1, 2, 3], 2),
 }
+
+
+def read(stream: Stream) -> None:
+    """To its end, and closed: Python loses a KeyboardInterrupt in a finalizer."""
+    with stream:
+        for _ in stream:
+            pass
 
 
 @contextmanager
@@ -63,6 +72,7 @@ def test_ctrl_c_at_any_line(llm: LLM, call: Callable[[LLM], Any], others: bool) 
             same = same and llm.generate("ab", LONG)[0].token_ids == alone
         return same
 
+    assert all(Path(file).is_file() for file in FILES)
     with ThreadPoolExecutor(2) as pool:
         running = pool.submit(neighbour) if others else None
         try:

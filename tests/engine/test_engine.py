@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -160,6 +160,25 @@ def test_abort_ends_what_other_threads_wait_for(llm: LLM) -> None:
     assert free(llm)
 
 
+@pytest.mark.parametrize("leave", [Engine.abort_all, Engine.close], ids=["abort", "close"])
+def test_a_signal_handler_may_end_everything(leave: Callable[[Engine], None]) -> None:
+    """It stands in the middle of whatever this thread does, in a lock as well."""
+    engine = Engine(runner(SMALL))
+    handle = engine.add(request([1], 100))
+    engine.step()
+
+    def handler() -> None:
+        with engine._turn.lock:
+            leave(engine)
+
+    thread = threading.Thread(target=handler, daemon=True)
+    thread.start()
+    thread.join(5)
+    assert not thread.is_alive() and not handle.ended
+    engine.step()
+    assert handle.ended
+
+
 def test_close_ends_what_runs_with_an_error() -> None:
     llm = LLM(FIXTURE, backend="numpy", quiet=True)
     stream = llm.stream("ab", HOT)
@@ -210,6 +229,17 @@ def test_a_request_added_while_the_engine_closes_ends(engine: Engine, monkeypatc
 
     monkeypatch.setattr(Engine, "check", close_meanwhile)
     assert engine.add(request([1])).ended
+
+
+def test_logits_wait_for_room_before_who_has_not_begun() -> None:
+    """Else they would never find so many pages at a time where requests keep coming."""
+    engine = Engine(runner(SMALL, cache_tokens=256))
+    handles = [engine.add(request([1], 3 + i)) for i in range(12)]
+    engine.step()
+    assert engine.logits([1] * 200).shape == (200, SMALL.vocab)
+    assert [handle.ended for handle in handles] == [True] * 4 + [False] * 8
+    while not all(handle.ended for handle in handles):
+        engine.step()
 
 
 def test_a_failed_step_reaches_every_waiter(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from programs import LLAMA, cases, run, succeeds
 
+from ostinato.process import forks
+
 PROGRAMS = {
+    "while-a-progress-bar-is-drawn": """
+from ostinato.report import Reporter
+bar = Reporter(quiet=False).late_bar("prompt", 0)
+bar._silent = False
+threading.Thread(target=bar._lock.acquire).start()
+while not bar._lock.locked(): pass
+assert forked(lambda: bar.update(0, 2) or bar.update(2, 2) or "drawn") == "drawn"
+""",
     "a-child-starts-a-renderer-of-its-own": """
 right = answer("one")
 def child():
@@ -213,3 +225,30 @@ if __name__ == "__main__":
 def test_multiprocessing(tmp_path: Path, method: str) -> None:
     (tmp_path / "server.py").write_text(SERVER)
     succeeds(str(tmp_path / "server.py"), method)
+
+
+def test_actions_of_many_threads_are_all_kept() -> None:
+    """LLMs are made in several threads; who is gone is forgotten."""
+
+    class Thing:
+        def act(self) -> None:
+            pass
+
+    def make(_: int) -> list[Thing]:
+        things = [Thing() for _ in range(200)]
+        for thing in things:
+            forks.in_child(thing.act)
+        return things
+
+    before, usual = len(forks._actions), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            kept = list(pool.map(make, range(4)))
+    finally:
+        sys.setswitchinterval(usual)
+    acted = [method.__self__ for action in forks._actions.values() if (method := action()) is not None]
+    assert {id(thing) for things in kept for thing in things} <= {id(thing) for thing in acted}
+    del kept, acted, method
+    forks.in_child(Thing().act)
+    assert len(forks._actions) <= before + 1

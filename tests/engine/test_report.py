@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,6 +46,26 @@ def test_a_bar_comes_by_itself_while_nobody_says_anything(monkeypatch: pytest.Mo
     bar.update(0, 4)
     bar.stop()
     assert bars.drawn.count("begin") == bars.drawn.count("end")
+
+
+def test_a_terminal_that_goes_away_ends_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+        def write(self, text: str) -> int:
+            raise OSError(5, "Input/output error")
+
+        def flush(self) -> None:
+            self.write("")
+
+    monkeypatch.setattr(report.sys, "stderr", Gone())
+    with Reporter(quiet=False).bar("weights") as bar:
+        bar(1, 2)
+    late = Reporter(quiet=False).late_bar("prompt", after=0)
+    late.update(0, 2)
+    late.update(1, 2)
+    late.update(2, 2)
 
 
 @pytest.mark.parametrize(("quiet", "terminal", "after"), [

@@ -209,9 +209,9 @@ def cublas_directly(lab: Lab) -> str:
         raise CannotRun(str(e)) from e
     x, w = np.arange(4 * 64).reshape(4, 64) % 7, np.arange(32 * 64).reshape(32, 64) % 5
     a, b, out = lab.array(x), lab.array(w), lab.array(np.zeros((4, 32)))
-    gemm(a, b, out, False)
+    gemm(a, b, out, False, 1.0)
     lab.device.write(out, np.zeros((4, 32), np.float32))
-    graph = lab.capture(lambda: gemm(a, b, out, True))
+    graph = lab.capture(lambda: gemm(a, b, out, True, 1.0))
     graph.launch(3)
     lab.expect("out", out, 3 * (x @ w.T))
     return f"kernels in the graph: {len(graph.nodes('KERNEL'))}"

@@ -18,7 +18,7 @@ from .probe import Outcome
 
 START_SECONDS = 90.0  # for a process to start, load CUDA and say what machine this is
 PROBE_SECONDS = 30.0  # for a probe, the first compilation included
-_START = "import sys; sys.path[:] = sys.argv[1:]; from ostinato.limits.worker import main; main()"
+_START = "import sys; sys.path[:] = sys.argv[1:]; from ostinato.tools.limits.worker import main; main()"
 
 
 def command() -> list[str]:
