@@ -233,3 +233,10 @@ def test_no_file_names_a_place_on_one_machine() -> None:
             lines = path.read_text(encoding="utf-8").splitlines()
             found += [f"{short(path)}:{i}: {line.strip()}" for i, line in enumerate(lines, 1) if place.search(line)]
     assert found == []
+
+
+def test_files_named_in_docs_are_there() -> None:
+    """`engine/...`, `weights/...`, `kernels/...` and `tests/...` in backticks are paths from the root."""
+    named = re.compile(r"`((?:engine|weights|kernels|tests)/[\w./-]+\.(?:py|cu|cuh|md))`")
+    found = [(short(p), name) for p in sorted((ROOT / "docs").glob("*.md")) for name in named.findall(p.read_text())]
+    assert found and [(doc, name) for doc, name in found if not (ROOT / name).exists()] == []

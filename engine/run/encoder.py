@@ -20,7 +20,7 @@ from ..models.weights import Weights
 from ..ops.base import Array, Buffers, Cache, Ops, PassKind, Step
 from ..sizes import PAGE
 from .cache import pages_of
-from .passes import Piece, expect_kind, fill, longest, rows_of, spare_rows
+from .passes import Piece, expect_kind, expect_reach, fill, longest, rows_of, spare_rows
 
 Ids = Sequence[int]  # the tokens of one text
 TEXT_ROWS = 8  # a pass has place for a text in so many of its rows; more of them only if texts are shorter still
@@ -79,6 +79,7 @@ class Encoder:
         self.ops, self._program = nvtx.prepared(ops, e.nvtx)
         self.c, self.w, self.device = c, w, ops.device
         self.max_len = longest(c, e)
+        expect_reach(w, self.max_len)
         self._pages = pages_of(self.max_len)
         most = max(min(e.prefill_rows, ops.pass_rows), self._pages * PAGE)
         sizes = _sizes(most, ops.tile)

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..config import EngineConfig, ModelConfig
 from ..errors import RequestError
+from ..models.weights import Weights
 from ..sizes import PAGE
 
 
@@ -58,6 +59,12 @@ def expect_kind(c: ModelConfig, causal: bool) -> None:
     if c.causal and not causal:
         raise RequestError(f"model: expected an encoder, which embeds text, found a decoder ({c.arch}), "
                            "which has no pooling of its own")  # fmt: skip
+
+
+def expect_reach(w: Weights, max_len: int) -> None:
+    """RequestError unless the tables of angles that were loaded reach so many positions."""
+    if max_len > w.max_len:
+        raise RequestError(f"max_len: expected at most {w.max_len}, which weights were loaded for, found {max_len}")
 
 
 def longest(c: ModelConfig, e: EngineConfig) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..config import EngineConfig, ModelConfig
-from ..errors import DeviceError, RequestError
+from ..errors import DeviceError
 from ..graph import nvtx
 from ..graph.capture import CaptureReport, Part, Program
 from ..models import MODELS
@@ -23,7 +23,7 @@ from ..ops.base import Array, Buffers, Cache, Mail, Ops, PassKind, Sampling, Ste
 from ..ops.device import Device
 from ..sizes import DECODE_ROWS, MAIL, PAGE, PROMPTS
 from .cache import PageTable, pages_of
-from .passes import Piece, expect_kind, longest, spare_rows
+from .passes import Piece, expect_kind, expect_reach, longest, spare_rows
 from .prefill import Prompts
 from .scheduler import Chunk
 from .sequence import Sequence
@@ -89,9 +89,7 @@ class Runner:
         self.ops, self._program = nvtx.prepared(ops, e.nvtx)
         self.c, self.device, self.slots = c, ops.device, e.max_batch
         self.max_len, self.w, self.model = longest(c, e), w, MODELS[c.arch]
-        if self.max_len > w.max_len:
-            raise RequestError(f"max_len: expected at most {w.max_len}, which weights were loaded for, "
-                               f"found {self.max_len}")  # fmt: skip
+        expect_reach(w, self.max_len)
         self.prefill_rows = min(e.prefill_rows, ops.pass_rows, pages_of(self.max_len) * PAGE * e.max_batch)
         whole = ops.buffers(c, PassKind.PREFILL, self.prefill_rows, min(PROMPTS, self.prefill_rows // PAGE))
         self._slots = Slots(self.device, e.max_batch, c.vocab)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,69 @@ def test_longrope() -> None:
     scaling = {"type": "su", "short_factor": [1.0] * 8, "long_factor": [2] * 8, "original_max_position_embeddings": 32}
     rope = read("llama", rope_scaling=scaling).sizes.rope
     factor = math.sqrt(1 + math.log(4) / math.log(32))
-    short, long = (1.0,) * 8, (2.0,) * 8
-    scaled = RopeScaling("longrope", original_max_len=32, attention_factor=factor, short=short, long=long)
-    assert rope == Rope(10000.0, scaled)
+    lists: Any = {"short": (1.0,) * 8, "long": (2.0,) * 8}
+    assert rope == Rope(10000.0, RopeScaling("longrope", original_max_len=32, attention_factor=factor, **lists))
+
+
+@pytest.mark.parametrize("field", ["heads", "kv_heads", "head_dim", "ffn"])
+def test_layers_of_different_sizes_are_refused(field: str) -> None:
+    c = read("llama")
+    other = replace(c.layers[2], **{field: 2 * getattr(c.layers[2], field)})
+    mixed = replace(c, layers=(*c.layers[:2], other, c.layers[3]))
+    with pytest.raises(UnsupportedModel, match=f"layer 2: {field}: expected .*, as in layer 0, found"):
+        mixed.sizes  # noqa: B018
+
+
+TEXT = {"model_type": "mistral", **BASE}
+
+
+def test_a_model_that_sees_is_read_by_its_text_config() -> None:
+    outer = {"model_type": "mistral3", "tie_word_embeddings": True, "vision_config": {}, "dtype": "float16"}
+    c = model_config({**outer, "text_config": TEXT}, {"eos_token_id": 5}, Path("some/model"))
+    assert (c.family, c.hidden, c.tied, c.dtype, c.eos_ids) == ("mistral3", 64, True, "float16", (5,))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        pytest.param(None, "text_config: expected a JSON object", id="none"),
+        pytest.param(
+            {**TEXT, "model_type": "mamba"}, "text_config: model_type: not supported: .*'mamba'", id="unknown"
+        ),
+        pytest.param({**TEXT, "model_type": "mistral3"}, "text_config: model_type: not", id="nested-twice"),
+        pytest.param({**TEXT, "hidden_size": 0}, "text_config: hidden_size: expected an integer", id="wrong-size"),
+        pytest.param({**TEXT, "mlp_bias": True}, "text_config: mlp_bias: not supported", id="not-neutral"),
+    ],
+)
+def test_wrong_text_config_is_refused(text: Any, words: str) -> None:
+    with pytest.raises(CheckpointError, match=f"config.json: {words}"):
+        model_config({"model_type": "mistral3", "text_config": text}, {}, Path("some/model"))
+
+
+def test_ministral3_ends_where_its_queries_begin_to_be_scaled(caplog: pytest.LogCaptureFixture) -> None:
+    rope = {**YARN, "llama_4_scaling_beta": 0.1}
+    with caplog.at_level(logging.WARNING, "ostinato"):
+        assert read("ministral3", rope_parameters=rope).max_len == 32
+        assert read("ministral3", rope_parameters={**rope, "llama_4_scaling_beta": 0}).max_len == 128
+    what = "rope_parameters: llama_4_scaling_beta = 0.1 is not supported from position 32 on: sequences end there"
+    assert caplog.messages == [f"{Path('some/model/config.json')}: {what}"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        pytest.param({}, [1, 1, 1, 0], id="every-fourth"),
+        pytest.param({"no_rope_layer_interval": 2}, [1, 0, 1, 0], id="interval"),
+        pytest.param({"no_rope_layers": [0, 1, 1, 1]}, [0, 1, 1, 1], id="list"),
+    ],
+)
+def test_smollm3_layers_without_positions(changes: dict[str, Any], expected: list[int]) -> None:
+    c = read("smollm3", **changes)
+    assert [int(spec.rope is not None) for spec in c.layers] == expected
+    assert c.tied and c.layers[0].rope in (Rope(2e6), None)
+
+
+@pytest.mark.parametrize("given", [[1, 0], [1, 1, 1, 2], [True, True, True, True], 4])
+def test_wrong_no_rope_layers_are_refused(given: Any) -> None:
+    with pytest.raises(CheckpointError, match="no_rope_layers: expected a list of 4 zeros and ones"):
+        read("smollm3", no_rope_layers=given)
