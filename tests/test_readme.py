@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -168,3 +169,13 @@ def test_readme_says_which_vocabularies_do_not(model: str, pre: str) -> None:
     values = {"model": model, "pre": pre, "tokens": ["a"], "token_type": [1], "merges": []}
     with pytest.raises(TokenizerError, match=r"tokenizer\.ggml\.(model|pre): "):
         gguf_vocab.build({f"tokenizer.ggml.{key}": value for key, value in values.items()}, "x.gguf")
+
+
+def test_the_layer_shown_is_the_one_that_runs() -> None:
+    """But for its docstring."""
+    source = (ROOT / "engine/models/decoder.py").read_text(encoding="utf-8")
+    layer = next(node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name == "layer")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = next(part for part in readme.split("```python\n") if part.startswith("def layer("))
+    layer.body = layer.body[1:]
+    assert ast.dump(ast.parse(shown.partition("```")[0]).body[0]) == ast.dump(layer)
