@@ -1,6 +1,6 @@
 """Checks of values that a caller gave: the value in its final type, or RequestError naming the field.
 
-Used by the dataclasses of config.py and by template.py; touches nothing.
+Touches nothing.
 """
 
 from __future__ import annotations

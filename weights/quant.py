@@ -1,6 +1,6 @@
 """How tensor data is stored: block sizes of every known kind, and decoding of the kinds the engine can use.
 
-Called by tensor, safetensors and gguf. A block of the quantised kinds below is 32 numbers of a row: a float16
+A block of the quantised kinds below is 32 numbers of a row: a float16
 scale d (and offset m), then the quants q. Of 4 and 5 bits, byte j holds number j in its low half and number j + 16 in
 its high half; the fifth bits of all 32 come first, as one 32-bit word.
 

@@ -1,4 +1,4 @@
-"""`ostinato embed`: vectors of texts as JSON, or how similar the texts are. Called by cli.py."""
+"""`ostinato embed`: vectors of texts as JSON, or how similar the texts are."""
 
 from __future__ import annotations
 

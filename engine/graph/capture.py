@@ -1,6 +1,6 @@
 """Parts of a step, run eagerly or recorded once and replayed: CUDA graphs on a GPU, Recording elsewhere.
 
-Called by the runner. A graph replays the same operations on the same arrays, so whatever changes from step to step has
+A graph replays the same operations on the same arrays, so whatever changes from step to step has
 to live in arrays. With CUDA graphs this module imports CuPy, else it touches only what it is given.
 """
 

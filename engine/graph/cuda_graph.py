@@ -1,7 +1,6 @@
 """What the CUDA driver tells of a captured graph, and what it can do with one: mark it, run it, change it.
 
-Used by inspect/ and bench/update.py; a step is captured and replayed without it (graph.py). The only file beside
-graph.py and ops/ that calls the driver, through cuda-bindings.
+A step is captured and replayed without it (capture.py).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Arguments of a kernel as the driver takes them: one 8-byte word each. Called by gpu.py."""
+"""Arguments of a kernel as the driver takes them: one 8-byte word each."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Backend "cuda": every operation a kernel of this project, matrix products included.
 
-Called by the model through Ops; reaches the GPU only through a Device. This file holds the products (packing, linear,
+Reaches the GPU only through a Device. This file holds the products (packing, linear,
 embed and the fused composites), DeviceOps all the rest. The kernels' side is kernels/packed.cuh, linear_decode.cu
 and linear_prefill.cu.
 """

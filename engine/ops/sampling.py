@@ -15,7 +15,7 @@ One row, logits l [V] float32, the rules of its sequence, and `position`, where 
 7. Draw: u = 64 bits of Philox4x32-10 with key `seed` and counter `position`; target = floor(u * total / 2^64) of the
    kept total; the token is the first, by index, at which the running sum of kept weights exceeds the target.
 
-A token thus depends on its logits, rules, seed and position, never on the row or the batch. Called by ops/numpy.py;
+A token thus depends on its logits, rules, seed and position, never on the row or the batch.
 kernels/sample.cu computes the same and the tests compare the two. Imports NumPy only.
 """
 

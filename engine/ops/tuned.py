@@ -1,6 +1,6 @@
 """The file in the user's cache that keeps the launch shapes `ostinato tune` chose for one GPU and these kernels.
 
-Called by CudaOps, which reads it when it first needs a shape, and by tune.py, which writes it. Shapes that were chosen
+Shapes that were chosen
 for other kernels may be slow or not launch, so a digest of the sources is part of the file's name.
 """
 

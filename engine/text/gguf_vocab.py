@@ -1,7 +1,7 @@
 """A tokenizer from the metadata of a GGUF file: tokens, their types, merges, and the name of the pre-tokenizer.
 
 GGUF names the pre-tokenizer ("tokenizer.ggml.pre") and leaves it to the reader to know what the name means; PRE does.
-Called by tokenizer.py; touches no file.
+Touches no file.
 """
 
 from __future__ import annotations

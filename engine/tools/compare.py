@@ -1,6 +1,6 @@
 """`ostinato compare`: the same model on several backends and graph modes; how fast each is and how far they agree.
 
-Called by cli.py and examples/compare_cublas.py. Speed is that of LLM.generate, everything on the way included.
+Speed is that of LLM.generate, everything on the way included.
 Agreement is teacher-forced: every variant gets the same pieces of real text, all but the end of each as a prompt and
 the end token by token through its graphs, and its logits are held against the reference's at every position. The text
 is the language reference that every Python carries in pydoc_data.

@@ -1,7 +1,4 @@
-"""Coordinate descent over launch shapes: which are tried, in which order, and when one is taken. Touches nothing.
-
-Called by tune.py, which knows how to time them.
-"""
+"""Coordinate descent over launch shapes: which are tried, in which order, and when one is taken. Touches nothing."""
 
 from __future__ import annotations
 

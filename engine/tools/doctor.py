@@ -1,6 +1,6 @@
 """`ostinato doctor`: what this machine has, which backends work, and the command that mends what does not.
 
-Called by cli.py, and by the Makefile for the name of the CUDA wheels to install. Looks at the driver through ctypes, so
+Looks at the driver through ctypes, so
 that it works before anything else is installed; tries every backend on a small product. Never imports CuPy itself.
 """
 

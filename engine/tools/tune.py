@@ -1,6 +1,6 @@
 """`ostinato tune`: launch shapes of the decode products, chosen by timing the whole decode step on this GPU.
 
-Called by cli.py; the search itself is descent.py, the file that is written ops/tuned.py. Kernel by kernel the choice
+The search itself is descent.py, the file that is written ops/tuned.py. Kernel by kernel the choice
 misleads, as in the step every kernel starts while the one before it ends: so every shape is tried inside the step.
 """
 

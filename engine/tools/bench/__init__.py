@@ -11,5 +11,5 @@
     breakdown.py   a step's wall clock: launching, kernels, idle
     samples.py     the sentences that graphs.py runs over
 
-Called by cli.py; measures through the public methods of the runner, the loop and the device.
+Measures through the public methods of the runner, the loop and the device.
 """

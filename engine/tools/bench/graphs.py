@@ -4,7 +4,7 @@
     decoder   a sample is one sentence as a prompt and `new_tokens` tokens generated after it; B are decoded at once
 
 Tokenizing is not part of it. Every batch size and graph mode runs over the same sentences; breakdown.py says where the
-time of a step goes: of a decoder's decode step, of an encoder's pass over B sentences. Called by command.py.
+time of a step goes: of a decoder's decode step, of an encoder's pass over B sentences.
 """
 
 from __future__ import annotations

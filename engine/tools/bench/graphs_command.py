@@ -1,4 +1,4 @@
-"""`ostinato bench graphs` on the command line. Called by command.py; imports what measures when it is asked for."""
+"""`ostinato bench graphs` on the command line. Imports what measures when it is asked for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `ostinato bench graphs` found, as tables, JSON and a plot. Called by graphs_command.py; touches no device."""
+"""What `ostinato bench graphs` found, as tables, JSON and a plot. Touches no device."""
 
 from __future__ import annotations
 

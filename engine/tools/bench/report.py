@@ -1,4 +1,4 @@
-"""What `ostinato bench` found, as a table, a JSON file and a plot. Called by cli.py; touches no device."""
+"""What `ostinato bench` found, as a table, a JSON file and a plot. Touches no device."""
 
 from __future__ import annotations
 

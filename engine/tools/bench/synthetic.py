@@ -1,6 +1,6 @@
 """Models of random weights, made on the device in seconds: speed depends on shapes, not on what a model has learned.
 
-Called by decode.py and ceiling.py. A random model is a Checkpoint whose tensors are drawn when they are asked for, so
+A random model is a Checkpoint whose tensors are drawn when they are asked for, so
 it is loaded by the code that loads files.
 """
 

@@ -1,4 +1,4 @@
-"""`ostinato inspect` on the command line. Called by cli.py; imports the looking only when it is asked for."""
+"""`ostinato inspect` on the command line. Imports the looking only when it is asked for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers that are the same, found and described once. Called by table.py and picture.py."""
+"""Layers that are the same, found and described once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An opened step as tables on stdout, and as JSON. Called by command.py."""
+"""An opened step as tables on stdout, and as JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long every node of a decode step takes inside the step. Called by command.py.
+"""How long every node of a decode step takes inside the step.
 
 Kernels that start before their predecessor has ended overlap, so a node's time is what it adds: from the end of the
 node before it to its own end. The ends are seen by events inside the graph, one node at a time: a copy of the graph has

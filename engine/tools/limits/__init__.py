@@ -11,6 +11,6 @@
     runner.py      starts it, gives it one probe at a time, and replaces it when a probe has spoiled it
     report.py      the table and the JSON list
 
-A probe passes only if a replayed graph leaves the right numbers. Called by doctor.py; only lab.py and linking.py talk
+A probe passes only if a replayed graph leaves the right numbers. Only lab.py and linking.py talk
 to CUDA libraries, in the worker.
 """

@@ -1,6 +1,6 @@
 """What the article says of CUDA graphs (its table of limits for CUDA 12, and two remarks above that table).
 
-Called by probe.py, report.py. "partly": the article says that some of it is supported and some not.
+"partly": the article says that some of it is supported and some not.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a probe works with. One Lab a probe: its stream and its graphs are its own.
 
-Called by worker.py, which makes it, and by the probes. With `linking.py` the only module of this package that imports
+With `linking.py` the only module of this package that imports
 CuPy and cuda-bindings: probes reach them as lab.cupy, lab.driver and lab.runtime.
 """
 

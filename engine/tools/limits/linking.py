@@ -1,6 +1,6 @@
 """Kernels that call the CUDA device runtime: compiled by NVRTC as relocatable code, linked with libcudadevrt.
 
-Called by lab.py. The library comes with the wheel nvidia-cuda-runtime of CUDA 13, and with every CUDA toolkit.
+The library comes with the wheel nvidia-cuda-runtime of CUDA 13, and with every CUDA toolkit.
 """
 
 from __future__ import annotations

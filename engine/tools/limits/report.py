@@ -1,4 +1,4 @@
-"""What `ostinato doctor --graph-limits` prints: a table, or a JSON list. Called by doctor.py."""
+"""What `ostinato doctor --graph-limits` prints: a table, or a JSON list."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Runs the probes in a process of their own, one at a time and each within a time.
 
-Called by report.py. A probe may leave a CUDA error behind that no later call of its process gets rid of, may hang, or
+A probe may leave a CUDA error behind that no later call of its process gets rid of, may hang, or
 may end the process: whatever it does, the next one gets a process that works.
 """
 

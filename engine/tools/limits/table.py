@@ -1,4 +1,4 @@
-"""All probes, in the order of the article. Called by runner.py, worker.py and report.py."""
+"""All probes, in the order of the article."""
 
 from __future__ import annotations
 
