@@ -29,7 +29,7 @@ def decoded(on: Runner, rows: int, steps: int) -> list[np.ndarray]:
     for slot in range(rows):
         on.table.admit(slot, 64)
     on.admit([])
-    on.start([Row(slot, 3 + slot, 0) for slot in range(rows)])
+    on.set_rows([Row(slot, 3 + slot, 0) for slot in range(rows)])
     got = []
     for _ in range(steps):
         on._current.logits[...] = np.nan
