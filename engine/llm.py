@@ -24,9 +24,9 @@ from .process import forks
 from .process.interrupts import held
 from .report import Reporter
 from .run import load, requests
+from .run.base_runner import expect_kind, longest
 from .run.encoder import Encoder
 from .run.engine import Engine
-from .run.passes import expect_kind, longest
 from .run.runner import Runner
 from .run.sequence import Request
 from .sizes import PAGE

@@ -45,7 +45,7 @@ class Ticket:
 class NoRunner:
     """What Batch needs of a Runner, with random tokens that the vocabulary spells without digits."""
 
-    slots, prefill_rows, max_len = BATCH, 2048, 4096
+    max_batch, prefill_rows, max_len = BATCH, 2048, 4096
 
     def __init__(self, tokens: np.ndarray) -> None:
         self.table = PageTable(BATCH, self.max_len, 1 + BATCH * self.max_len // 64)
@@ -54,7 +54,7 @@ class NoRunner:
     def admit(self, sequences: Any) -> None:
         """Nothing."""
 
-    def start(self, rows: Any) -> None:
+    def set_rows(self, rows: Any) -> None:
         """Note how many."""
         self._rows = len(rows)
 

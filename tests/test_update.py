@@ -58,7 +58,7 @@ def sides(works: str = "set update", alike: bool = False) -> tuple[Any, tuple[up
     session.prefill()
     found = []
     for rows in (session.rows[:2], session.rows[:2] if alike else session.rows[2:]):
-        bucket = session.runner.bucket(2, session.runner.decode_buffers(2), "step")
+        bucket = session.runner.prepare_steps(2, session.runner.decode_buffers(2), "step")
         start = np.array([(r.token, r.slot, r.position, r.position + 1, 0) for r in rows], np.int32).T.copy()
         graph = FakeGraph(bucket.program.run, works)
         found.append(update.Side(bucket, start, graph, [("node", bucket.program.run)]))

@@ -1,7 +1,7 @@
 """Parts of a step, run eagerly or recorded once and replayed: CUDA graphs on a GPU, Recording elsewhere.
 
-A graph replays the same operations on the same arrays, so whatever changes from step to step has
-to live in arrays. With CUDA graphs this module imports CuPy, else it touches only what it is given.
+A graph replays the same operations on the same arrays, so whatever changes from step to step has to live in arrays.
+With CUDA graphs this module imports CuPy, else it touches only what it is given.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -188,15 +188,30 @@ def _stream_capture(stream: Any, run: Callable[[], None]) -> Any:
     """The cupy.cuda.Graph of what run() launches on the stream, instantiated and uploaded."""
     with no_collection(), stream, _allocation_guard()():
         stream.begin_capture()
-        try:
-            run()
-        except BaseException:
-            with suppress(Exception):  # the stream must leave capture mode, and the first error is the one to tell
-                stream.end_capture()
-            raise
-        graph = stream.end_capture()
+        graph = captured(run, stream.end_capture)
     graph.upload(stream)
     return graph
+
+
+def captured(
+    run: Callable[[], None], end: Callable[[], Any], tell: Callable[[BaseException, bool], None] | None = None
+) -> Any:
+    """What end() gives after run(): the graph of a stream capture that has begun.
+
+    The capture is ended whatever run() raises, so that the stream can be used again. tell(error, lost) learns of the
+    error before it is raised again; lost: the capture could not be ended as a graph."""
+    try:
+        run()
+    except BaseException as e:
+        lost = False
+        try:
+            end()
+        except Exception:  # the first error is the one to raise
+            lost = True
+        if tell is not None:
+            tell(e, lost)
+        raise
+    return end()
 
 
 @contextmanager

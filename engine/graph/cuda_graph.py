@@ -1,6 +1,7 @@
 """What the CUDA driver tells of a captured graph, and what it can do with one: mark it, run it, change it.
 
-A step is captured and replayed without it (capture.py).
+For tools that look at a step or change it; a step is captured and replayed without it (capture.py). Calls the driver
+through cuda-bindings.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 from ..errors import CaptureError
 from ..ops.device import Device
 from ..ops.driver import call
-from .capture import Graph, no_collection
+from .capture import Graph, captured, no_collection
 
 COPIES = 32  # of a graph, to see what one takes
 
@@ -113,12 +114,7 @@ class CudaGraph:
         relaxed = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
         with no_collection():
             self._call("cuStreamBeginCapture", stream, relaxed)
-            try:
-                run()
-            except BaseException:
-                self._driver.cuStreamEndCapture(stream)
-                raise
-            return CudaGraph(self.device, int(self._call("cuStreamEndCapture", stream)))
+            return CudaGraph(self.device, int(captured(run, lambda: self._call("cuStreamEndCapture", stream))))
 
     def marked(self, begin: bool, after: int | None) -> Executable:
         """A copy that notes when it begins, and when node `after` has ended. The marks hang beside the chain of nodes,

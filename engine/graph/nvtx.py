@@ -1,6 +1,6 @@
 """Named ranges around what runs, which profilers show: every operation and part in eager mode, every graph in replay.
 
-Used by runner.py and encoder.py when EngineConfig.nvtx asks for it; otherwise nothing of this is in the way of a step.
+For who asks for them with EngineConfig.nvtx; otherwise nothing of this is in the way of a step.
 Imports CuPy, which carries NVTX.
 """
 
@@ -45,7 +45,7 @@ class Ranges:
         return [(name, partial(self._run, name, run)) for name, run in parts]
 
     def program(self, device: Device, ops: Ops, make: Make, scope: str, label: str, report: CaptureReport) -> Program:
-        """graph.program, its parts in ranges when run eagerly, and its graphs when replayed."""
+        """capture.program, its parts in ranges when run eagerly, and its graphs when replayed."""
         step = program(device, ops, lambda over: self.parts(make(over)), scope, label, report)
         if step.graphs is not None:
             step.graphs = [self._graph(graph, label) for graph in step.graphs]

@@ -9,21 +9,15 @@ launched ahead while a sequence waits that could start.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 
 import numpy as np
 
 from ..errors import DeviceError, EngineError, RequestError
 from ..process import forks
+from .base_runner import Progress, silent
 from .runner import Row, Runner, Ticket
 from .scheduler import Chunk, Scheduler
 from .sequence import Event, Sequence
-
-Progress = Callable[[int, int], None]
-
-
-def silent(done: int, all: int) -> None:
-    """A Progress for nobody."""
 
 
 class Batch:
@@ -34,7 +28,7 @@ class Batch:
     def __init__(self, runner: Runner, lookahead: bool = True, progress: Progress = silent) -> None:
         self.runner, self.lookahead, self._progress = runner, lookahead, progress
         self._filled = 0  # tokens of prompts since progress began with 0
-        self.scheduler = Scheduler(runner.slots, runner.prefill_rows, runner.table)
+        self.scheduler = Scheduler(runner.max_batch, runner.prefill_rows, runner.table)
         self._flight: deque[tuple[Ticket, list[Sequence]]] = deque()
         self._started: list[Sequence] = []  # whose rows stand on the device
 
@@ -118,7 +112,7 @@ class Batch:
         """Launch a decode step for the running sequences, whose rows go to the device first if they have changed."""
         rows = list(self.scheduler.running)
         if rows != self._started:
-            self.runner.start([Row(seq.slot, seq.tokens[-1], len(seq.prompt) + len(seq.tokens) - 1) for seq in rows])
+            self.runner.set_rows([Row(seq.slot, seq.tokens[-1], len(seq.prompt) + len(seq.tokens) - 1) for seq in rows])
             self._started = rows
         ticket = self.runner.decode()
         for seq in rows:

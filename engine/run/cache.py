@@ -1,6 +1,4 @@
-"""Who owns which pages of the key/value cache.
-
-Called by the scheduler; NumPy only, the arrays themselves are the runner's.
+"""Who owns which pages of the key/value cache. NumPy only: the arrays themselves are the runner's.
 
 Page 0 belongs to the spare sequence: rows that fill up a bucket write there and nobody reads it. A sequence gets all
 pages of its prompt and its longest completion when it is admitted, so that it never runs out half way.

@@ -1,26 +1,26 @@
-"""Weights, buffers and graphs of one encoder on one device: embed(texts), or a pass at a time start, launch, vectors.
+"""Weights, buffers and graphs of one encoder on one device: embed(texts), or pass by pass set_texts, launch, vectors.
 
-Called by LLM and by bench. Beside runner.py, which does the same for decoders; an encoder has no tokens to wait for and
-no cache to keep: keys and values live for one layer of one pass. Holds all device memory; knows nothing of text.
+Beside runner.py, which does the same for decoders; an encoder has no tokens to wait for and no cache to keep: keys and
+values live for one layer of one pass. Holds all device memory; knows nothing of text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
 from ..config import EngineConfig, ModelConfig
-from ..graph import nvtx
 from ..graph.capture import CaptureReport, Part, Program
 from ..models import MODELS
 from ..models.weights import Weights
 from ..ops.base import Array, Buffers, Cache, Ops, PassKind, Step
 from ..sizes import PAGE
+from .base_runner import BaseRunner, Progress, each, silent
 from .cache import pages_of
-from .passes import Piece, expect_kind, expect_reach, fill, longest, rows_of, spare_rows
+from .passes import Piece, fill, rows_of, spare_rows
 
 Ids = Sequence[int]  # the tokens of one text
 TEXT_ROWS = 8  # a pass has place for a text in so many of its rows; more of them only if texts are shorter still
@@ -50,7 +50,7 @@ class State:
 
 
 @dataclass
-class Bucket:
+class EncoderBucket:
     """Everything a pass over `rows` rows works on, and the pass itself."""
 
     rows: int
@@ -61,7 +61,7 @@ class Bucket:
     program: Program
 
 
-class Encoder:
+class Encoder(BaseRunner[EncoderBucket]):
     """See the module. CaptureError if a pass cannot be captured, RequestError for a decoder.
 
     w: what load.weights returned. Of e it takes graph, nvtx, max_len and prefill_rows, the rows of the largest pass (as
@@ -73,13 +73,9 @@ class Encoder:
         c: ModelConfig,
         w: Weights,
         e: EngineConfig,
-        progress: Callable[[int, int], None] = lambda done, all: None,
+        progress: Progress = silent,
     ) -> None:
-        expect_kind(c, causal=False)
-        self.ops, self._program = nvtx.prepared(ops, e.nvtx)
-        self.c, self.w, self.device = c, w, ops.device
-        self.max_len = longest(c, e)
-        expect_reach(w, self.max_len)
+        super().__init__(ops, c, w, e, causal=False)
         self._pages = pages_of(self.max_len)
         most = max(min(e.prefill_rows, ops.pass_rows), self._pages * PAGE)
         sizes = _sizes(most, ops.tile)
@@ -88,17 +84,12 @@ class Encoder:
         shape = (pages, c.sizes.kv_heads, PAGE, c.sizes.head_dim)
         self._cache = Cache(self.device.empty(shape, ops.dtype), self.device.empty(shape, ops.dtype))
         self.captured = CaptureReport()
-        self._buckets: dict[int, Bucket] = {}
-        for done, rows in enumerate(sizes):
-            progress(done, len(sizes))
-            self._buckets[rows] = self._bucket(rows, e.graph)
-        progress(len(sizes), len(sizes))
-        self._current, self._texts = self._buckets[sizes[0]], 0
 
-    @property
-    def buckets(self) -> tuple[int, ...]:
-        """Rows that a pass was prepared for, ascending."""
-        return tuple(self._buckets)
+        def prepare(rows: int) -> None:
+            self._buckets[rows] = self._prepare_pass(rows, e.graph)
+
+        each([partial(prepare, rows) for rows in sizes], progress)
+        self._current, self._texts = self._buckets[sizes[0]], 0
 
     def embed(self, texts: Sequence[Ids], cls: bool = False) -> np.ndarray:
         """[N, D] float32: of each text the mean of its tokens' last hidden states, or with cls that of its first one.
@@ -109,17 +100,17 @@ class Encoder:
         first = 0
         while first < len(texts):
             last = self._fits(texts, first)
-            self.start(texts[first:last], cls)
+            self.set_texts(texts[first:last], cls)
             self.launch()
             out[first:last] = self.vectors()
             first = last
         return out
 
-    def start(self, texts: Sequence[Ids], cls: bool = False) -> None:
+    def set_texts(self, texts: Sequence[Ids], cls: bool = False) -> None:
         """Set the texts of the passes to come, which together fit into the largest bucket."""
         pieces = [Piece(i, ids) for i, ids in enumerate(texts)]
         rows = max(rows_of(pieces, self.ops.align), len(texts) * TEXT_ROWS)
-        bucket = self._current = next(b for n, b in self._buckets.items() if n >= rows)
+        bucket = self._current = self._bucket_of(rows)
         n, state = len(texts), bucket.host
         self._texts = n
         state.array[...] = bucket.spare
@@ -133,16 +124,12 @@ class Encoder:
         self.device.write(bucket.state, state.array)
 
     def launch(self) -> None:
-        """Launch a pass over the texts of start(); does not wait."""
+        """Launch a pass over the texts of set_texts(); does not wait."""
         self._current.program.run()
 
     def vectors(self) -> np.ndarray:
-        """[N, D] float32 of the texts of start(), once the pass launched last is done."""
+        """[N, D] float32 of the texts of set_texts(), once the pass launched last is done."""
         return self.device.read(self._current.out[: self._texts])
-
-    def synchronize(self) -> None:
-        """Wait for the device; DeviceError if something failed on it."""
-        self.device.synchronize()
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
@@ -156,7 +143,7 @@ class Encoder:
             last += 1
         return last
 
-    def _bucket(self, rows: int, scope: str) -> Bucket:
+    def _prepare_pass(self, rows: int, scope: str) -> EncoderBucket:
         """Prepare passes of `rows` rows."""
         device, host = self.device, State.spare(rows, self._pages)
         state = State(device.upload(host.array), rows, self._pages)
@@ -167,7 +154,7 @@ class Encoder:
         if scope == "off" and device.stream is not None:
             step.run()  # compiles the kernels, which would else count as the first text's time
             device.synchronize()
-        return Bucket(rows, host.array.copy(), host, state.array, out, step)
+        return EncoderBucket(rows, host.array.copy(), host, state.array, out, step)
 
     def _parts(self, b: Buffers, s: Step, state: State, out: Array, ops: Ops) -> Iterator[Part]:
         """A pass from token ids to pooled vectors over ops, in named parts."""

@@ -22,7 +22,8 @@ import numpy as np
 from ..errors import DeviceError, RequestError
 from ..process import forks
 from ..process.interrupts import held
-from .batch import Batch, Progress, silent
+from .base_runner import Progress, silent
+from .batch import Batch
 from .handle import Handle
 from .runner import Runner
 from .sequence import Event, Request, Sequence

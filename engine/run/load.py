@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from ..ops.base import Ops
 from ..ops.numpy import NumpyOps
 from ..weights import names
 from ..weights.checkpoint import Checkpoint
+from .base_runner import Progress, silent
 
 _log = logging.getLogger("ostinato")
 BANNED = -1e30  # bias of a logit that must never be sampled: finite, so that sums and differences stay numbers
@@ -62,7 +62,7 @@ def weights(
     c: ModelConfig,
     max_len: int | None = None,
     banned: tuple[int, ...] = (),
-    progress: Callable[[int, int], None] = lambda done, all: None,
+    progress: Progress = silent,
 ) -> Weights:
     """The model's weights as ops keeps them, one tensor after the other; progress(done, all) is called after each.
 

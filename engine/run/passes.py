@@ -1,7 +1,4 @@
-"""What prompts of a decoder and texts of an encoder have in common: how their rows are laid out in a pass.
-
-Used by runner.py and encoder.py; NumPy only.
-"""
+"""What prompts of a decoder and texts of an encoder have in common: how their rows are laid out in a pass."""
 
 from __future__ import annotations
 
@@ -11,9 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..config import EngineConfig, ModelConfig
-from ..errors import RequestError
-from ..models.weights import Weights
 from ..sizes import PAGE
 
 
@@ -49,26 +43,3 @@ def fill(state: np.ndarray, pieces: Sequence[Piece], causal: bool, align: int = 
     state[2, row] = position = np.repeat([piece.first for piece in pieces], lengths) + place
     state[3, row] = position + 1 if causal else np.repeat(lengths, lengths)
     return starts
-
-
-def expect_kind(c: ModelConfig, causal: bool) -> None:
-    """RequestError unless the model is a decoder (causal), or an encoder."""
-    if causal and not c.causal:
-        raise RequestError(f"model: expected a decoder, which generates text, found an encoder ({c.arch}), "
-                           "which embeds it")  # fmt: skip
-    if c.causal and not causal:
-        raise RequestError(f"model: expected an encoder, which embeds text, found a decoder ({c.arch}), "
-                           "which has no pooling of its own")  # fmt: skip
-
-
-def expect_reach(w: Weights, max_len: int) -> None:
-    """RequestError unless the tables of angles that were loaded reach so many positions."""
-    if max_len > w.max_len:
-        raise RequestError(f"max_len: expected at most {w.max_len}, which weights were loaded for, found {max_len}")
-
-
-def longest(c: ModelConfig, e: EngineConfig) -> int:
-    """Tokens of the longest sequence. RequestError if more is asked for than the model was made for."""
-    if e.max_len is not None and e.max_len > c.max_len:
-        raise RequestError(f"max_len: expected at most {c.max_len}, what the model was made for, found {e.max_len}")
-    return e.max_len or c.max_len

@@ -1,8 +1,8 @@
-"""Forward passes over prompts, recorded where they are short: prepare(scope), run(pieces, ends).
+"""Forward passes over prompts, recorded where they are short: prepare(rows, scope), run(pieces, ends).
 
-Called by runner.py. Python takes longer to launch a short prompt's kernels, some seven a layer, than they take to run.
-So for every number of rows up to RECORDED the layers are recorded when a model is loaded, each for exactly these rows.
-Longer passes are launched one kernel after the other, as the head is, whose rows are as many as prompts end in a pass.
+Python takes longer to launch a short prompt's kernels, some seven a layer, than they take to run. So for every number
+of rows up to RECORDED the layers are recorded when a model is loaded, each for exactly these rows. Longer passes are
+launched one kernel after the other, as the head is, whose rows are as many as prompts end in a pass.
 Holds the rows and activations of the pass that runs; the cache belongs to the runner.
 """
 
@@ -24,7 +24,7 @@ _BODY, _HEAD = slice(-1), slice(-1, None)  # of a pass's parts
 class Prompts:
     """See the module.
 
-    program: graph.program or nvtx's. parts(ops, b, s): embed, layers and head of a pass. b: for as many rows as the
+    program: capture.program or nvtx's. parts(ops, b, s): embed, layers and head of a pass. b: for as many rows as the
     largest pass has. table [S + 1, pages] int32; spare: the slot of the rows that fill a tile up."""
 
     def __init__(

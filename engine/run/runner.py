@@ -1,7 +1,7 @@
-"""Weights, buffers, caches and graphs of one model on one device: prefill(chunks), start(rows), decode().
+"""Weights, buffers, caches and graphs of one decoder on one device: prefill(chunks), set_rows(rows), decode().
 
-Called by the generation loop (loop.py), and by compare and bench for single steps. Holds all device memory, together
-with prompts.py, which runs the prompts; knows nothing of text, of who waits, or of when a sequence ends.
+Holds all device memory, together with prefill.py, which runs the prompts; knows nothing of text, of who waits, or of
+when a sequence ends.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import numpy as np
 
 from ..config import EngineConfig, ModelConfig
 from ..errors import DeviceError
-from ..graph import nvtx
 from ..graph.capture import CaptureReport, Part, Program
 from ..models import MODELS
 from ..models.weights import Weights
 from ..ops.base import Array, Buffers, Cache, Mail, Ops, PassKind, Sampling, Step
 from ..ops.device import Device
 from ..sizes import DECODE_ROWS, MAIL, PAGE, PROMPTS
+from .base_runner import BaseRunner, Progress, each, silent
 from .cache import PageTable, pages_of
-from .passes import Piece, expect_kind, expect_reach, longest, spare_rows
+from .passes import Piece, spare_rows
 from .prefill import Prompts
 from .scheduler import Chunk
 from .sequence import Sequence
-from .slots import Slots
+from .slots import SlotSampling
 
 _SHARE = {True: 0.85, False: 0.5}  # of the free memory that the cache may take: on a GPU, on the host
 
@@ -42,7 +42,7 @@ class Row:
 
 
 @dataclass
-class Bucket:
+class DecodeBucket:
     """Everything a decode step of `rows` rows works on, and the step itself."""
 
     rows: int
@@ -57,7 +57,7 @@ class Ticket:
     """A decode step that was launched. At most MAIL are open at a time."""
 
     device: Device
-    bucket: Bucket
+    bucket: DecodeBucket
     done: Any  # Device.mark behind the step
     mail: np.ndarray  # [rows] int32, where the step leaves its tokens
 
@@ -71,7 +71,7 @@ class Ticket:
         return self.device.read(self.bucket.logits[: len(self.mail)])
 
 
-class Runner:
+class Runner(BaseRunner[DecodeBucket]):
     """See the module. DeviceError if the device is too small, CaptureError if a step cannot be captured, RequestError
     for an encoder.
 
@@ -83,16 +83,14 @@ class Runner:
         c: ModelConfig,
         w: Weights,
         e: EngineConfig,
-        progress: Callable[[int, int], None] = lambda done, all: None,
+        progress: Progress = silent,
     ) -> None:
-        expect_kind(c, causal=True)
-        self.ops, self._program = nvtx.prepared(ops, e.nvtx)
-        self.c, self.device, self.slots = c, ops.device, e.max_batch
-        self.max_len, self.w, self.model = longest(c, e), w, MODELS[c.arch]
-        expect_reach(w, self.max_len)
+        super().__init__(ops, c, w, e, causal=True)
+        self.max_batch = self._spare = e.max_batch  # the sequences are 0 to max_batch - 1, then comes the spare one
+        self.model = MODELS[c.arch]
         self.prefill_rows = min(e.prefill_rows, ops.pass_rows, pages_of(self.max_len) * PAGE * e.max_batch)
         whole = ops.buffers(c, PassKind.PREFILL, self.prefill_rows, min(PROMPTS, self.prefill_rows // PAGE))
-        self._slots = Slots(self.device, e.max_batch, c.vocab)
+        self._sampling = SlotSampling(self.device, e.max_batch, c.vocab)
         self._mail, self._box = self.device.pinned((e.max_batch, MAIL), np.dtype(np.int32))
         self._place = 0  # where in the mail the next step leaves its tokens
         sizes = [n for n in (1, 2, 4, 8, 16) if n < e.max_batch] + [e.max_batch]
@@ -101,26 +99,18 @@ class Runner:
         shapes = [(self.table.pages, spec.kv_heads, PAGE, spec.head_dim) for spec in c.layers]
         self.caches = [Cache(*(self.device.empty(shape, ops.dtype) for _ in "kv")) for shape in shapes]
         self._table = self.device.upload(self.table.host)
-        self.prompts = Prompts(self.ops, self._program, self._pass, whole, self._table, self.slots)
+        self.prompts = Prompts(self.ops, self._program, self._pass, whole, self._table, self._spare)
         self.steps_captured = CaptureReport()  # those of decode steps alone
-        self._buckets: dict[int, Bucket] = {}
+
+        def prepare(rows: int, b: Buffers) -> None:
+            self._buckets[rows] = self.prepare_steps(rows, b, e.graph)
+
         passes = self.prompts.sizes if e.graph != "off" else ()
-        total = len(sizes) + len(passes)
-        for done, (rows, buffers) in enumerate(zip(sizes, work, strict=True)):
-            progress(done, total)
-            self._buckets[rows] = self.bucket(rows, buffers, e.graph)
-        for done, rows in enumerate(passes, len(sizes)):
-            progress(done, total)
-            self.prompts.prepare(rows, e.graph)
-        progress(total, total)
+        jobs = [partial(prepare, rows, b) for rows, b in zip(sizes, work, strict=True)]
+        each([*jobs, *(partial(self.prompts.prepare, rows, e.graph) for rows in passes)], progress)
         self._current, self._rows = self._buckets[sizes[0]], 0
         if self.device.stream is not None:
             self._warm_prompts()
-
-    @property
-    def buckets(self) -> tuple[int, ...]:
-        """Batch sizes that a decode step was prepared for, ascending; the last is max_batch."""
-        return tuple(self._buckets)
 
     @property
     def captured(self) -> CaptureReport:
@@ -128,19 +118,15 @@ class Runner:
         return self.steps_captured + self.prompts.captured
 
     @property
-    def current(self) -> Bucket:
-        """What decode() launches for the rows of start()."""
+    def current(self) -> DecodeBucket:
+        """What decode() launches for the rows of set_rows()."""
         return self._current
-
-    def synchronize(self) -> None:
-        """Wait for the device; DeviceError if something failed on it."""
-        self.device.synchronize()
 
     # -- steps ----------------------------------------------------------------------------------------------------
 
     def admit(self, sequences: list[Sequence]) -> None:
         """Tell the device how newly admitted sequences sample and where their pages are."""
-        self._slots.set(sequences)
+        self._sampling.set(sequences)
         self._write_table()
 
     def prefill(self, chunks: list[Chunk]) -> tuple[np.ndarray, np.ndarray | None]:
@@ -152,13 +138,13 @@ class Runner:
         b, s = self.prompts.run(pieces, ends)
         if not ends:
             return np.empty(0, np.int32), None
-        self.ops.sample(b.logits, s, self._slots.sampling, b.tokens, b.scratch)
+        self.ops.sample(b.logits, s, self._sampling.arrays, b.tokens, b.scratch)
         wanted = any(k.ends and k.seq.params.logprobs is not None for k in chunks)
         return self.device.read(b.tokens), self.device.read(b.logits) if wanted else None
 
-    def start(self, rows: list[Row]) -> None:
+    def set_rows(self, rows: list[Row]) -> None:
         """Set the rows of the decode steps to come. Their sequences are admitted, all earlier tokens in the cache."""
-        self._current = next(b for n, b in self._buckets.items() if n >= len(rows))
+        self._current = self._bucket_of(len(rows))
         self._rows = len(rows)
         state = self._spare_state(self._current.rows)
         for i, row in enumerate(rows):
@@ -166,9 +152,10 @@ class Runner:
         self.device.write(self._current.state, state)
 
     def decode(self) -> Ticket:
-        """Launch one step for the rows of start(), which then stand one token further; does not wait.
+        """Launch one step for the rows of set_rows(), which then stand one token further; does not wait.
 
-        Steps are counted here as the device counts them, so who runs the program otherwise must start() anew."""
+        Keeps a mirror of the place that the device counts in Mail: whoever runs the program otherwise must call
+        set_rows() again."""
         self._current.program.run()
         mail = self._mail[: self._rows, self._place]
         self._place = (self._place + 1) % MAIL
@@ -183,7 +170,7 @@ class Runner:
         self._write_table()
         rows = [*self._evaluate(ids[:known], slot)]
         for position in range(known, len(ids)):
-            self.start([Row(slot, ids[position], position)])
+            self.set_rows([Row(slot, ids[position], position)])
             rows.append(self.decode().logits())
         return np.concatenate(rows)
 
@@ -204,8 +191,8 @@ class Runner:
 
     def _warm_prompts(self) -> None:
         """Compile the kernels of prompts, which would else count as the first request's time: one spare tile."""
-        b, s = self.prompts.run([Piece(self.slots, [0])], [0])
-        self.ops.sample(b.logits, s, self._slots.sampling, b.tokens, b.scratch)
+        b, s = self.prompts.run([Piece(self._spare, [0])], [0])
+        self.ops.sample(b.logits, s, self._sampling.arrays, b.tokens, b.scratch)
         self.device.synchronize()
 
     def _pass(self, ops: Ops, b: Buffers, s: Step) -> list[Part]:
@@ -213,11 +200,11 @@ class Runner:
         return _named(self.model.parts(ops, self.c, self.w, b, s, self.caches))
 
     def decode_buffers(self, rows: int) -> Buffers:
-        """Activations for decode steps of `rows` rows: one group of them, as `bucket` takes it."""
+        """Activations for decode steps of `rows` rows: one group of them, as prepare_steps takes it."""
         group = min(rows, DECODE_ROWS)
         return self.ops.buffers(self.c, PassKind.DECODE, group, group)
 
-    def bucket(self, rows: int, b: Buffers, scope: str) -> Bucket:
+    def prepare_steps(self, rows: int, b: Buffers, scope: str) -> DecodeBucket:
         """Prepare decode steps of `rows` (at most max_batch) rows: groups of DECODE_ROWS that share the activations b.
 
         The runner has one for each size; a further one, with a state of its own, is for whoever measures."""
@@ -235,18 +222,18 @@ class Runner:
             groups.append((b.first(z - a, logits=logits[a:z], tokens=tokens[a:z]), s, mail))
         make = partial(self._parts, groups)
         step = self._program(device, self.ops, make, scope, f"graph {scope}, bucket {rows}", self.steps_captured)
-        return Bucket(rows, state, tokens, logits, step)
+        return DecodeBucket(rows, state, tokens, logits, step)
 
     def _spare_state(self, rows: int) -> np.ndarray:
-        """[5, rows] int32, Bucket.state: spare rows, and where the next step leaves tokens."""
-        return np.vstack([spare_rows(rows, self.slots), np.full((1, rows), self._place, np.int32)])
+        """[5, rows] int32, DecodeBucket.state: spare rows, and where the next step leaves tokens."""
+        return np.vstack([spare_rows(rows, self._spare), np.full((1, rows), self._place, np.int32)])
 
     def _parts(self, groups: list[tuple[Buffers, Step, Mail]], ops: Ops) -> Iterator[Part]:
         """A decode step from embedding to next token over ops, in named parts."""
         for b, s, mail in groups:
             *body, (name, head) = self._pass(ops, b, s)
             yield from body
-            yield name, partial(_head, ops, head, b, s, self._slots.sampling, mail)
+            yield name, partial(_head, ops, head, b, s, self._sampling.arrays, mail)
 
     def _write_table(self) -> None:
         if self.table.changed:
@@ -255,7 +242,7 @@ class Runner:
 
     def _cache_pages(self, e: EngineConfig) -> int:
         """Pages for the sequences: cache_tokens, or what max_batch of max_len need, less if memory is short."""
-        c, wish = self.c, self.slots * pages_of(self.max_len)
+        c, wish = self.c, self.max_batch * pages_of(self.max_len)
         page = 2 * sum(spec.kv_heads * spec.head_dim for spec in c.layers) * PAGE * self.ops.dtype.itemsize
         free = self.device.free_memory()
         share = _SHARE[self.device.stream is not None] if e.cache_tokens is None else 1

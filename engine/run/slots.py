@@ -1,4 +1,4 @@
-"""How each running sequence samples, as arrays by slot: a copy on the host, one on the device. Called by the runner."""
+"""How each running sequence samples, as arrays by slot: a copy on the host, one on the device."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _FIELDS = {
 }
 
 
-class Slots:
-    """Sampling parameters of `slots` sequences and the spare one. `sampling` is what Ops.sample takes."""
+class SlotSampling:
+    """Sampling parameters of `slots` sequences and the spare one. `arrays` is what Ops.sample takes."""
 
     def __init__(self, device: Device, slots: int, vocab: int) -> None:
         self._device = device
@@ -33,7 +33,7 @@ class Slots:
         }
         self._host["stop_ids"] = np.full((slots + 1, STOP_IDS), -1, np.int32)
         arrays = {name: device.upload(host) for name, host in self._host.items()}
-        self.sampling = Sampling(**arrays, counts=device.upload(np.zeros((slots + 1, vocab), np.int32)))
+        self.arrays = Sampling(**arrays, counts=device.upload(np.zeros((slots + 1, vocab), np.int32)))
 
     def set(self, sequences: list[Sequence]) -> None:
         """Take over newly admitted sequences; nothing of theirs has been sampled yet."""
@@ -47,9 +47,9 @@ class Slots:
             own = seq.request.stop_ids
             self._host["stop_ids"][seq.slot, : len(own)] = own
             if seq.params.penalised:
-                counts = self.sampling.counts[seq.slot]
+                counts = self.arrays.counts[seq.slot]
                 seen = np.zeros(counts.shape, np.int32)
                 seen[seq.prompt] = 1
                 self._device.write(counts, seen)
         for name, host in self._host.items():
-            self._device.write(getattr(self.sampling, name), host)
+            self._device.write(getattr(self.arrays, name), host)

@@ -48,7 +48,7 @@ def texts(lengths: list[int], seed: int = 3) -> list[list[int]]:
 def vectors(on: Encoder, ids: list[list[int]], cls: bool = False) -> np.ndarray:
     """One pass over some texts, into memory that held something else."""
     on.device.write(on._current.out, np.full(on._current.out.shape, np.nan, np.float32))
-    on.start(ids, cls)
+    on.set_texts(ids, cls)
     on.launch()
     return on.vectors()
 

@@ -29,7 +29,7 @@ def decoded(on: Runner, rows: int, steps: int) -> list[np.ndarray]:
     for slot in range(rows):
         on.table.admit(slot, 64)
     on.admit([])
-    on.start([Row(slot, 3 + slot, 0) for slot in range(rows)])
+    on.set_rows([Row(slot, 3 + slot, 0) for slot in range(rows)])
     got = []
     for _ in range(steps):
         on._current.logits[...] = np.nan
@@ -247,3 +247,21 @@ def test_an_operation_that_does_not_exist_is_a_capture_error() -> None:
         program(
             HostDevice(), NumpyOps(), lambda to: [("head", lambda: to.norm_haed())], "step", "bucket 1", CaptureReport()
         )
+
+
+@pytest.mark.parametrize("error", [ValueError("mine"), KeyboardInterrupt()], ids=["error", "Ctrl-C"])
+@pytest.mark.parametrize("lost", [False, True], ids=["ends", "cannot-be-ended"])
+def test_a_capture_is_ended_once_and_the_first_error_raised(error: BaseException, lost: bool) -> None:
+    ended, told = [], []
+
+    def run() -> None:
+        raise error
+
+    def end() -> None:
+        ended.append("end")
+        if lost:
+            raise RuntimeError("capture invalidated")
+
+    with pytest.raises(type(error)) as caught:
+        graph.captured(run, end, lambda e, lost: told.append((e, lost)))
+    assert (caught.value, ended, told) == (error, ["end"], [(error, lost)])

@@ -21,7 +21,7 @@ def started(on: Runner, rows: int) -> Runner:
     for slot in range(rows):
         on.table.admit(slot, 64)
     on.admit([])
-    on.start([Row(slot, 3 + slot, 0) for slot in range(rows)])
+    on.set_rows([Row(slot, 3 + slot, 0) for slot in range(rows)])
     return on
 
 
@@ -61,22 +61,22 @@ def test_tokens_are_the_callers() -> None:
 
 @pytest.mark.parametrize("steps", range(1, MAIL + 1))
 def test_other_rows_and_buckets_go_on_in_the_next_place(steps: int) -> None:
-    """An unread step is not overwritten by those of a later start()."""
+    """An unread step is not overwritten by those of rows that are set later."""
     on = started(runner(SMALL, max_batch=4), 3)
     *_, ticket = [on.decode() for _ in range(steps)]
-    on.start([Row(0, 9, 0)])
+    on.set_rows([Row(0, 9, 0)])
     later = [on.decode() for _ in range(MAIL - 1)]
     assert ticket.tokens().tolist() == one_by_one(3, steps)[-1]
     alone = started(runner(SMALL, max_batch=4), 1)
-    alone.start([Row(0, 9, 0)])
+    alone.set_rows([Row(0, 9, 0)])
     assert [t.tokens().tolist() for t in later] == [alone.decode().tokens().tolist() for _ in later]
 
 
 @pytest.mark.parametrize("steps", range(1, MAIL + 1))
-def test_a_start_finds_the_place_again(steps: int) -> None:
+def test_set_rows_finds_the_place_again(steps: int) -> None:
     """Whoever measures runs a program without counting."""
     on = started(runner(SMALL, max_batch=2), 2)
     for _ in range(steps):
         on.current.program.run()
-    on.start([Row(slot, 3 + slot, 0) for slot in range(2)])
+    on.set_rows([Row(slot, 3 + slot, 0) for slot in range(2)])
     assert [on.decode().tokens().tolist() for _ in range(3)] == one_by_one(2, 3)

@@ -179,7 +179,7 @@ class Embedding:
 
     def begin(self, ahead: int = 0) -> None:
         """Set the texts of the first call."""
-        self._encoder.start(self._calls[0])
+        self._encoder.set_texts(self._calls[0])
 
 
 def graphs(s: Settings, choose: Choose = loading.choose) -> Report:

@@ -85,7 +85,7 @@ class Session:
 
     def restart(self, ahead: int = 0) -> None:
         """The next step is the first one again, or the one `ahead` of it. After `prefill`."""
-        self.runner.start([replace(row, position=row.position + ahead) for row in self.rows])
+        self.runner.set_rows([replace(row, position=row.position + ahead) for row in self.rows])
 
     def step_times(self) -> list[float]:
         """ms of every single step from the first on, by marks between them, all steps being launched at once."""

@@ -18,7 +18,7 @@ import numpy as np
 from ...errors import DeviceError, RequestError
 from ...graph.cuda_graph import CudaGraph
 from ...ops.device import Device
-from ...run.runner import Bucket
+from ...run.runner import DecodeBucket
 from .session import Load, Session
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ REPEATS = 5  # timed passes of each way; the median counts
 class Side:
     """One of the two batches: the step that decodes it, and where it begins."""
 
-    bucket: Bucket
+    bucket: DecodeBucket
     start: np.ndarray  # [5, rows] int32: what the step's state is before the first token
     graph: Any  # CudaGraph of the step
     kernels: list[tuple[Any, Any]]  # (node, parameters) of its kernels
@@ -160,7 +160,7 @@ def measure(s: Settings, backend: str, choose: Choose) -> Report:
 def one_side(session: Session, first: int, last: int) -> Side:
     """A step of its own, captured, for some of the sequences of a session."""
     runner, count = session.runner, last - first
-    bucket = runner.bucket(count, runner.decode_buffers(count), "step")
+    bucket = runner.prepare_steps(count, runner.decode_buffers(count), "step")
     rows = [(row.token, row.slot, row.position, row.position + 1, 0) for row in session.rows[first:last]]
     graph = CudaGraph.of(runner.device, (bucket.program.graphs or [])[0])
     return Side(bucket, np.array(rows, np.int32).T.copy(), graph, graph.parameters())

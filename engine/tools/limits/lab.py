@@ -1,7 +1,7 @@
 """What a probe works with. One Lab a probe: its stream and its graphs are its own.
 
-With `linking.py` the only module of this package that imports
-CuPy and cuda-bindings: probes reach them as lab.cupy, lab.driver and lab.runtime.
+With `linking.py` the only module of this package that imports CuPy and cuda-bindings: probes reach them as lab.cupy,
+lab.driver and lab.runtime.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import DeviceError
+from ...graph.capture import captured
 from ...ops.driver import call
 from ...ops.gpu import CupyDevice
 from . import linking, sources
@@ -169,14 +170,15 @@ class Lab:
 
     def _recorded(self, record: Callable[[], Any], stream: Any) -> Any:
         """The CUgraph of a capture that has begun."""
-        try:
-            self.attempt(record, stream)
-        except Exception as e:
-            status, _ = self.driver.cuStreamEndCapture(stream.ptr)
-            if isinstance(e, Refused):
-                e.detail = "the capture is lost" if int(status) else "the capture goes on"
-            raise
-        return self.ask(self.driver.cuStreamEndCapture, stream.ptr)
+
+        def tell(error: BaseException, lost: bool) -> None:
+            if isinstance(error, Refused):
+                error.detail = "the capture is lost" if lost else "the capture goes on"
+
+        def end() -> Any:
+            return self.ask(self.driver.cuStreamEndCapture, stream.ptr)
+
+        return captured(lambda: self.attempt(record, stream), end, tell)
 
     def needs(self, arch: int = 0, device_runtime: bool = False) -> None:
         """CannotRun on a GPU older than this compute capability times ten, or without DEVICE_RUNTIME's kernels."""
