@@ -101,6 +101,17 @@ def test_sampled(device, cut, spread):
     run(device, logits, g, [0, 1, 70, 100_000])
 
 
+@pytest.mark.parametrize("vocab", [1, 16, 17, 511, 8192, 8193, 8208, 8209])
+def test_every_token_can_be_drawn(device, vocab):
+    """A row is cut into 16 stretches, and each of those into one piece a thread: their first and last tokens, alone."""
+    stretch = -(-vocab // 16)
+    ends = sorted({min(v, vocab - 1) for s in (0, 1, 7, 15) for v in (s * stretch, (s + 1) * stretch - 1)})
+    logits = np.full((len(ends), vocab), -100.0, F32)
+    logits[np.arange(len(ends)), ends] = 100
+    g = rules(len(ends), vocab, temperature=1, seed=range(len(ends)))
+    assert run(device, logits, g, [3] * len(ends)).tolist() == ends
+
+
 @pytest.mark.parametrize(
     "cut",
     [
