@@ -147,6 +147,11 @@ MUTANTS = (
         ("tests/ops/test_sample.py::test_every_token_can_be_drawn",),
     ),
     Mutant(
+        "the smallest term of a weight a little too large", "sample.cuh",
+        "1.5403530e-4f", "1.125f * 1.5403530e-4f",
+        ("tests/ops/test_sample.py::test_weights_to_their_last_bits",),
+    ),
+    Mutant(
         "sums in front of their shared memory", "attend_decode.cu",
         "(odd * NT + n) * (D / 16) + i) * LINE", "(odd * NT + n) * (D / 16) - i) * LINE",
         ("tests/ops/test_attend_decode.py::test_shapes",),
