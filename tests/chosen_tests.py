@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import combinations_with_replacement
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -85,7 +86,7 @@ def choose(tests: Iterable[KernelTest], kernels: Collection[tuple[str, str]], se
 
 
 def _news(test: KernelTest, kernels: Collection[tuple[str, str]]) -> frozenset[object]:
-    """What a test may show that others do not: its function, the instances, and each template argument."""
+    """What a test may show that others do not: its function, the instances, template arguments and pairs of them."""
     found: set[object] = set()
     for instance in test.instances:
         if kernel_of(instance) in kernels:
@@ -93,6 +94,6 @@ def _news(test: KernelTest, kernels: Collection[tuple[str, str]]) -> frozenset[o
             found |= {
                 instance,
                 test.id.split("[")[0],
-                *((*kernel_of(instance), *pair) for pair in enumerate(arguments)),
+                *((*kernel_of(instance), pair) for pair in combinations_with_replacement(enumerate(arguments), 2)),
             }
     return frozenset(found)

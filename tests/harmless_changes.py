@@ -27,8 +27,17 @@ class Harmless:
 HARMLESS = (
     Harmless("columns.cuh", "AHEAD = 4;", "4", "how many loads are on their way at once"),
     Harmless("sample.cu", "AT_ONCE = 8;", "8", "how many loads are on their way at once"),
+    Harmless("sample.cu", "if (threadIdx.x == 0) length = 0;", "==", "the other threads write the same 0"),
+    Harmless(
+        "sample.cuh", "// the reads of the last call are done", "__syncthreads()",
+        "between any two calls of block_scan in sample.cu stands a block_sum or block_max, with barriers of its own",
+    ),
+    Harmless(
+        "attend_decode.cu", "// keeps ptxas from asking for the query first", "__syncwarp()",
+        "orders loads into registers for speed; no lane reads there what another one wrote",
+    ),
     Harmless("reduce.cuh", "return a > b ? a : b;", ">", "of two equal values either will do"),
-)
+)  # fmt: skip
 
 
 def harmless(change: Change) -> str:

@@ -127,6 +127,31 @@ MUTANTS = (
         ("tests/ops/test_attend_decode.py::test_rows_of_one_sequence_wait_for_each_other",),
     ),
     Mutant(
+        "a ticket taken before all of the block have written", "attend_decode.cu",
+        "before its ticket\n    __syncthreads();\n", "before its ticket\n",
+        ("tests/ops/test_attend_decode.py::test_order_of_threads_does_not_matter",),
+    ),
+    Mutant(
+        "a block too many for a full group of query heads", "attend_decode.cu",
+        "(group + HEADS - 1) / HEADS", "(group + HEADS) / HEADS",
+        ("tests/ops/test_attend_decode.py::test_shapes",),
+    ),
+    Mutant(
+        "the next sequence's page where a row fills its own", "attend_decode.cu",
+        "part.start < cut.high ? __ldcg", "part.start <= cut.high ? __ldcg",
+        ("tests/ops/test_attend_decode.py::test_full_pages_of_the_last_sequence_of_the_table",),
+    ),
+    Mutant(
+        "a token that no thread draws from", "sample.cu",
+        "(length + THREADS - 1) / THREADS", "(length + THREADS - 2) / THREADS",
+        ("tests/ops/test_sample.py::test_every_token_can_be_drawn",),
+    ),
+    Mutant(
+        "the smallest term of a weight a little too large", "sample.cuh",
+        "1.5403530e-4f", "1.125f * 1.5403530e-4f",
+        ("tests/ops/test_sample.py::test_weights_to_their_last_bits",),
+    ),
+    Mutant(
         "sums in front of their shared memory", "attend_decode.cu",
         "(odd * NT + n) * (D / 16) + i) * LINE", "(odd * NT + n) * (D / 16) - i) * LINE",
         ("tests/ops/test_attend_decode.py::test_shapes",),

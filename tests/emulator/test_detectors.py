@@ -71,6 +71,7 @@ CASES = [
     case("missing_warp_barrier", "depends on the order of threads", 3),
     case("atomic_order", "depends on the order of threads", 3),
     case("block_order", "depends on the order of threads", 3, grid=3),
+    case("ticket_too_early", "depends on the order of threads", 3, grid=3, out=np.zeros(257, np.float32)),
     case("copy_not_awaited", "depends on the order of threads", 3),
     case("copy_not_committed", "depends on the order of threads", 3),
     case("two_barriers", r"divergent barrier: thread 0 waits .*planted.cu:\d+\) and thread 48 at"),
@@ -124,6 +125,11 @@ def test_every_planted_kernel_is_a_case():
 
 def test_grid_barrier_adds_what_all_blocks_wrote(compiler):
     assert run("grid_barrier<false>", 3, grid=5, out=np.zeros(10, np.float32))[:5].tolist() == [10.0] * 5
+
+
+def test_the_block_that_comes_last_adds_what_all_blocks_wrote(compiler):
+    found = run("ticket_too_early<false>", 3, grid=3, out=np.zeros(257, np.float32))
+    np.testing.assert_array_equal(found[:64], 3 * np.arange(64))
 
 
 @pytest.mark.parametrize(("kernel", "message", "schedules", "launch"), PAIRS)

@@ -19,6 +19,9 @@ SHAPES = [  # heads, key/value heads, head size
     pytest.param(6, 1, 112, id="6x112"),
     pytest.param(8, 1, 128, id="8x128"),
     pytest.param(14, 2, 64, id="7x64"),
+    pytest.param(16, 2, 32, id="8x32-all-heads-of-a-block"),
+    pytest.param(32, 2, 32, id="16x32-all-heads-of-a-block"),
+    pytest.param(34, 2, 32, id="17x32-two-blocks-a-head"),
     pytest.param(16, 8, 64, id="2x64-in-half-the-registers"),
     pytest.param(11, 1, 128, id="11x128"),
     pytest.param(35, 1, 32, id="35x32"),
@@ -63,6 +66,17 @@ def test_lengths(device, dtype, window, n):
     queries = rng.standard_normal((1, 2, 32)).astype(TYPES[dtype])
     found = run(device, memory, TYPES[dtype], 2, queries, [0], [n], window)
     close(found[0], memory.attend(queries[0], 0, n, window), 2 * EPS[dtype])
+
+
+@pytest.mark.parametrize("pages", [1, 2])
+def test_full_pages_of_the_last_sequence_of_the_table(device, pages):
+    """Warps whose tokens begin where the row ends look up no page: behind the table's end there is nothing to read."""
+    rng, n = np.random.default_rng(8), pages * PAGE
+    memory = Memory.of(device, rng, [n] * 4, 1, 32, TYPES["bfloat16"])
+    memory.table = memory.table[:4]  # without spare rows; a multiple of 16 bytes, behind which no page can be read
+    queries = rng.standard_normal((1, 2, 32)).astype(TYPES["bfloat16"])
+    found = run(device, memory, TYPES["bfloat16"], 2, queries, [3], [n], 0)
+    close(found[0], memory.attend(queries[0], 3, n, 0), 2 * EPS["bfloat16"])
 
 
 def test_more_tiles_than_splits(device):

@@ -101,6 +101,42 @@ def test_sampled(device, cut, spread):
     run(device, logits, g, [0, 1, 70, 100_000])
 
 
+def boundary(seed: int, position: int) -> np.ndarray:
+    """Neighbouring floats x: with the first, the seed draws from logits [x, 0] the first token; with the second not."""
+    near, far = (np.array(x, F32).view(np.uint32) for x in (2**-10, 3))
+    while far - near > 1:
+        middle = near + (far - near) // 2
+        x = np.array([-middle.view(F32), 0], F32)
+        first = sampling.choose(x, 1, 0, 1, 0, sampling.philox(seed, position)) == 0
+        near, far = (middle, far) if first else (near, middle)
+    return -np.array([near, far]).view(F32)
+
+
+def test_weights_to_their_last_bits(device):
+    """Logits at the boundary of a draw, one float before it and one behind: no term of the polynomial may be off."""
+
+    def far_from_whole(seed: int) -> bool:  # the exponent at the boundary, for which the last terms are large
+        u = sampling.philox(seed, 6) / 2**64
+        return 0.06 < u < 0.45 and abs(np.log2(u / (1 - u)) % 1 - 0.5) < 0.1
+
+    seeds = [seed for seed in range(400) if far_from_whole(seed)][:16]
+    logits = np.zeros((32, 2), F32)
+    logits[:, 0] = np.concatenate([boundary(seed, 6) for seed in seeds])
+    g = rules(32, 2, temperature=1, seed=np.repeat(seeds, 2))
+    assert run(device, logits, g, [5] * 32).tolist() == [0, 1] * 16
+
+
+@pytest.mark.parametrize("vocab", [1, 16, 17, 511, 8192, 8193, 8208, 8209])
+def test_every_token_can_be_drawn(device, vocab):
+    """A row is cut into 16 stretches, and each of those into one piece a thread: their first and last tokens, alone."""
+    stretch = -(-vocab // 16)
+    ends = sorted({min(v, vocab - 1) for s in (0, 1, 7, 15) for v in (s * stretch, (s + 1) * stretch - 1)})
+    logits = np.full((len(ends), vocab), -100.0, F32)
+    logits[np.arange(len(ends)), ends] = 100
+    g = rules(len(ends), vocab, temperature=1, seed=range(len(ends)))
+    assert run(device, logits, g, [3] * len(ends)).tolist() == ends
+
+
 @pytest.mark.parametrize(
     "cut",
     [

@@ -222,6 +222,23 @@ __global__ void __launch_bounds__(64) never_waits(const float* x, float* out) {
     out[threadIdx.x] = 1.0f;
 }
 
+// -- a ticket -----------------------------------------------------------------------------------------------------------
+
+// The block that comes last adds what all blocks wrote.   LAUNCH: grid 3; out [64 sums, 3 * 64 parts, ticket]
+template <bool wrong>
+__global__ void __launch_bounds__(64) ticket_too_early(const float* x, float* out) {
+    __shared__ bool last;
+    float *parts = out + 64, *ticket = parts + 3 * 64;
+    parts[blockIdx.x * 64 + threadIdx.x] = x[threadIdx.x];
+    __threadfence();
+    if (!wrong) __syncthreads();
+    if (threadIdx.x == 0) last = atomicAdd(ticket, 1.0f) == 2.0f;
+    __syncthreads();
+    if (!last) return;
+    __threadfence();
+    for (int b = 0; b < 3; b++) out[threadIdx.x] += __ldcg(parts + b * 64 + threadIdx.x);
+}
+
 // -- a grid barrier ---------------------------------------------------------------------------------------------------
 
 // out[b] = sum of what all blocks wrote before.   LAUNCH: grid 5; out [10]

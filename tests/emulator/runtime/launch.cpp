@@ -81,7 +81,15 @@ void run_cluster(const Blocks& cluster) {
     } while (open(cluster, State::at_cluster_sync, cluster.size()));
 }
 
-// One cluster after the other. Those that wait at a grid barrier stay in memory.
+// Runs those that are ready, the last first; false if none is.
+bool go_on(const std::vector<Blocks>& clusters) {
+    bool any = false;
+    for (size_t i = clusters.size(); i-- > 0;)
+        if (clusters[i][0]->state == State::ready) run_cluster(clusters[i]), any = true;
+    return any;
+}
+
+// One cluster after the other. Those that wait at a grid barrier, or let others run first, stay in memory.
 void run_grid(unsigned blocks) {
     unsigned clusters = blocks / launch->cluster;
     std::vector<unsigned> turn(clusters);
@@ -102,8 +110,9 @@ void run_grid(unsigned blocks) {
         place.insert(place.end(), cluster.begin(), cluster.end());
         if (!ended) waiting.push_back(std::move(cluster));
     }
-    while (open(all, State::at_grid_sync, blocks))
-        for (const Blocks& cluster : waiting) run_cluster(cluster);
+    do {
+        while (go_on(waiting)) {}
+    } while (open(all, State::at_grid_sync, blocks));
 }
 
 }  // namespace
@@ -120,6 +129,17 @@ void order(unsigned* out, unsigned n) {
     for (unsigned i = 0; i < n; i++) out[i] = launch->seed == 1 ? n - 1 - i : i;
     if (launch->seed > 1)
         for (unsigned i = n; i > 1; i--) std::swap(out[i - 1], out[random_number() % i]);
+}
+
+bool release(Block& b, State state) {
+    bool any = false;
+    for (unsigned i = 0; i < threads_per_block; i++)
+        if (b.threads[i].state == state) b.threads[i].state = State::ready, any = true;
+    return any;
+}
+
+unsigned live_lanes() {
+    return block->warps[self->id / 32].live;
 }
 
 void grid_wait() {
@@ -158,6 +178,7 @@ extern "C" int emu_run(emu::Launch* launch, void (*call)(void**)) {
     emu::launch = launch;
     kernel = call;
     random_state = launch->seed;
+    launch->fenced = 0;
     grid_size = dim3(launch->grid[0], launch->grid[1], launch->grid[2]);
     block_size = dim3(launch->block[0], launch->block[1], launch->block[2]);
     threads_per_block = block_size.x * block_size.y * block_size.z;

@@ -48,11 +48,20 @@ Thread* next_ready() {
 
 // Gives the CPU to the next thread that can run, or back to run_blocks.
 void leave() {
+    if (launch->fenced) launch->fenced = 2;  // not by the thread that runs from here on
     Thread* me = self;
     Thread* next = next_ready();
     if (next == me) return;
     self = next;
     switch_context(&me->context, next ? next->context : main_context);
+}
+
+// In random schedules a thread 0 that comes to a barrier straight from a __threadfence lets the other blocks run first:
+// what it told them, as by a ticket, must hold although the rest of its block is not there yet. Once a block (synced).
+void let_other_blocks_run() {
+    if (self->id || launch->seed < 2 || launch->cluster > 1 || launch->fenced != 1 || block->synced) return;
+    block->synced = true;
+    switch_context(&self->context, main_context);  // run_block returns
 }
 
 // The first of the threads that have not ended, all of which wait: at the same place, or it fails.
@@ -197,13 +206,6 @@ void start_block(Block& b, unsigned linear, Block** cluster) {
     poison_shared();
 }
 
-bool release(Block& b, State state) {
-    bool any = false;
-    for (unsigned i = 0; i < threads_per_block; i++)
-        if (b.threads[i].state == state) b.threads[i].state = State::ready, any = true;
-    return any;
-}
-
 void run_block(Block& b) {
     block = &b;
     for (;;) {
@@ -212,6 +214,7 @@ void run_block(Block& b) {
         if (first) {
             self = first;
             switch_context(&main_context, first->context);
+            if (self) return;  // other blocks run first; the state is still `ready`
         }
         self = nullptr;
         if (!b.alive) return end_block();
@@ -223,10 +226,6 @@ void run_block(Block& b) {
         b.at_grid_wait = 0;
         release(b, State::at_grid_wait);
     }
-}
-
-unsigned live_lanes() {
-    return block->warps[self->id / 32].live;
 }
 
 void wait(State state, Site site) {
@@ -243,6 +242,7 @@ void wait_for_blocks(State state, Site site) {
 
 void barrier(int vote, Site site) {
     Thread* me = self;
+    let_other_blocks_run();
     me->vote = vote;
     me->mask = 0;
     me->site = site;
