@@ -28,6 +28,18 @@ HARMLESS = (
     Harmless("columns.cuh", "AHEAD = 4;", "4", "how many loads are on their way at once"),
     Harmless("sample.cu", "AT_ONCE = 8;", "8", "how many loads are on their way at once"),
     Harmless("sample.cu", "if (threadIdx.x == 0) length = 0;", "==", "the other threads write the same 0"),
+    Harmless("sample.cu", "<= target && target < upto) {", "<", "at its own end a thread finds no token to write"),
+    Harmless("sample.cu", "if (lane == 0 && starts <= target", "==", "the other lanes of the warp write the same"),
+    *(
+        Harmless("sample.cu", text, sign, f"longer {what} of a row hold the same tokens: it only takes longer")
+        for text, what in (
+            ("length = (d.size + WARPS - 1) / WARPS;", "stretches"),
+            ("each = (length + THREADS - 1) / THREADS", "pieces"),
+        )
+        for sign in "-/"
+    ),
+    Harmless("attend_prefill.cu", "high = 0;  // what any row", "0", "every row sees a token at least"),
+    Harmless("linear_decode.cu", "cluster_sync();  // the others have begun", ">", "a block alone waits for itself"),
     Harmless(
         "sample.cuh", "// the reads of the last call are done", "__syncthreads()",
         "between any two calls of block_scan in sample.cu stands a block_sum or block_max, with barriers of its own",

@@ -126,6 +126,22 @@ def test_weights_to_their_last_bits(device):
     assert run(device, logits, g, [5] * 32).tolist() == [0, 1] * 16
 
 
+def test_target_that_a_stretch_ends_at(shuffled):
+    """All that comes before the second stretch weighs as much as the target: the first that exceeds it is drawn."""
+    seed, largest = 3, 1025  # behind one of weight 0 in the second stretch of 1,024, of which a thread has two
+    u, logits = sampling.philox(seed, 6), np.full((1, 16 * 1024), -np.inf, F32)
+    logits[0, largest], logits[0, 0] = 0, boundary(seed, 6)[1]
+    small = -np.log(2, dtype=F32) * np.arange(20, 40.5, 0.5, F32)
+    weight = sampling.weights(np.append(small, F32.type(0)), 1)[:-1]
+    for at in range(1, 1024):
+        w = sampling.weights(logits[0], 1)
+        if not (gap := (u * int(w.sum()) >> 64) - int(w[:1024].sum())):
+            break
+        logits[0, at] = small[np.flatnonzero((weight <= gap) & (weight > 0))[0]]
+    assert gap == 0
+    assert run(shuffled, logits, rules(1, 16 * 1024, temperature=1, seed=seed), [5]).tolist() == [largest]
+
+
 @pytest.mark.parametrize("vocab", [1, 16, 17, 511, 8192, 8193, 8208, 8209])
 def test_every_token_can_be_drawn(device, vocab):
     """A row is cut into 16 stretches, and each of those into one piece a thread: their first and last tokens, alone."""
