@@ -7,6 +7,7 @@ and attention.py. Threads share out both; see threads.py.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 
@@ -163,9 +164,13 @@ class NumpyOps(Ops):
 
 def _own_pages(n, k):
     """[n, k] float32, of the system and not of the allocator: there, what lives on would stand between the holes that
-    decoded tensors leave."""
+    decoded tensors leave. In huge pages where there are some, as NumPy asks for: a decode step reads every one."""
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
-    return np.frombuffer(mmap.mmap(-1, max(1, 4 * n * k), **private), np.float32, n * k).reshape(n, k)
+    pages = mmap.mmap(-1, max(1, 4 * n * k), **private)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # the kernel was built without them
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(pages, np.float32, n * k).reshape(n, k)
 
 
 def _tanh_factor(x):
