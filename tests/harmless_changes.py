@@ -38,6 +38,7 @@ HARMLESS = (
         )
         for sign in "-/"
     ),
+    Harmless("attend_decode.cu", "float scale = sum > 0.f ?", ">", "a row sees a token, and its largest weight is 1"),
     Harmless("attend_prefill.cu", "high = 0;  // what any row", "0", "every row sees a token at least"),
     Harmless("linear_decode.cu", "cluster_sync();  // the others have begun", ">", "a block alone waits for itself"),
     Harmless(

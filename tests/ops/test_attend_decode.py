@@ -57,6 +57,17 @@ def test_shapes(device, dtype, heads, g, d):
         close(found[row], memory.attend(queries[row], seq, n, 0), 2 * EPS[dtype])
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(("heads", "g"), [pytest.param(4, 2, id="2-heads"), pytest.param(32, 2, id="16-heads")])
+def test_scores_far_apart(device, dtype, heads, g):
+    """Weights overflow unless each is relative to its own head's largest score, over all tokens, warps and splits."""
+    rng = np.random.default_rng(9)
+    memory = Memory.of(device, rng, [600], g, 32, TYPES[dtype])
+    queries = (300 * rng.standard_normal((1, heads, 32))).astype(TYPES[dtype])
+    found = run(device, memory, TYPES[dtype], heads, queries, [0], [600], 0)
+    close(found[0], memory.attend(queries[0], 0, 600, 0), 2 * EPS[dtype])
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("window", [0, 1, 40, 256, 257])
 @pytest.mark.parametrize("n", [1, PAGE - 1, PAGE, PAGE + 1, 255, 256, 257, 513, 900])

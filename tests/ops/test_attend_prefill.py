@@ -68,6 +68,16 @@ def test_shapes(device, dtype, heads, g, d):
     close(found, expected(memory, queries, parts), 2 * EPS[dtype])
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_scores_far_apart(device, dtype):
+    """Weights overflow unless each is relative to its own row's largest score, over all keys that it has seen."""
+    rng = np.random.default_rng(9)
+    memory, parts = Memory.of(device, rng, [140], 1, 32, TYPES[dtype]), [(0, 0, 140)]
+    queries = (300 * rng.standard_normal((140, 2, 32))).astype(TYPES[dtype])
+    found = run(device, memory, TYPES[dtype], 2, queries, parts)
+    close(found, expected(memory, queries, parts), 2 * EPS[dtype])
+
+
 BATCHES = [  # (sequence, first position, tokens)
     pytest.param([(0, 0, 1), (1, 0, 63), (2, 0, 64)], id="short"),
     pytest.param([(2, 0, 65)], id="page-plus-one"),

@@ -131,8 +131,9 @@ def test_target_that_a_stretch_ends_at(shuffled):
     seed, largest = 3, 1025  # behind one of weight 0 in the second stretch of 1,024, of which a thread has two
     u, logits = sampling.philox(seed, 6), np.full((1, 16 * 1024), -np.inf, F32)
     logits[0, largest], logits[0, 0] = 0, boundary(seed, 6)[1]
-    small = -np.log(2, dtype=F32) * np.arange(20, 40.5, 0.5, F32)
+    small = (-np.log(2) * np.arange(20, 40.5, 0.5)).astype(F32)
     weight = sampling.weights(np.append(small, F32.type(0)), 1)[:-1]
+    gap = 1
     for at in range(1, 1024):
         w = sampling.weights(logits[0], 1)
         if not (gap := (u * int(w.sum()) >> 64) - int(w[:1024].sum())):
