@@ -21,14 +21,14 @@ _numbers = itertools.count()
 
 def in_child(method: Callable[[], None]) -> None:
     """Call a bound method in every child that os.fork or multiprocessing makes, as long as its object lives."""
-    for number, known in list(_actions.items()):
+    for number, known in _actions.copy().items():  # copied in one go: list(items) lets other threads in between
         if known() is None:
             _actions.pop(number, None)  # another thread may have been here as well
     _actions[next(_numbers)] = weakref.WeakMethod(method)
 
 
 def _run() -> None:
-    for action in list(_actions.values()):
+    for action in _actions.copy().values():
         if (method := action()) is not None:
             method()
 

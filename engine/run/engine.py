@@ -78,7 +78,7 @@ class Engine:
     def abort_all(self) -> None:
         """End every request that was added before. A signal handler may call it, as it may `abort` and `close`."""
         arrived = list(self._arrived)  # first: who leaves it meanwhile is among the open ones before
-        self.abort(*dict.fromkeys([*arrived, *list(self._open.values())]))
+        self.abort(*dict.fromkeys([*arrived, *self._open.copy().values()]))
 
     def wait(self, handle: Handle, end: bool = False) -> list[Event]:
         """The events of a request since the last call, at least one unless it has ended; end: wait until it has.
