@@ -1,6 +1,6 @@
 """The weights of a model on a device, made in one place: load.weights.
 
-Names as in weights/tables.py. Array: float32. Weight: what Ops.weight returned.
+Names as in the families' tables. Array: float32. Weight: what Ops.weight returned.
 """
 
 from __future__ import annotations

@@ -54,11 +54,6 @@ class Turn:
         self._sleepers: list[_Sleeper] = []
 
     @property
-    def taken(self) -> bool:
-        """Whether a thread has the turn."""
-        return self._taken
-
-    @property
     def asked_for(self) -> bool:
         """Whether a thread waits that goes before all others: the owner should pass the turn on soon."""
         return self._first > 0
