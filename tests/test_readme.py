@@ -13,6 +13,7 @@ import pytest
 from ostinato.errors import TokenizerError
 from ostinato.models import families
 from ostinato.text import gguf_vocab
+from ostinato.text.pre_tokenizers import PRE
 from ostinato.weights import quant
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -144,7 +145,7 @@ def test_readme_says_when_and_on_what(file: str) -> None:
 
 GGUF_ROWS = {
     "architectures": families.GGUF,
-    "`tokenizer.ggml.pre`": gguf_vocab.PRE,
+    "`tokenizer.ggml.pre`": PRE,
     "tensors": [*quant.PLAIN, *quant.QUANTS],
 }
 
@@ -157,17 +158,15 @@ def test_readme_says_which_gguf_files_load(row: str) -> None:
     assert set(read.replace("`", "").split(", ")) == set(GGUF_ROWS[row])
 
 
-@pytest.mark.parametrize(
-    ("model", "pre"),
-    [pytest.param("llama", "default", id="SentencePiece"), pytest.param("gpt2", "qwen35", id="qwen35")],
-)
-def test_readme_says_which_vocabularies_do_not(model: str, pre: str) -> None:
+@pytest.mark.parametrize("model", ["t5", "bert"])
+def test_readme_says_which_vocabularies_do_not(model: str) -> None:
     """A vocabulary that the README calls refused is refused: whoever makes it load corrects the README."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    refused = next(text for text in readme.splitlines() if text.startswith("| vocabularies |")).split(" | ")[2]
-    assert (pre if model == "gpt2" else f"SentencePiece (`{model}`") in refused
-    values = {"model": model, "pre": pre, "tokens": ["a"], "token_type": [1], "merges": []}
-    with pytest.raises(TokenizerError, match=r"tokenizer\.ggml\.(model|pre): "):
+    read, refused = next(t for t in readme.splitlines() if t.startswith("| vocabularies |")).split(" | ")[1:]
+    assert f"(`{model}`)" in refused
+    assert [kind for kind in gguf_vocab.MODELS if f"(`{kind}`" not in read] == []
+    values = {"model": model, "pre": "default", "tokens": ["a"], "token_type": [1], "merges": []}
+    with pytest.raises(TokenizerError, match=r"tokenizer\.ggml\.model: "):
         gguf_vocab.build({f"tokenizer.ggml.{key}": value for key, value in values.items()}, "x.gguf")
 
 

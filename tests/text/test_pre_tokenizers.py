@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from vocabularies import gguf
 
-from ostinato.text.gguf_vocab import GPT4O, TEKKEN, build
+from ostinato.text.gguf_vocab import build
+from ostinato.text.pre_tokenizers import GPT4O, TEKKEN
 
 TEXT = "They'll Say helloWorld 12345 a//\nb"
 LLAMA = ["They", "'ll", "ĠSay", "ĠhelloWorld", "Ġ", "123", "45", "Ġa", "//Ċ", "b"]
