@@ -66,10 +66,10 @@ def _byte_level(meta: Keys, tokens: Tokens) -> Backend:
 
 
 def _merges(meta: Keys, tokens: Tokens) -> list[tuple[str, str]]:
-    merges = []
+    ids, merges = tokens.ids, []
     for merge in meta.array("merges", str):
         left, space, right = merge.partition(" ")
-        if not space or any(part not in tokens.ids for part in (left, right, left + right)):
+        if not space or left not in ids or right not in ids or left + right not in ids:
             meta.wrong("merges", "two tokens whose concatenation is a token", merge)
         merges.append((left, right))
     return merges
