@@ -186,6 +186,13 @@ def test_all_in_one_bin(device):
     run(device, np.zeros((1, 4500), F32), rules(1, 4500, temperature=1, top_k=7, top_p=0.6, seed=5), [2])
 
 
+@pytest.mark.parametrize("token", [0, 999])
+def test_bans_the_first_and_the_last_id(device, token):
+    logits, g = normal(6, 1, 1000), rules(1, 1000)
+    logits[0, token], g.stop_ids[0, :2], g.stop_from[:] = 40, [token, 5], 9
+    assert run(device, logits, g, [3]) != [token]
+
+
 @pytest.mark.parametrize("temperature", [0, 0.9])
 def test_penalties_and_bans(device, temperature):
     rng = np.random.default_rng(6)
