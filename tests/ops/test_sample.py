@@ -208,6 +208,17 @@ def test_penalties_and_bans(device, temperature):
     assert [tokens[i] in g.stop_ids[i] for i in range(4)] == [True, True, True, False]
 
 
+@pytest.mark.parametrize("penalty", ["presence", "frequency"])
+@pytest.mark.parametrize(
+    ("count", "taken"),
+    [pytest.param(1, 7, id="in-the-prompt"), pytest.param(2, 2, id="once"), pytest.param(5, 2, id="both")],
+)
+def test_penalties_of_what_was_generated(device, penalty, count, taken):
+    logits, g = np.full((1, 40), -1, F32), rules(1, 40, **{penalty: 2})
+    logits[0, [7, 2]], g.counts[0, 7] = [5, 4], count
+    assert run(device, logits, g, [3]) == [taken]
+
+
 def test_sequence_of_draws_is_the_same_alone(device):
     logits = normal(8, 3, 200)
     g = rules(3, 200, temperature=1, seed=[5, 6, 7])
