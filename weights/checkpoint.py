@@ -14,6 +14,7 @@ import numpy as np
 from ..errors import CheckpointError
 from . import gguf, safetensors
 from .files import is_gguf, let_go, read_json, shown
+from .quantised import Quantised
 from .tensor import Tensor
 from .translate import translate
 
@@ -69,6 +70,10 @@ class Checkpoint:
     def tensor(self, name: str) -> np.ndarray:
         """A tensor [shape]: a read-only view of the file for F32, F16 and BF16, new float32 for quantised ones."""
         return self._tensor(name).numbers()
+
+    def quantised(self, name: str) -> Quantised | None:
+        """A matrix as the file stores it if it is quantised, else None."""
+        return self._tensor(name).stored()
 
     def bytes(self, name: str) -> np.ndarray:
         """The stored bytes of a tensor [n] uint8, a view of the file."""

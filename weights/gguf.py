@@ -20,7 +20,7 @@ import numpy as np
 
 from ..errors import CheckpointError, UnsupportedModel
 from .files import GGUF_MAGIC, is_gguf, map_file, shown
-from .quant import GGUF_KINDS
+from .kinds import GGUF_KINDS
 from .tensor import Tensor, check_name, check_shape
 
 BOOL, STRING, ARRAY = 7, 8, 9
