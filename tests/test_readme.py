@@ -13,7 +13,8 @@ import pytest
 from ostinato.errors import TokenizerError
 from ostinato.models import families
 from ostinato.text import gguf_vocab
-from ostinato.weights import quant
+from ostinato.weights.blocks import BLOCKS
+from ostinato.weights.kinds import PLAIN
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = {"minilm-l6": "MiniLM-L6", "smollm2-135m": "SmolLM2-135M"}
@@ -145,7 +146,7 @@ def test_readme_says_when_and_on_what(file: str) -> None:
 GGUF_ROWS = {
     "architectures": families.GGUF,
     "`tokenizer.ggml.pre`": gguf_vocab.PRE,
-    "tensors": [*quant.PLAIN, *quant.QUANTS],
+    "tensors": [*PLAIN, *BLOCKS],
 }
 
 
