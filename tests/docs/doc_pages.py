@@ -34,7 +34,7 @@ class Fence(NamedTuple):
 def pages() -> list[Path]:
     """README.md, CHANGELOG.md, docs/*.md and the READMEs of folders."""
     found = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-    return found + [ROOT / "kernels/README.md", *sorted((ROOT / "tests").rglob("README.md"))]
+    return [*found, ROOT / "kernels/README.md", *sorted((ROOT / "tests").rglob("README.md"))]
 
 
 def short(page: Path) -> str:

@@ -20,7 +20,7 @@ MEASURED = (
     measured_graphs.findings, measured_graphs.updates, measured_graphs.limits_summary, measured_graphs.limits,
     measured_graphs.nodes,
 )  # fmt: skip
-TAKEN = ("llama-3.1-8b.json", "llama-3.1-8b-h100.json", "graphs.json", "graphs-h100.json", "update.json", "limits.json",
+TAKEN = ("llama-3.1-8b.json", "graphs.json", "graphs-h100.json", "update.json", "limits.json",
          "smollm2-135m-inspect.json")  # fmt: skip
 
 
@@ -31,17 +31,16 @@ def blocks() -> dict[str, Callable[[], Iterator[str]]]:
     return {**found, **dict(from_code.blocks()), "layer": from_code.layer}
 
 
-def filled(page: Path) -> str:
-    """The page's text with every made block made anew. KeyError names a block that nothing makes."""
+def filled(page: str) -> str:
+    """The text of a page with every made block made anew. KeyError names a block that nothing makes."""
     makers = blocks()
-    return BLOCK.sub(
-        lambda m: m[1] + "".join(f"{text}\n" for text in makers[m["name"]]()) + m[4], page.read_text(encoding="utf-8")
-    )
+    return BLOCK.sub(lambda m: m[1] + "".join(f"{text}\n" for text in makers[m["name"]]()) + m[4], page)
 
 
 def outdated() -> dict[Path, str]:
     """Files that differ from what they should be, with the text they should have."""
-    found = {page: text for page in pages() if (text := filled(page)) != page.read_text(encoding="utf-8")}
+    texts = {page: page.read_text(encoding="utf-8") for page in pages()}
+    found = {page: made for page, text in texts.items() if (made := filled(text)) != text}
     figure = speed_figure.svg()
     if not FIGURE.exists() or FIGURE.read_text(encoding="utf-8") != figure:
         found[FIGURE] = figure

@@ -55,7 +55,7 @@ def findings() -> Iterator[str]:
     by = _by("graphs.json")
 
     def ratio(value: str, model: str, over: tuple[int, str], under: tuple[int, str]) -> float:
-        a, b = ({**by[model, *key], **by[model, *key]["step"]} for key in (over, under))
+        a, b = ({**r, **r["step"]} for r in (by[model, over[0], over[1]], by[model, under[0], under[1]]))
         return a[value] / b[value]
 
     launch = [r["step"]["host_us"] / r["launched"] for r in found if r["graph"] == "off"]
