@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import CheckpointError, UnsupportedModel
-from .files import shown
+from ..errors import CheckpointError, UnsupportedModel, found
 from .quant import decode, decodes_to
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,254}", re.ASCII)
@@ -57,7 +56,7 @@ def check_name(where: str, name: str) -> str:
     """The name of a tensor, refused unless it is plain: names reach messages and, in other programs, file systems."""
     if not _NAME.fullmatch(name) or ".." in name:
         raise CheckpointError(
-            f"{where}: tensor name {shown(name)}: expected 1 to 255 letters, digits, '_', '.', ':' or '-', no '..'"
+            f"{where}: tensor name {found(name)}: expected 1 to 255 letters, digits, '_', '.', ':' or '-', no '..'"
         )
     return name
 
@@ -67,5 +66,5 @@ def check_shape(where: str, name: str, dims: object, most: int = MAX_DIMS) -> tu
     if isinstance(dims, list) and len(dims) <= most and all(type(n) is int and 0 < n < 1 << 63 for n in dims):
         return tuple(dims)
     raise CheckpointError(
-        f"{where}: tensor {name}: shape: expected at most {most} integers from 1 to 2^63 - 1, found {shown(dims)}"
+        f"{where}: tensor {name}: shape: expected at most {most} integers from 1 to 2^63 - 1, found {found(dims)}"
     )
