@@ -168,6 +168,13 @@ def test_all_in_one_bin(device):
     run(device, np.zeros((1, 4500), F32), rules(1, 4500, temperature=1, top_k=7, top_p=0.6, seed=5), [2])
 
 
+@pytest.mark.parametrize("token", [0, 999])
+def test_bans_the_first_and_the_last_id(device, token):
+    logits, g = normal(6, 1, 1000), rules(1, 1000)
+    logits[0, token], g.stop_ids[0, :2], g.stop_from[:] = 40, [token, 5], 9
+    assert run(device, logits, g, [3]) != [token]
+
+
 @pytest.mark.parametrize("temperature", [0, 0.9])
 def test_penalties_and_bans(device, temperature):
     rng = np.random.default_rng(6)
@@ -184,6 +191,17 @@ def test_penalties_and_bans(device, temperature):
         logits[i, stop_ids[i][stop_ids[i] >= 0]] = 40  # sure to be taken unless banned
     tokens = run(device, logits, g, [30] * 4)
     assert [tokens[i] in stop_ids[i] for i in range(4)] == [True, True, True, False]
+
+
+@pytest.mark.parametrize("penalty", ["presence", "frequency"])
+@pytest.mark.parametrize(
+    ("count", "taken"),
+    [pytest.param(1, 7, id="in-the-prompt"), pytest.param(2, 2, id="once"), pytest.param(5, 2, id="both")],
+)
+def test_penalties_of_what_was_generated(device, penalty, count, taken):
+    logits, g = np.full((1, 40), -1, F32), rules(1, 40, **{penalty: 2})
+    logits[0, [7, 2]], g.counts[0, 7] = [5, 4], count
+    assert run(device, logits, g, [3]) == [taken]
 
 
 def test_sequence_of_draws_is_the_same_alone(device):
