@@ -170,8 +170,8 @@ def test_all_in_one_bin(device):
 
 @pytest.mark.parametrize("token", [0, 999])
 def test_bans_the_first_and_the_last_id(device, token):
-    logits, g = normal(6, 1, 1000), rules(1, 1000)
-    logits[0, token], g.stop_ids[0, :2], g.stop_from[:] = 40, [token, 5], 9
+    logits, g = normal(6, 1, 1000), rules(1, 1000, stop_from=9)
+    logits[0, token], records(g)["stop_ids"][0, :2] = 40, [token, 5]
     assert run(device, logits, g, [3]) != [token]
 
 
@@ -193,7 +193,7 @@ def test_penalties_and_bans(device, temperature):
     assert [tokens[i] in stop_ids[i] for i in range(4)] == [True, True, True, False]
 
 
-@pytest.mark.parametrize("penalty", ["presence", "frequency"])
+@pytest.mark.parametrize("penalty", ["presence_penalty", "frequency_penalty"])
 @pytest.mark.parametrize(
     ("count", "taken"),
     [pytest.param(1, 7, id="in-the-prompt"), pytest.param(2, 2, id="once"), pytest.param(5, 2, id="both")],
