@@ -51,6 +51,7 @@ def test_every_fence_says_what_it_is(fence: Fence) -> None:
     assert fence.language != "console" or fence.commands, "a console fence has commands, which begin with '$ '"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(2 * SECONDS)
 @pytest.mark.parametrize("fence", wanted("console"))
 def test_commands(fence: Fence, folder: Path) -> None:
@@ -59,6 +60,7 @@ def test_commands(fence: Fence, folder: Path) -> None:
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(2 * SECONDS)
 @pytest.mark.parametrize("fence", wanted("python"))
 def test_python(fence: Fence, folder: Path) -> None:
