@@ -19,7 +19,8 @@ from ostinato.config import EngineConfig, SamplingParams
 from ostinato.models.families import FAMILIES
 from ostinato.outputs import CompletionOutput, RequestOutput, StreamChunk
 from ostinato.text import gguf_vocab
-from ostinato.weights import quant
+from ostinato.weights.blocks import BLOCKS
+from ostinato.weights.kinds import GGUF_KINDS, PLAIN
 
 COMMANDS = ("generate", "chat", "embed", "compare", "inspect", "tune", "doctor")
 BENCHES = ("decode", "graphs", "update", "check")
@@ -89,8 +90,8 @@ def families() -> Iterator[str]:
 
 def gguf_types() -> Iterator[str]:
     """Which tensor types of a GGUF file are read."""
-    known = [kind for kind, _, _ in quant.GGUF_KINDS.values()]
-    read = [kind for kind in known if quant.decodes_to(kind) is not None]
+    known = [kind for kind, _, _ in GGUF_KINDS.values()]
+    read = [kind for kind in known if kind in PLAIN or kind in BLOCKS]
     yield f"- Read: {', '.join(f'`{kind}`' for kind in read)}."
     yield f"- Refused, be it one tensor of a file: {', '.join(f'`{kind}`' for kind in known if kind not in read)}."
 
