@@ -5,5 +5,6 @@ Of the engine it knows the errors, the reader of keys, and what the families of 
 fetch        a model's name -> a path on this machine
 checkpoint   that path -> config, tensors by their Hugging Face names
 names        which checkpoint tensors form which weight of the engine, and the check that they are all there
-safetensors, gguf, translate, quant, tensor, files   what checkpoint is made of
+quantised    a matrix as the file stores it, and the numbers it stands for; blocks: the types of GGUF
+safetensors, gguf, translate, kinds, tensor, files   what checkpoint is made of
 """

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..errors import CheckpointError, found
 from .files import JSON_LIMIT, map_file, parse_json, read_json
-from .quant import SAFETENSORS_BITS
+from .kinds import SAFETENSORS_BITS
 from .tensor import Tensor, check_name, check_shape
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

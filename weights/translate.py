@@ -18,7 +18,7 @@ from ..keys import Keys
 from ..models.families import GGUF
 from ..models.families.family import Family, GgufForm
 from .gguf import Gguf
-from .quant import PLAIN
+from .kinds import PLAIN
 from .tensor import Tensor
 
 _log = logging.getLogger("ostinato")
