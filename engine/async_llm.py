@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .config import SamplingParams
+from .config import SamplingParams, Scheduling
 from .llm import LLM, Messages, Params
 from .outputs import RequestOutput
 from .run.engine import Engine
@@ -35,19 +35,25 @@ class AsyncLLM:
             self._engine()
 
     def stream(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, parse_special: bool = False
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        parse_special: bool = False,
+        schedule: Scheduling | None = None,
     ) -> AsyncStream:
         """Complete one prompt: `async for chunk in llm.stream(...)`. A request that is not acceptable raises here.
 
-        It ends early when its task is cancelled, by `close()`, and when it is forgotten. parse_special as for
-        LLM.generate."""
-        return self._stream(self.llm.request(prompt, params, single=True, parse_special=parse_special))
+        It ends early when its task is cancelled, by `close()`, and when it is forgotten. parse_special and schedule as
+        for LLM.generate."""
+        request = self.llm.request(prompt, params, single=True, parse_special=parse_special, schedule=schedule)
+        return self._stream(request)
 
     async def generate(
-        self, prompts: Any, params: Params = None, *, parse_special: bool = False
+        self, prompts: Any, params: Params = None, *, parse_special: bool = False, schedule: Scheduling | None = None
     ) -> list[RequestOutput]:
         """Complete prompts; as LLM.generate. A task that is cancelled meanwhile ends its requests."""
-        return await self._complete(self.llm.requests(prompts, params, parse_special=parse_special))
+        return await self._complete(self.llm.requests(prompts, params, parse_special=parse_special, schedule=schedule))
 
     async def _complete(self, todo: list[Request]) -> list[RequestOutput]:
         """The outputs of requests, once all have ended."""
@@ -63,14 +69,18 @@ class AsyncLLM:
             raise
         return [handle.output() for handle in handles]
 
-    async def chat(self, messages: Messages, params: SamplingParams | None = None) -> RequestOutput:
+    async def chat(
+        self, messages: Messages, params: SamplingParams | None = None, *, schedule: Scheduling | None = None
+    ) -> RequestOutput:
         """The model's answer to messages; as LLM.chat."""
-        request = await asyncio.to_thread(self.llm.chat_request, messages, params)  # a template may take its time
-        return (await self._complete([request]))[0]
+        made = asyncio.to_thread(self.llm.chat_request, messages, params, schedule=schedule)
+        return (await self._complete([await made]))[0]  # not here: a template may take its time
 
-    def stream_chat(self, messages: Messages, params: SamplingParams | None = None) -> AsyncStream:
+    def stream_chat(
+        self, messages: Messages, params: SamplingParams | None = None, *, schedule: Scheduling | None = None
+    ) -> AsyncStream:
         """Like chat, as a stream."""
-        return self._stream(self.llm.chat_request(messages, params, single=True))
+        return self._stream(self.llm.chat_request(messages, params, single=True, schedule=schedule))
 
     async def embed(self, texts: Any, pooling: str = "mean", normalize: bool = True) -> np.ndarray:
         """[N, D] float32, as LLM.embed."""

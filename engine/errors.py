@@ -5,7 +5,8 @@
     │   └── UnsupportedModel     the checkpoint is sound, the engine lacks a feature it needs
     ├── TokenizerError       tokenizer or chat template cannot be used
     ├── RequestError         a prompt or a sampling parameter is out of range
-    │   └── CacheFull            the request can never fit into the key/value cache
+    │   ├── CacheFull            the request can never fit into the KV cache
+    │   └── QueueFull            more requests wait than max_queue allows
     ├── DownloadError        a model could not be fetched, or is not what its checksum says
     └── DeviceError          a backend that was asked for is not there, or the device failed
         └── CaptureError         an operation could not be recorded into a graph
@@ -36,7 +37,11 @@ class RequestError(EngineError):
 
 
 class CacheFull(RequestError):
-    """The request needs more key/value pages than the whole cache has."""
+    """The request needs more pages than the whole KV cache has."""
+
+
+class QueueFull(RequestError):
+    """More sequences wait than max_queue allows: the same request may be accepted later."""
 
 
 class DownloadError(EngineError):

@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from .checks import choice, flag
-from .config import EngineConfig, ModelConfig, SamplingParams
+from .config import EngineConfig, ModelConfig, SamplingParams, Scheduling
 from .errors import RequestError, TokenizerError
 from .graph.capture import CaptureReport
 from .models.families import model_config
@@ -28,8 +28,8 @@ from .run.base_runner import expect_kind, longest
 from .run.encoder import Encoder
 from .run.engine import Engine
 from .run.runner import Runner
+from .run.scheduler import Counters
 from .run.sequence import Request
-from .sizes import PAGE
 from .stream import AsyncStream, Stream
 from .text import end_tokens, prompt_text
 from .text.template import ChatTemplate
@@ -60,13 +60,21 @@ class LLM:
         max_batch: int = 16,
         max_len: int | None = None,
         cache_tokens: int | None = None,
+        gpu_memory: float | None = None,
+        swap_gb: float = 4.0,
+        prefix_cache: bool = True,
+        max_queue: int | None = None,
         prefill_rows: int = 2048,
         seed: int | None = None,
         nvtx: bool = False,
         quiet: bool = False,
         ops: Ops | None = None,
     ) -> None:
-        self.options = EngineConfig(backend, graph, dtype, max_batch, max_len, cache_tokens, prefill_rows, seed, nvtx)
+        self.options = EngineConfig(
+            backend=backend, graph=graph, dtype=dtype, max_batch=max_batch, max_len=max_len, cache_tokens=cache_tokens,
+            gpu_memory=gpu_memory, swap_gb=swap_gb, prefix_cache=prefix_cache, max_queue=max_queue,
+            prefill_rows=prefill_rows, seed=seed, nvtx=nvtx,
+        )  # fmt: skip
         report, began = Reporter(quiet), time.perf_counter()
         self._quiet, self._random = quiet, random.Random(self.options.seed)
         self._encoding = threading.Lock()  # an encoder has the arrays of one pass
@@ -100,7 +108,12 @@ class LLM:
             w = load.weights(ops, ck, c, longest(c, self.options), banned, bar)
         with report.bar(f"graph {self.options.graph}") as bar:
             self._prepared: Runner | Encoder | None = (Runner if c.causal else Encoder)(ops, c, w, self.options, bar)
-        self._engine = Engine(self._prepared, progress=self._bar.update) if isinstance(self._prepared, Runner) else None
+        self._engine = None
+        if isinstance(runner := self._prepared, Runner):
+            self._engine = Engine(runner, progress=self._bar.update, max_queue=self.options.max_queue)
+            report.line(runner.memory.line())
+            if self.options.prefix_cache and runner.prefix is None:
+                report.line(f"prefix cache: off, as sums of backend {ops.name} depend on what else is in a pass")
 
     # -- what was chosen ------------------------------------------------------------------------------------------
 
@@ -149,23 +162,36 @@ class LLM:
 
     # -- generating -----------------------------------------------------------------------------------------------
 
-    def generate(self, prompts: Any, params: Params = None, *, parse_special: bool = False) -> list[RequestOutput]:
+    def generate(
+        self,
+        prompts: Any,
+        params: Params = None,
+        *,
+        parse_special: bool = False,
+        schedule: Scheduling | None = None,
+    ) -> list[RequestOutput]:
         """Complete prompts; results in their order.
 
         prompts: a string, a list of token ids, or a list of either. params: for all of them, or one each; None is
         greedy until a stop token. parse_special: control tokens that a prompt's text spells count as such, which is not
-        for text of strangers. RequestError names what is wrong before anything runs; CacheFull likewise. Ctrl-C ends
-        the requests of this call alone."""
-        return self._complete(self.requests(prompts, params, parse_special=parse_special))
+        for text of strangers. schedule: when they run, beside others. RequestError names what is wrong before anything
+        runs; CacheFull and QueueFull likewise. Ctrl-C ends the requests of this call alone."""
+        return self._complete(self.requests(prompts, params, parse_special=parse_special, schedule=schedule))
 
     def stream(
-        self, prompt: requests.Prompt, params: SamplingParams | None = None, *, parse_special: bool = False
+        self,
+        prompt: requests.Prompt,
+        params: SamplingParams | None = None,
+        *,
+        parse_special: bool = False,
+        schedule: Scheduling | None = None,
     ) -> Stream:
         """Complete one prompt, giving out text as it becomes certain; the last chunk has the output.
 
         A request that is not acceptable raises here, not at the first chunk. close() ends it early, from any thread;
-        so does forgetting it. parse_special as for generate."""
-        return Stream(self.engine, self.request(prompt, params, single=True, parse_special=parse_special))
+        so does forgetting it. parse_special and schedule as for generate."""
+        request = self.request(prompt, params, single=True, parse_special=parse_special, schedule=schedule)
+        return Stream(self.engine, request)
 
     def abort(self, stream: Stream | AsyncStream | None = None) -> None:
         """End a stream, or everything that runs, within one step: outputs have what there is, and say "abort"."""
@@ -174,13 +200,17 @@ class LLM:
         else:
             self.engine.abort(stream.handle)
 
-    def chat(self, messages: Messages, params: SamplingParams | None = None) -> RequestOutput:
+    def chat(
+        self, messages: Messages, params: SamplingParams | None = None, *, schedule: Scheduling | None = None
+    ) -> RequestOutput:
         """The model's answer to messages [{"role": "user", "content": "..."}, ...], by its chat template."""
-        return self._complete([self.chat_request(messages, params)])[0]
+        return self._complete([self.chat_request(messages, params, schedule=schedule)])[0]
 
-    def stream_chat(self, messages: Messages, params: SamplingParams | None = None) -> Stream:
+    def stream_chat(
+        self, messages: Messages, params: SamplingParams | None = None, *, schedule: Scheduling | None = None
+    ) -> Stream:
         """Like chat, as a stream."""
-        return Stream(self.engine, self.chat_request(messages, params, single=True))
+        return Stream(self.engine, self.chat_request(messages, params, single=True, schedule=schedule))
 
     def chat_prompt(self, messages: Messages) -> list[int]:
         """Token ids of messages in the model's chat template. TokenizerError if it has none."""
@@ -210,6 +240,15 @@ class LLM:
         with self._encoding:
             vectors = encoder.embed(ids, cls=pooling == "cls")
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12) if normalize else vectors
+
+    @property
+    def counters(self) -> Counters:
+        """What the scheduler has done since the model was loaded: prompt tokens, cached ones, preemptions."""
+        return self.engine.counters
+
+    def flush_prefix_cache(self) -> None:
+        """Forget the KV pages that are kept for prompts to come. Changes no answer, only how soon it is there."""
+        self.engine.flush()
 
     def close(self) -> None:
         """End the chat template's process and let go of the device's memory; requests still open end with an error.
@@ -248,34 +287,44 @@ class LLM:
         single: bool = False,
         chat: bool = False,
         parse_special: bool = False,
+        schedule: Scheduling | None = None,
     ) -> Request:
         """A request for the engine, checked. RequestError names what is wrong.
 
-        single: it must have one completion. chat: the end of turn ends it as well. parse_special as for generate."""
+        single: it must have one completion. chat: the end of turn ends it as well. parse_special and schedule as for
+        generate."""
         params = params or SamplingParams()
         if single and params.n != 1:
             raise RequestError(f"n: expected 1 in a stream, found {params.n}")
-        limits = requests.Limits(self.max_len, (self.runner.table.pages - 1) * PAGE)
+        limits = requests.Limits(self.max_len, self.runner.memory.tokens)
         encode = partial(prompt_text.encode, parse_special=flag("parse_special", parse_special), tell=not self._quiet)
         config = self._chat_config() if chat else self.config
         seed = partial(self._random.getrandbits, 64)
         made = requests.make(prompt, params, config, self.tokenizer, limits, seed, encode)
+        made = made if schedule is None else replace(made, schedule=schedule)
         self.engine.check(made)
         return made
 
     def chat_request(
-        self, messages: Messages, params: SamplingParams | None = None, *, single: bool = False
+        self,
+        messages: Messages,
+        params: SamplingParams | None = None,
+        *,
+        single: bool = False,
+        schedule: Scheduling | None = None,
     ) -> Request:
         """The same of a chat, which the end of turn ends as well."""
-        return self.request(self.chat_prompt(messages), params, single=single, chat=True)
+        return self.request(self.chat_prompt(messages), params, single=single, chat=True, schedule=schedule)
 
-    def requests(self, prompts: Any, params: Params = None, *, parse_special: bool = False) -> list[Request]:
+    def requests(
+        self, prompts: Any, params: Params = None, *, parse_special: bool = False, schedule: Scheduling | None = None
+    ) -> list[Request]:
         """The requests of a call of `generate`. RequestError says which prompt of a list is not acceptable."""
         wanted, several = requests.prompts(prompts)
         made = []
         for i, (prompt, p) in enumerate(zip(wanted, _params(params, len(wanted)), strict=True)):
             try:
-                made.append(self.request(prompt, p, parse_special=parse_special))
+                made.append(self.request(prompt, p, parse_special=parse_special, schedule=schedule))
             except RequestError as e:
                 raise requests.of_prompt(i, e) if several else e from None
         return made

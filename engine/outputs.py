@@ -14,7 +14,9 @@ class CompletionOutput:
     index: int  # 0 .. n - 1
     text: str  # without the stop text or the text of the stop token
     token_ids: list[int]  # everything generated, the stop token included
-    finish_reason: str  # "stop" (a stop token or a stop text), "length" (max_tokens) or "abort" (LLM.abort)
+    finish_reason: (
+        str  # "stop" (stop token or text), "length" (max_tokens), "abort" (LLM.abort), "timeout" (Scheduling)
+    )
     logprobs: (
         list[dict[int, float]] | None
     )  # a token: id to log probability, most probable first, the token's own included
@@ -31,6 +33,7 @@ class RequestOutput:
     completion_tokens: int  # of all outputs together
     ttft: float  # seconds from the call to the first token of the request
     decode_tok_s: float | None  # tokens a second after the first token; None if there was only one
+    cached_tokens: int = 0  # tokens of the prompt that were found in the prefix cache, by the first completion
 
     @property
     def text(self) -> str:

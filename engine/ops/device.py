@@ -99,6 +99,10 @@ class Device:
         """Bytes that could still be allocated."""
         raise NotImplementedError
 
+    def total_memory(self) -> int:
+        """Bytes of memory that the machine has, used or not."""
+        raise NotImplementedError
+
     def trim(self) -> None:
         """Give memory that no array uses any more back to the machine."""
 
@@ -165,6 +169,9 @@ class HostDevice(Device):
 
     def free_memory(self):
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+    def total_memory(self):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
     def mark(self):
         return time.perf_counter()

@@ -36,7 +36,7 @@ class SlotSampling:
         self.arrays = Sampling(**arrays, counts=device.upload(np.zeros((slots + 1, vocab), np.int32)))
 
     def set(self, sequences: list[Sequence]) -> None:
-        """Take over newly admitted sequences; nothing of theirs has been sampled yet."""
+        """Take over newly admitted sequences, with what they have generated so far."""
         for seq in sequences:
             for name, (_, _, source) in _FIELDS.items():
                 if source:
@@ -50,6 +50,7 @@ class SlotSampling:
                 counts = self.arrays.counts[seq.slot]
                 seen = np.zeros(counts.shape, np.int32)
                 seen[seq.prompt] = 1
+                np.add.at(seen, seq.tokens[: seq.computed], 2)
                 self._device.write(counts, seen)
         for name, host in self._host.items():
             self._device.write(getattr(self.arrays, name), host)

@@ -81,6 +81,8 @@ class Session:
         sequences = [seq for handle in handles for seq in handle.sequences]
         while not all(seq.tokens for seq in sequences):
             self._engine.step()
+        for seq in sequences:
+            self.runner.table.grow(seq.slot, seq.request.longest)  # for steps that are launched without the engine
         self.rows = [Row(seq.slot, seq.tokens[-1], len(seq.prompt)) for seq in sequences]
 
     def restart(self, ahead: int = 0) -> None:
