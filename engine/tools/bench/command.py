@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from . import graphs_command, update
+from . import graphs_command, schedule_command, update
 from .options import chosen_model, numbers
 
 
@@ -19,6 +19,7 @@ def add_command(commands: Any) -> None:
     _options(decode)
     decode.set_defaults(run=run)
     graphs_command.add_command(what, numbers)
+    schedule_command.add_command(what)
     update.add_command(what)
 
 

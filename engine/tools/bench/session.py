@@ -51,7 +51,8 @@ class Session:
         self.load, self.device = load, ops.device
         length = load.prompt_len + load.max_tokens + 1
         cache = load.batch * pages_of(length) * PAGE
-        e = EngineConfig(ops.name, graph, max_batch=load.batch, max_len=length, cache_tokens=cache, seed=load.seed)
+        e = EngineConfig(ops.name, graph, max_batch=load.batch, max_len=length, cache_tokens=cache, seed=load.seed,
+                         prefix_cache=False)  # fmt: skip
         self.runner = Runner(ops, c, w, e)
         self._engine = Engine(self.runner)
         rng = np.random.default_rng(load.seed)
