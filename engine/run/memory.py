@@ -52,7 +52,7 @@ def plan(ops: Ops, c: ModelConfig, e: EngineConfig, max_len: int, weights: Any, 
     shape = (2 * c.layer_count, of.kv_heads, PAGE, of.head_dim)
     page = int(np.prod(shape)) * ops.dtype.itemsize
     used = nbytes(weights), nbytes(activations)
-    graphs = GRAPHS if device.stream is not None else 0
+    graphs = GRAPHS if device.is_gpu else 0
     room, why = _room(device, e, sum(used) + graphs)
     room = room // page - 1  # one more page is the padding rows'
     wish = e.max_batch * pages_of(max_len) if e.cache_tokens is None else pages_of(e.cache_tokens)
@@ -93,7 +93,7 @@ def _room(device: Device, e: EngineConfig, taken: int) -> tuple[int, str]:
     """Bytes for the KV cache, and where the number comes from."""
     free = device.free_memory()
     if e.gpu_memory is None:
-        share = _SHARE[device.stream is not None] if e.cache_tokens is None else 1
+        share = _SHARE[device.is_gpu] if e.cache_tokens is None else 1
         return int(free * share), f"{free / 1e9:.3g} GB"
     total = e.gpu_memory * (device.total_memory() if e.gpu_memory <= 1 else 1e9)
     room = min(int(total) - taken, free)

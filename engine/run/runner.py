@@ -112,7 +112,7 @@ class Runner(BaseRunner[DecodeBucket]):
         jobs = [partial(prepare, rows, b) for rows, b in zip(sizes, work, strict=True)]
         each([*jobs, *(partial(self.prompts.prepare, rows, e.graph) for rows in passes)], progress)
         self._current, self._rows = self._buckets[sizes[0]], 0
-        if self.device.stream is not None:
+        if self.device.is_gpu:
             self._warm_prompts()
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from . import graphs_command, schedule_command, update
+from . import check, graphs_command, schedule_command, update
 from .options import chosen_model, numbers
 
 
@@ -21,6 +21,7 @@ def add_command(commands: Any) -> None:
     graphs_command.add_command(what, numbers)
     schedule_command.add_command(what)
     update.add_command(what)
+    check.add_command(what)
 
 
 def _options(p: argparse.ArgumentParser) -> None:

@@ -138,9 +138,9 @@ class _Bench:
             r.between_ms.append((time.perf_counter() - began) * 1e3)
             self._gaps(streams, self._after(streams[0], 16))
         self._end(streams)
-        say("bench", f"a prompt of {s.prompt_len} tokens: longest gap of {s.streams} streams {max(r.gap_ms):.2f} ms, "
-                     f"of a step {r.step_ms:.2f}; its first token after {statistics.median(r.between_ms):.1f} ms, alone "
-                     f"{statistics.median(r.alone_ms):.1f}")  # fmt: skip
+        alone, between = statistics.median(r.alone_ms), statistics.median(r.between_ms)
+        say("bench", f"a prompt of {s.prompt_len} tokens: longest gap of a stream {max(r.gap_ms):.2f} ms, "
+                     f"of a step {r.step_ms:.2f}; first token after {between:.1f} ms, alone {alone:.1f}")  # fmt: skip
 
     def _ids(self, count: int) -> list[int]:
         return self._rng.integers(0, self.c.vocab, count).tolist()
