@@ -15,7 +15,7 @@ from typing import Any
 from measured import head, line
 
 from ostinato.cli import main as cli
-from ostinato.config import EngineConfig, SamplingParams
+from ostinato.config import EngineConfig, SamplingParams, Scheduling
 from ostinato.models.families import FAMILIES
 from ostinato.outputs import CompletionOutput, RequestOutput, StreamChunk
 from ostinato.text import gguf_vocab
@@ -23,8 +23,8 @@ from ostinato.weights.blocks import BLOCKS
 from ostinato.weights.kinds import GGUF_KINDS, PLAIN
 
 COMMANDS = ("generate", "chat", "embed", "compare", "inspect", "tune", "doctor")
-BENCHES = ("decode", "graphs", "update", "check")
-CLASSES = (EngineConfig, SamplingParams, RequestOutput, CompletionOutput, StreamChunk)
+BENCHES = ("decode", "graphs", "schedule", "update", "check")
+CLASSES = (EngineConfig, SamplingParams, Scheduling, RequestOutput, CompletionOutput, StreamChunk)
 
 
 def command(*words: str) -> argparse.ArgumentParser:
