@@ -56,7 +56,7 @@ mutants: .venv/.test
 
 # Random requests for so many seconds; every answer must be what it is alone. BACKEND=cuda SOAK_MODEL=... on a GPU.
 soak: .venv/.test
-	OPENBLAS_NUM_THREADS=1 $(BIN)/python tests/soak.py --seconds $(SECONDS) --backend $(BACKEND) $(if $(SOAK_MODEL),--model $(SOAK_MODEL))
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python tests/engine/soak.py --seconds $(SECONDS) --backend $(BACKEND) $(if $(SOAK_MODEL),--model $(SOAK_MODEL))
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache

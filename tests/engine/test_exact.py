@@ -211,7 +211,7 @@ def test_n_computes_the_prompt_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         on.prompts, "run", lambda pieces, ends: (rows.append(sum(len(p.ids) for p in pieces)), run(pieces, ends))[1]
     )
-    answers(on, [request(np.arange(1000) % 131, 2, n=8)])
+    answers(on, [request([i % 131 for i in range(1000)], 2, n=8)])
     assert sum(rows) == 960 + 8 * 40 and counters().cached_tokens == 7 * 960
 
 

@@ -1,4 +1,4 @@
-"""A round of tests/soak.py for each kind of arithmetic: random events, and every answer as it is alone."""
+"""A round of tests/engine/soak.py for each kind of arithmetic: random events, and every answer as it is alone."""
 
 from __future__ import annotations
 

@@ -21,7 +21,8 @@ def arrays(layers: int, pages: int, heads: int, d: int, dtype: np.dtype) -> tupl
     rng = np.random.default_rng(7)
     shapes = (2 * layers, pages, heads, 64, d), (5, 2 * layers, heads, 64, d)
     bits = np.dtype(f"u{dtype.itemsize}")
-    return tuple(rng.integers(0, np.iinfo(bits).max, shape, bits, endpoint=True).view(dtype) for shape in shapes)
+    pool, host = (rng.integers(0, np.iinfo(bits).max, shape, bits, endpoint=True).view(dtype) for shape in shapes)
+    return pool, host
 
 
 @pytest.mark.parametrize("op", ["save_pages", "load_pages"])
@@ -46,14 +47,9 @@ def test_order_of_threads_does_not_matter(shuffled) -> None:
     pool, host = arrays(1, 4, 2, 32, F32)
     mapped = shuffled.pinned(host.shape, F32)[1]
     mapped[...] = host
-    RowOps(shuffled, F32).save_pages(
-        *map(shuffled.upload, (pool,)), mapped, *map(shuffled.upload, _numbers([1, 3], [0, 2]))
-    )
+    pages, places = (shuffled.upload(np.array(numbers, I32)) for numbers in ([1, 3], [0, 2]))
+    RowOps(shuffled, F32).save_pages(shuffled.upload(pool), mapped, pages, places)
     assert mapped[2].tobytes() == pool[:, 3].tobytes()
-
-
-def _numbers(*lists: list[int]) -> list[np.ndarray]:
-    return [np.array(numbers, np.int32) for numbers in lists]
 
 
 WRONG = [

@@ -1,7 +1,7 @@
 """Random requests at random moments, in caches that are too small for them: every answer must be what it is alone.
 
-    python tests/soak.py --seconds 600                           NumPy, a random model of one layer
-    python tests/soak.py --backend cuda --model smollm2-135m     on a GPU
+    python tests/engine/soak.py --seconds 600                          NumPy, a random model of one layer
+    python tests/engine/soak.py --backend cuda --model smollm2-135m     on a GPU
 
 `make soak`. A round has its own runner: pages, host memory, rows of a pass, prefix cache, look-ahead and graphs are
 drawn by its seed, which is printed, and `--seed N --rounds 1` repeats it. In it, requests that share prefixes, salts
@@ -173,7 +173,7 @@ class Round:
 
 def small(backend: str) -> tuple[Make, int, dict[str, int]]:
     """A random model of one layer, its vocabulary, and sizes of a load for it."""
-    sys.path.append(str(Path(__file__).parent / "engine"))
+    sys.path.append(str(Path(__file__).resolve().parents[1]))  # run as a program, it finds its own folder only
     from configs import changed
     from emulator import EmulatedDevice
     from small import LLAMA, runner
