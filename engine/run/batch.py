@@ -30,13 +30,8 @@ class Launched(NamedTuple):
 
     ticket: Ticket
     rows: list[Sequence]  # that get a token from it, in order
-    decode: bool
-    filled: int  # prompt tokens that it puts into the KV cache
-
-    @property
-    def wants_logits(self) -> bool:
-        """Whether somebody wants logprobs: the next pass of its kind overwrites what they are made of."""
-        return any(seq.params.logprobs is not None for seq in self.rows)
+    wants_logits: bool  # for logprobs: the next pass of its kind overwrites what they are made of
+    filled: int = 0  # prompt tokens that it puts into the KV cache; 0 of a decode step
 
 
 class Batch:
@@ -50,6 +45,8 @@ class Batch:
         self.scheduler = Scheduler(runner.max_batch, runner.table, runner.swap, runner.prefix, runner.window)
         self._flight: deque[Launched] = deque()
         self._started: list[Sequence] = []  # whose rows stand on the device
+        self._sure = 0  # further steps of these rows that need no page, and with which no row is certain to end
+        self._wants = False  # whether one of these wants logprobs
         self._prefilled = False  # the pass launched last was over prompts
 
     @property
@@ -144,26 +141,34 @@ class Batch:
             return False
         done = sum(chunk.last - chunk.first for chunk in chunks)
         self._tell_progress(0, done)
-        ticket = self.runner.prefill(chunks)
-        self._flight.append(Launched(ticket, [chunk.seq for chunk in chunks if chunk.ends], False, done))
+        ticket, rows = self.runner.prefill(chunks), [chunk.seq for chunk in chunks if chunk.ends]
+        self._flight.append(Launched(ticket, rows, _want_logits(rows), done))
         self._prefilled = True
         return True
 
     def _launch_decode(self, rows: list[Sequence]) -> bool:
         """Launch a decode step for the rows, which go to the device first if they are others than before."""
-        under_way = any(seq.ahead for seq in rows)
-        if under_way and (rows != self._started or not all(s.computed + s.ahead < s.max_tokens for s in rows)):
+        if rows == self._started and self._sure:
+            self._sure -= 1
+        elif not self._start(rows):
+            return False
+        ticket = self.runner.decode()
+        for seq in rows:
+            seq.ahead += 1
+        self._flight.append(Launched(ticket, rows, self._wants))
+        self._prefilled = False
+        return True
+
+    def _start(self, rows: list[Sequence]) -> bool:
+        """See that the rows stand on the device and have pages for a step; False if that cannot be now."""
+        if any(seq.ahead for seq in rows) and (rows != self._started or any(_left(seq) < 1 for seq in rows)):
             return False
         if not self.scheduler.grow(rows):
             return False
         if rows != self._started:
             self.runner.set_rows([Row(s.slot, s.tokens[s.computed - 1], s.length - 1) for s in rows])
-            self._started = rows
-        ticket = self.runner.decode()
-        for seq in rows:
-            seq.ahead += 1
-        self._flight.append(Launched(ticket, rows, True, 0))
-        self._prefilled = False
+            self._started, self._wants = rows, _want_logits(rows)
+        self._sure = min(min(self.scheduler.spare(seq), _left(seq) - 1) for seq in rows)
         return True
 
     def _preempt(self) -> None:
@@ -185,11 +190,11 @@ class Batch:
         """Wait for a pass; the tokens of sequences that have ended meanwhile are dropped."""
         tokens = launched.ticket.tokens().tolist()
         logits = launched.ticket.logits() if launched.wants_logits else None
-        if launched.decode:
+        if launched.filled:
+            self._tell_progress(launched.filled, 0)
+        else:
             for seq in launched.rows:
                 seq.ahead -= 1
-        else:
-            self._tell_progress(launched.filled, 0)
         return self._accept(launched.rows, tokens, logits)
 
     def _accept(self, rows: list[Sequence], tokens: list[int], logits: np.ndarray | None) -> list[Event]:
@@ -228,3 +233,13 @@ class Batch:
         seq.error = DeviceError(f"replay after preemption: expected token {expected} as number {seq.computed}, "
                                 f"found {token}; a larger swap_gb avoids replays")  # fmt: skip
         return [self.end(seq, "error")]
+
+
+def _want_logits(rows: list[Sequence]) -> bool:
+    """Whether somebody wants logprobs."""
+    return any(seq.params.logprobs is not None for seq in rows)
+
+
+def _left(seq: Sequence) -> int:
+    """Tokens that it may still get, beside those of the steps under way."""
+    return seq.max_tokens - seq.computed - seq.ahead

@@ -296,6 +296,8 @@ class Engine:
             for seq in self._open:
                 seq.error = _closed() if self._dead is None else _failed(self._dead)
             return self._ends(list(self._open), "error")
+        if not (self._aborted or self._deadlines):
+            return []
         aborted = [seq for _ in range(len(self._aborted)) for seq in self._aborted.popleft().sequences]
         late = []
         while self._deadlines and (self._deadlines[0][2].ended or self._deadlines[0][0] <= self._now()):

@@ -78,6 +78,7 @@ class Scheduler:
         self.table, self.swap, self.window = table, swap, window
         self.waiting = waiting or Waiting()
         self.running: list[Sequence] = []  # in order of admission; the decode rows are those with a first token
+        self._filling: list[Sequence] = []  # of these, those whose prompt is not complete
         self.counters = Counters()
         self.slots = slots
         self._beginning = beginning
@@ -117,6 +118,8 @@ class Scheduler:
             seq.slot = self.lend(0)
             seq.shares = self._shares(seq)
             self.running.append(seq)
+            if not seq.filled:
+                self._filling.append(seq)
             self.waiting.began(seq)
             if not seq.preempted:
                 self.counters.prompt_tokens += len(seq.prompt)
@@ -149,7 +152,8 @@ class Scheduler:
         """Release everybody. Begins anew: whatever was broken off may have been half done."""
         for seq in self.running:
             seq.slot = -1
-        self.running, self._slots, self._latest = [], list(range(self.slots)), None
+        self.running, self._filling, self._latest = [], [], None
+        self._slots = list(range(self.slots))
         self.waiting.clear()
         self.table.clear()
         if self.swap is not None:
@@ -157,6 +161,8 @@ class Scheduler:
 
     def _stop(self, seq: Sequence) -> None:
         self.running.remove(seq)
+        if seq in self._filling:
+            self._filling.remove(seq)
         self.give_back(seq.slot)
         seq.slot = -1
         self.waiting.left(seq)
@@ -181,7 +187,7 @@ class Scheduler:
         """Pages of its prompt that others use, or will as they begin alike: it takes no free ones for them."""
         if seq.swapped is not None:
             return 0
-        coming = {key for other in self.running if not other.filled for key in other.keys}
+        coming = {key for other in self._filling for key in other.keys}
         keys = seq.keys[: _most_shared(seq)]
         return next((i for i, key in enumerate(keys) if not (key in coming or self.table.pool.used(key))), len(keys))
 
@@ -229,9 +235,7 @@ class Scheduler:
         Prompts that begin alike share pages, even those that this very pass writes: a layer writes the keys and values
         of all rows before any row reads them."""
         chunks: list[Chunk] = []
-        for seq in self.running:
-            if seq.filled:
-                continue
+        for seq in self._filling:
             if rows <= 0 or len(chunks) == PROMPTS:
                 break
             self._share(seq)
@@ -244,6 +248,9 @@ class Scheduler:
             for i in range(chunk.first // PAGE, min(last // PAGE, len(seq.keys))):
                 self.table.keep(seq.slot, i, seq.keys[i])
             seq.prefilled, rows = last, rows - chunk.rows
+        for chunk in chunks:
+            if chunk.ends:
+                self._filling.remove(chunk.seq)
         return chunks
 
     def grow(self, rows: list[Sequence]) -> bool:
@@ -254,6 +261,10 @@ class Scheduler:
                 if not self.table.grow(seq.slot, seq.length):
                     return False
         return True
+
+    def spare(self, seq: Sequence) -> int:
+        """Tokens for which a sequence has pages beyond its next decode step."""
+        return self.table.owned(seq.slot) * PAGE - seq.length
 
     def _share(self, seq: Sequence) -> None:
         """Have a sequence use the pages that are there of the prompt that it still lacks."""
