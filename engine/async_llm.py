@@ -29,7 +29,7 @@ class AsyncLLM:
     serves others meanwhile, `await asyncio.to_thread(LLM, ...)` and hand over the result."""
 
     def __init__(self, model: LLM | str | Path, **options: Any) -> None:
-        self.llm = model if isinstance(model, LLM) else LLM(model, **options)
+        self.llm: LLM = model if isinstance(model, LLM) else LLM(model, **options)
         self._stop: weakref.finalize | None = None
         self._process = 0  # whose thread drives
         if self.llm.config.causal:

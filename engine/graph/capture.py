@@ -40,7 +40,7 @@ class Call:
 
     part: str  # that called it: "layer 3"
     name: str  # of the method of Ops
-    args: tuple
+    args: tuple[Any, ...]
     kwargs: dict[str, Any]
     nodes: int = 0  # of the CUDA graph that it added, which has its nodes in the order of the calls
 

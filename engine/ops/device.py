@@ -120,7 +120,10 @@ class Device:
         """How many clusters of `cluster` blocks can be on the machine at once."""
         raise NotImplementedError
 
-    def launch(self, kernel: Any, grid: Dim, block: Dim, args: Sequence[Any], shared=0, dependent=False, cluster=1):
+    def launch(
+        self, kernel: Any, grid: Dim, block: Dim, args: Sequence[Any], shared: int = 0, dependent: bool = False,
+        cluster: int = 1,
+    ) -> None:  # fmt: skip
         """Run a kernel. args: device arrays, NumPy scalars of the parameter's exact type, or None for a null pointer.
 
         shared: bytes of dynamic shared memory. dependent: the kernel may start before its predecessor has ended,

@@ -61,11 +61,17 @@ def taken(file: str) -> str:
 
 def speed() -> Iterator[str]:
     """ms a token at batch 1, beside other engines."""
+    ours, found = read("llama-3.1-8b.json"), read("others-h200.json")
+    dates = " and ".join(run["date"] for run in found["runs"])
+    assert ours["machine"]["device"] == found["machine"]["device"]
+    yield f"One {ours['machine']['device']}, bf16, random weights, prompt 128, 128 tokens decoded; ostinato on "
+    yield f"{ours['date'][:10]}, the others on {dates}. In brackets: the share of the GPU's measured read bandwidth."
+    yield ""
     yield from head("ms a token, batch 1", *SHAPES.values())
-    ours = [rows(shape, "cuda")[0] for shape in SHAPES]
-    yield line("**ostinato**", *(f"**{r['step_ms']:.3f}** ({r['percent']:.0f} %)" for r in ours))
+    steps = [rows(shape, "cuda")[0] for shape in SHAPES]
+    yield line("**ostinato**", *(f"**{r['step_ms']:.3f}** ({r['percent']:.0f} %)" for r in steps))
     yield line("ostinato with cuBLAS", *(f"{rows(shape, 'cublas')[0]['step_ms']:.3f}" for shape in SHAPES))
-    for name, (engine, settings) in OTHERS.items():
+    for name, (engine, settings) in {**OTHERS, "cuBLAS, the GEMMs alone in one graph": ("cuBLAS", "in one")}.items():
         yield line(name, *(f"{others(shape, engine, settings)['1']:.3f}" for shape in SHAPES))
 
 
