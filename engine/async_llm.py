@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,17 +38,18 @@ class AsyncLLM:
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, *, parse_special: bool = False
     ) -> AsyncStream:
-        """Complete one prompt: `async for chunk in llm.stream(...)`. A request that is not acceptable raises here.
+        """Complete one prompt: `async for chunk in llm.stream(...)`.
 
-        It ends early when its task is cancelled, by `close()`, and when it is forgotten. parse_special as for
-        LLM.generate."""
-        return self._stream(self.llm.request(prompt, params, single=True, parse_special=parse_special))
+        The request begins with the first chunk asked for, and an unacceptable one raises there. It ends early when its
+        task is cancelled, by `close()`, and when it is forgotten. parse_special as for LLM.generate."""
+        return self._stream(partial(self.llm.request, prompt, params, single=True, parse_special=parse_special))
 
     async def generate(
         self, prompts: Any, params: Params = None, *, parse_special: bool = False
     ) -> list[RequestOutput]:
         """Complete prompts; as LLM.generate. A task that is cancelled meanwhile ends its requests."""
-        return await self._complete(self.llm.requests(prompts, params, parse_special=parse_special))
+        make = partial(self.llm.requests, prompts, params, parse_special=parse_special)
+        return await self._complete(await asyncio.to_thread(make))
 
     async def _complete(self, todo: list[Request]) -> list[RequestOutput]:
         """The outputs of requests, once all have ended."""
@@ -66,15 +67,12 @@ class AsyncLLM:
 
     async def chat(self, messages: Messages, params: SamplingParams | None = None) -> RequestOutput:
         """The model's answer to messages; as LLM.chat."""
-        request = await asyncio.to_thread(self.llm.chat_request, messages, params)  # a template may take its time
+        request = await asyncio.to_thread(self.llm.chat_request, messages, params)
         return (await self._complete([request]))[0]
 
-    async def stream_chat(self, messages: Messages, params: SamplingParams | None = None) -> AsyncStream:
-        """Like chat, as a stream: `async for chunk in await llm.stream_chat(...)`.
-
-        Awaited first, as a template may take its time: it is rendered in a thread, while the loop goes on."""
-        request = partial(self.llm.chat_request, messages, params, single=True)
-        return self._stream(await asyncio.to_thread(request))
+    def stream_chat(self, messages: Messages, params: SamplingParams | None = None) -> AsyncStream:
+        """Like chat, as a stream: `async for chunk in llm.stream_chat(...)`."""
+        return self._stream(partial(self.llm.chat_request, messages, params, single=True))
 
     async def embed(self, texts: Any, pooling: str = "mean", normalize: bool = True) -> np.ndarray:
         """[N, D] float32, as LLM.embed."""
@@ -90,8 +88,8 @@ class AsyncLLM:
         if self._stop is not None:
             self._stop()
 
-    def _stream(self, request: Request) -> AsyncStream:
-        return AsyncStream(self._engine(), request, driver=self)
+    def _stream(self, make: Callable[[], Request]) -> AsyncStream:
+        return AsyncStream(self._engine(), make, driver=self)
 
     def _engine(self) -> Engine:
         """The engine, which a thread of this process drives: a forked child has none of its parent's threads."""

@@ -181,8 +181,10 @@ class LLM:
         """End a stream, or everything that runs, within one step: outputs have what there is, and say "abort"."""
         if stream is None:
             self.engine.abort_all()
-        else:
+        elif stream.begun:
             self.engine.abort(stream.handle)
+        else:
+            stream.close()
 
     def chat(self, messages: Messages, params: SamplingParams | None = None) -> RequestOutput:
         """The model's answer to messages [{"role": "user", "content": "..."}, ...], by its chat template."""
