@@ -7,6 +7,7 @@ import os
 import threading
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,12 @@ class AsyncLLM:
         request = await asyncio.to_thread(self.llm.chat_request, messages, params)  # a template may take its time
         return (await self._complete([request]))[0]
 
-    def stream_chat(self, messages: Messages, params: SamplingParams | None = None) -> AsyncStream:
-        """Like chat, as a stream."""
-        return self._stream(self.llm.chat_request(messages, params, single=True))
+    async def stream_chat(self, messages: Messages, params: SamplingParams | None = None) -> AsyncStream:
+        """Like chat, as a stream: `async for chunk in await llm.stream_chat(...)`.
+
+        Awaited first, as a template may take its time: it is rendered in a thread, while the loop goes on."""
+        request = partial(self.llm.chat_request, messages, params, single=True)
+        return self._stream(await asyncio.to_thread(request))
 
     async def embed(self, texts: Any, pooling: str = "mean", normalize: bool = True) -> np.ndarray:
         """[N, D] float32, as LLM.embed."""

@@ -312,7 +312,7 @@ class LLM:
         self._encoding = threading.Lock()
         if self.options.seed is None:
             self._random.seed()  # else every child would choose what the parent chooses
-        if self._prepared is not None and self._prepared.device.stream is not None:
+        if self._prepared is not None and self._prepared.device.is_gpu:
             forks.never_destroy(self._prepared)
 
 
