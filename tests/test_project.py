@@ -209,6 +209,7 @@ def test_packages_are_the_folders() -> None:
     assert listed == expected
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_wheel_holds_kernels_and_nothing_else(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
