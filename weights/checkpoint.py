@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, found
 from . import gguf, safetensors
-from .files import is_gguf, let_go, read_json, shown
+from .files import is_gguf, let_go, read_json
 from .methods import joined
 from .quantised import Quantised
 from .tensor import Tensor
@@ -131,4 +131,4 @@ def _open_gguf(path: Path) -> Checkpoint:
 def _found(path: Path) -> str:
     if not path.exists():
         return "nothing there"
-    return "a file" + (f" ending {shown(path.suffix)}" if path.suffix else "")
+    return "a file" + (f" ending {found(path.suffix)}" if path.suffix else "")

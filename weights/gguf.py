@@ -18,8 +18,8 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from ..errors import CheckpointError, UnsupportedModel
-from .files import GGUF_MAGIC, is_gguf, map_file, shown
+from ..errors import CheckpointError, UnsupportedModel, found
+from .files import GGUF_MAGIC, is_gguf, map_file
 from .kinds import GGUF_KINDS
 from .tensor import Tensor, check_name, check_shape
 
@@ -92,7 +92,7 @@ def read_file(path: Path) -> Gguf:
         )
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
-        raise CheckpointError(f"{path}: key general.alignment: expected a power of two, found {shown(alignment)}")
+        raise CheckpointError(f"{path}: key general.alignment: expected a power of two, found {found(alignment)}")
     infos = [_tensor_info(reader, i) for i in range(tensor_count)]
     return Gguf(metadata, _place(path, data, infos, -(-reader.at // alignment) * alignment, alignment))
 
@@ -141,13 +141,13 @@ class _Reader:
         try:
             return raw.decode("utf-8")
         except UnicodeDecodeError as e:
-            raise CheckpointError(f"{self.path}: {what}: expected UTF-8, found {shown(raw)}") from e
+            raise CheckpointError(f"{self.path}: {what}: expected UTF-8, found {found(raw)}") from e
 
     def key(self, i: int) -> str:
         key = self.string(f"key number {i}")
         if not _KEY.fullmatch(key):
             raise CheckpointError(
-                f"{self.path}: key number {i}: expected 1 to 1024 printable ASCII characters, found {shown(key)}"
+                f"{self.path}: key number {i}: expected 1 to 1024 printable ASCII characters, found {found(key)}"
             )
         return key
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import CheckpointError, UnsupportedModel
-from ...models.families.keys import Keys
+from ...keys import Keys
 from ..files import read_json
 from ..tensor import Tensor
 from .awq import Awq
@@ -52,7 +52,7 @@ def joined(
     if method not in METHODS:
         keys.unsupported("quant_method", ", ".join(METHODS), method)
     reader = METHODS[method](keys)
-    if unread := [key for key in keys.unread() if not reader.harmless.fullmatch(key)]:
+    if unread := keys.unread(reader.harmless):
         raise UnsupportedModel(f"{keys.name}: not known, and may change numbers: {', '.join(unread)[:200]}")
     if reader.activations:
         _log.warning("%s: activations are not quantised, so sums are more exact than the file asks for", directory)

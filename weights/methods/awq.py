@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ...models.families.keys import Keys
+from ...keys import Keys
 from .method import Method
 from .module import FLOATS, Module
 from .packed import Grouped, Rows, sharing, unpack, unpack_columns

@@ -20,7 +20,7 @@ from typing import NoReturn
 import numpy as np
 
 from ...errors import CheckpointError
-from ...models.families.keys import Keys
+from ...keys import Keys
 from ..files import parse_json
 from ..quantised import Planes, Quantised
 from .bytewise import Bytewise

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...models.families.keys import Keys
+from ...keys import Keys
 from ..blocks import FP4
 from ..quantised import E4M3, Planes, Quantised
 from .bytewise import TYPES, block_size, bytewise

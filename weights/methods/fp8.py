@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from ...models.families.keys import Keys
+from ...keys import Keys
 from .bytewise import Bytewise, block_size, bytewise
 from .method import Method
 from .module import Module

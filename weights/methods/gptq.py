@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ...models.families.keys import Keys
+from ...keys import Keys
 from .method import Method, groups_of
 from .module import FLOATS, Module
 from .packed import Grouped, Rows, sharing, unpack, unpack_columns

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
-from ...models.families.keys import Keys
+from ...keys import Keys
 from ..quantised import Quantised
 from .module import Module
 
