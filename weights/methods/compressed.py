@@ -159,9 +159,8 @@ class CompressedTensors(Method):
 
     def _fp4(self, m: Module, packed: np.ndarray) -> Fp4:
         n, k = packed.shape[0], 2 * packed.shape[1]
-        self._fitting(
-            m, [None if s.floats and s.bits == 4 else ("weight_packed", "type I32", "U8") for s in self._schemes]
-        )
+        other = "weight_packed", "type I32", "U8"
+        self._fitting(m, [None if s.floats and s.bits == 4 else other for s in self._schemes])
         if k % 16:
             m.wrong("weight_packed", "rows of a multiple of 16 numbers", k)
         scales, divisor = m.array("weight_scale", "F8_E4M3"), m.array("weight_global_scale", "F32", dims=None)
@@ -176,13 +175,8 @@ class CompressedTensors(Method):
         A misfit is (entry, expected, found)."""
         if None in misfits:
             return self._schemes[misfits.index(None)]
-        first = misfits[0] if misfits else None
-        suffix, expected, found = first or (
-            next(iter(m.entries)),
-            "no quantised tensor, as config_groups names none",
-            "one",
-        )
-        m.wrong(suffix, expected, found)
+        none = next(iter(m.entries)), "no quantised tensor, as no group of config_groups has weights", "one"
+        m.wrong(*next((misfit for misfit in misfits if misfit), none))
 
 
 def _known_format(keys: Keys, value: Any) -> None:
