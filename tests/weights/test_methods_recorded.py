@@ -1,6 +1,6 @@
 """Matrices written by compressed-tensors, bitsandbytes, GPTQModel and AutoGPTQ are read as these packages read them.
 
-See tests/fixtures/quantised.py. A package computes in the type of its model: its numbers are ours, rounded to that type.
+See tests/fixtures/quantised.py. A package computes in the type of its model: its numbers are ours rounded to it.
 """
 
 from __future__ import annotations
