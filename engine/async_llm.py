@@ -7,6 +7,7 @@ import os
 import threading
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ class AsyncLLM:
     serves others meanwhile, `await asyncio.to_thread(LLM, ...)` and hand over the result."""
 
     def __init__(self, model: LLM | str | Path, **options: Any) -> None:
-        self.llm = model if isinstance(model, LLM) else LLM(model, **options)
+        self.llm: LLM = model if isinstance(model, LLM) else LLM(model, **options)
         self._stop: weakref.finalize | None = None
         self._process = 0  # whose thread drives
         if self.llm.config.causal:
@@ -68,9 +69,12 @@ class AsyncLLM:
         request = await asyncio.to_thread(self.llm.chat_request, messages, params)  # a template may take its time
         return (await self._complete([request]))[0]
 
-    def stream_chat(self, messages: Messages, params: SamplingParams | None = None) -> AsyncStream:
-        """Like chat, as a stream."""
-        return self._stream(self.llm.chat_request(messages, params, single=True))
+    async def stream_chat(self, messages: Messages, params: SamplingParams | None = None) -> AsyncStream:
+        """Like chat, as a stream: `async for chunk in await llm.stream_chat(...)`.
+
+        Awaited first, as a template may take its time: it is rendered in a thread, while the loop goes on."""
+        request = partial(self.llm.chat_request, messages, params, single=True)
+        return self._stream(await asyncio.to_thread(request))
 
     async def embed(self, texts: Any, pooling: str = "mean", normalize: bool = True) -> np.ndarray:
         """[N, D] float32, as LLM.embed."""

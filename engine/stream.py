@@ -25,7 +25,7 @@ class _Chunks:
         self._events: deque[Event] = deque()
         self._done = False
         with held():  # Ctrl-C finds no request that nobody could close
-            self.handle = engine.add(request, listen=True, wake=wake)
+            self.handle: Handle = engine.add(request, listen=True, wake=wake)
             self._leave = weakref.finalize(self, _abort, self.handle)
         self._leave.atexit = False  # what the process holds goes with it
 

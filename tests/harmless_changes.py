@@ -49,6 +49,10 @@ HARMLESS = (
         "attend_decode.cu", "// keeps ptxas from asking for the query first", "__syncwarp()",
         "orders loads into registers for speed; no lane reads there what another one wrote",
     ),
+    Harmless("attend_prefill.cu", "PACKED && r > run", ">", "row `run` is one of its own sequence: the branch before"),
+    Harmless("attend_decode.cu", "if (p == 0) stats[h]", "0", "all pairs of a head have found the same two numbers"),
+    Harmless("epilogue.cuh", "float bias[2], cosine, sine;", "2", "one element more, which nothing reads"),
+    Harmless("linear_prefill.cu", "LINE = PAIRS + 2;", "2", "padding against bank conflicts"),
     Harmless("reduce.cuh", "return a > b ? a : b;", ">", "of two equal values either will do"),
 )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Every kernel instance that the engine can ask a device for: file in kernels/ -> names with template arguments.
 
 Who writes a kernel adds its instances here, exactly as ops/*.py spells them for Device.kernel. Used by test_nvrtc.py,
-which compiles each for every supported GPU, and to compile what the tests run on the CPU ahead of time.
+which compiles them by NVRTC, and to compile what the tests run on the CPU ahead of time.
 """
 
 from __future__ import annotations
@@ -105,10 +105,25 @@ INSTANCES: dict[str, list[str]] = {
 }
 
 
+def kind(name: str) -> tuple[str, ...]:
+    """Kernel and template arguments without the numbers: "attend_decode<bf16, 64, 1, 1>" is ("attend_decode", "bf16").
+
+    Instances of a kind are the same code with other sizes."""
+    kernel, _, arguments = name.rstrip(">").partition("<")
+    return kernel, *(a for a in arguments.split(", ") if not a.isdigit())
+
+
+def _size(name: str) -> list[int]:
+    """Its numbers from the first to the last: head sizes, warps, tiles."""
+    return [int(a) for a in name.rstrip(">").partition("<")[2].split(", ") if a.isdigit()]
+
+
 def on(arch: int) -> dict[str, list[str]]:
-    """The instances that the engine can ask a GPU of this arch for: the measured shapes are for one kind of GPU."""
+    """What is compiled for a GPU of this arch: for the one that is measured every instance, shapes of its table
+    included; for the others the largest of each kind, which shows code that an architecture lacks."""
     if arch != MEASURED:
-        return INSTANCES
+        largest = {file: {kind(n): n for n in sorted(names, key=_size)} for file, names in INSTANCES.items()}
+        return {file: list(chosen.values()) for file, chosen in largest.items()}
     more = {
         "linear_decode.cu": [name for key in DECODE for name in measured(key)],
         "attend_decode.cu": each("attend_decode", TYPES[:2], sorted({d for _, d, _ in OVERLAP}), (1,), (2,)),

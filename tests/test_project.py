@@ -222,6 +222,7 @@ def test_wheel_holds_kernels_and_nothing_else(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.startswith(f"ostinato-{ostinato.__version__}-")
     names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
     expected = {f"ostinato/kernels/{p.name}" for p in sources("kernels", suffixes=(".cu", ".cuh"))}
     expected |= {f"ostinato/weights/{p.relative_to(ROOT / 'weights').as_posix()}" for p in sources("weights")}

@@ -114,7 +114,7 @@ class CudaGraph:
         relaxed = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
         with no_collection():
             self._call("cuStreamBeginCapture", stream, relaxed)
-            return CudaGraph(self.device, int(captured(run, lambda: self._call("cuStreamEndCapture", stream))))
+            return captured(run, lambda: CudaGraph(self.device, int(self._call("cuStreamEndCapture", stream))))
 
     def marked(self, begin: bool, after: int | None) -> Executable:
         """A copy that notes when it begins, and when node `after` has ended. The marks hang beside the chain of nodes,

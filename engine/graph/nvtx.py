@@ -23,7 +23,7 @@ class Ranges:
     """The ranges of one device. RequestError if it is none that a CUDA profiler looks at."""
 
     def __init__(self, device: Device) -> None:
-        if device.stream is None:
+        if not device.is_gpu:
             raise RequestError(f"nvtx: expected a backend on a GPU, whose profilers show ranges, found {device.name}")
         self._push, self._pop = _library()
 

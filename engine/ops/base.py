@@ -70,16 +70,7 @@ class Step:
 class Sampling:
     """How each sequence picks its next token; indexed by sequence, so a row's place in the batch never matters."""
 
-    temperature: Array  # [S + 1] float32, 0 = greedy
-    top_k: Array  # [S + 1] int32, 0 = off
-    top_p: Array  # [S + 1] float32, 1 = off
-    min_p: Array  # [S + 1] float32, 0 = off
-    repetition: Array  # [S + 1] float32, 1 = off
-    presence: Array  # [S + 1] float32, 0 = off
-    frequency: Array  # [S + 1] float32, 0 = off
-    seed: Array  # [S + 1] uint64
-    stop_ids: Array  # [S + 1, STOP_IDS] int32, ids first, then -1; banned while positions[r] + 1 < stop_from
-    stop_from: Array  # [S + 1] int32, first position a stop token may take (min_tokens)
+    rules: Array  # [S + 1, RULES.itemsize] uint8: a record a sequence, see engine/ops/sampling.py
     counts: Array  # [S + 1, V] int32, 2 * times generated + (1 if in the prompt); kept only with penalties on
 
 

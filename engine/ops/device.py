@@ -48,6 +48,11 @@ class Device:
     stream: Any = None  # where a GPU's work is issued and captured; None: there is nothing to capture
     cache_bytes: int = 0  # of the last cache before the memory; 0 = not known
 
+    @property
+    def is_gpu(self) -> bool:
+        """Whether work is issued to a stream and done later; else a call has done its work when it returns."""
+        return self.stream is not None
+
     @cached_property
     def launches(self) -> Counter[str]:
         """How often each kernel, or library function, was launched so far, by name; replays of a graph do not count."""
@@ -115,7 +120,10 @@ class Device:
         """How many clusters of `cluster` blocks can be on the machine at once."""
         raise NotImplementedError
 
-    def launch(self, kernel: Any, grid: Dim, block: Dim, args: Sequence[Any], shared=0, dependent=False, cluster=1):
+    def launch(
+        self, kernel: Any, grid: Dim, block: Dim, args: Sequence[Any], shared: int = 0, dependent: bool = False,
+        cluster: int = 1,
+    ) -> None:  # fmt: skip
         """Run a kernel. args: device arrays, NumPy scalars of the parameter's exact type, or None for a null pointer.
 
         shared: bytes of dynamic shared memory. dependent: the kernel may start before its predecessor has ended,

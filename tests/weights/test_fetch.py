@@ -242,34 +242,6 @@ def test_anything_else_is_refused_with_what_is_accepted(name: str) -> None:
         resolve(name)
 
 
-def test_without_the_hub_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(DownloadError, match=r"'org/name'.*ostinato\[hub\]"):
-        resolve("org/name")
-
-
-def test_a_hub_id_takes_no_code_and_no_pickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = {}
-
-    def snapshot_download(name: str, **options: list[str]) -> str:
-        asked.update(options, name=name)
-        return str(tmp_path)
-
-    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
-    assert resolve("org/name") == tmp_path
-    assert asked["name"] == "org/name"
-    assert asked["allow_patterns"] == ["*.json", "*.safetensors", "*.jinja", "*.model"]
-
-
-def test_the_hubs_reason_is_given_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def snapshot_download(name: str, **_: list[str]) -> str:
-        raise ConnectionError(f"no route\nto {name}")
-
-    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
-    with pytest.raises(DownloadError, match="'org/name': Hugging Face: no route to org/name"):
-        resolve("org/name")
-
-
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
@@ -287,3 +259,14 @@ def test_cache_directory(monkeypatch: pytest.MonkeyPatch, environment: dict[str,
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert fetch.cache_dir() == Path(expected)
+
+
+def test_a_child_forked_meanwhile_leaves_the_folder(tmp_path: Path) -> None:
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom ostinato.weights.fetch import work_folder\n"
+        "with work_folder(Path(sys.argv[1]), 'model') as work:\n"
+        "    if not (child := os.fork()):\n        sys.exit(0)\n"
+        "    os.waitpid(child, 0)\n    assert work.is_dir()\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    assert list(tmp_path.iterdir()) == []

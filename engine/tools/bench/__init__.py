@@ -10,6 +10,7 @@
     graphs.py      samples a second with and without graphs, of encoders and decoders; graphs_report.py shows them
     breakdown.py   a step's wall clock: launching, kernels, idle
     samples.py     the sentences that graphs.py runs over
+    check.py       a run against an earlier one on the same card
 
-Measures through the public methods of the runner, the loop and the device.
+Measures through the public methods of the runner, the engine and the device.
 """

@@ -157,23 +157,25 @@ class Lab:
         self.plain.get_function("add_one")  # loaded before: that is no question of this package
         self.synchronize()
         self.ask(self.driver.cuStreamBeginCapture, stream.ptr, self._mode(mode))
-        return Graph(self, self._recorded(record, stream), flags)
+        return Graph(self, self._recorded(record, stream, new=True), flags)
 
     def capture_into(self, graph: Any, after: list[Any], record: Callable[[], Any]) -> None:
         """Add what record() issues to an existing CUgraph, behind the nodes `after`. Refused as by capture()."""
         begin = self.driver.cuStreamBeginCaptureToGraph
         self.ask(begin, self.stream.ptr, graph, after, None, len(after), self._mode("RELAXED"))
-        self._recorded(record, self.stream)
+        self._recorded(record, self.stream, new=False)
 
     def _mode(self, name: str) -> Any:
         return getattr(self.driver.CUstreamCaptureMode, f"CU_STREAM_CAPTURE_MODE_{name}")
 
-    def _recorded(self, record: Callable[[], Any], stream: Any) -> Any:
-        """The CUgraph of a capture that has begun."""
+    def _recorded(self, record: Callable[[], Any], stream: Any, new: bool) -> Any:
+        """The CUgraph of a capture that has begun. new: nobody else has it, so that it goes if the capture fails."""
 
-        def tell(error: BaseException, lost: bool) -> None:
+        def tell(error: BaseException, graph: Any) -> None:
             if isinstance(error, Refused):
-                error.detail = "the capture is lost" if lost else "the capture goes on"
+                error.detail = "the capture is lost" if graph is None else "the capture goes on"
+            if new and graph is not None:
+                self.driver.cuGraphDestroy(graph)
 
         def end() -> Any:
             return self.ask(self.driver.cuStreamEndCapture, stream.ptr)
