@@ -33,6 +33,7 @@ from .packed import Grouped, Packed, Rows, sharing, unpack, unpack_columns
 FORMATS = ("pack-quantized", "float-quantized", "int-quantized", "naive-quantized", "nvfp4-pack-quantized")
 STRATEGIES = ("tensor", "channel", "group", "block", "tensor_group")
 ACTORDERS = (None, False, "weight", "static", "group", "dynamic")
+_PAIRS = np.stack([FP4[np.arange(256) & 15], FP4[np.arange(256) >> 4]], -1).view(np.int16)[:, 0]  # of a byte of FP4
 _WEIGHTS = re.compile(r"observer(_kwargs)?|scale_dtype|zp_dtype|dynamic|is_mx", re.ASCII)  # keys that change nothing
 
 
@@ -87,7 +88,7 @@ class Fp4(Packed):
     def _read(self, at: Rows) -> Planes:
         with np.errstate(divide="ignore", invalid="ignore"):  # what is no number is refused by Planes.check
             scales = E4M3[self.scales[at]] / self.divisor / np.float32(2)
-        return Planes("s8", FP4[unpack(self.packed[at], 4)], 16, scales)
+        return Planes("s8", np.take(_PAIRS, self.packed[at], mode="clip").view(np.int8), 16, scales)
 
 
 class CompressedTensors(Method):

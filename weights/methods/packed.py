@@ -12,6 +12,7 @@ import numpy as np
 from ..quantised import Planes, Quantised
 
 Rows = slice | np.ndarray  # which rows of a matrix
+_HALVINGS = {8: (), 4: ((4, 0x0F0F),), 2: ((4, 0x0F0F), (6, 0x0303))}  # a byte becomes two: lower bits, then upper bits
 P = TypeVar("P", bound="Packed")
 
 
@@ -110,29 +111,30 @@ def sharing(block: tuple[int, int], shape: tuple[int, int]) -> str:
 
 
 def unpack(words: np.ndarray, bits: int) -> np.ndarray:
-    """Codes of 2, 4 or 8 bits from 32-bit words, lowest bits first.  [n, w] int32 -> [n, w * 32 / bits] uint8"""
+    """Codes of 2, 4 or 8 bits along a row, lowest bits first.  [n, w] int32 or uint8 -> [n, 8 w bytes / bits] uint8"""
     raw = np.ascontiguousarray(words).view(np.uint8)  # little endian, as stored
-    if bits == 8:
-        return raw
-    out = np.empty((*raw.shape, 8 // bits), np.uint8)
-    for i in range(8 // bits):
-        np.right_shift(raw, bits * i, out=out[..., i])
-    out &= (1 << bits) - 1
-    return out.reshape(len(raw), raw.shape[1] * 8 // bits)
+    for shift, mask in _HALVINGS[bits]:
+        wide = raw.astype(np.uint16)
+        wide |= wide << shift
+        wide &= mask
+        raw = wide.view(np.uint8)
+    return raw
 
 
 def unpack_columns(words: np.ndarray, bits: int, at: Rows, places: tuple[int, ...] | None = None) -> np.ndarray:
     """Codes of the columns `at`, which are packed along a row, as rows.  [r, w] int32 -> [len(at), r] uint8
 
     places: where in its word each of the 32 / bits columns is; None: in order, lowest bits first."""
-    per = 32 // bits
-    if isinstance(at, slice):
-        first, last = at.start // per, -(-at.stop // per)
-        codes = unpack(words[:, first:last], bits).reshape(len(words), last - first, per)
-        codes = codes if places is None else codes[..., places]
-        return np.ascontiguousarray(
-            codes.reshape(len(words), (last - first) * per)[:, at.start - first * per : at.stop - first * per].T
-        )
-    place = at % per if places is None else np.array(places)[at % per]
-    shifted = words.view(np.uint32)[:, at // per] >> (bits * place).astype(np.uint32)
-    return (shifted & np.uint32((1 << bits) - 1)).astype(np.uint8).T
+    per, mask = 32 // bits, (1 << bits) - 1
+    places = places or tuple(range(per))
+    if not isinstance(at, slice):
+        place = np.array(places, np.uint32)[at % per]
+        return (words.view(np.uint32)[:, at // per] >> place * np.uint32(bits) & np.uint32(mask)).astype(np.uint8).T
+    first, last = at.start // per, -(-at.stop // per)
+    raw = np.ascontiguousarray(words[:, first:last].T)[..., None].view(np.uint8)  # [words, r, 4]
+    out = np.empty((last - first, per, len(words)), np.uint8)
+    for column, place in enumerate(places):
+        byte, shift = divmod(place * bits, 8)
+        np.right_shift(raw[..., byte], shift, out=out[:, column])
+    out &= mask
+    return out.reshape(-1, len(words))[at.start - first * per : at.stop - first * per]
