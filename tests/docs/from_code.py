@@ -19,6 +19,7 @@ from ostinato.config import EngineConfig, SamplingParams
 from ostinato.models.families import FAMILIES
 from ostinato.outputs import CompletionOutput, RequestOutput, StreamChunk
 from ostinato.text import gguf_vocab
+from ostinato.text.pre_tokenizers import PRE
 from ostinato.weights.blocks import BLOCKS
 from ostinato.weights.kinds import GGUF_KINDS, PLAIN
 
@@ -94,8 +95,10 @@ def gguf_types() -> Iterator[str]:
 
 
 def pre_tokenizers() -> Iterator[str]:
-    """Which values of tokenizer.ggml.pre are known."""
-    yield f"`tokenizer.ggml.pre`: {', '.join(f'`{name}`' for name in gguf_vocab.PRE)}. All others are refused."
+    """Which values of tokenizer.ggml.model and tokenizer.ggml.pre are known."""
+    kinds = ", ".join(f"`{name}` ({kind})" for name, (kind, _) in gguf_vocab.MODELS.items())
+    yield f"- `tokenizer.ggml.model`: {kinds}. All others are refused."
+    yield f"- `tokenizer.ggml.pre` of byte-level BPE: {', '.join(f'`{name}`' for name in PRE)}. All others are refused."
 
 
 def blocks() -> Iterator[tuple[str, Callable[[], Iterator[str]]]]:

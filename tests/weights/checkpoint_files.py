@@ -112,6 +112,8 @@ def value(v: Any) -> bytes:
             return u32(8) + text(v)
         case [str(), *_]:
             return array(8, len(v), b"".join(map(text, v)))
+        case [float(), *_]:
+            return array(6, len(v), np.array(v, "<f4").tobytes())
         case _:
             return array(5, len(v), np.array(v, "<i4").tobytes())
 
