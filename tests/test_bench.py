@@ -115,11 +115,11 @@ def test_the_reader_reads_every_byte(device: Device) -> None:
 
 def test_the_ceiling_is_bytes_by_time() -> None:
     class Clock(HostDevice):
-        """A device on which a second passes between two marks."""
+        """A device on which a second passes between two events."""
 
         now = 0.0
 
-        def mark(self):
+        def record_event(self):
             self.now += 1
             return self.now
 

@@ -63,7 +63,7 @@ class Simulated(HostDevice):
     def synchronize(self) -> None:
         self.host = max(self.host, self.free)
 
-    def mark(self) -> float:
+    def record_event(self) -> float:
         return max(self.host, self.free)
 
     def elapsed(self, first: float, last: float) -> float:

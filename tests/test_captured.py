@@ -60,8 +60,8 @@ def _forked(gpu: Any) -> None:
 BROKEN: dict[str, tuple[Callable[[Any], Any], str]] = {
     "allocation": (lambda gpu: gpu.empty((1000,), F32), "it allocates 4000 bytes of device memory"),
     "wait": (lambda gpu: gpu.synchronize(), "operation not permitted when stream is capturing"),
-    "wait-in-silence": (_swallowed, "it did what a capture forbids"),
-    "query-in-silence": (lambda gpu: gpu.stream.done, "it did what a capture forbids"),
+    "swallowed-wait": (_swallowed, "it made a call that a capture forbids"),
+    "swallowed-query": (lambda gpu: gpu.stream.done, "it made a call that a capture forbids"),
     "read": (lambda gpu: gpu.read(gpu.spare), "D2H transfers are disallowed"),
     "write": (lambda gpu: gpu.write(gpu.spare, np.ones(64, np.float32)), "H2D transfers are disallowed"),
     "no-blocks": (lambda gpu: _launch(gpu, grid=0), r"launch of fill_random<float> with grid \(0,\)"),

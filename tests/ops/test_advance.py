@@ -20,7 +20,7 @@ def advance(device) -> np.ndarray:
     mail = Mail(box, device.upload(np.array([0, MAIL - 1, 0, MAIL - 2], I32)))
     for tokens in ([70, 80, 90, -1], [71, 81, 91, -1]):
         RowOps(device, F32).advance(s, device.upload(np.array(tokens, I32)), mail)
-    device.wait(device.mark())
+    device.wait(device.record_event())
     found = host.copy()
     np.testing.assert_array_equal(device.read(s.ids), [71, 81, 3, 0])
     np.testing.assert_array_equal(device.read(s.positions), [7, 11, 0, 2])
@@ -48,7 +48,7 @@ def test_mail_goes_round(device):
     mail = Mail(box, device.upload(np.zeros(rows, I32)))
     for i in range(steps):
         RowOps(device, F32).advance(s, device.upload(np.arange(rows, dtype=I32) + 1000 * i), mail)
-    device.wait(device.mark())
+    device.wait(device.record_event())
     for i in range(steps - MAIL, steps):
         np.testing.assert_array_equal(host[:, i % MAIL], np.arange(rows) + 1000 * i)
     np.testing.assert_array_equal(device.read(mail.place), [steps % MAIL] * rows)
@@ -62,7 +62,7 @@ def test_pinned_memory_is_one_memory(device):
     s = step(device, [0], [0], [1], np.zeros((2, 1)))
     mail = Mail(box[1:2], device.upload(np.array([2], I32)))
     RowOps(device, F32).advance(s, device.upload(np.array([7], I32)), mail)
-    device.wait(device.mark())
+    device.wait(device.record_event())
     assert host.tolist() == [[5, 5, 5, 5], [5, 5, 7, 5], [5, 5, 5, 5]]
 
 

@@ -70,12 +70,12 @@ def live(
         device.synchronize()
         host = 0.0
         began = time.perf_counter()
-        first = device.mark()
+        first = device.record_event()
         for _ in range(steps):
             before = time.perf_counter()
             step()
             host += time.perf_counter() - before
-        last = device.mark()
+        last = device.record_event()
         device.synchronize()
         wall = time.perf_counter() - began
         runs.append((wall * 1e6 / steps, host * 1e6 / steps, device.elapsed(first, last) * 1e3 / steps))
@@ -92,14 +92,14 @@ def kernel_us(device: Device, begin: Callable[[], None], step: Callable[[], obje
         begin()
         device.synchronize()
         began = time.perf_counter()
-        start = device.mark()
+        start = device.record_event()
         for _ in range(1 + attempt // 4):  # longer, if that was too short for the host
             reader.read()
-        released = device.mark()
+        released = device.record_event()
         step()
-        first = device.mark()
+        first = device.record_event()
         step()
-        last = device.mark()
+        last = device.record_event()
         queued = (time.perf_counter() - began) * 1e3
         if device.elapsed(start, released) > queued:
             found.append(device.elapsed(first, last) * 1e3)

@@ -50,9 +50,9 @@ class Reader:
 
     def _median_ms(self, blocks: int, repeats: int, passes: int) -> float:
         self.read(blocks)
-        marks = [self._device.mark()]
+        events = [self._device.record_event()]
         for _ in range(repeats):
             for _ in range(passes):
                 self.read(blocks)
-            marks.append(self._device.mark())
-        return statistics.median(self._device.elapsed(a, b) for a, b in pairwise(marks))
+            events.append(self._device.record_event())
+        return statistics.median(self._device.elapsed(a, b) for a, b in pairwise(events))

@@ -1,6 +1,6 @@
 """`ostinato bench decode`: a decode step of one model over batch sizes, backends and graph modes.
 
-Weights are made or loaded once for each backend. Every row is measured twice over: by marks on the
+Weights are made or loaded once for each backend. Every row is measured twice over: by events on the
 device around every single step, and on the wall around the engine's steps; and it proves its path, or is an error.
 """
 

@@ -146,14 +146,14 @@ def chain_ms(ops: Ops, calls: list[Call], reader: Reader | None) -> float:
             yield call.kind, partial(getattr(over, call.name), *call.args, **call.kwargs)
 
     chain = program(ops.device, ops, parts, "step", f"operation {calls[0].kind}", CaptureReport())
-    marks = []
+    events = []
     for _ in range(REPEATS):
         if reader:
             reader.read()
-        first = ops.device.mark()
+        first = ops.device.record_event()
         chain.run()
-        marks.append((first, ops.device.mark()))
-    return statistics.median(ops.device.elapsed(a, b) for a, b in marks)
+        events.append((first, ops.device.record_event()))
+    return statistics.median(ops.device.elapsed(a, b) for a, b in events)
 
 
 def _launch_ms(ops: Ops, shortest: Call, reader: Reader) -> float:

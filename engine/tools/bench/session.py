@@ -88,13 +88,13 @@ class Session:
         self.runner.set_rows([replace(row, position=row.position + ahead) for row in self.rows])
 
     def step_times(self) -> list[float]:
-        """ms of every single step from the first on, by marks between them, all steps being launched at once."""
+        """ms of every single step from the first on, by events between them, all steps being launched at once."""
         self.restart()
         self.device.synchronize()
-        marks = [self.device.mark()]
+        events = [self.device.record_event()]
         for _ in range(self.load.max_tokens):
-            marks.append(self.runner.decode().done)
-        return [self.device.elapsed(a, b) for a, b in pairwise(marks)]
+            events.append(self.runner.decode().done)
+        return [self.device.elapsed(a, b) for a, b in pairwise(events)]
 
     def requests(self, prompts: list[list[int]] | None = None) -> list[Request]:
         """Of this load's prompts, or others: greedy, until their length, without text."""

@@ -21,7 +21,7 @@ from ..bench.session import Session
 from .step import Step, matrices, opened, recorded
 
 WITHIN = 0.05  # of a replay's time: how far the sum of the nodes' times may be from it
-TOGETHER, REPEATS = 8, 7  # replays between two marks; how often
+TOGETHER, REPEATS = 8, 7  # replays between two events; how often
 
 
 def balanced(step: Step) -> bool:
@@ -57,24 +57,24 @@ def look(session: Session) -> Step:
 
 def period_us(device: Device, run: Callable[[], None], begin: Callable[[], None]) -> float:
     """us that run() takes when it follows itself, as steps do; the median."""
-    marks = []
+    events = []
     for _ in range(REPEATS):
         begin()
         run()  # the device must not wait for the first of those that count
-        first = device.mark()
+        first = device.record_event()
         for _ in range(TOGETHER):
             run()
-        marks.append((first, device.mark()))
-    return 1e3 * statistics.median(device.elapsed(a, b) for a, b in marks) / TOGETHER
+        events.append((first, device.record_event()))
+    return 1e3 * statistics.median(device.elapsed(a, b) for a, b in events) / TOGETHER
 
 
 def _node_ends(device: Device, recipes: list[CudaGraph], begin: Callable[[], None]) -> list[float]:
     """us from the beginning of the step to the end of every node."""
-    whole, opening = [recipe.executable() for recipe in recipes], recipes[0].marked(True, None)
+    whole, opening = [recipe.executable() for recipe in recipes], recipes[0].with_events(True, None)
     ends = []
     for i, recipe in enumerate(recipes):
         for n in range(len(recipe.nodes)):
-            last = recipe.marked(not i, n)
+            last = recipe.with_events(not i, n)
             first = opening if i else last
             step = [first, *whole[1:i], last] if i else [last]
             ends.append(_median_end(device, [*step, *whole[i + 1 :]], first, last, begin))
@@ -103,14 +103,14 @@ def _by_the_clock(
     spans, whole = [], []
     for _ in range(REPEATS):
         begin()
-        marks = [device.mark()]
+        events = [device.record_event()]
         run()
-        whole.append(1e3 * device.elapsed(marks[0], device.mark()))
+        whole.append(1e3 * device.elapsed(events[0], device.record_event()))
         begin()
-        marks = [device.mark()]
+        events = [device.record_event()]
         for graph, call in calls:
             getattr(graph.ops, call.name)(*call.args, **call.kwargs)
-            marks.append(device.mark())
-        spans.append([1e3 * device.elapsed(a, b) for a, b in pairwise(marks)])
+            events.append(device.record_event())
+        spans.append([1e3 * device.elapsed(a, b) for a, b in pairwise(events)])
     ends = accumulate(statistics.median(call) for call in zip(*spans, strict=True))
     return list(ends), statistics.median(whole)

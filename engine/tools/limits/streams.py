@@ -134,14 +134,14 @@ def external_event_times(lab: Lab) -> str:
     """cudaEventRecordWithFlags(cudaEventRecordExternal) becomes a node that records at every replay."""
     data, events = lab.array(), lab.events(timing=True)
 
-    def mark(event: object) -> None:
+    def record_event(event: object) -> None:
         flag = lab.runtime.cudaEventRecordExternal
         lab.ask(lab.runtime.cudaEventRecordWithFlags, event.ptr, lab.stream.ptr, flag)  # pyright: ignore
 
     def record() -> None:
-        mark(events[0])
+        record_event(events[0])
         lab.run("add_one", data)
-        mark(events[1])
+        record_event(events[1])
 
     graph = lab.capture(record)
     graph.launch()
