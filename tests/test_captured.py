@@ -128,7 +128,7 @@ def test_the_nodes_of_a_step_add_up_to_its_replay(gpu: Any, graph: str, shape: s
 
 def test_updated_graphs_give_the_right_tokens(gpu: Any) -> None:
     found = update.measure(Settings("tiny", TINY, (2,), prompt_len=9, max_tokens=12), "cuda", load.choose)
-    assert len(found.rows) == len(update.WAYS) and found.kernels > 10
+    assert len(found.rows) == len(update.METHODS) and found.kernels > 10
     assert found.rows[0].capture_us < found.rows[3].capture_us and all(row.launch_us > 0 for row in found.rows)
 
 

@@ -201,7 +201,11 @@ def test_command_shows_the_calls_where_nothing_is_captured(
         pytest.param([LLAMA, "--graph", "off"], "--graph", id="no-graph"),
         pytest.param([LLAMA, "--png", "no/such/file.png"], "png: expected a file in a directory", id="png"),
         pytest.param([LLAMA, "--dot", "no/such/file.dot"], "dot: expected a file in a directory", id="dot"),
-        pytest.param([LLAMA, "--prompt-len", "100", "--backend", "numpy"], "expected fewer than 128", id="too-long"),
+        pytest.param(
+            [LLAMA, "--prompt-len", "100", "--backend", "numpy"],
+            "expected fewer than the model's maximum of 128",
+            id="too-long",
+        ),
     ],
 )
 def test_command_refuses(capsys: pytest.CaptureFixture[str], args: list[str], says: str) -> None:

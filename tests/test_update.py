@@ -68,7 +68,7 @@ def sides(works: str = "set update", alike: bool = False) -> tuple[Any, tuple[up
 def test_every_way_gives_the_tokens_of_the_loop() -> None:
     device, both = sides()
     rows = update.compare(device, both, STEPS)
-    assert [row.way for row in rows] == [way.name for way in update.WAYS]
+    assert [row.way for row in rows] == [method.name for method in update.METHODS]
     for row in rows:
         assert row.host_us == pytest.approx(row.capture_us + row.change_us + row.launch_us)
         assert row.launch_us > 0 and row.wall_ms * 1e3 >= row.launch_us
@@ -108,7 +108,7 @@ def test_table(capsys: pytest.CaptureFixture[str]) -> None:
         pytest.param(["--batch", "17"], "batch: expected an integer in [1, 16], found 17", id="batch"),
         pytest.param(["--backend", "numpy"], "--backend", id="no-graphs"),
         pytest.param(["--json", "no/such/file.json"], "json: expected a file in a directory", id="json"),
-        pytest.param([LLAMA], "prompt_len + max_tokens: expected fewer than 128", id="too-long"),
+        pytest.param([LLAMA], "prompt_len + max_tokens: expected fewer than the model's", id="too-long"),
     ],
 )
 def test_command_refuses(capsys: pytest.CaptureFixture[str], args: list[str], says: str) -> None:

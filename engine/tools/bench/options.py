@@ -1,4 +1,4 @@
-"""What options of the benchmarks share."""
+"""Options that several benchmarks share."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    """ "1,4" as (1, 4)."""
+    """Parse "1,4" as (1, 4)."""
     return tuple(int(part) for part in text.split(","))
 
 
 def chosen_model(args: argparse.Namespace) -> tuple[str, ModelConfig | None]:
-    """(name, configuration of random weights or None) of MODEL or --shape; RequestError unless it is one of them."""
+    """(model, None) for MODEL, (name, configuration) for --shape. RequestError unless exactly one is given."""
     from .synthetic import shape
 
     if (args.model is None) == (args.shape is None):
