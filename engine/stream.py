@@ -1,4 +1,4 @@
-"""The text of one request as it becomes certain, for a thread that waits (Stream) or an event loop (AsyncStream)."""
+"""The text of one request as a stream of chunks: Stream for threads, AsyncStream for asyncio."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from .run.sequence import Event, Request
 
 
 class _Chunks:
-    """What both streams share: a request that leaves the engine when it is closed or forgotten.
+    """Base of both streams: a request that ends when the stream is closed or garbage collected.
 
-    close() may be called from any thread, and more than once; iteration then stops."""
+    close() may be called from any thread and repeatedly; iteration then stops."""
 
     def __init__(self, engine: Engine, request: Request, wake: Any = None) -> None:
         self._events: deque[Event] = deque()
         self._done = False
-        with held():  # Ctrl-C finds no request that nobody could close
+        with held():  # no Ctrl-C between adding the request and registering its finalizer
             self.handle = engine.add(request, listen=True, wake=wake)
             self._leave = weakref.finalize(self, _abort, self.handle)
-        self._leave.atexit = False  # what the process holds goes with it
+        self._leave.atexit = False  # nothing to release at interpreter exit
 
     def close(self) -> None:
         """End the request early."""
@@ -36,11 +36,11 @@ class _Chunks:
 
     @property
     def _ended(self) -> bool:
-        """Whether there is no chunk left."""
+        """Whether no chunk is left."""
         return self._done or not self._leave.alive
 
     def _chunk(self) -> StreamChunk | None:
-        """The next event as a chunk, if there is one; the last one has the output."""
+        """The next event as a chunk, or None. The last chunk has the output."""
         try:
             event, handle = self._events.popleft(), self.handle
         except IndexError:  # another thread has taken it
@@ -52,7 +52,7 @@ class _Chunks:
 
 
 class Stream(_Chunks, Iterator[StreamChunk]):
-    """An iterator of chunks, one a token. The thread that waits for a chunk drives the engine, for all requests."""
+    """An iterator of chunks, one per token. A thread that waits for a chunk runs the engine for all requests."""
 
     def __next__(self) -> StreamChunk:
         while not self._ended:
@@ -77,11 +77,11 @@ class Stream(_Chunks, Iterator[StreamChunk]):
 
 
 class AsyncStream(_Chunks, AsyncIterator[StreamChunk]):
-    """The same for the event loop it was made in; a thread of somebody else's drives. A task that is cancelled while it
-    waits for a chunk ends the request."""
+    """An asynchronous iterator of chunks for the event loop in which it was created. AsyncLLM's thread runs the engine.
+    Cancelling a task that waits for a chunk ends the request."""
 
     def __init__(self, engine: Engine, request: Request, driver: object) -> None:
-        """driver: kept as long as this, as its thread drives."""
+        """driver: the AsyncLLM; kept alive because its thread runs the engine."""
         self._news, self._driver = asyncio.Event(), driver
         super().__init__(engine, request, waker(asyncio.get_running_loop(), self._news))
 
@@ -117,7 +117,7 @@ def _abort(handle: Handle) -> None:
 
 
 def waker(loop: asyncio.AbstractEventLoop, news: asyncio.Event) -> Any:
-    """What sets `news` from another thread; nothing once the loop is closed."""
+    """A function that sets `news` from another thread; it does nothing once the loop is closed."""
 
     def wake() -> None:
         with contextlib.suppress(RuntimeError):
@@ -127,7 +127,7 @@ def waker(loop: asyncio.AbstractEventLoop, news: asyncio.Event) -> Any:
 
 
 async def taken(handle: Handle, news: asyncio.Event, end: bool = False) -> list[Event]:
-    """Engine.wait for a task: the events of a request once there are any, or with `end` once it has ended."""
+    """Engine.wait for a task: wait for events of a request, or with `end` for its end; return the events."""
     while not handle.ready(end):
         await news.wait()
         news.clear()

@@ -1,4 +1,4 @@
-"""Coordinate descent over tile configs: candidates, their order, and when one is accepted. Runs nothing itself."""
+"""Coordinate descent over launch shapes: candidates, their order, and when one is accepted. Runs nothing itself."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""`ostinato tune`: chooses the tile configs of the decode GEMMs by timing the whole decode step on this GPU.
+"""`ostinato tune`: chooses the launch shapes of the decode GEMMs by timing the whole decode step on this GPU.
 
 descent.py is the search; ops/tuned.py writes the file. Timing single kernels would mislead, because in the step every
-kernel starts while its predecessor ends. So every config is timed inside the step.
+kernel starts while its predecessor ends. So every shape is timed inside the step.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PARTS = {"single": range(1, 2), "narrow": range(2, 9), "wide": range(9, 17)}  # 
 
 def add_command(commands: Any) -> None:
     """Add `tune` to the subparsers of `ostinato`."""
-    p = commands.add_parser("tune", help="fit the kernels to this GPU", description="Choose tile configs by timing.")
+    p = commands.add_parser("tune", help="fit the kernels to this GPU", description="Choose launch shapes by timing.")
     p.add_argument("model", metavar="MODEL", nargs="?", help="a model, as for generate; or --shape")
     p.add_argument("--shape", metavar="NAME", help="random weights: smollm2-135m, llama-3.2-1b or llama-3.1-8b")
     p.add_argument("--batch", type=numbers, default=(1, 4, 16), metavar="N,N", help="sequences (1,4,16)")
