@@ -1,4 +1,4 @@
-"""`ostinato bench`: its numbers against their definitions, its proof of the path, whole runs on NumPy and emulated."""
+"""`ostinato bench decode`: numbers against their definitions, proof of the path, whole runs on NumPy and emulated."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_the_reader_reads_every_byte(device: Device) -> None:
 
 def test_the_ceiling_is_bytes_by_time() -> None:
     class Clock(HostDevice):
-        """A device on which a second passes between two events."""
+        """A device on which one second passes between two events."""
 
         now = 0.0
 

@@ -1,4 +1,4 @@
-"""`ostinato bench graphs`: its clocks on a device that is simulated, its tables from whole runs, its refusals."""
+"""`ostinato bench graphs`: clocks on a simulated device, tables from whole runs, rejected options."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def test_made_up_ids_are_one_a_word_and_mark() -> None:
 
 
 class Simulated(HostDevice):
-    """A device that works through what was launched, beside a host that needs time to launch it. Times in us."""
+    """A simulated device and host: launches take host time and kernels device time, in parallel. Times in us."""
 
     def __init__(self, skew: float = 1.0) -> None:
         self.stream, self.host, self.free, self.skew = object(), 0.0, 0.0, skew
 
     def work(self, host: float, kernel: float, times: int = 1) -> None:
-        """Launch kernels, each of which takes the host and the device some time."""
+        """Launch kernels; each takes `host` us on the host and `device` us on the device."""
         for _ in range(times):
             self.host += host
             self.free = max(self.free, self.host) + kernel
@@ -78,7 +78,7 @@ def simulated(monkeypatch: pytest.MonkeyPatch) -> Simulated:
     return device
 
 
-STEPS = [  # host us a launch, kernel us, launches a step; wall, host, idle us a step
+STEPS = [  # host us per launch, kernel us, launches per step; wall, host, idle us per step
     pytest.param(20, 5, 10, 200, 200, 150, id="eager, the host sets the pace"),
     pytest.param(2, 5, 10, 50, 20, 0, id="many launches, the device sets the pace"),
     pytest.param(10, 50, 1, 50, 10, 0, id="one graph"),

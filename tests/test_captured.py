@@ -1,4 +1,4 @@
-"""Captured graphs on a GPU: what a failed capture says, how a graph is read and timed, updates, ranges."""
+"""Captured graphs on a GPU: messages of failed captures, reading and timing a graph, updates, NVTX ranges."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_failed_capture_names_layer_operation_and_cause(gpu: Any, fault: str, 
     def attend() -> None:
         calls.append(1)
         _launch(gpu)
-        if len(calls) == 5:  # three layers to warm up, then the second one of the capture
+        if len(calls) == 5:  # three layers of warm-up, then the second layer of the capture
             breaks(gpu)
 
     ops: Any = SimpleNamespace(norm=lambda: _launch(gpu), attend=attend)

@@ -1,4 +1,4 @@
-"""`ostinato compare`: its sums against the textbook's, its text, and a whole run on NumPy."""
+"""`ostinato compare`: sums against the textbook formulas, the windows of text, and a whole run on NumPy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_replayed_equals_eager(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["compare", LLAMA, *options.split()]) == 0
     out, err = capsys.readouterr()
     report = json.loads(out)
-    for graph in ("off", "layer", "step"):  # told as soon as it is known
+    for graph in ("off", "layer", "step"):  # printed as soon as a row is measured
         line = rf"compare: numpy, graph {graph}: [\d.]+ ms per step, mean_kl 0, perplexity_ratio 1\n"
         assert re.search(line, err)
     assert [(r["backend"], r["graph"]) for r in report["rows"]] == [("numpy", g) for g in ("off", "layer", "step")]

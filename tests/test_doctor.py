@@ -1,4 +1,4 @@
-"""`ostinato doctor`: what it says of every kind of driver, and a whole run here."""
+"""`ostinato doctor`: its report for every kind of driver, and a whole run on this machine."""
 
 from __future__ import annotations
 

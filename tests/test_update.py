@@ -1,4 +1,4 @@
-"""`ostinato bench update` on NumPy, its graphs replaced by ones that replay a side's recording."""
+"""`ostinato bench update` on NumPy, with fake graphs that replay a side's recording."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STEPS = 6
 
 
 class FakeGraph:
-    """A graph of one side's step."""
+    """A fake CudaGraph of one side's step."""
 
     def __init__(self, run: Any, works: str) -> None:
         self.run, self.works = run, works
@@ -33,7 +33,7 @@ class FakeGraph:
 
 
 class FakeExecutable:
-    """Runs the side whose parameters it has; works: which ways of changing them it has not forgotten."""
+    """Runs the side whose parameters it has. works: the update methods that take effect; others are ignored."""
 
     def __init__(self, graph: FakeGraph) -> None:
         self.run, self.works = graph.run, graph.works
@@ -51,7 +51,7 @@ class FakeExecutable:
 
 
 def sides(works: str = "set update", alike: bool = False) -> tuple[Any, tuple[update.Side, update.Side]]:
-    """Two batches of two sequences on NumPy, or one of them twice."""
+    """Two batches of two sequences on NumPy, or one batch twice."""
     ops = NumpyOps()
     w = load.weights(ops, synthetic.checkpoint(TINY, ops.device, ops.dtype), TINY)
     session = Session(ops, TINY, w, "off", Load(4, 9, STEPS))

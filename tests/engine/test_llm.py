@@ -1,4 +1,4 @@
-"""The front door, on tiny checkpoints: what it takes and what it gives."""
+"""The class LLM on tiny checkpoints: its arguments and its results."""
 
 from __future__ import annotations
 

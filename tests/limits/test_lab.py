@@ -1,4 +1,4 @@
-"""What probes are made of: capture, comparison of numbers, the CUDA code and what it is linked with."""
+"""The Lab: capture, comparison of arrays, the CUDA code, and linking."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_refused_call_tells_what_became_of_the_capture(end: int, became: str) 
     with pytest.raises(Refused) as caught:
         bare.capture(raiser(RuntimeError("cudaErrorX: no")))
     assert (caught.value.error, caught.value.detail, entered) == ("cudaErrorX", became, [2, "end"])
-    with pytest.raises(TypeError):  # a mistake of the probe stays one, and the capture is ended all the same
+    with pytest.raises(TypeError):  # a bug of the probe is raised as it is, and the capture is ended
         bare.capture(raiser(TypeError("mine")))
     assert entered == [2, "end"] * 2
 

@@ -1,4 +1,4 @@
-"""Where a GGUF file's pre-tokenizer cuts a text, by its name; expressions as transformers has them."""
+"""The splits of each named pre-tokenizer of GGUF files, against the regular expressions of transformers."""
 
 from __future__ import annotations
 
