@@ -7,6 +7,7 @@ import os
 import threading
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ class AsyncLLM:
     `await asyncio.to_thread(LLM, ...)` and pass the result."""
 
     def __init__(self, model: LLM | str | Path, **options: Any) -> None:
-        self.llm = model if isinstance(model, LLM) else LLM(model, **options)
+        self.llm: LLM = model if isinstance(model, LLM) else LLM(model, **options)
         self._stop: weakref.finalize | None = None
         self._process = 0  # id of the process that started the thread
         if self.llm.config.causal:
@@ -68,9 +69,12 @@ class AsyncLLM:
         request = await asyncio.to_thread(self.llm.chat_request, messages, params)  # a template may take its time
         return (await self._complete([request]))[0]
 
-    def stream_chat(self, messages: Messages, params: SamplingParams | None = None) -> AsyncStream:
-        """Answer messages as a stream."""
-        return self._stream(self.llm.chat_request(messages, params, single=True))
+    async def stream_chat(self, messages: Messages, params: SamplingParams | None = None) -> AsyncStream:
+        """Answer messages as a stream: `async for chunk in await llm.stream_chat(...)`.
+
+        The await renders the chat template in a thread, so that a slow template does not block the event loop."""
+        request = partial(self.llm.chat_request, messages, params, single=True)
+        return self._stream(await asyncio.to_thread(request))
 
     async def embed(self, texts: Any, pooling: str = "mean", normalize: bool = True) -> np.ndarray:
         """Embed texts, as LLM.embed does: [N, D] float32."""

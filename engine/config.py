@@ -6,7 +6,7 @@ SamplingParams are in range: __post_init__ refuses the rest.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .checks import choice, flag, integer, real, refuse, unicode
@@ -138,25 +138,35 @@ class EngineConfig:
         flag("nvtx", self.nvtx)
 
 
+def _option(default: Any, text: str) -> Any:
+    """A field that is an option of the command line as well: --help says the text of it."""
+    return field(default=default, metadata={"help": text})
+
+
 @dataclass(frozen=True)
 class SamplingParams:
-    """What one request asks for; RequestError names the first field that is out of range."""
+    """What one request asks for; RequestError names the first field that is out of range.
 
-    max_tokens: int | None = None  # tokens to generate at most; None = what fits
-    temperature: float = 0.0  # 0 (and anything below 1e-5) = greedy; at most 2
-    top_p: float = 1.0  # keep the fewest tokens whose probabilities reach this; 1 = off
-    top_k: int = 0  # keep this many tokens; 0 or -1 = off
-    min_p: float = 0.0  # drop tokens less probable than this times the most probable; 0 = off
-    repetition_penalty: float = 1.0  # divides positive logits of tokens seen, multiplies negative ones; 1 = off
-    presence_penalty: float = 0.0  # taken off the logit of every token generated before; 0 = off
-    frequency_penalty: float = 0.0  # taken off once for each time it was generated; 0 = off
-    seed: int | None = None  # same seed, same tokens, whatever else is in the batch; None = fresh
-    stop: tuple[str, ...] | list[str] | str | None = ()  # texts that end the output, not part of it; kept as a tuple
-    stop_token_ids: (
-        tuple[int, ...] | list[int] | None
-    ) = ()  # tokens that end the output beside the model's own; a tuple
-    ignore_eos: bool = False  # the model's own end tokens are tokens like any other
-    min_tokens: int = 0  # no stop token before this many were generated
+    What is a field of the sampling rules too (engine/ops/sampling.py) reaches the kernel by its name."""
+
+    max_tokens: int | None = _option(None, "tokens to generate at most (default: what fits)")
+    temperature: float = _option(0.0, "0 (and below 1e-5) = always the most probable token (default), at most 2")
+    top_p: float = _option(1.0, "sample from the fewest tokens whose probabilities reach this (1 = off)")
+    top_k: int = _option(0, "sample from this many most probable tokens (0 or -1 = off)")
+    min_p: float = _option(0.0, "drop tokens less probable than this times the most probable one (0 = off)")
+    repetition_penalty: float = _option(1.0, "divides positive logits of tokens seen, multiplies others (1 = off)")
+    presence_penalty: float = _option(0.0, "taken off the logit of every token generated before (0 = off)")
+    frequency_penalty: float = _option(0.0, "taken off once for each time a token was generated (0 = off)")
+    # Whatever else is in the batch; None = fresh.
+    seed: int | None = _option(None, "same seed, same text")
+    # Not part of the output; kept as a tuple.
+    stop: tuple[str, ...] | list[str] | str | None = field(
+        default=(), metadata={"help": "end before this text; may be given several times"}
+    )
+    # Tokens that end the output beside the model's own; kept as a tuple.
+    stop_token_ids: tuple[int, ...] | list[int] | None = ()
+    ignore_eos: bool = _option(False, "go on after the model's end token")
+    min_tokens: int = _option(0, "no end before this many tokens were generated")
     logprobs: int | None = None  # report this many most probable tokens for each one generated; None = none
     n: int = 1  # outputs for each prompt
 
@@ -182,11 +192,6 @@ class SamplingParams:
         if self.logprobs is not None:
             _set(self, "logprobs", integer("logprobs", self.logprobs, 0, 20))
         _set(self, "n", integer("n", self.n, 1, 1024))
-
-    @property
-    def penalised(self) -> bool:
-        """Whether a penalty is on, so that counts of the tokens seen are needed."""
-        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
     def stop_ids(self, config: ModelConfig) -> tuple[int, ...]:
         """The tokens that end this request: its own, then the model's unless ignore_eos.

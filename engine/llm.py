@@ -67,7 +67,9 @@ class LLM:
         quiet: bool = False,
         ops: Ops | None = None,
     ) -> None:
-        self.options = EngineConfig(backend, graph, dtype, max_batch, max_len, cache_tokens, prefill_rows, seed, nvtx)
+        self.options: EngineConfig = EngineConfig(
+            backend, graph, dtype, max_batch, max_len, cache_tokens, prefill_rows, seed, nvtx
+        )
         report, began = Reporter(quiet), time.perf_counter()
         self._quiet, self._random = quiet, random.Random(self.options.seed)
         self._encoding = threading.Lock()  # an encoder has the buffers of one pass
@@ -75,16 +77,17 @@ class LLM:
         with open_checkpoint(resolve(str(model), progress=not quiet)) as ck:
             self._open(ck, ops, report)
         forks.in_child(self._after_fork)
-        self.load_s = time.perf_counter() - began
+        self.load_s: float = time.perf_counter() - began
         made = self.captured
         what = "no graphs" if self.graph == "off" else f"graph {self.graph}: {made.graphs} captured"
         report.line(f"{what} in {made.seconds:.2f} s, {made.bytes / 1e6:.1f} MB; ready after {self.load_s:.1f} s")
 
     def _open(self, ck: Checkpoint, ops: Ops | None, report: Reporter) -> None:
         """Load everything that needs the checkpoint's files."""
-        self.tokenizer = Tokenizer.from_checkpoint(ck)
+        self.tokenizer: Tokenizer = Tokenizer.from_checkpoint(ck)
         own = model_config(ck.config, ck.generation_config, ck.source)
-        c = self.config = end_tokens.add(own, self.tokenizer.eos_ids)
+        c = end_tokens.add(own, self.tokenizer.eos_ids)
+        self.config: ModelConfig = c
         self._template: ChatTemplate | TokenizerError
         try:
             self._template = ChatTemplate.from_checkpoint(ck, self.tokenizer)
@@ -95,10 +98,11 @@ class LLM:
             ops, why = load.choose(self.options.backend, self.options.dtype, c.dtype)
         else:
             why = "given by the caller"
-        self.backend, self.device_name = ops.name, ops.device.name
+        self.backend: str = ops.name
+        self.device_name: str = ops.device.name
         report.line(f"backend {self.backend} on {self.device_name}: {why}")
         with report.bar("weights") as bar:
-            w = load.weights(ops, ck, c, longest(c, self.options), banned, bar)
+            w = load.weights(ops, ck, c, longest(c, self.options), banned, bar, report.line)
         with report.bar(f"graph {self.options.graph}") as bar:
             self._prepared: Runner | Encoder | None = (Runner if c.causal else Encoder)(ops, c, w, self.options, bar)
         self._engine = Engine(self._prepared, progress=self._bar.update) if isinstance(self._prepared, Runner) else None
@@ -151,12 +155,18 @@ class LLM:
     # -- generating -----------------------------------------------------------------------------------------------
 
     def generate(self, prompts: Any, params: Params = None, *, parse_special: bool = False) -> list[RequestOutput]:
-        """Complete prompts and return one result per prompt, in order.
+        """Complete one prompt or many. The outputs come in the order of the prompts.
 
-        prompts: a string, a list of token ids, or a list of either. params: one for all prompts, or one per prompt;
-        None: greedy until a stop token. parse_special: text that spells a control token becomes that token; do not use
-        it for untrusted text. RequestError or CacheFull is raised before anything runs. Ctrl-C ends only the requests
-        of this call."""
+            outputs = llm.generate(["One, two,", "Once upon a time"], SamplingParams(max_tokens=20))
+            print(outputs[0].text)
+
+        prompts: a string, a list of token ids, or a list of either. All of them run together, with the requests of
+        other threads, and each gets the tokens that it would get alone.
+        params: one for all prompts, or a list with one for each. None: greedy, until an end token or max_len.
+        parse_special: text that spells a control token becomes that token. Do not use it for untrusted text.
+
+        RequestError or CacheFull is raised before anything runs; DeviceError if a step fails. Ctrl-C ends only the
+        requests of this call."""
         return self._complete(self.requests(prompts, params, parse_special=parse_special))
 
     def stream(
@@ -303,15 +313,17 @@ class LLM:
         self._encoding = threading.Lock()
         if self.options.seed is None:
             self._random.seed()  # else every child would draw the parent's seeds
-        if self._prepared is not None and self._prepared.device.stream is not None:
+        if self._prepared is not None and self._prepared.device.is_gpu:
             forks.never_destroy(self._prepared)
 
 
 def generate(model: str | Path, prompt: str | list[str], **params: Any) -> str | list[str]:
-    """Load a model, complete a prompt, and return the text; a list of prompts gives a list of texts.
+    """Load a model, complete a prompt and return the text. A list of prompts gives a list of texts.
 
-    params: the fields of SamplingParams; parse_special, see LLM.generate; all others go to LLM. seed goes to
-    SamplingParams."""
+        ostinato.generate("smollm2-135m", "The capital of France is", max_tokens=8)
+
+    params: fields of SamplingParams, such as max_tokens and seed; parse_special, as for LLM.generate; options of LLM,
+    such as backend and quiet. For more than one call, keep an LLM: loading takes longer than a short completion."""
     special = params.pop("parse_special", False)
     sampling = {f.name for f in fields(SamplingParams)}
     request = SamplingParams(**{name: value for name, value in params.items() if name in sampling})

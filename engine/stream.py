@@ -25,7 +25,7 @@ class _Chunks:
         self._events: deque[Event] = deque()
         self._done = False
         with held():  # no Ctrl-C between adding the request and registering its finalizer
-            self.handle = engine.add(request, listen=True, wake=wake)
+            self.handle: Handle = engine.add(request, listen=True, wake=wake)
             self._leave = weakref.finalize(self, _abort, self.handle)
         self._leave.atexit = False  # nothing to release at interpreter exit
 

@@ -49,6 +49,16 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+COMPILING = {"device", "shuffled", "compiler", "jobs"}  # fixtures whose tests compile kernels, unless they are cached
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that compile kernels are slow. They come with a warm cache too: what is fast must not depend on it."""
+    for item in items:
+        if COMPILING & set(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Compile kernels on a second core while the tests run on the first."""
     if whole_suite(session.config) and build.compiler():

@@ -1,7 +1,7 @@
 """Every kernel instance that the engine can request: file in kernels/ -> names with template arguments.
 
 A new kernel needs its instances here, spelled exactly as ops/*.py passes them to Device.kernel. test_nvrtc.py compiles
-them for the supported GPUs, and conftest.py compiles the CPU versions ahead of the tests.
+them with NVRTC, and conftest.py compiles the CPU versions ahead of the tests.
 """
 
 from __future__ import annotations
@@ -105,10 +105,25 @@ INSTANCES: dict[str, list[str]] = {
 }
 
 
+def kind(name: str) -> tuple[str, ...]:
+    """Kernel and template arguments without the numbers: "attend_decode<bf16, 64, 1, 1>" is ("attend_decode", "bf16").
+
+    Instances of a kind are the same code with other sizes."""
+    kernel, _, arguments = name.rstrip(">").partition("<")
+    return kernel, *(a for a in arguments.split(", ") if not a.isdigit())
+
+
+def _size(name: str) -> list[int]:
+    """The numbers among its template arguments, in order: head sizes, warps, tiles."""
+    return [int(a) for a in name.rstrip(">").partition("<")[2].split(", ") if a.isdigit()]
+
+
 def on(arch: int) -> dict[str, list[str]]:
-    """The instances for a GPU of this arch: the measured launch shapes are for one arch only."""
+    """The instances to compile for a GPU of this arch: for the measured one all, including the shapes of its table; for
+    the others the largest of each kind, which finds instructions that an architecture lacks."""
     if arch != MEASURED:
-        return INSTANCES
+        largest = {file: {kind(n): n for n in sorted(names, key=_size)} for file, names in INSTANCES.items()}
+        return {file: list(chosen.values()) for file, chosen in largest.items()}
     more = {
         "linear_decode.cu": [name for key in DECODE for name in measured(key)],
         "attend_decode.cu": each("attend_decode", TYPES[:2], sorted({d for _, d, _ in OVERLAP}), (1,), (2,)),

@@ -169,7 +169,7 @@ NONE: Counter[str] = Counter()
 def test_a_path_is_proved(
     backend: str, graph: str, recorded: Counter, stepped: Counter, graphs: int, error: str
 ) -> None:
-    ops: Any = SimpleNamespace(name=backend, device=SimpleNamespace(multiprocessors=132, stream=object()))
+    ops: Any = SimpleNamespace(name=backend, device=SimpleNamespace(multiprocessors=132, is_gpu=True))
     expected = 2 if graph == "step" else 8
     if not error:
         decode.prove(ops, graph, recorded, stepped, CaptureReport(graphs), expected)

@@ -1,4 +1,7 @@
-"""Every kernel instance compiles for every supported GPU, keeps its values in registers and fits its launch bound."""
+"""Every kernel compiles for every supported GPU, keeps its values in registers and fits its launch bound.
+
+For sm_90 every instance is compiled, for the other architectures the largest of each kind: instances.py.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
-from instances import INSTANCES, on
+from instances import INSTANCES, kind, on
 from ptxas import REGISTERS, CompileError, Usage, missing, usage
 
 from ostinato.ops.device import KERNELS
@@ -64,6 +67,16 @@ def test_clusters(jobs: Jobs, arch: int, monkeypatch):
     monkeypatch.setattr("ptxas.kernel_source", lambda file: source)
     found = usage("clusters.cu", ["sum_of_cluster<1>", "sum_of_cluster<8>"], arch)
     assert not {name: u for name, u in found.items() if u.spills or u.stack}
+
+
+def test_other_architectures_get_one_of_each_kind():
+    for arch in ARCHS:
+        for file, names in INSTANCES.items():
+            kinds = [kind(name) for name in on(arch)[file]]
+            assert set(kinds) == {kind(name) for name in names}
+            assert arch == 90 or len(kinds) == len(set(kinds))
+    assert "attend_decode<float, 256, 1, 1>" in on(80)["attend_decode.cu"]
+    assert len(on(90)["attend_decode.cu"]) > len(INSTANCES["attend_decode.cu"])
 
 
 PLANTED = {

@@ -1,7 +1,10 @@
-"""Reading checkpoints: NumPy and the standard library only, nothing of the engine but its errors.
+"""Reading checkpoints: NumPy and the standard library only.
+
+Of the engine it knows the errors, the reader of keys, and what the families of models say of their files.
 
 fetch        a model's name -> a path on this machine
 checkpoint   that path -> config, tensors by their Hugging Face names
 names        which checkpoint tensors form which weight of the engine, and the check that they are all there
-safetensors, gguf, translate, quant, tensor, files   what checkpoint is made of
+quantised    a matrix as the file stores it, and the numbers it stands for; blocks: the types of GGUF
+safetensors, gguf, translate, kinds, tensor, files   what checkpoint is made of
 """

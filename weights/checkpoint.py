@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CheckpointError
-from . import gguf, safetensors
-from .files import is_gguf, let_go, read_json, shown
+from ..errors import CheckpointError, found
+from . import safetensors, split
+from .files import is_gguf, let_go, read_json
+from .quantised import Quantised
 from .tensor import Tensor
 from .translate import translate
 
@@ -70,6 +71,10 @@ class Checkpoint:
         """A tensor [shape]: a read-only view of the file for F32, F16 and BF16, new float32 for quantised ones."""
         return self._tensor(name).numbers()
 
+    def quantised(self, name: str) -> Quantised | None:
+        """A matrix as the file stores it if it is quantised, else None."""
+        return self._tensor(name).stored()
+
     def bytes(self, name: str) -> np.ndarray:
         """The stored bytes of a tensor [n] uint8, a view of the file."""
         return self._tensor(name).raw
@@ -91,12 +96,14 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path | str) -> Checkpoint:
-    """Open a Hugging Face directory (config.json, safetensors), a GGUF file, or a directory with one GGUF file.
+    """Open a Hugging Face directory (config.json, safetensors), a GGUF file, or a directory with one GGUF model.
+
+    Any part of a GGUF model in several files stands for all of them.
 
     Raises CheckpointError if it is damaged or incomplete, UnsupportedModel if it is of a kind the engine lacks."""
     path = Path(path)
     if path.is_dir():
-        inside = gguf.find_file(path)
+        inside = split.find_file(path)
         return _open_directory(path) if inside is None else _open_gguf(inside)
     if not is_gguf(path):
         raise CheckpointError(f"{path}: expected a directory or a .gguf file, found {_found(path)}")
@@ -115,7 +122,7 @@ def _open_directory(path: Path) -> Checkpoint:
 
 
 def _open_gguf(path: Path) -> Checkpoint:
-    file = gguf.read_file(path)
+    file = split.read_model(path)
     config, tensors = translate(path, file)
     return Checkpoint(path, tensors, config, metadata=file.metadata)
 
@@ -123,4 +130,4 @@ def _open_gguf(path: Path) -> Checkpoint:
 def _found(path: Path) -> str:
     if not path.exists():
         return "nothing there"
-    return "a file" + (f" ending {shown(path.suffix)}" if path.suffix else "")
+    return "a file" + (f" ending {found(path.suffix)}" if path.suffix else "")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import CheckpointError, UnsupportedModel
-from .files import shown
-from .quant import decode, decodes_to
+from ..errors import CheckpointError, UnsupportedModel, found
+from .blocks import BLOCKS, Blocks
+from .kinds import PLAIN
+from .quantised import Quantised
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,254}", re.ASCII)
 MAX_DIMS = 8
@@ -30,34 +32,47 @@ class Tensor:
     @property
     def dtype(self) -> np.dtype:
         """Type of `numbers()`; UnsupportedModel if the engine cannot use what is stored."""
-        dtype = decodes_to(self.kind)
-        if dtype is None:
+        if self.kind in BLOCKS:
+            return np.dtype(np.float32)
+        if self.kind not in PLAIN:
             raise UnsupportedModel(
-                f"{self.file}: tensor {self.name}: type {self.kind} is not supported; expected F32, F16, BF16 "
-                "or, in a GGUF file, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1"
+                f"{self.file}: tensor {self.name}: type {self.kind} is not supported; expected {', '.join(PLAIN)} "
+                f"or, in a GGUF file, {', '.join(BLOCKS)}"
             )
-        return dtype
+        return PLAIN[self.kind]
 
     def numbers(self) -> np.ndarray:
         """The tensor [shape]: a read-only view where the file holds it as it is wanted, else a new array."""
         dtype = self.dtype  # before decoding: it refuses what cannot be decoded
-        raw = self._halves() if self.heads else self.raw
-        return decode(self.kind, raw, self.shape).astype(dtype, copy=False)
+        if self.kind in BLOCKS:
+            return self._blocks().numbers().reshape(self.shape)
+        plain = self.raw.view(dtype).reshape(self.shape)
+        if self.heads:
+            return plain[self._halves()]
+        return plain if plain.flags.aligned else plain.copy()
+
+    def stored(self) -> Quantised | None:
+        """The matrix as the file stores it if it is quantised; None if its numbers are stored."""
+        return self._blocks() if self.kind in BLOCKS and len(self.shape) == 2 else None
+
+    def _blocks(self) -> Blocks:
+        """The tensor as rows of blocks; of another tensor than a matrix all but the last size count as rows."""
+        k = self.shape[-1]
+        rows = prod(self.shape[:-1])
+        blocks = Blocks(f"{self.file}: tensor {self.name}", self.kind, (rows, k), self.raw.reshape(rows, -1))
+        return blocks.take(self._halves()) if self.heads else blocks
 
     def _halves(self) -> np.ndarray:
-        """The bytes with each head's rows in half-rotation order: all first members of the pairs, then all second ones.
-
-        Rows are whole blocks, so this moves stored bytes and the numbers are decoded once, in the order wanted."""
-        rows = self.shape[0]
-        pairs = self.raw.reshape(self.heads, rows // self.heads // 2, 2, -1)
-        return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(-1)
+        """Rows in half-rotation order: of each head all first members of the pairs, then all second ones."""
+        rows = np.arange(self.shape[0])
+        return rows.reshape(self.heads, -1, 2).swapaxes(1, 2).reshape(-1)
 
 
 def check_name(where: str, name: str) -> str:
     """The name of a tensor, refused unless it is plain: names reach messages and, in other programs, file systems."""
     if not _NAME.fullmatch(name) or ".." in name:
         raise CheckpointError(
-            f"{where}: tensor name {shown(name)}: expected 1 to 255 letters, digits, '_', '.', ':' or '-', no '..'"
+            f"{where}: tensor name {found(name)}: expected 1 to 255 letters, digits, '_', '.', ':' or '-', no '..'"
         )
     return name
 
@@ -67,5 +82,5 @@ def check_shape(where: str, name: str, dims: object, most: int = MAX_DIMS) -> tu
     if isinstance(dims, list) and len(dims) <= most and all(type(n) is int and 0 < n < 1 << 63 for n in dims):
         return tuple(dims)
     raise CheckpointError(
-        f"{where}: tensor {name}: shape: expected at most {most} integers from 1 to 2^63 - 1, found {shown(dims)}"
+        f"{where}: tensor {name}: shape: expected at most {most} integers from 1 to 2^63 - 1, found {found(dims)}"
     )

@@ -13,9 +13,11 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_type_hints
 
 from ..checks import unicode
+from ..config import SamplingParams
 from ..errors import EngineError, RequestError
 from ..report import print_json, say, tell_warnings, terminal
 from ..tools import tune
@@ -24,23 +26,12 @@ from ..tools.inspect import command as inspect
 from . import embed, stdin
 
 if TYPE_CHECKING:
-    from .. import LLM, RequestOutput, SamplingParams, Stream
+    from .. import LLM, RequestOutput, Stream
 
 INTERRUPTED, CLOSED_PIPE = 130, 141  # exit statuses: 128 and the signal, as shells have it
 
+_SAMPLING = [f for f in fields(SamplingParams) if "help" in f.metadata]  # options of generate and chat
 _OF_STDOUT = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}  # without a file's name
-
-SAMPLING = {  # option -> (type, help); names and defaults are those of SamplingParams
-    "max_tokens": (int, "tokens to generate at most (default: what fits)"),
-    "temperature": (float, "0 = always the most probable token (default), at most 2"),
-    "top_p": (float, "sample from the fewest tokens whose probabilities reach this"),
-    "top_k": (int, "sample from this many most probable tokens"),
-    "min_p": (float, "drop tokens less probable than this times the most probable one"),
-    "repetition_penalty": (float, "divides the logits of tokens seen before"),
-    "presence_penalty": (float, "taken off the logits of tokens generated before"),
-    "frequency_penalty": (float, "taken off once for each time a token was generated"),
-    "seed": (int, "same seed, same text"),
-}
 
 
 class Parser(argparse.ArgumentParser):
@@ -111,12 +102,16 @@ def _model_options(p: argparse.ArgumentParser) -> None:
 
 
 def _sampling_options(p: argparse.ArgumentParser) -> None:
-    for name, (kind, text) in SAMPLING.items():
-        p.add_argument(
-            f"--{name.replace('_', '-')}", dest=name, type=kind, help=text, metavar="N" if kind is int else "X"
-        )
-    p.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; may be given several times")
-    p.add_argument("--ignore-eos", action="store_true", help="go on after the model's end token")
+    """An option for each field of SamplingParams that has a help text, by its name and type."""
+    kinds = get_type_hints(SamplingParams)
+    for f in _SAMPLING:
+        kind = next(t for t in (bool, int, float, str) if t in (kinds[f.name], *get_args(kinds[f.name])))
+        how: dict[str, Any] = {"type": kind, "metavar": {int: "N", float: "X", str: "TEXT"}.get(kind)}
+        if kind is bool:
+            how = {"action": "store_true"}
+        elif kind is str:
+            how["action"] = "append"
+        p.add_argument(f"--{f.name.replace('_', '-')}", dest=f.name, default=None, help=f.metadata["help"], **how)
 
 
 def _compare_options(p: argparse.ArgumentParser) -> None:
@@ -143,10 +138,7 @@ def _load(args: argparse.Namespace) -> LLM:
 
 
 def _params(args: argparse.Namespace) -> SamplingParams:
-    from .. import SamplingParams
-
-    given: dict[str, Any] = {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
-    return SamplingParams(**given, stop=args.stop or (), ignore_eos=args.ignore_eos)
+    return SamplingParams(**{f.name: getattr(args, f.name) for f in _SAMPLING if getattr(args, f.name) is not None})
 
 
 def run_generate(args: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,7 +41,7 @@ class Call:
 
     part: str  # the part that called it: "layer 3"
     name: str  # the method of Ops
-    args: tuple
+    args: tuple[Any, ...]
     kwargs: dict[str, Any]
     nodes: int = 0  # nodes it added to the CUDA graph; the graph holds them in call order
 
@@ -132,42 +132,39 @@ def program(device: Device, ops: Ops, make: Make, scope: str, label: str, report
 
     if scope == "off":
         return Program(eager)
-    gpu, started = device.stream is not None, time.perf_counter()
-    if gpu:
+    started = time.perf_counter()
+    if device.is_gpu:
         eager()
         device.synchronize()
         gc.collect()
     before = device.free_memory()
-    recording = Recording(ops, run=gpu)
+    recording = Recording(ops, run=device.is_gpu)
     parts = list(make(recording))
     groups = [parts] if scope == "step" else [[part] for part in parts]
     graphs = [_capture(device, ops, recording, group, label) for group in groups]
     device.synchronize()
     report.graphs += len(graphs)
     report.seconds += time.perf_counter() - started
-    if gpu:
+    if device.is_gpu:
         report.bytes += max(0, before - device.free_memory())
     return Program(eager, graphs)
 
 
 def _capture(device: Device, ops: Ops, recording: Recording, parts: list[Part], label: str) -> Graph:
     """Record parts in order; on a GPU by stream capture."""
-    stream = device.stream
 
     def run() -> None:
-        if stream is not None:
-            recording.count = _counter(stream)
+        if device.is_gpu:
+            recording.count = _counter(device.stream)
         for recording.part, part in parts:
             part()
         recording.part = ""
 
     try:
-        executable = None if stream is None else _stream_capture(stream, run)
-        if stream is None:
-            run()
+        executable = _stream_capture(device.stream, run) if device.is_gpu else run()
     except Exception as e:
         raise CaptureError(f"{label}, {recording.place()}: cannot be captured: {e}") from e
-    return Graph(ops, recording.take(), executable, stream)
+    return Graph(ops, recording.take(), executable, device.stream)
 
 
 def _counter(stream: Any) -> Callable[[], int]:
@@ -196,22 +193,20 @@ def _stream_capture(stream: Any, run: Callable[[], None]) -> Any:
 
 
 def captured(
-    run: Callable[[], None], end: Callable[[], Any], tell: Callable[[BaseException, bool], None] | None = None
+    run: Callable[[], None], end: Callable[[], Any], tell: Callable[[BaseException, Any], None] | None = None
 ) -> Any:
     """Call run() inside a stream capture that has begun, and return end(): its graph.
 
-    The capture is ended even if run() raises, so that the stream can be used again. tell(error, lost) is called before
-    the error is raised again; lost: the capture did not end as a valid graph."""
+    The capture is ended even if run() raises, so that the stream can be used again. tell(error, graph) is called before
+    the error is raised again. graph: what was captured so far; None: the capture did not end as a valid graph."""
     try:
         run()
     except BaseException as e:
-        lost = False
-        try:
-            end()
-        except Exception:  # the first error is the one to raise
-            lost = True
+        graph = None
+        with suppress(Exception):  # the first error is the one to raise
+            graph = end()
         if tell is not None:
-            tell(e, lost)
+            tell(e, graph)
         raise
     return end()
 

@@ -113,7 +113,7 @@ class CudaGraph:
         relaxed = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
         with no_collection():
             self._call("cuStreamBeginCapture", stream, relaxed)
-            return CudaGraph(self.device, int(captured(run, lambda: self._call("cuStreamEndCapture", stream))))
+            return captured(run, lambda: CudaGraph(self.device, int(self._call("cuStreamEndCapture", stream))))
 
     def with_events(self, begin: bool, after: int | None) -> Executable:
         """An executable copy with event-record nodes: one before the first node, one after node `after`.

@@ -22,7 +22,7 @@ class Ranges:
     """NVTX ranges on one device. RequestError if the device is not a GPU."""
 
     def __init__(self, device: Device) -> None:
-        if device.stream is None:
+        if not device.is_gpu:
             raise RequestError(f"nvtx: expected a backend on a GPU, whose profilers show ranges, found {device.name}")
         self._push, self._pop = _library()
 

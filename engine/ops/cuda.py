@@ -17,7 +17,8 @@ import numpy as np
 from ..config import LayerSpec
 from ..errors import DeviceError, UnsupportedModel
 from ..sizes import DECODE_ROWS
-from . import tuned
+from ..weights.quantised import Quantised
+from . import dequantise, tuned
 from .base import Buffers, Cache, PassKind, Step, expect_decode
 from .device_ops import DeviceOps
 from .products import c_type, check_linear, expect
@@ -70,7 +71,8 @@ class CudaOps(DeviceOps):
     def weight(self, parts: Sequence[Any], layout: str = "rows", head_dim: int = 0) -> PackedWeight:
         """Packs part by part, so that beside the packed matrix only one plain part is on the device.
 
-        parts: arrays [rows, K] of the host, or of the device in T. UnsupportedModel if K is not a multiple of 16."""
+        parts: arrays [rows, K] of the host, or of the device in T, or quantised matrices. UnsupportedModel if K is not
+        a multiple of 16."""
         n, k = sum(len(p) for p in parts), parts[0].shape[1]
         if k % 16:
             raise UnsupportedModel(
@@ -95,6 +97,11 @@ class CudaOps(DeviceOps):
     def _upload_part(self, part: Any) -> Any:
         if isinstance(part, np.ndarray):
             return self.device.upload(np.ascontiguousarray(part, self.dtype))
+        if isinstance(part, Quantised):
+            plain = self.device.empty(part.shape, self.dtype)
+            for at, piece in dequantise.pieces(part, self.dtype):
+                self.device.write(plain[at : at + len(piece)], piece)
+            return plain
         expect("weight", "part", part, self.dtype, part.shape)
         return part
 

@@ -10,6 +10,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NoReturn
@@ -46,6 +47,11 @@ class Device:
     multiprocessors: int  # 0: no kernels
     stream: Any = None  # where a GPU's work is issued and captured; None: there is nothing to capture
     cache_bytes: int = 0  # of the last cache before the memory; 0 = not known
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether work is issued to a stream and done later; else a call has done its work when it returns."""
+        return self.stream is not None
 
     @cached_property
     def launches(self) -> Counter[str]:
@@ -114,7 +120,10 @@ class Device:
         """How many clusters of `cluster` blocks can be on the machine at once."""
         raise NotImplementedError
 
-    def launch(self, kernel: Any, grid: Dim, block: Dim, args: Sequence[Any], shared=0, dependent=False, cluster=1):
+    def launch(
+        self, kernel: Any, grid: Dim, block: Dim, args: Sequence[Any], shared: int = 0, dependent: bool = False,
+        cluster: int = 1,
+    ) -> None:  # fmt: skip
         """Run a kernel. args: device arrays, NumPy scalars of the parameter's exact type, or None for a null pointer.
 
         shared: bytes of dynamic shared memory. dependent: the kernel may start before its predecessor has ended,
@@ -164,6 +173,9 @@ class HostDevice(Device):
         pass
 
     def free_memory(self):
+        # Linux says what it would give back as well, such as the pages of files that were read
+        with suppress(OSError, StopIteration), open("/proc/meminfo", encoding="ascii") as f:
+            return 1024 * next(int(line.split()[1]) for line in f if line.startswith("MemAvailable:"))
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
     def record_event(self):

@@ -8,24 +8,23 @@ through a Device; every launch is a dependent one.
 from __future__ import annotations
 
 import math
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
 
 from ..errors import DeviceError, UnsupportedModel
-from ..sizes import MAIL, MAX_BATCH, PAGE, STOP_IDS
+from ..sizes import MAIL, MAX_BATCH, PAGE
 from .attend_shapes import HEAD_SIZES, PACKED_HEAD, DecodeTile, attend_blocks, prefill_shared
 from .base import Array, Cache, Ops, PassKind, Sampling, Step, expect_decode
 from .device import Device
 from .products import address, c_type, expect
+from .sampling import RULES
 from .scratch import Scratch
 
 SAMPLED = 2048  # logits a block of sample looks at, at least
 WIDEST = 48 * 1024  # bytes of a row that a norm keeps in shared memory
 
 I32, F32 = np.dtype(np.int32), np.dtype(np.float32)
-_SAMPLING = {"top_k": I32, "stop_ids": I32, "stop_from": I32, "counts": I32, "seed": np.dtype(np.uint64)}  # else F32
 
 
 class DeviceOps(Ops):
@@ -198,14 +197,11 @@ class DeviceOps(Ops):
         expect("sample", "last", s.last, I32, (rows,))
         expect("sample", "out", out, I32, (rows,))
         self._expect_step("sample", s, len(s.seqs))
-        shapes = {"stop_ids": (len(s.table), STOP_IDS), "counts": (len(s.table), vocab)}
-        for name in (f.name for f in fields(sampling)):
-            expect("sample", name, getattr(sampling, name), _SAMPLING.get(name, F32), shapes.get(name, (len(s.table),)))
+        expect("sample", "rules", sampling.rules, np.dtype(np.uint8), (len(s.table), RULES.itemsize))
+        expect("sample", "counts", sampling.counts, I32, (len(s.table), vocab))
         if len(scratch.best) < rows:
             raise DeviceError(f"sample: expected scratch for {rows} rows, found it for {len(scratch.best)}")
-        g = sampling
-        rules = (g.temperature, g.top_k, g.top_p, g.min_p, g.repetition, g.presence, g.frequency, g.seed)
-        arrays = (logits, s.last, s.seqs, s.positions, *rules, g.stop_ids, g.stop_from, g.counts, out)
+        arrays = (logits, s.last, s.seqs, s.positions, sampling.rules, sampling.counts, out)
         blocks = max(1, self.device.multiprocessors // rows)  # of a row: all of them at once
         grid = (min(blocks, -(-vocab // SAMPLED)), rows)
         self._launch("sample.cu", "sample", grid, 512, *arrays, scratch.best, scratch.scanned, np.int32(vocab))

@@ -71,7 +71,7 @@ class Batch:
     def forked(self) -> EngineError:
         """In a forked child: why the sequences that were running cannot go on."""
         device = self.runner.device
-        if device.stream is not None:
+        if device.is_gpu:
             forks.never_destroy(tuple(self._flight))
         try:
             device.check()

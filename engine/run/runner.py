@@ -58,7 +58,7 @@ class Ticket:
 
     device: Device
     bucket: DecodeBucket
-    done: Any  # Device.mark behind the step
+    done: Any  # event recorded behind the step
     mail: np.ndarray  # [rows] int32, where the step leaves its tokens
 
     def tokens(self) -> np.ndarray:
@@ -109,7 +109,7 @@ class Runner(BaseRunner[DecodeBucket]):
         jobs = [partial(prepare, rows, b) for rows, b in zip(sizes, work, strict=True)]
         each([*jobs, *(partial(self.prompts.prepare, rows, e.graph) for rows in passes)], progress)
         self._current, self._rows = self._buckets[sizes[0]], 0
-        if self.device.stream is not None:
+        if self.device.is_gpu:
             self._warm_prompts()
 
     @property
@@ -245,7 +245,7 @@ class Runner(BaseRunner[DecodeBucket]):
         c, wish = self.c, self.max_batch * pages_of(self.max_len)
         page = 2 * sum(spec.kv_heads * spec.head_dim for spec in c.layers) * PAGE * self.ops.dtype.itemsize
         free = self.device.free_memory()
-        share = _SHARE[self.device.stream is not None] if e.cache_tokens is None else 1
+        share = _SHARE[self.device.is_gpu] if e.cache_tokens is None else 1
         room = int(free * share) // page - 1  # one more page is the spare sequence's
         pages = min(wish, max(room, 1)) if e.cache_tokens is None else pages_of(e.cache_tokens)
         if pages > room:

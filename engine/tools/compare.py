@@ -1,8 +1,16 @@
 """`ostinato compare`: speed and agreement of one model on several backends and graph modes.
 
-Speed is that of LLM.generate, end to end. Agreement is teacher-forced: every variant gets the same windows of real
-text, most of each window as a prompt and its end token by token through the graphs, and its logits are compared with
-the reference's at every position. The text is Python's language reference, which every Python carries in pydoc_data.
+Speed is that of LLM.generate, end to end.
+
+Agreement is teacher-forced. Every variant gets the same windows of real text: the first tokens as a prompt, the last
+DECODED tokens one by one through its graphs. Its logits are compared with the reference's at every position. The text
+is Python's language reference, which every Python carries in pydoc_data.
+
+    max |diff|   largest difference of two logits
+    mean KL      KL divergence of the next token's probabilities from the reference's, mean over positions, nats
+    same top     share of positions with the same most probable token
+    ppl ratio    perplexity of the text, divided by the reference's
+    = eager      whether the logits have the bits of graph "off" on the same backend
 """
 
 from __future__ import annotations
@@ -23,9 +31,9 @@ from ..llm import LLM
 from ..report import console, say
 from ..text.tokenizer import Tokenizer
 
-PROMPT = 32  # tokens before the timed ones
-DECODED = 64  # tokens at the end of a window that are decoded one by one; at most half of the window
-CHUNK = 64  # rows of logits compared at a time, in float64
+PROMPT = 32  # tokens of the prompts whose completions are timed
+DECODED = 64  # tokens at the end of a window that are decoded one by one, but at most half of the window
+CHUNK = 64  # rows of logits that are compared together, in float64
 
 
 @dataclass(frozen=True)
@@ -35,11 +43,11 @@ class Settings:
     model: str
     backends: tuple[str, ...] = ("cuda", "cublas")
     graphs: tuple[str, ...] = ("off", "layer", "step")
-    reference: str | None = None  # backend to compare the others with; None = cublas if listed, else the first
+    reference: str | None = None  # backend the others are compared with; None = cublas if it runs, else the first
     windows: int = 4  # windows of text; 0 = speed only
-    tokens: int = 256  # per window
-    decode: int = 128  # timed tokens
-    batch: int = 1  # sequences timed together
+    tokens: int = 256  # in a window
+    decode: int = 128  # tokens decoded in a timed run
+    batch: int = 1  # sequences decoded together in a timed run
     repeats: int = 3  # timed runs; their median counts
     dtype: str = "auto"
 
@@ -59,7 +67,7 @@ class Settings:
 
 @dataclass
 class Tally:
-    """Sums over positions of how one model's logits differ from another's."""
+    """How one variant's logits differ from the reference's, summed over positions."""
 
     positions: int = 0
     scored: int = 0  # positions whose next token is known
@@ -70,7 +78,7 @@ class Tally:
     nll: float = 0.0
 
     def add(self, reference: np.ndarray, logits: np.ndarray, ids: np.ndarray) -> None:
-        """Add one window of text. reference, logits: [T, V] float32; ids: [T], the text."""
+        """Add one window.  reference, logits [T, V] float32; ids [T], its tokens"""
         for at in range(0, len(ids), CHUNK):
             r, g = (a[at : at + CHUNK].astype(np.float64) for a in (reference, logits))
             self.max_diff = max(self.max_diff, float(np.abs(r - g).max()))
@@ -130,9 +138,7 @@ class Report:
 
 
 def text_windows(tokenizer: Tokenizer, count: int, tokens: int) -> list[np.ndarray]:
-    """`count` windows of `tokens` ids, evenly spread over Python's language reference. Each begins as a prompt does.
-
-    RequestError if the text or the prompt's beginning does not allow this length."""
+    """`count` windows of `tokens` ids, evenly spread over Python's language reference, each with a begin token."""
     from pydoc_data.topics import topics
 
     begin = tokenizer.encode("", bos=True)
@@ -145,7 +151,9 @@ def text_windows(tokenizer: Tokenizer, count: int, tokens: int) -> list[np.ndarr
 
 
 def compare(settings: Settings) -> Report:
-    """Measure every backend in every graph mode. Loads one model at a time; progress goes to stderr."""
+    """Measure every backend in every graph mode, one loaded model at a time. Progress goes to stderr.
+
+    RequestError names a setting that the model cannot take; DeviceError if a backend does not work."""
     report = Report(settings)
     with tempfile.TemporaryFile() as file:  # reference logits: can be gigabytes
         windows, reference = [], None
@@ -186,7 +194,7 @@ def _summary(row: Row) -> str:
 
 
 def _speed(s: Settings, llm: LLM) -> Row:
-    """Decode s.batch prompts together, s.repeats times after a warm-up."""
+    """Decode s.batch prompts together: once to warm up, then s.repeats times."""
     prompts = [w.tolist() for w in text_windows(llm.tokenizer, s.batch, PROMPT)]
     params = SamplingParams(max_tokens=s.decode, ignore_eos=True)
     rates = []

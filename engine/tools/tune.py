@@ -187,7 +187,7 @@ class Steps:
         """Compile the kernels of the plans in parallel until over(); return their number."""
         device = self._ops.device
         names = list(dict.fromkeys(kernel for plan in plans for kernel, *_ in plan))
-        with ThreadPoolExecutor(os.cpu_count() if device.stream is not None else 1) as pool:
+        with ThreadPoolExecutor(os.cpu_count() if device.is_gpu else 1) as pool:
             list(pool.map(lambda name: over() or device.kernel(*name), names))
         return len(names)
 

@@ -127,3 +127,23 @@ def test_an_owner_may_be_collected_anywhere(llm: LLM) -> None:
     thread.start()
     thread.join(5)
     assert not thread.is_alive()
+
+
+def test_templates_are_rendered_beside_the_loop(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, make = [], llm.chat_request
+
+    def noted(*args, **options):
+        threads.append(threading.current_thread())
+        return make(*args, **options)
+
+    async def main() -> None:
+        on, messages = AsyncLLM(llm), [{"role": "user", "content": "hi"}]
+        answer = await on.chat(messages, HOT)
+        text = "".join([chunk.text async for chunk in await on.stream_chat(messages, HOT)])
+        assert text == answer.text
+        assert on._stop is not None
+        on._stop()
+
+    monkeypatch.setattr(llm, "chat_request", noted)
+    asyncio.run(main())
+    assert len(threads) == 2 and threading.main_thread() not in threads

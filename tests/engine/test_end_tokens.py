@@ -59,7 +59,8 @@ OTHER_END = {"generation_eos_token_id": 0, "config_eos_token_id": 0, "tokenizer_
 
 async def answers(llm: LLM, params: SamplingParams) -> list[RequestOutput]:
     on = AsyncLLM(llm)
-    return [await on.chat(QUESTION, params), *[c.output async for c in on.stream_chat(QUESTION, params) if c.output]]
+    stream = await on.stream_chat(QUESTION, params)
+    return [await on.chat(QUESTION, params), *[c.output async for c in stream if c.output]]
 
 
 def test_the_end_of_turn_ends_a_chat_and_nothing_else(opened: Open) -> None:

@@ -257,11 +257,12 @@ def test_a_capture_is_ended_once_and_the_first_error_raised(error: BaseException
     def run() -> None:
         raise error
 
-    def end() -> None:
+    def end() -> str:
         ended.append("end")
         if lost:
             raise RuntimeError("capture invalidated")
+        return "graph"
 
     with pytest.raises(type(error)) as caught:
-        graph.captured(run, end, lambda e, lost: told.append((e, lost)))
-    assert (caught.value, ended, told) == (error, ["end"], [(error, lost)])
+        graph.captured(run, end, lambda e, made: told.append((e, made)))
+    assert (caught.value, ended, told) == (error, ["end"], [(error, None if lost else "graph")])

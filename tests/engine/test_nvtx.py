@@ -26,7 +26,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def program(scope: str, log: list[str]) -> graph.Program:
     """A program of two parts with two operations each, in ranges."""
-    device: Any = SimpleNamespace(stream=object(), name="GPU")
+    device: Any = SimpleNamespace(is_gpu=True, name="GPU")
     ranges = nvtx.Ranges(device)
     ops: Any = SimpleNamespace(norm=lambda: log.append("NORM"), attend=lambda: log.append("ATTEND"), name="x")
 
@@ -67,7 +67,7 @@ def test_a_range_is_closed_by_an_error(log: list[str]) -> None:
     def fails() -> None:
         raise ValueError("broken")
 
-    device: Any = SimpleNamespace(stream=object(), name="GPU")
+    device: Any = SimpleNamespace(is_gpu=True, name="GPU")
     ops: Any = SimpleNamespace(work=fails)
     with pytest.raises(ValueError, match="broken"):
         nvtx.Ranges(device).ops(ops).work()

@@ -48,12 +48,16 @@ class Memory:
     cache: Cache
 
     @staticmethod
-    def of(device: Device, rng: np.random.Generator, lengths: list[int], g: int, d: int, dtype: np.dtype) -> Memory:
+    def of(
+        device: Device, rng: np.random.Generator, lengths: list[int], g: int, d: int, dtype: np.dtype, mean: float = 0
+    ) -> Memory:
+        """Of normal numbers; the keys' have this mean."""
         need = [-(-n // PAGE) for n in lengths]
         table = np.zeros((len(lengths) + 1, max(need)), I32)
         ids = rng.permutation(np.arange(1, sum(need) + 1))
         k, v = (np.full((sum(need) + 1, g, PAGE, d), np.nan, dtype) for _ in range(2))
-        keys, values = ([rng.standard_normal((n, g, d)).astype(dtype) for n in lengths] for _ in range(2))
+        keys = [(rng.standard_normal((n, g, d)) + mean).astype(dtype) for n in lengths]
+        values = [rng.standard_normal((n, g, d)).astype(dtype) for n in lengths]
         for s, n in enumerate(lengths):
             table[s, : need[s]], ids = ids[: need[s]], ids[need[s] :]
             for t in range(n):

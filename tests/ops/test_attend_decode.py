@@ -68,6 +68,16 @@ def test_scores_far_apart(device, dtype, heads, g):
     close(found[0], memory.attend(queries[0], 0, 600, 0), 2 * EPS[dtype])
 
 
+@pytest.mark.parametrize("tokens", [600, 40])
+def test_all_scores_far_below_zero(device, tokens):
+    """The maximum is over tokens, warps and splits that are there: a 0 from anywhere else would drown all weights."""
+    rng = np.random.default_rng(10)
+    memory = Memory.of(device, rng, [tokens], 1, 32, TYPES["bfloat16"], mean=4)
+    queries = np.full((1, 2, 32), -100, TYPES["bfloat16"])  # scores of about -2,300
+    found = run(device, memory, TYPES["bfloat16"], 2, queries, [0], [tokens], 0)
+    close(found[0], memory.attend(queries[0], 0, tokens, 0), 2 * EPS["bfloat16"])
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("window", [0, 1, 40, 256, 257])
 @pytest.mark.parametrize("n", [1, PAGE - 1, PAGE, PAGE + 1, 255, 256, 257, 513, 900])
@@ -90,13 +100,14 @@ def test_full_pages_of_the_last_sequence_of_the_table(device, pages):
     close(found[0], memory.attend(queries[0], 3, n, 0), 2 * EPS["bfloat16"])
 
 
-def test_more_tiles_than_splits(device):
-    """Beyond 64 tiles a split has two tiles."""
+@pytest.mark.parametrize("heads", [1, 8])
+def test_more_tiles_than_splits(device, heads):
+    """Beyond 64 tiles a split has two tiles: each head's sums are rescaled to its own new maximum."""
     rng = np.random.default_rng(3)
     n = 64 * 256 + 3
     memory = Memory.of(device, rng, [n], 1, 16, TYPES["float16"])
-    queries = rng.standard_normal((1, 1, 16)).astype(np.float16)
-    found = run(device, memory, np.float16, 1, queries, [0], [n], 0)
+    queries = rng.standard_normal((1, heads, 16)).astype(np.float16)
+    found = run(device, memory, np.float16, heads, queries, [0], [n], 0)
     close(found[0], memory.attend(queries[0], 0, n, 0), EPS["float16"])
 
 

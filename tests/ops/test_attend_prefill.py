@@ -78,6 +78,15 @@ def test_scores_far_apart(device, dtype):
     close(found, expected(memory, queries, parts), 2 * EPS[dtype])
 
 
+def test_all_scores_far_below_zero(device):
+    """The maximum is over the keys a row sees: a 0 from anywhere else would drown all weights."""
+    rng = np.random.default_rng(10)
+    memory, parts = Memory.of(device, rng, [140], 1, 32, TYPES["bfloat16"], mean=4), [(0, 0, 140)]
+    queries = np.full((140, 2, 32), -100, TYPES["bfloat16"])  # scores of about -2,300
+    found = run(device, memory, TYPES["bfloat16"], 2, queries, parts)
+    close(found, expected(memory, queries, parts), 2 * EPS["bfloat16"])
+
+
 BATCHES = [  # (sequence, first position, tokens)
     pytest.param([(0, 0, 1), (1, 0, 63), (2, 0, 64)], id="short"),
     pytest.param([(2, 0, 65)], id="page-plus-one"),

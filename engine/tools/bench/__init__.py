@@ -10,6 +10,7 @@
     graphs.py      samples/s with and without graphs, for encoders and decoders; graphs_report.py prints them
     breakdown.py   wall clock of a step: host, kernels, idle
     samples.py     the sentences that graphs.py runs over
+    check.py       compares a run with an earlier one on the same GPU
 
 Measures through the public methods of runner, engine and device.
 """

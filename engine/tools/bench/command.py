@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from . import graphs_command, update
+from . import check, graphs_command, update
 from .options import chosen_model, numbers
 
 
@@ -20,6 +20,7 @@ def add_command(commands: Any) -> None:
     decode.set_defaults(run=run)
     graphs_command.add_command(what, numbers)
     update.add_command(what)
+    check.add_command(what)
 
 
 def _options(p: argparse.ArgumentParser) -> None:

@@ -209,7 +209,7 @@ def _rows(subject: Subject) -> Iterator[Row]:
     reader = Reader(device, s.read_bytes)
     for batch in s.batches:
         kernel = None
-        if device.stream is not None:  # on a CPU a launch is the work itself: the device never waits
+        if device.is_gpu:  # on a CPU a launch is the work itself: the device never waits
             kernel = min(_kernel_us(subject, graph, batch, reader) for graph in ("step", "layer"))
         for graph in s.graphs:
             tidy(device)

@@ -147,7 +147,7 @@ def measure(s: Settings, backend: str, choose: Choose) -> Report:
     from .decode import open_model
 
     ops, c, w = open_model(s, backend, choose)
-    if ops.device.stream is None:
+    if not ops.device.is_gpu:
         raise RequestError(f"backend: expected one with CUDA graphs, cuda or cublas, found {ops.name}")
     (batch,) = s.batches
     session = Session(ops, c, w, "off", Load(2 * batch, s.prompt_len, s.max_tokens, s.seed))

@@ -74,6 +74,6 @@ def open_step(s: Settings, backend: str, choose: Choose) -> tuple[Step, dict[str
     step.about = {
         "model": s.model, "backend": ops.name, "device": ops.device.name, "graph": graph, "batch": batch,
         "dtype": ops.dtype.name, "context": s.prompt_len + s.max_tokens // 2,
-        "captured": ops.device.stream is not None,
+        "captured": ops.device.is_gpu,
     }  # fmt: skip
     return step, ops.device.about()

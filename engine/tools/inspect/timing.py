@@ -41,7 +41,7 @@ def look(session: Session) -> Step:
     def begin() -> None:
         session.restart(middle)
 
-    if device.stream is None:
+    if not device.is_gpu:
         nodes, edges = recorded(graphs, names)
         ends, replay = _by_the_clock(device, bucket.program.run, graphs, begin)
         held = 0

@@ -156,23 +156,25 @@ class Lab:
         self.plain.get_function("add_one")  # load the module before the capture
         self.synchronize()
         self.ask(self.driver.cuStreamBeginCapture, stream.ptr, self._mode(mode))
-        return Graph(self, self._recorded(record, stream), flags)
+        return Graph(self, self._recorded(record, stream, new=True), flags)
 
     def capture_into(self, graph: Any, after: list[Any], record: Callable[[], Any]) -> None:
         """Capture what record() issues into an existing CUgraph, after the nodes `after`. Refused as by capture()."""
         begin = self.driver.cuStreamBeginCaptureToGraph
         self.ask(begin, self.stream.ptr, graph, after, None, len(after), self._mode("RELAXED"))
-        self._recorded(record, self.stream)
+        self._recorded(record, self.stream, new=False)
 
     def _mode(self, name: str) -> Any:
         return getattr(self.driver.CUstreamCaptureMode, f"CU_STREAM_CAPTURE_MODE_{name}")
 
-    def _recorded(self, record: Callable[[], Any], stream: Any) -> Any:
-        """Run record() in a capture that has begun, and return its CUgraph."""
+    def _recorded(self, record: Callable[[], Any], stream: Any, new: bool) -> Any:
+        """Run record() in a capture that has begun; return its CUgraph. new: destroy the graph if record() fails."""
 
-        def tell(error: BaseException, lost: bool) -> None:
+        def tell(error: BaseException, graph: Any) -> None:
             if isinstance(error, Refused):
-                error.detail = "the capture is lost" if lost else "the capture goes on"
+                error.detail = "the capture is lost" if graph is None else "the capture goes on"
+            if new and graph is not None:
+                self.driver.cuGraphDestroy(graph)
 
         def end() -> Any:
             return self.ask(self.driver.cuStreamEndCapture, stream.ptr)
