@@ -58,7 +58,7 @@ class Ticket:
 
     device: Device
     bucket: DecodeBucket
-    done: Any  # Device.mark behind the step
+    done: Any  # event recorded behind the step
     mail: np.ndarray  # [rows] int32, where the step leaves its tokens
 
     def tokens(self) -> np.ndarray:
@@ -159,7 +159,7 @@ class Runner(BaseRunner[DecodeBucket]):
         self._current.program.run()
         mail = self._mail[: self._rows, self._place]
         self._place = (self._place + 1) % MAIL
-        return Ticket(self.device, self._current, self.device.mark(), mail)
+        return Ticket(self.device, self._current, self.device.record_event(), mail)
 
     def logits(self, ids: list[int], decode_from: int | None = None, slot: int = 0) -> np.ndarray:
         """[T, V] float32: row t is what follows ids[:t + 1]. The slot has pages for all of them.
