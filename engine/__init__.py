@@ -1,7 +1,7 @@
 """ostinato: a small-batch transformer engine of hand-written CUDA kernels replayed as CUDA graphs.
 
-What needs NumPy or tokenizers is imported when it is first asked for: this file runs before any other of the package,
-and the `ostinato` command must heed Ctrl-C before it spends its time on imports. Not even typing is imported here.
+Names that need NumPy or tokenizers are imported on first use. This file runs before any other of the package, and the
+`ostinato` command must react to Ctrl-C before it spends time on imports; so not even typing is imported here.
 """
 
 from .errors import (
@@ -17,7 +17,7 @@ from .errors import (
     UnsupportedModel,
 )
 
-TYPE_CHECKING = False  # but type checkers take it as true
+TYPE_CHECKING = False  # type checkers assume True
 if TYPE_CHECKING:
     from typing import Any
 

@@ -16,6 +16,11 @@ from .sizes import MAX_BATCH, PAGE, STOP_IDS
 INT32 = 2**31 - 1  # the arrays that these numbers end up in are int32
 
 
+BACKENDS = ("auto", "cuda", "cublas", "numpy")
+GRAPHS = ("step", "layer", "off")
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+
+
 @dataclass(frozen=True)
 class RopeScaling:
     """How rotary frequencies are changed to reach beyond the training length."""
@@ -128,9 +133,9 @@ class EngineConfig:
     nvtx: bool = False  # named ranges for CUDA profilers: parts and operations run eagerly, graphs replayed
 
     def __post_init__(self) -> None:
-        choice("backend", self.backend, ("auto", "cuda", "cublas", "numpy"))
-        choice("graph", self.graph, ("step", "layer", "off"))
-        choice("dtype", self.dtype, ("auto", "bfloat16", "float16", "float32"))
+        choice("backend", self.backend, BACKENDS)
+        choice("graph", self.graph, GRAPHS)
+        choice("dtype", self.dtype, DTYPES)
         _set(self, "max_batch", integer("max_batch", self.max_batch, 1, MAX_BATCH))
         if self.max_len is not None:
             _set(self, "max_len", integer("max_len", self.max_len, 1, INT32))

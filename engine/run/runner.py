@@ -55,7 +55,7 @@ class Ticket:
     """A pass that was launched. At most MAIL of a kind, decode steps or prefill passes, are open at a time."""
 
     device: Device
-    done: Any  # Device.mark behind the pass
+    done: Any  # event recorded behind the pass
     mail: np.ndarray  # [rows] int32, where the pass leaves its tokens
     scores: Array  # [rows, V] float32 of the device: the logits
 
@@ -141,7 +141,7 @@ class Runner(BaseRunner[DecodeBucket]):
         if ends:
             self.ops.sample(b.logits, s, self._sampling.arrays, b.tokens, b.scratch)
         mail = self._first_tokens.send(len(ends))
-        return Ticket(self.device, self.device.mark(), mail, b.logits)
+        return Ticket(self.device, self.device.record_event(), mail, b.logits)
 
     def swap_out(self, copies: Copies) -> None:
         """Launch the copies of pages to host memory; does not wait."""
@@ -170,7 +170,7 @@ class Runner(BaseRunner[DecodeBucket]):
         self._current.program.run()
         mail = self._mail[: self._rows, self._place]
         self._place = (self._place + 1) % MAIL
-        return Ticket(self.device, self.device.mark(), mail, self._current.logits[: self._rows])
+        return Ticket(self.device, self.device.record_event(), mail, self._current.logits[: self._rows])
 
     def logits(self, ids: list[int], decode_from: int | None = None, slot: int = 0) -> np.ndarray:
         """[T, V] float32: row t is what follows ids[:t + 1]. The slot has pages for all of them.

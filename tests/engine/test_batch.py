@@ -175,6 +175,7 @@ def engine_memory() -> int:
     return sum(s.size for s in tracemalloc.take_snapshot().filter_traces([ours]).statistics("filename"))
 
 
+@pytest.mark.slow
 def test_ten_thousand_steps_take_no_memory() -> None:
     on = runner(changed(LLAMA, layers=1), max_batch=1)
     steps = 0

@@ -7,6 +7,9 @@ from dataclasses import asdict
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from ...config import BACKENDS
+from ..options import add, chosen_model
+
 if TYPE_CHECKING:
     from .schedule import Report
 
@@ -16,10 +19,9 @@ def add_command(what: Any) -> None:
     p = what.add_parser(
         "schedule", help="what requests do to one another", description="Requests at once, shared prefixes, gaps."
     )
-    p.add_argument("model", metavar="MODEL", nargs="?", help="a model, as for generate; or --shape")
-    p.add_argument("--shape", metavar="NAME", help="random weights: smollm2-135m, llama-3.2-1b or llama-3.1-8b")
-    p.add_argument("--backend", choices=("cuda", "cublas", "numpy"), default="cuda", help="default: cuda")
-    p.add_argument("--graph", choices=("step", "layer", "off"), default="step", help="what one graph covers (step)")
+    add(p, "model", "--shape")
+    p.add_argument("--backend", choices=BACKENDS[1:], default="cuda", help="default: cuda")
+    add(p, "--graph", "--dtype")
     p.add_argument("--streams", type=int, default=16, metavar="N", help="streams that decode meanwhile (16)")
     p.add_argument(
         "--prompt-len", type=int, default=8192, metavar="N", help="tokens of the prompt that comes in (8192)"
@@ -28,14 +30,12 @@ def add_command(what: Any) -> None:
     p.add_argument("--tail", type=int, default=64, metavar="N", help="tokens behind it (64)")
     p.add_argument("--repeats", type=int, default=5, metavar="N", help="times that each is measured (5)")
     p.add_argument("--gpu-memory", type=float, metavar="X", help="as for LLM: a share of the device, or GB")
-    p.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto", help="default: auto")
-    p.add_argument("--json", metavar="FILE", help="write everything to a file")
+    add(p, "--json")
     p.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print the table, write the file; the exit status."""
-    from .options import chosen_model
     from .report import check_outputs, stamp, write_json
     from .schedule import Settings, schedule
 
