@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .config import SamplingParams
+from .config import SamplingParams, Scheduling
 from .llm import LLM, Messages, Params
 from .outputs import RequestOutput
 from .run.engine import Engine
@@ -36,19 +36,26 @@ class AsyncLLM:
             self._engine()
 
     def stream(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, parse_special: bool = False
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        parse_special: bool = False,
+        schedule: Scheduling | None = None,
     ) -> AsyncStream:
         """Complete one prompt: `async for chunk in llm.stream(...)`.
 
         The request starts when the first chunk is asked for; an invalid one raises there. It ends early when its task
-        is cancelled, by `close()`, or when the stream is garbage collected. parse_special: see LLM.generate."""
-        return self._stream(partial(self.llm.request, prompt, params, single=True, parse_special=parse_special))
+        is cancelled, by `close()`, or when the stream is garbage collected. parse_special, schedule: see
+        LLM.generate."""
+        options = {"single": True, "parse_special": parse_special, "schedule": schedule}
+        return self._stream(partial(self.llm.request, prompt, params, **options))
 
     async def generate(
-        self, prompts: Any, params: Params = None, *, parse_special: bool = False
+        self, prompts: Any, params: Params = None, *, parse_special: bool = False, schedule: Scheduling | None = None
     ) -> list[RequestOutput]:
         """Complete prompts, as LLM.generate does. Cancelling the task ends its requests."""
-        make = partial(self.llm.requests, prompts, params, parse_special=parse_special)
+        make = partial(self.llm.requests, prompts, params, parse_special=parse_special, schedule=schedule)
         return await self._complete(await asyncio.to_thread(make))
 
     async def _complete(self, todo: list[Request]) -> list[RequestOutput]:
@@ -65,14 +72,18 @@ class AsyncLLM:
             raise
         return [handle.output() for handle in handles]
 
-    async def chat(self, messages: Messages, params: SamplingParams | None = None) -> RequestOutput:
+    async def chat(
+        self, messages: Messages, params: SamplingParams | None = None, *, schedule: Scheduling | None = None
+    ) -> RequestOutput:
         """Answer messages, as LLM.chat does."""
-        request = await asyncio.to_thread(self.llm.chat_request, messages, params)
+        request = await asyncio.to_thread(self.llm.chat_request, messages, params, schedule=schedule)
         return (await self._complete([request]))[0]
 
-    def stream_chat(self, messages: Messages, params: SamplingParams | None = None) -> AsyncStream:
+    def stream_chat(
+        self, messages: Messages, params: SamplingParams | None = None, *, schedule: Scheduling | None = None
+    ) -> AsyncStream:
         """Answer messages as a stream: `async for chunk in llm.stream_chat(...)`."""
-        return self._stream(partial(self.llm.chat_request, messages, params, single=True))
+        return self._stream(partial(self.llm.chat_request, messages, params, single=True, schedule=schedule))
 
     async def embed(self, texts: Any, pooling: str = "mean", normalize: bool = True) -> np.ndarray:
         """Embed texts, as LLM.embed does: [N, D] float32."""

@@ -15,7 +15,7 @@ from typing import Any
 from measured import head, line
 
 from ostinato.cli import main as cli
-from ostinato.config import EngineConfig, SamplingParams
+from ostinato.config import EngineConfig, SamplingParams, Scheduling
 from ostinato.models.families import FAMILIES
 from ostinato.outputs import CompletionOutput, RequestOutput, StreamChunk
 from ostinato.text import gguf_vocab
@@ -23,7 +23,7 @@ from ostinato.text.pre_tokenizers import PRE
 from ostinato.weights.blocks import BLOCKS
 from ostinato.weights.kinds import GGUF_KINDS, PLAIN
 
-CLASSES = (EngineConfig, SamplingParams, RequestOutput, CompletionOutput, StreamChunk)
+CLASSES = (EngineConfig, SamplingParams, Scheduling, RequestOutput, CompletionOutput, StreamChunk)
 
 
 def commands(p: argparse.ArgumentParser, *words: str) -> Iterator[tuple[str, argparse.ArgumentParser]]:
