@@ -163,7 +163,7 @@ def test_chat_survives_what_does_not_fit(run: Run, asked: list[list[str]], monke
     code, out, err = run("chat", LLAMA, "--max-tokens", "2", "--ignore-eos", *NUMPY)
     assert code == 0 and out
     assert asked == [[long.strip()], ["Hi"]]
-    assert "/reset begins anew" in err
+    assert "/reset starts a new conversation" in err
 
 
 def start(*args: str) -> subprocess.Popen[bytes]:
