@@ -142,7 +142,7 @@ def test_a_scale_that_is_no_number_names_the_tensor(tmp_path: Path) -> None:
     path = write(tmp_path, "Q4_K", Q4_K_M)[0]
     raw = bytearray(path.read_bytes())
     with open_checkpoint(path) as ck:
-        at = raw.index(ck.bytes("model.layers.1.self_attn.q_proj.weight").tobytes())
+        at = raw.index(ck.spans("model.layers.1.self_attn.q_proj.weight")[0].tobytes())
     raw[at + 144 * 7 : at + 144 * 7 + 2] = np.float16(np.nan).tobytes()
     path.write_bytes(raw)
     refused(lambda: loaded(path, NumpyOps()), str(path), "tensor blk.1.attn_q.weight", "d of row", "found nan")
