@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from loading import bits, loaded, logits
 from packers import KINDS, write_directory, write_model
+from products import cublas
 
-from ostinato.models.families import model_config
+from ostinato.ops import dequantise
+from ostinato.ops.cuda import CudaOps
+from ostinato.ops.device import Device
 from ostinato.ops.numpy import NumpyOps
-from ostinato.run.load import weights
 from ostinato.weights import quantised
 from ostinato.weights.checkpoint import open_checkpoint
 from ostinato.weights.quantised import Quantised
@@ -105,26 +109,40 @@ def test_some_rows_and_rows_in_another_order_are_those_rows(
     assert planes is None or np.array_equal(planes.numbers(), expected[order][[5]])
 
 
-def flat(path: Path) -> dict[str, np.ndarray]:
-    """Every array that NumPy computes with."""
-    with open_checkpoint(path) as ck:
-        w = weights(NumpyOps(), ck, model_config(ck.config, {}, ck.source))
-    found = {name: getattr(w, name) for name in ("embed", "norm", "head")}
-    for i, layer in enumerate(w.layers):
-        found |= {f"{i}.{name}": value for name, value in vars(layer).items() if value is not None}
-    return found
-
-
-@pytest.mark.parametrize("model", ["llama-sharded", "phi3"])
-@each
-def test_a_model_loads_as_its_numbers_do(tmp_path: Path, kind: str, model: str) -> None:
-    """q, k, v and gate, up in one matrix or in several."""
-    write_model(tmp_path / "stored", KINDS[kind], FIXTURES / model)
-    with open_checkpoint(tmp_path / "stored") as ck:
+def stored_and_plain(folder: Path, kind: str, model: str) -> tuple[Path, Path]:
+    """The same model quantised and, its numbers in float32, not."""
+    write_model(folder / "stored", KINDS[kind], FIXTURES / model)
+    with open_checkpoint(folder / "stored") as ck:
         arrays = {name: np.array(ck.tensor(name)) for name in ck.names()}
-        assert sum(ck.quantised(name) is not None for name in ck.names()) == (14 if model == "llama-sharded" else 8)
-        write_directory(tmp_path / "plain", None, ck.config, arrays)
-    found, expected = flat(tmp_path / "stored"), flat(tmp_path / "plain")
-    assert found.keys() == expected.keys()
+        assert sum(ck.quantised(name) is not None for name in ck.names()) == (8 if "phi3" in model else 14)
+        write_directory(folder / "plain", None, ck.config, arrays)
+    return folder / "stored", folder / "plain"
+
+
+@each
+def test_the_logits_are_those_of_the_model_in_float32(tmp_path: Path, kind: str) -> None:
+    stored, plain = stored_and_plain(tmp_path, kind, "llama-sharded")
+    expected = logits(plain, NumpyOps())
+    assert expected.std() > 0.1
+    np.testing.assert_array_equal(logits(stored, NumpyOps()), expected)
+
+
+FUSED = ["gptq asym", "gptq act-order", "awq", "ct w4a16 asym", "ct w8a8", "ct nvfp4", "fp8 block", "nf4 double"]
+
+
+@pytest.mark.parametrize("kind", FUSED)
+@pytest.mark.parametrize("backend", [CudaOps, cublas], ids=["cuda", "cublas"])
+def test_a_gpu_has_the_numbers_rounded_to_its_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: Device, backend: Any, kind: str
+) -> None:
+    """The same bits as of the model in float32; q, k, v are one tensor of the file, and RoPE turns a part of a head."""
+    monkeypatch.setattr(dequantise, "PIECE", 5 * 48)
+    stored, plain = stored_and_plain(tmp_path, kind, "phi3-longrope")
+    found, expected = (bits(loaded(path, backend(device, "bfloat16"))[1]) for path in (stored, plain))
     for name, array in expected.items():
-        np.testing.assert_array_equal(found[name], array, err_msg=name)
+        assert device.read(found[name]).tobytes() == device.read(array).tobytes(), name
+
+
+def test_the_emulated_gpu_gives_the_logits_of_numpy(tmp_path: Path, device: Device) -> None:
+    stored, plain = stored_and_plain(tmp_path, "gptq act-order", "llama-sharded")
+    np.testing.assert_allclose(logits(stored, CudaOps(device, "float32")), logits(plain, NumpyOps()), atol=1e-4)
