@@ -28,12 +28,17 @@ _KEYS = {"dtype", "shape", "data_offsets"}
 
 
 def read_directory(directory: Path) -> dict[str, Tensor]:
-    """All tensors of a Hugging Face directory, by name: of model.safetensors, or of the shards its index lists."""
+    """All tensors of a Hugging Face directory, by name: of model.safetensors, of the shards its index lists, or of the
+    only file of weights, whatever its name."""
     if (directory / SINGLE).exists():
         return read_file(directory / SINGLE)
     if (directory / INDEX).exists():
         return _read_shards(directory)
     names = sorted(p.name for p in directory.iterdir() if p.suffix in (".safetensors", ".bin", ".pt", ".pth"))
+    if len(names) == 1 and _SHARD.fullmatch(
+        names[0]
+    ):  # as older quantised models have it: gptq_model-4bit-128g.safetensors
+        return read_file(directory / names[0])
     raise CheckpointError(f"{directory}: expected {SINGLE} or {INDEX}, found {', '.join(names[:5]) or 'no weights'}")
 
 
