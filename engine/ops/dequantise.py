@@ -6,7 +6,7 @@ Several threads decode pieces of a matrix, so the host never holds a second copy
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -27,7 +27,7 @@ def fill(matrix: Quantised, out: np.ndarray) -> None:
             piece.result()
 
 
-def pieces(matrix: Quantised, dtype: Any) -> Iterator[tuple[int, np.ndarray]]:
+def pieces(matrix: Quantised, dtype: Any) -> Generator[tuple[int, np.ndarray], None, None]:
     """(first row, rows [n, K] in dtype) of a quantised matrix, piece by piece in order."""
 
     def decoded(first: int, last: int) -> tuple[int, np.ndarray]:
