@@ -56,20 +56,28 @@ def joined(
         raise UnsupportedModel(f"{keys.name}: not known, and may change numbers: {', '.join(unread)[:200]}")
     if reader.activations:
         _log.warning("%s: activations are not quantised, so sums are more exact than the file asks for", directory)
-    return {k: v for k, v in config.items() if k not in KEYS}, dict(_joined(reader, tensors, keys))
+    return _without(config), dict(_joined(reader, tensors, keys))
 
 
 def _settings(directory: Path, config: dict[str, Any]) -> tuple[Keys | None, str]:
     """The keys of the quantisation and the name of its method; None where there are none."""
-    for key in KEYS:
-        if config.get(key) is not None:
-            keys = Keys(config[key], f"{directory / 'config.json'}: {key}")
-            return keys, _method(keys, "compressed-tensors" if key == KEYS[1] else None)
+    text = config.get("text_config")  # of a model that also sees
+    for holder, where in ((config, ""), (text if isinstance(text, dict) else {}, "text_config: ")):
+        for key in KEYS:
+            if holder.get(key) is not None:
+                keys = Keys(holder[key], f"{directory / 'config.json'}: {where}{key}")
+                return keys, _method(keys, "compressed-tensors" if key == KEYS[1] else None)
     for name, method in FILES.items():
         if (directory / name).exists():
             keys = Keys(read_json(directory / name), str(directory / name))
             return keys, _method(keys, method)
     return None, ""
+
+
+def _without(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without its quantisation."""
+    rest = {k: v for k, v in config.items() if k not in KEYS}
+    return {k: _without(v) if k == "text_config" and isinstance(v, dict) else v for k, v in rest.items()}
 
 
 def _method(keys: Keys, default: str | None) -> str:
