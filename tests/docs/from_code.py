@@ -21,6 +21,7 @@ from ostinato.outputs import CompletionOutput, RequestOutput, StreamChunk
 from ostinato.text import gguf_vocab
 from ostinato.weights.blocks import BLOCKS
 from ostinato.weights.kinds import GGUF_KINDS, PLAIN
+from ostinato.weights.methods import METHODS
 
 COMMANDS = ("generate", "chat", "embed", "compare", "inspect", "tune", "doctor")
 BENCHES = ("decode", "graphs", "update", "check")
@@ -96,6 +97,13 @@ def gguf_types() -> Iterator[str]:
     yield f"- Refused, be it one tensor of a file: {', '.join(f'`{kind}`' for kind in known if kind not in read)}."
 
 
+def methods() -> Iterator[str]:
+    """Which quantised safetensors are read."""
+    yield from head("`quant_method`", "read", "refused")
+    for name, method in METHODS.items():
+        yield line(f"`{name}`", method.about, method.refused)
+
+
 def pre_tokenizers() -> Iterator[str]:
     """Which values of tokenizer.ggml.pre are known."""
     yield f"`tokenizer.ggml.pre`: {', '.join(f'`{name}`' for name in gguf_vocab.PRE)}. All others are refused."
@@ -103,7 +111,12 @@ def pre_tokenizers() -> Iterator[str]:
 
 def blocks() -> Iterator[tuple[str, Callable[[], Iterator[str]]]]:
     """Name and maker of every block of this module."""
-    yield from {"families": families, "gguf-types": gguf_types, "pre-tokenizers": pre_tokenizers}.items()
+    yield from {
+        "families": families,
+        "gguf-types": gguf_types,
+        "methods": methods,
+        "pre-tokenizers": pre_tokenizers,
+    }.items()
     for name in COMMANDS:
         yield f"options {name}", lambda name=name: options(name)
     for name in BENCHES:

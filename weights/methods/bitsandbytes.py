@@ -87,6 +87,8 @@ class Table(Packed):
 class BitsAndBytes(Method):
     """quant_method "bitsandbytes"."""
 
+    about = "nf4 and fp4, with double quantisation or without; int8"
+    refused = "matrices of an odd K"
     entries = ("weight", "weight.absmax", "weight.quant_map", "weight.nested_absmax", "weight.nested_quant_map",
                *STATES, "SCB", "weight_format")  # fmt: skip
     types = ("U8", "I8")

@@ -94,6 +94,11 @@ class Fp4(Packed):
 class CompressedTensors(Method):
     """quant_method "compressed-tensors"."""
 
+    about = (
+        "pack-quantized of 4 and 8 bits, symmetric or not; float-quantized (FP8) and int-quantized (int8) per"
+        " tensor, row, group or block; nvfp4-pack-quantized"
+    )
+    refused = "other formats and bits; sparse ones; `transform_config`"
     entries = ("weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx",
                "weight_global_scale")  # fmt: skip
     types = tuple(TYPES)
