@@ -239,8 +239,8 @@ def bnb_int8(w: np.ndarray) -> tuple[Entries, np.ndarray]:
 # -- all of them ---------------------------------------------------------------------------------------------------
 
 
-def ct(pack: Packer, kind: str, form: str, activations: bool = False, key: str = "quantization_config",
-       **weights: Any) -> Kind:  # fmt: skip
+def ct(pack: Packer, kind: str, form: str, weights: dict[str, Any], activations: bool = False,
+       key: str = "quantization_config") -> Kind:  # fmt: skip
     """A kind of compressed-tensors, whose only group has these settings."""
     group = {"targets": ["Linear"], "weights": {"observer": "minmax", **weights},
              "input_activations": {"num_bits": 8, "dynamic": True} if activations else None}  # fmt: skip
@@ -250,10 +250,10 @@ def ct(pack: Packer, kind: str, form: str, activations: bool = False, key: str =
 
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": False, "sym": True}
-W4 = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": GROUP}
-W8 = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
-F8 = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel"}
-ASYM = {"symmetric": False}
+W4: dict[str, Any] = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": GROUP}
+W8: dict[str, Any] = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
+F8: dict[str, Any] = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel"}
+ASYM: dict[str, Any] = {"symmetric": False}
 FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3"}
 BNB = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 OLD_AWQ = {"zero_point": True, "q_group_size": GROUP, "w_bit": 4, "version": "GEMM"}
@@ -278,27 +278,27 @@ KINDS = {
     "awq": Kind(awq(), AWQ, "AWQ 4-bit g16"),
     "awq per row": Kind(awq(-1), {**AWQ, "group_size": -1}, "AWQ 4-bit"),
     "awq beside": Kind(awq(), OLD_AWQ, "AWQ", file="quant_config.json"),
-    "ct w4a16": ct(packed(), "int4 g16", "pack-quantized", **W4),
-    "ct w4a16 asym": ct(packed(symmetric=False), "int4", "pack-quantized", **W4 | ASYM),
-    "ct w4a16 asym old": ct(packed(symmetric=False, old=True), "int4", "pack-quantized", **W4 | ASYM),
-    "ct w4a16 actorder": ct(packed(order=True), "int4", "pack-quantized", actorder="group", **W4),
-    "ct w8a16": ct(packed(8, group=-1), "int8", "pack-quantized", **W8),
-    "ct w8a16 asym": ct(packed(8, False, -1), "int8", "pack-quantized", **W8 | ASYM),
-    "ct w4a16 tensor": ct(packed(tensor=True, group=-1), "int4", "pack-quantized", **W4 | {"strategy": "tensor"}),
-    "ct fp8": ct(fp8("row", "weight_scale", BF16), "FP8 per row", "float-quantized", True, **F8),
+    "ct w4a16": ct(packed(), "int4 g16", "pack-quantized", W4),
+    "ct w4a16 asym": ct(packed(symmetric=False), "int4", "pack-quantized", W4 | ASYM),
+    "ct w4a16 asym old": ct(packed(symmetric=False, old=True), "int4", "pack-quantized", W4 | ASYM),
+    "ct w4a16 actorder": ct(packed(order=True), "int4", "pack-quantized", W4 | {"actorder": "group"}),
+    "ct w8a16": ct(packed(8, group=-1), "int8", "pack-quantized", W8),
+    "ct w8a16 asym": ct(packed(8, False, -1), "int8", "pack-quantized", W8 | ASYM),
+    "ct w4a16 tensor": ct(packed(tensor=True, group=-1), "int4", "pack-quantized", W4 | {"strategy": "tensor"}),
+    "ct fp8": ct(fp8("row", "weight_scale", BF16), "FP8 per row", "float-quantized", F8, True),
     "ct fp8 tensor": ct(
         fp8("tensor", "weight_scale", BF16, {"input_scale": np.ones(1, "f4")}), "FP8 per tensor", "float-quantized",
-        True, **F8 | {"strategy": "tensor"},
+        F8 | {"strategy": "tensor"}, True,
     ),
     "ct fp8 block": ct(
-        fp8(SMALL, "weight_scale", BF16), "FP8 16x32", "naive-quantized", True, "compression_config",
-        **F8 | {"strategy": "block", "block_structure": list(SMALL)},
+        fp8(SMALL, "weight_scale", BF16), "FP8 16x32", "naive-quantized", 
+        F8 | {"strategy": "block", "block_structure": list(SMALL)}, True, "compression_config",
     ),
-    "ct w8a8": ct(int8(), "int8 per row", "int-quantized", True, **W8),
-    "ct w8a8 asym": ct(int8(False), "int8 per row", "int-quantized", True, **W8 | ASYM),
-    "ct w8a8 group": ct(int8(group=GROUP), "int8 g16", "int-quantized", **W8 | {"strategy": "group", "group_size": 16}),
+    "ct w8a8": ct(int8(), "int8 per row", "int-quantized", W8, True),
+    "ct w8a8 asym": ct(int8(False), "int8 per row", "int-quantized", W8 | ASYM, True),
+    "ct w8a8 group": ct(int8(group=GROUP), "int8 g16", "int-quantized", W8 | {"strategy": "group", "group_size": 16}),
     "ct nvfp4": ct(
-        nvfp4, "NVFP4", "nvfp4-pack-quantized", **F8 | {"num_bits": 4, "strategy": "tensor_group", "group_size": 16}
+        nvfp4, "NVFP4", "nvfp4-pack-quantized", F8 | {"num_bits": 4, "strategy": "tensor_group", "group_size": 16}
     ),
     "fp8 block": Kind(fp8(SMALL, "weight_scale_inv"), {**FP8, "weight_block_size": list(SMALL)}, "FP8 16x32"),
     "fp8 block bf16": Kind(fp8(SMALL, "weight_scale_inv", BF16), {**FP8, "weight_block_size": [16, 32]}, "FP8 16x32"),

@@ -211,7 +211,7 @@ def _scheme(keys: Keys) -> Scheme:
     keys.skip(*(key for key in keys.values if _WEIGHTS.fullmatch(key)))
     return Scheme(
         bits, kind == "float", keys.flag("symmetric", True), strategy,
-        group=int(group) if strategy == "group" else 0, block=block if strategy == "block" else None,
+        group=group if strategy == "group" and type(group) is int else 0, block=block if strategy == "block" else None,
     )  # fmt: skip
 
 
@@ -233,7 +233,7 @@ def _words_misfit(m: Module, s: Scheme, n: int, k: int) -> tuple[str, str, str] 
     rows, group = s.shared(n, k)
     if k % group:
         return "weight_shape", f"a K that group_size = {group} divides", str(k)
-    wanted = {"weight_packed": [(n, -(-k * s.bits // 32))]}
+    wanted: dict[str, list[tuple[int, ...]]] = {"weight_packed": [(n, -(-k * s.bits // 32))]}
     wanted["weight_scale"] = [(n, k // group)] if rows == 1 else [(1,), (1, 1), ()]
     if not s.symmetric:
         old = "weight_zero_point" in m and m.entries["weight_zero_point"].kind == "I8"
