@@ -21,11 +21,11 @@ import numpy as np
 from ...errors import CheckpointError
 from ...keys import Keys
 from ..files import parse_json
-from ..quantised import Planes, Quantised
+from ..quantised import Quantised
 from .bytewise import Bytewise
 from .method import Method
 from .module import FLOATS, Module
-from .packed import Packed, Rows
+from .packed import Ordered
 
 _MOST = 2**31 - 1  # of a size
 STATES = {f"weight.quant_state.bitsandbytes__{kind}": kind for kind in ("nf4", "fp4")}
@@ -42,7 +42,7 @@ class Nested:
 
 
 @dataclass(frozen=True)
-class Table(Packed):
+class Table(Ordered):
     """A 4-bit matrix of bitsandbytes."""
 
     packed: np.ndarray = field(kw_only=True)  # [N, K / 2] uint8
@@ -50,9 +50,6 @@ class Table(Packed):
     absmax: np.ndarray = field(kw_only=True)  # [blocks] float32, or uint8 with `nested`
     block: int = field(kw_only=True)  # numbers, counted through the rows
     nested: Nested | None = None
-
-    def _read(self, at: Rows) -> Planes:
-        raise NotImplementedError
 
     def _planes(self, first: int, last: int) -> None:
         return None
@@ -115,7 +112,7 @@ def _int8(m: Module) -> Bytewise:
 def _table(m: Module) -> Table:
     states = [suffix for suffix in STATES if suffix in m]
     if len(states) != 1:
-        m.array(next(iter(STATES)), "U8")  # says that it is missing
+        m.array(next(iter(STATES)), "U8", dims=1)  # says that it is missing
         m.wrong(states[1], f"no such tensor beside {m.name}.{states[0]}", "one")
     where = f"{m.entries[states[0]].file}: tensor {m.name}.{states[0]}"
     state = Keys(parse_json(m.array(states[0], "U8", dims=1).tobytes(), where), where)
