@@ -55,8 +55,8 @@ def prepared(ops: Ops, c: ModelConfig, context: int) -> tuple[list[Part], Callab
         ids=one(7), seqs=one(0), positions=one(context), visible=one(context + 1), table=device.upload(table),
         last=one(0), kind=PassKind.DECODE,
     )  # fmt: skip
-    *parts, _ = decoder.parts(ops, c, w, b, step, caches)
-    return parts, lambda: device.read(b.x)
+    parts: list[Part] = list(decoder.parts(ops, c, w, b, step, caches))
+    return parts[:-1], lambda: device.read(b.x)
 
 
 def captured(stream, parts: list[Part]):
@@ -85,11 +85,11 @@ def measure(ops: Ops, c: ModelConfig, context: int, steps: int) -> tuple[dict[st
         part()
     device.synchronize()
     for way, calls in ways(device.stream, parts).items():
-        began = device.mark()
+        began = device.record_event()
         for _ in range(steps):
             for call in calls:
                 call()
-        times[way] = device.elapsed(began, device.mark()) / steps * 1e3
+        times[way] = device.elapsed(began, device.record_event()) / steps * 1e3
         results.append(result())
     if not all(np.array_equal(results[0], other) for other in results):
         raise SystemExit(f"one_layer: WRONG: {ops.name} gives other bits by a graph than eagerly")

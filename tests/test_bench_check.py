@@ -52,7 +52,8 @@ def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tup
         change(found)
         new = write(tmp_path / "new.json", found)
         status = cli.main(["bench", "check", str(new), "--baseline", str(tmp_path / baseline), *options])
-        return status, *capsys.readouterr()
+        out, err = capsys.readouterr()
+        return status, out, err
 
     return run
 

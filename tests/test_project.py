@@ -1,4 +1,4 @@
-"""The rules of the repository that no tool knows: who imports what, how long a file is, what a wheel holds."""
+"""Rules of the repository that no tool checks: imports between folders, lengths of functions, contents of a wheel."""
 
 from __future__ import annotations
 
@@ -210,6 +210,7 @@ def test_packages_are_the_folders() -> None:
     assert listed == expected
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_wheel_holds_kernels_and_nothing_else(tmp_path: Path) -> None:
     tree = tmp_path / "tree"

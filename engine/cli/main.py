@@ -23,6 +23,7 @@ from ..report import print_json, say, tell_warnings, terminal
 from ..tools import tune
 from ..tools.bench import command as bench
 from ..tools.inspect import command as inspect
+from ..tools.options import add, several
 from . import embed, stdin
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def parser() -> Parser:
 
     generate = commands.add_parser("generate", help="continue a prompt", description="Continue a prompt.")
     _model_options(generate)
+    _memory_option(generate)
     generate.add_argument("prompt", metavar="PROMPT", help="the text to continue; - reads it from stdin")
     generate.add_argument("--chat", action="store_true", help="PROMPT is a message; use the model's chat template")
     generate.add_argument(
@@ -65,6 +67,7 @@ def parser() -> Parser:
         "chat", help="talk to a model", description="Talk to a model; /reset forgets, /exit ends."
     )
     _model_options(chat)
+    _memory_option(chat)
     chat.add_argument("--system", help="message of the role system to begin with")
     _sampling_options(chat)
     chat.set_defaults(run=run_chat)
@@ -94,11 +97,13 @@ def parser() -> Parser:
 
 def _model_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("model", metavar="MODEL", help="a directory, a .gguf file, an alias (smollm2-135m), or org/name")
-    p.add_argument("--backend", choices=("auto", "cuda", "cublas", "numpy"), default="auto", help="default: auto")
-    p.add_argument("--graph", choices=("step", "layer", "off"), default="step", help="what one graph covers (step)")
-    p.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto", help="default: auto")
+    add(p, "--backend", "--graph", "--dtype")
     p.add_argument("--max-len", type=int, help="tokens of a prompt and its completion (default: what the model allows)")
     p.add_argument("--nvtx", action="store_true", help="named ranges for CUDA profilers, such as nsys")
+
+
+def _memory_option(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--gpu-memory", type=float, metavar="X", help="device memory to take: a share up to 1, above 1 GB")
 
 
 def _sampling_options(p: argparse.ArgumentParser) -> None:
@@ -116,8 +121,8 @@ def _sampling_options(p: argparse.ArgumentParser) -> None:
 
 def _compare_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("model", metavar="MODEL", help="a directory, a .gguf file, an alias (smollm2-135m), or org/name")
-    p.add_argument("--backends", default="cuda,cublas", help="which, separated by commas (default: cuda,cublas)")
-    p.add_argument("--graphs", default="off,layer,step", help="which, separated by commas (default: off,layer,step)")
+    several(p, "--backends", "cuda,cublas")
+    several(p, "--graphs", "off,layer,step")
     p.add_argument("--reference", help="backend that the others are measured against (default: cublas, or the first)")
     p.add_argument(
         "--windows", type=int, default=4, metavar="N", help="pieces of text to compare logits on (4); 0 = none"
@@ -125,7 +130,7 @@ def _compare_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--tokens", type=int, default=256, metavar="N", help="tokens in a piece (256)")
     p.add_argument("--decode", type=int, default=128, metavar="N", help="tokens decoded to measure speed (128)")
     p.add_argument("--batch", type=int, default=1, metavar="N", help="sequences decoded at once to measure speed (1)")
-    p.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto", help="default: auto")
+    add(p, "--dtype")
     p.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
 
@@ -134,7 +139,7 @@ def _load(args: argparse.Namespace) -> LLM:
 
     tell_warnings()
     return LLM(args.model, backend=args.backend, graph=args.graph, dtype=args.dtype, max_batch=1, max_len=args.max_len,
-               nvtx=args.nvtx)  # fmt: skip
+               gpu_memory=args.gpu_memory, nvtx=args.nvtx)  # fmt: skip
 
 
 def _params(args: argparse.Namespace) -> SamplingParams:

@@ -6,7 +6,7 @@ import json
 import struct
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -112,6 +112,8 @@ def value(v: Any) -> bytes:
             return u32(8) + text(v)
         case [str(), *_]:
             return array(8, len(v), b"".join(map(text, v)))
+        case [float(), *_]:
+            return array(6, len(v), np.array(v, "<f4").tobytes())
         case _:
             return array(5, len(v), np.array(v, "<i4").tobytes())
 
@@ -191,7 +193,7 @@ def llama_keys(**more: Any) -> dict[str, Any]:
     return {k: v for k, v in keys.items() if v is not None}
 
 
-def write_gguf(path: Path, keys: dict[str, Any], arrays: dict[str, np.ndarray | Blocks]) -> None:
+def write_gguf(path: Path, keys: dict[str, Any], arrays: Mapping[str, np.ndarray | Blocks]) -> None:
     """A sound file of float32 and float16 arrays, and of quantised matrices."""
     infos, data = [], b""
     for name, a in arrays.items():
