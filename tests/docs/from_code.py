@@ -22,6 +22,7 @@ from ostinato.text import gguf_vocab
 from ostinato.text.pre_tokenizers import PRE
 from ostinato.weights.blocks import BLOCKS
 from ostinato.weights.kinds import GGUF_KINDS, PLAIN
+from ostinato.weights.methods import METHODS
 
 CLASSES = (EngineConfig, SamplingParams, Scheduling, RequestOutput, CompletionOutput, StreamChunk)
 
@@ -94,6 +95,13 @@ def gguf_types() -> Iterator[str]:
     yield f"- Refused, be it one tensor of a file: {', '.join(f'`{kind}`' for kind in known if kind not in read)}."
 
 
+def methods() -> Iterator[str]:
+    """Which quantised safetensors are read."""
+    yield from head("`quant_method`", "read", "refused")
+    for name, method in METHODS.items():
+        yield line(f"`{name}`", method.about, method.refused)
+
+
 def pre_tokenizers() -> Iterator[str]:
     """Which values of tokenizer.ggml.model and tokenizer.ggml.pre are known."""
     kinds = ", ".join(f"`{name}` ({kind})" for name, (kind, _) in gguf_vocab.MODELS.items())
@@ -103,7 +111,8 @@ def pre_tokenizers() -> Iterator[str]:
 
 def blocks() -> Iterator[tuple[str, Callable[[], Iterator[str]]]]:
     """Name and maker of every block of this module."""
-    yield from {"families": families, "gguf-types": gguf_types, "pre-tokenizers": pre_tokenizers}.items()
+    kinds = {"families": families, "gguf-types": gguf_types, "methods": methods, "pre-tokenizers": pre_tokenizers}
+    yield from kinds.items()
     for name, p in commands(cli.parser()):
         yield f"options {name}", lambda name=name, p=p: options(name, p)
     for cls in CLASSES:
