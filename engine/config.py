@@ -121,7 +121,13 @@ class EngineConfig:
     dtype: str = "auto"  # weights and activations: "bfloat16", "float16", "float32"; "auto" is the checkpoint's
     max_batch: int = 16  # sequences decoded at once; above 16 in groups of 16, which is what a decode kernel takes
     max_len: int | None = None  # tokens of a prompt and its completion; None = what the model was made for
-    cache_tokens: int | None = None  # tokens the whole cache holds; None = max_batch * max_len, less if memory is short
+    cache_tokens: int | None = (
+        None  # tokens the whole KV cache holds; None = max_batch * max_len, or what memory allows
+    )
+    gpu_memory: float | None = None  # device memory the model may take in all: a share up to 1, above 1 GB; None = most
+    swap_gb: float = 4.0  # GB of host memory for the KV pages of preempted sequences; taken when it is needed
+    prefix_cache: bool = True  # keep the KV pages of prompts for later ones that begin alike; not with cublas
+    max_queue: int | None = None  # sequences that may wait beside those that run; None = any number
     prefill_rows: int = 2048  # rows of one pass over prompts or texts, a multiple of 64
     seed: int | None = None  # where requests without a seed of their own draw it from; None = fresh
     nvtx: bool = False  # named ranges for CUDA profilers: parts and operations run eagerly, graphs replayed
@@ -135,6 +141,12 @@ class EngineConfig:
             _set(self, "max_len", integer("max_len", self.max_len, 1, INT32))
         if self.cache_tokens is not None:
             _set(self, "cache_tokens", integer("cache_tokens", self.cache_tokens, 1, INT32))
+        if self.gpu_memory is not None:
+            _set(self, "gpu_memory", real("gpu_memory", self.gpu_memory, 0, 1e6, open_low=True))
+        _set(self, "swap_gb", real("swap_gb", self.swap_gb, 0, 1e6))
+        flag("prefix_cache", self.prefix_cache)
+        if self.max_queue is not None:
+            _set(self, "max_queue", integer("max_queue", self.max_queue, 0, INT32))
         _set(self, "prefill_rows", integer("prefill_rows", self.prefill_rows, PAGE, 2**16))
         if self.prefill_rows % PAGE:
             refuse("prefill_rows", f"a multiple of {PAGE}", self.prefill_rows)
@@ -146,6 +158,26 @@ class EngineConfig:
 def _option(default: Any, text: str) -> Any:
     """A field that is an option of the command line as well: --help says the text of it."""
     return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Scheduling:
+    """When a request runs, and whose KV pages it may share; never which tokens it gets. RequestError names the first
+    field that is out of range."""
+
+    priority: int = 0  # lower ones begin first, and are preempted last
+    timeout: float | None = None  # seconds after which it ends with what it has, waiting or running; None = never
+    key: str = ""  # who asks: of equal priority, requests of the key of which the fewest run begin first
+    cache_salt: str = ""  # prompts share KV pages with those of the same salt only
+
+    def __post_init__(self) -> None:
+        _set(self, "priority", integer("priority", self.priority, -INT32, INT32))
+        if self.timeout is not None:
+            _set(self, "timeout", real("timeout", self.timeout, 0, 1e9))
+        for name in ("key", "cache_salt"):
+            if not isinstance(value := getattr(self, name), str):
+                refuse(name, "a string", value)
+            unicode(name, value)
 
 
 @dataclass(frozen=True)

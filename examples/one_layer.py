@@ -85,11 +85,11 @@ def measure(ops: Ops, c: ModelConfig, context: int, steps: int) -> tuple[dict[st
         part()
     device.synchronize()
     for way, calls in ways(device.stream, parts).items():
-        began = device.mark()
+        began = device.record_event()
         for _ in range(steps):
             for call in calls:
                 call()
-        times[way] = device.elapsed(began, device.mark()) / steps * 1e3
+        times[way] = device.elapsed(began, device.record_event()) / steps * 1e3
         results.append(result())
     if not all(np.array_equal(results[0], other) for other in results):
         raise SystemExit(f"one_layer: WRONG: {ops.name} gives other bits by a graph than eagerly")

@@ -1,4 +1,4 @@
-"""The examples run on NumPy; those of CuPy on the emulator with a stand-in for it, and on a GPU if there is one."""
+"""The examples run on NumPy. Those that use CuPy run on the emulator with a stand-in for CuPy, and on a GPU."""
 
 from __future__ import annotations
 

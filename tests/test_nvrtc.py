@@ -44,7 +44,7 @@ def test_instances(jobs: Jobs, file: str, arch: int):
 
 
 def test_weights_are_on_their_way_before_the_wait(jobs: Jobs):
-    """Of a decode product, all that a warp has in flight at a time: what ptxas moves behind the wait comes late."""
+    """A decode GEMM issues all loads of its pipeline before the wait: ptxas has moved none of them below it."""
     late = {}
     for name, u in jobs["linear_decode.cu", 90].result().items():
         _, _, tiles, _, depth, *_ = name.split(", ")[-7:]
@@ -62,7 +62,7 @@ def test_every_kernel_has_an_instance(file: str):
 
 @pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: f"sm_{arch}")
 def test_clusters(jobs: Jobs, arch: int, monkeypatch):
-    """The emulator's exercise of clusters: below sm_90 the functions are those of a block alone."""
+    """The emulator's test kernel for clusters also compiles below sm_90, where a cluster is one block."""
     source = (Path(__file__).parent / "emulator" / "kernels" / "clusters.cu").read_text()
     monkeypatch.setattr("ptxas.kernel_source", lambda file: source)
     found = usage("clusters.cu", ["sum_of_cluster<1>", "sum_of_cluster<8>"], arch)

@@ -1,4 +1,4 @@
-"""The rules of the repository that no tool knows: who imports what, how long a file is, what a wheel holds."""
+"""Rules of the repository that no tool checks: imports between folders, lengths of functions, contents of a wheel."""
 
 from __future__ import annotations
 

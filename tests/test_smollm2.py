@@ -1,4 +1,4 @@
-"""The real model, fetched once into the cache: the ids the command line gives, and logits against transformers."""
+"""The real model, downloaded once: token ids from the command line, and logits against transformers."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_chat_ends_at_the_end_of_turn_when_the_file_names_another_eos(
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")
 def test_generate_takes_little_more_memory_than_the_weights() -> None:
-    """At most 1.15 times the float32 weights, and the file. In a process of its own, whose peak is its own."""
+    """At most 1.15 times the float32 weights plus the file. Measured as the peak of a process of its own."""
     code = (
         "import re; from pathlib import Path; from ostinato.cli.main import main; assert 0 == "
         f"main(['generate', '{MODEL}', 'Hello', '--max-tokens', '4', '--backend', 'numpy']); "

@@ -105,6 +105,10 @@ class Device:
         """Bytes that could still be allocated."""
         raise NotImplementedError
 
+    def total_memory(self) -> int:
+        """Bytes of memory that the machine has, used or not."""
+        raise NotImplementedError
+
     def trim(self) -> None:
         """Give memory that no array uses any more back to the machine."""
 
@@ -131,16 +135,16 @@ class Device:
         along x, that run at the same time and reach each other's shared memory; at most 8, and 1 below sm_90."""
         raise NotImplementedError
 
-    def mark(self) -> Any:
-        """The moment at which the work issued before is done, for `wait` and `elapsed`; does not wait."""
+    def record_event(self) -> Any:
+        """An event that completes when all work issued before it is done, for `wait` and `elapsed`; does not wait."""
         raise NotImplementedError
 
-    def wait(self, mark: Any) -> None:
-        """Wait for a mark, not for what was issued after it; raises DeviceError if any work has failed."""
+    def wait(self, event: Any) -> None:
+        """Wait for an event, not for work issued after it. DeviceError if any work has failed."""
         raise NotImplementedError
 
     def elapsed(self, first: Any, last: Any) -> float:
-        """Milliseconds between two marks; waits for all issued work."""
+        """Milliseconds between two events; waits for all issued work."""
         raise NotImplementedError
 
     def about(self) -> dict[str, str]:
@@ -178,10 +182,13 @@ class HostDevice(Device):
             return 1024 * next(int(line.split()[1]) for line in f if line.startswith("MemAvailable:"))
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
-    def mark(self):
+    def total_memory(self):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+    def record_event(self):
         return time.perf_counter()
 
-    def wait(self, mark):
+    def wait(self, event):
         pass
 
     def elapsed(self, first, last):

@@ -17,7 +17,7 @@ import numpy as np
 from measured import head, line
 
 from ostinato.cli import main as cli
-from ostinato.config import EngineConfig, SamplingParams
+from ostinato.config import EngineConfig, SamplingParams, Scheduling
 from ostinato.models.families import FAMILIES
 from ostinato.outputs import CompletionOutput, RequestOutput, StreamChunk
 from ostinato.text import gguf_vocab
@@ -26,7 +26,7 @@ from ostinato.weights.blocks import BLOCKS, Blocks
 from ostinato.weights.kinds import GGUF_KINDS, PLAIN
 from ostinato.weights.methods import METHODS
 
-CLASSES = (EngineConfig, SamplingParams, RequestOutput, CompletionOutput, StreamChunk)
+CLASSES = (EngineConfig, SamplingParams, Scheduling, RequestOutput, CompletionOutput, StreamChunk)
 
 
 def commands(p: argparse.ArgumentParser, *words: str) -> Iterator[tuple[str, argparse.ArgumentParser]]:

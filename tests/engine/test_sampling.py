@@ -1,4 +1,4 @@
-"""The definition of sampling: against float64 and plain loops, and its distribution by chi-square."""
+"""The reference implementation of sampling: against float64 and plain loops, and a chi-square test."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ F32, I32 = np.float32, np.int32
 
 
 def test_philox_known_answers():
-    """The first vectors published with Random123 whose upper counter words are 0."""
+    """The vectors published with Random123 whose upper counter words are 0."""
     assert sampling.philox(0, 0) == 0xE169C58D6627E8D5
 
 
@@ -29,7 +29,7 @@ def test_weights_are_the_exponential():
 
 
 def expected(x, top_k, top_p, min_p):
-    """Probabilities in float64 of what is kept, ties included."""
+    """Probabilities of the kept tokens in float64, including ties."""
     p = np.exp(x.astype(float) - x.max())
     kept = np.ones(len(x), bool)
     if top_k:
@@ -60,7 +60,7 @@ CUTS = [
 @pytest.mark.parametrize("ties", [False, True], ids=["distinct", "ties"])
 @pytest.mark.parametrize(("top_k", "top_p", "min_p"), CUTS)
 def test_distribution(top_k, top_p, min_p, ties):
-    """Draws by counter: every token as often as its probability says, at the 0.1 % level."""
+    """Frequencies of tokens over many counters match the probabilities, at the 0.1 % level."""
     x = (np.random.default_rng(3).standard_normal(40) * 2).astype(F32)
     if ties:
         x = np.round(x)

@@ -1,4 +1,4 @@
-"""What probes are made of: capture, comparison of numbers, the CUDA code and what it is linked with."""
+"""The Lab: capture, comparison of arrays, the CUDA code, and linking."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ def test_every_token_can_be_drawn(device, vocab):
     ],
 )
 def test_more_than_the_candidates_that_fit(device, cut):
-    """Nearly flat: thousands of tokens are kept, and the kernel has to search the row itself."""
+    """A nearly flat distribution keeps thousands of tokens, so the kernel searches the row in global memory."""
     run(device, normal(3, 1, 6000, scale=0.3), rules(1, 6000, temperature=1, seed=9, **cut), [17])
 
 
@@ -164,7 +164,7 @@ def test_neighbouring_floats(device, vocab, cut):
 
 
 def test_all_in_one_bin(device):
-    """More equal logits than candidates fit: the list is empty."""
+    """More equal logits than candidates fit leave the list empty."""
     run(device, np.zeros((1, 4500), F32), rules(1, 4500, temperature=1, top_k=7, top_p=0.6, seed=5), [2])
 
 

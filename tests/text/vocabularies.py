@@ -1,4 +1,4 @@
-"""Small tokenizers of the kinds that models come with, built here rather than stored."""
+"""Builds small tokenizers of all supported kinds."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def gguf_metadata(pre: str = "gpt-2", **changes: Any) -> dict[str, Any]:
 
 
 def gguf(pre: str = "gpt-2", template: Any = None, **changes: Any) -> Any:
-    """What Tokenizer and ChatTemplate need of an open GGUF checkpoint."""
+    """A stand-in for an open GGUF checkpoint, for Tokenizer and ChatTemplate."""
     values = gguf_metadata(pre, **changes) | ({} if template is None else {"tokenizer.chat_template": template})
     return SimpleNamespace(directory=None, metadata=values, source=Path("tiny.gguf"), config={}, generation_config={})
 
@@ -57,7 +57,7 @@ def sentencepiece_metadata(**changes: Any) -> dict[str, Any]:
 
 
 def byte_level() -> Backend:
-    """As GPT-2, Llama 3 and Qwen: tokens spell bytes."""
+    """Byte-level BPE, as in GPT-2, Llama 3 and Qwen."""
     vocab = {token: i for i, token in enumerate(gguf_metadata()["tokenizer.ggml.tokens"])}
     backend = Backend(models.BPE(vocab=vocab, merges=MERGES))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -68,7 +68,7 @@ def byte_level() -> Backend:
 
 
 def sentencepiece() -> Backend:
-    """As Llama 2: a space before every text, spaces as ▁, bytes as <0x00> where there is no token."""
+    """SentencePiece, as in Llama 2: a space before every text, ▁ for spaces, <0x00> for bytes without a token."""
     bytes_ = [f"<0x{b:02X}>" for b in range(256)]
     letters = [chr(c) for c in range(33, 127)]
     vocab = {token: i for i, token in enumerate(["<unk>", "<s>", "</s>", *bytes_, "▁", *letters, "▁a", "ab", "▁ab"])}

@@ -1,4 +1,4 @@
-"""`ostinato bench` on the command line; imports the measuring only when it is asked for."""
+"""`ostinato bench` on the command line. Measuring modules are imported only when a measurement runs."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import argparse
 from typing import Any
 
 from ..options import add, chosen_model, numbers, several
-from . import check, graphs_command, update
+from . import check, graphs_command, schedule_command, update
 
 
 def add_command(commands: Any) -> None:
     """Add `bench` to the subparsers of `ostinato`."""
-    bench = commands.add_parser("bench", help="speed against the limits of the device", description="Measure speed.")
+    bench = commands.add_parser("bench", help="speed against the limits of the GPU", description="Measure speed.")
     what = bench.add_subparsers(dest="what", required=True, metavar="WHAT")
     decode = what.add_parser(
-        "decode", help="a decode step", description="A decode step by batch size, backend and graph mode."
+        "decode", help="a decode step", description="Time a decode step by batch size, backend and graph mode."
     )
     _options(decode)
     decode.set_defaults(run=run)
     graphs_command.add_command(what)
+    schedule_command.add_command(what)
     update.add_command(what)
     check.add_command(what)
 
@@ -29,13 +30,13 @@ def _options(p: argparse.ArgumentParser) -> None:
     several(p, "--backend", "cuda,cublas")
     several(p, "--graph", "off,layer,step")
     add(p, "--prompt-len", "--max-tokens", "--dtype")
-    p.add_argument("--no-operations", action="store_true", help="do not time the operations one by one")
+    p.add_argument("--no-operations", action="store_true", help="do not time single operations")
     add(p, "--json")
-    p.add_argument("--plot", metavar="FILE", help="draw ms a step to a file: .png, .svg, .pdf (needs the extra plot)")
+    p.add_argument("--plot", metavar="FILE", help="plot ms per step: .png, .svg or .pdf (needs the extra plot)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure decode steps, print the tables, write the files; the exit status."""
+    """Measure decode steps, print the tables, write the files; return the exit status."""
     from . import report
     from .decode import Settings, decode
 

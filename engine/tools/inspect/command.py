@@ -1,4 +1,4 @@
-"""`ostinato inspect` on the command line. Imports the looking only when it is asked for."""
+"""`ostinato inspect` on the command line. The modules that read a graph are imported only when the command runs."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 def add_command(commands: Any) -> None:
     """Add `inspect` to the subparsers of `ostinato`."""
     p = commands.add_parser(
-        "inspect", help="the graph of a decode step, opened up", description="Nodes, edges and times of a decode step."
+        "inspect", help="the graph of a decode step", description="Show nodes, edges and times of a decode step."
     )
     add(p, "model", "--shape")
     p.add_argument("--batch", type=int, default=1, metavar="N", help="sequences, at most 16 (1)")
     p.add_argument("--graph", choices=("step", "layer"), default="step", help="what one graph covers (step)")
     add(p, "--backend", "--prompt-len", "--dtype")
     p.add_argument("--dot", metavar="FILE", help="write the graph for graphviz")
-    p.add_argument("--png", metavar="FILE", help="draw a layer and where the time goes (needs the extra plot)")
+    p.add_argument("--png", metavar="FILE", help="draw a layer and the time by operation (needs the extra plot)")
     add(p, "--json")
     p.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Open a step up, print it, write the files; 1 if the times of a captured graph's nodes do not add up."""
+    """Inspect a step, print it, write the files; return 1 if the node times of a captured graph do not add up."""
     from ...run import load
     from ..bench.decode import Settings
     from ..bench.report import check_outputs, stamp, write_json, writing
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def open_step(s: Settings, backend: str, choose: Choose) -> tuple[Step, dict[str, str]]:
-    """A step in the middle of `s`, and what is known of the machine."""
+    """(the middle step of the load `s`, description of the machine)."""
     from ..bench.decode import open_model
     from ..bench.session import Session
     from .timing import look
