@@ -51,9 +51,10 @@ def pytest_configure() -> None:
 
 COMPILING = {"device", "shuffled", "compiler", "jobs"}  # fixtures whose tests compile kernels, unless they are cached
 PROCESSES = "ctrl_c fetch forks forks_gpu mutants probe_processes random_mutants sandbox signals streams template"
+LONG = "blocks byte_order_mark exact methods schedule soak tied"
 MEASURING = "bench bench_graphs bench_schedule compare inspect"
 REAL_MODELS = "minilm smollm2 smollm2_text"
-SLOW_FILES = {f"test_{name}.py" for name in f"{PROCESSES} {MEASURING} {REAL_MODELS} nvrtc".split()}
+SLOW_FILES = {f"test_{name}.py" for name in f"{PROCESSES} {LONG} {MEASURING} {REAL_MODELS} nvrtc".split()}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
