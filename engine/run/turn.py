@@ -98,7 +98,7 @@ class Turn:
                     self.wake()
 
     def wake(self) -> None:
-        """Wake the sleepers that are ready and, if the turn is free, the first that wants it. The caller holds the lock."""
+        """Wake the sleepers that are ready and, if the turn is free, the first that wants it. Call with the lock."""
         free = not self._taken
         for sleeper in self._sleepers:
             wanted = free and sleeper.wants()
