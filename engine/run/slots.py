@@ -13,7 +13,7 @@ from ..ops.device import Device
 from .sequence import Sequence
 
 # Fields copied from SamplingParams unchanged. Its seed may be None, so it is not one of them.
-_TAKEN = [f.name for f in fields(SamplingParams) if f.name in sampling.RULES.fields and f.name != "seed"]
+_TAKEN = [f.name for f in fields(SamplingParams) if f.name in (sampling.RULES.names or ()) and f.name != "seed"]
 
 
 class SlotSampling:
