@@ -135,16 +135,23 @@ class Quantised(ABC):
         return planes
 
     def numbers(self, first: int = 0, last: int | None = None, out: np.ndarray | None = None) -> np.ndarray:
-        """Rows first .. last - 1 [rows, K] float32, written to `out` if it is given. Memory beside them: some chunks.
+        """Rows first .. last - 1 [rows, K] float32, written to `out` if it is given and rounded to its type. Memory
+        beside them: some chunks.
 
         CheckpointError for a scale that is NaN or infinite."""
         n, k = self.shape
         last = n if last is None else last
         out = np.empty((last - first, k), np.float32) if out is None else out
         step = max(1, CHUNK // k // self.align) * self.align
+        chunk = None if out.dtype == np.float32 else np.empty((min(step, last - first), k), np.float32)
         for i in range(first, last, step):
             end = min(i + step, last)
-            self._numbers(i, end, out[i - first : end - first])
+            rows = out[i - first : end - first]
+            if chunk is None:
+                self._numbers(i, end, rows)
+            else:
+                self._numbers(i, end, chunk[: end - i])
+                rows[...] = chunk[: end - i]
         return out
 
     def _numbers(self, first: int, last: int, out: np.ndarray) -> None:

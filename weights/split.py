@@ -49,10 +49,10 @@ def read_model(path: Path) -> Gguf:
     if count == 1:
         return file
     paths = _paths(path, count)
-    parts = [file if part == path else read_file(part) for part in paths]
-    metadata = parts[0].metadata
+    files = [file if part == path else read_file(part) for part in paths]
+    metadata = files[0].metadata
     tensors: dict[str, Tensor] = {}
-    for number, (part, one) in enumerate(zip(paths, parts, strict=True)):
+    for number, (part, one) in enumerate(zip(paths, files, strict=True)):
         _check_part(part, number, one, metadata)
         for name, tensor in one.tensors.items():
             if name in tensors:
@@ -64,16 +64,23 @@ def read_model(path: Path) -> Gguf:
     return Gguf(metadata, tensors)
 
 
-def _paths(path: Path, count: int) -> list[Path]:
-    """The files of all parts, in order, each of which is there."""
+def parts(path: Path) -> list[Path]:
+    """The files of all parts, in order, of a model that has a file of this name; that file alone if it is no part."""
     name = _PART.fullmatch(path.name)
-    if not name or int(name[4]) != count or not 1 <= int(name[2]) <= count:
+    if not name or not 1 <= int(name[2]) <= int(name[4]):
+        return [path]
+    stem, _, of, total, suffix = name.groups()
+    return [path.with_name(f"{stem}{i:05}{of}{total}{suffix}") for i in range(1, int(total) + 1)]
+
+
+def _paths(path: Path, count: int) -> list[Path]:
+    """The files of all `count` parts, in order, each of which is there."""
+    paths = parts(path)
+    if len(paths) != count:
         raise CheckpointError(
             f"{path}: split.count: {count} files hold this model; expected a name like NAME-00001-of-{count:05}.gguf, "
             f"found {found(path.name)}"
         )
-    stem, _, of, total, suffix = name.groups()
-    paths = [path.with_name(f"{stem}{i:05}{of}{total}{suffix}") for i in range(1, count + 1)]
     for part in paths:
         if not part.exists():
             raise CheckpointError(f"{part}: part of a model in {count} files is missing")

@@ -23,6 +23,7 @@ from ..report import print_json, say, tell_warnings, terminal
 from ..tools import tune
 from ..tools.bench import command as bench
 from ..tools.inspect import command as inspect
+from ..tools.options import add, several
 from . import embed, stdin
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def parser() -> Parser:
     tune.add_command(commands)
 
     doctor = commands.add_parser(
-        "doctor", help="what works here", description="What works here, and how to mend the rest."
+        "doctor", help="what works here", description="What works here, and how to fix the rest."
     )
     doctor.add_argument("--json", action="store_true", help="print a JSON list")
     doctor.add_argument(
@@ -94,9 +95,7 @@ def parser() -> Parser:
 
 def _model_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("model", metavar="MODEL", help="a directory, a .gguf file, an alias (smollm2-135m), or org/name")
-    p.add_argument("--backend", choices=("auto", "cuda", "cublas", "numpy"), default="auto", help="default: auto")
-    p.add_argument("--graph", choices=("step", "layer", "off"), default="step", help="what one graph covers (step)")
-    p.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto", help="default: auto")
+    add(p, "--backend", "--graph", "--dtype")
     p.add_argument("--max-len", type=int, help="tokens of a prompt and its completion (default: what the model allows)")
     p.add_argument("--nvtx", action="store_true", help="named ranges for CUDA profilers, such as nsys")
 
@@ -116,8 +115,8 @@ def _sampling_options(p: argparse.ArgumentParser) -> None:
 
 def _compare_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("model", metavar="MODEL", help="a directory, a .gguf file, an alias (smollm2-135m), or org/name")
-    p.add_argument("--backends", default="cuda,cublas", help="which, separated by commas (default: cuda,cublas)")
-    p.add_argument("--graphs", default="off,layer,step", help="which, separated by commas (default: off,layer,step)")
+    several(p, "--backends", "cuda,cublas")
+    several(p, "--graphs", "off,layer,step")
     p.add_argument("--reference", help="backend that the others are measured against (default: cublas, or the first)")
     p.add_argument(
         "--windows", type=int, default=4, metavar="N", help="pieces of text to compare logits on (4); 0 = none"
@@ -125,7 +124,7 @@ def _compare_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--tokens", type=int, default=256, metavar="N", help="tokens in a piece (256)")
     p.add_argument("--decode", type=int, default=128, metavar="N", help="tokens decoded to measure speed (128)")
     p.add_argument("--batch", type=int, default=1, metavar="N", help="sequences decoded at once to measure speed (1)")
-    p.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto", help="default: auto")
+    add(p, "--dtype")
     p.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
 

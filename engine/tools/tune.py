@@ -22,8 +22,8 @@ from ..errors import DeviceError, RequestError
 from ..ops.device import Device
 from ..ops.shapes import DecodeShape, Key, Launch, Shapes, decode_shape, rule
 from ..report import console, say
-from .bench.options import chosen_model, numbers
 from .descent import Axis, Table, axes, descend
+from .options import add, chosen_model, numbers
 
 if TYPE_CHECKING:
     from ..config import ModelConfig
@@ -39,11 +39,10 @@ PARTS = {"single": range(1, 2), "narrow": range(2, 9), "wide": range(9, 17)}  # 
 def add_command(commands: Any) -> None:
     """Add `tune` to the subparsers of `ostinato`."""
     p = commands.add_parser("tune", help="fit the kernels to this GPU", description="Choose launch shapes by timing.")
-    p.add_argument("model", metavar="MODEL", nargs="?", help="a model, as for generate; or --shape")
-    p.add_argument("--shape", metavar="NAME", help="random weights: smollm2-135m, llama-3.2-1b or llama-3.1-8b")
+    add(p, "model", "--shape")
     p.add_argument("--batch", type=numbers, default=(1, 4, 16), metavar="N,N", help="sequences (1,4,16)")
     p.add_argument("--seconds", type=float, default=120, metavar="S", help="search time, after loading (120)")
-    p.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto", help="default: auto")
+    add(p, "--dtype")
     p.add_argument("--json", metavar="FILE", help="also write the choice and the times to a file")
     p.set_defaults(run=run)
 

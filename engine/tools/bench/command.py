@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from ..options import add, chosen_model, numbers, several
 from . import check, graphs_command, update
-from .options import chosen_model, numbers
 
 
 def add_command(commands: Any) -> None:
@@ -18,22 +18,19 @@ def add_command(commands: Any) -> None:
     )
     _options(decode)
     decode.set_defaults(run=run)
-    graphs_command.add_command(what, numbers)
+    graphs_command.add_command(what)
     update.add_command(what)
     check.add_command(what)
 
 
 def _options(p: argparse.ArgumentParser) -> None:
-    p.add_argument("model", metavar="MODEL", nargs="?", help="a model, as for generate; or --shape")
-    p.add_argument("--shape", metavar="NAME", help="random weights: smollm2-135m, llama-3.2-1b or llama-3.1-8b")
+    add(p, "model", "--shape")
     p.add_argument("--batch", type=numbers, default=(1, 4, 8, 16), metavar="N,N", help="sequences (1,4,8,16)")
-    p.add_argument("--backend", default="cuda,cublas", help="backends, separated by commas (default: cuda,cublas)")
-    p.add_argument("--graph", default="off,layer,step", help="modes, separated by commas (default: off,layer,step)")
-    p.add_argument("--prompt-len", type=int, default=128, metavar="N", help="tokens before the first step (128)")
-    p.add_argument("--max-tokens", type=int, default=128, metavar="N", help="steps to measure (128)")
-    p.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto", help="default: auto")
+    several(p, "--backend", "cuda,cublas")
+    several(p, "--graph", "off,layer,step")
+    add(p, "--prompt-len", "--max-tokens", "--dtype")
     p.add_argument("--no-operations", action="store_true", help="do not time single operations")
-    p.add_argument("--json", metavar="FILE", help="write all results to a file")
+    add(p, "--json")
     p.add_argument("--plot", metavar="FILE", help="plot ms per step: .png, .svg or .pdf (needs the extra plot)")
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from typing import Any
 
 from ...report import say
+from ..options import add, numbers, several
 
 DEFAULT = ("minilm-l6", "smollm2-135m")  # an encoder and a decoder
 
 
-def add_command(what: Any, numbers: Callable[[str], tuple[int, ...]]) -> None:
-    """Add `graphs` to the subparsers of `ostinato bench`. numbers: argparse type of a list of numbers."""
+def add_command(what: Any) -> None:
+    """Add `graphs` to the subparsers of `ostinato bench`."""
     p = what.add_parser(
         "graphs", help="what CUDA graphs gain", description="Samples/s with and without graphs, and a breakdown."
     )
@@ -20,11 +20,10 @@ def add_command(what: Any, numbers: Callable[[str], tuple[int, ...]]) -> None:
     p.add_argument("--shape", metavar="NAME,NAME", help="random weights instead: minilm-l6, smollm2-135m, ...")
     p.add_argument("--batch", type=numbers, default=(1, 4, 8, 16), metavar="N,N", help="samples per batch (1,4,8,16)")
     p.add_argument("--backend", choices=("cuda", "cublas", "numpy"), default="cuda", help="default: cuda")
-    p.add_argument("--graph", default="off,layer,step", help="modes, separated by commas (default: off,layer,step)")
+    several(p, "--graph", "off,layer,step")
     p.add_argument("--max-tokens", type=int, default=32, metavar="N", help="tokens a decoder adds to a sentence (32)")
     p.add_argument("--sentences", type=int, default=64, metavar="N", help="how many of the 64 sentences (64)")
-    p.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto", help="default: auto")
-    p.add_argument("--json", metavar="FILE", help="write all results to a file")
+    add(p, "--dtype", "--json")
     p.add_argument("--plot", metavar="FILE", help="plot speed-ups and shares: .png, .svg, .pdf (needs the extra plot)")
     p.set_defaults(run=run)
 

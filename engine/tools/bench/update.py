@@ -19,6 +19,7 @@ from ...errors import DeviceError, RequestError
 from ...graph.cuda_graph import CudaGraph
 from ...ops.device import Device
 from ...run.runner import DecodeBucket
+from ..options import add, chosen_model
 from .session import Load, Session
 
 if TYPE_CHECKING:
@@ -246,13 +247,10 @@ def add_command(commands: Any) -> None:
     """Add `update` to the subparsers of `ostinato bench`."""
     p = commands.add_parser("update", help="graph updates for every token", description="Measure graph updates.")
     p.add_argument("model", metavar="MODEL", nargs="?", help="a model, as for generate (default: --shape smollm2-135m)")
-    p.add_argument("--shape", metavar="NAME", help="random weights: smollm2-135m, llama-3.2-1b or llama-3.1-8b")
+    add(p, "--shape")
     p.add_argument("--batch", type=int, default=1, metavar="N", help="sequences in each of the two batches (1)")
     p.add_argument("--backend", choices=("cuda", "cublas"), default="cuda", help="default: cuda")
-    p.add_argument("--prompt-len", type=int, default=128, metavar="N", help="tokens before the first step (128)")
-    p.add_argument("--max-tokens", type=int, default=128, metavar="N", help="steps to measure (128)")
-    p.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto", help="default: auto")
-    p.add_argument("--json", metavar="FILE", help="write all results to a file")
+    add(p, "--prompt-len", "--max-tokens", "--dtype", "--json")
     p.set_defaults(run=run)
 
 
@@ -260,7 +258,6 @@ def run(args: argparse.Namespace) -> int:
     """Measure, print the table, write the file; return the exit status."""
     from ...run import load
     from .decode import Settings
-    from .options import chosen_model
     from .report import check_outputs, stamp, write_json
 
     if args.model is None and args.shape is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...report import say
-from ..bench.options import chosen_model
+from ..options import add, chosen_model
 
 if TYPE_CHECKING:
     from ..bench.decode import Choose, Settings
@@ -19,16 +19,13 @@ def add_command(commands: Any) -> None:
     p = commands.add_parser(
         "inspect", help="the graph of a decode step", description="Show nodes, edges and times of a decode step."
     )
-    p.add_argument("model", metavar="MODEL", nargs="?", help="a model, as for generate; or --shape")
-    p.add_argument("--shape", metavar="NAME", help="random weights: smollm2-135m, llama-3.2-1b or llama-3.1-8b")
+    add(p, "model", "--shape")
     p.add_argument("--batch", type=int, default=1, metavar="N", help="sequences, at most 16 (1)")
     p.add_argument("--graph", choices=("step", "layer"), default="step", help="what one graph covers (step)")
-    p.add_argument("--backend", choices=("auto", "cuda", "cublas", "numpy"), default="auto", help="default: auto")
-    p.add_argument("--prompt-len", type=int, default=128, metavar="N", help="tokens before the step (128)")
-    p.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto", help="default: auto")
+    add(p, "--backend", "--prompt-len", "--dtype")
     p.add_argument("--dot", metavar="FILE", help="write the graph for graphviz")
     p.add_argument("--png", metavar="FILE", help="draw a layer and the time by operation (needs the extra plot)")
-    p.add_argument("--json", metavar="FILE", help="write all results to a file")
+    add(p, "--json")
     p.set_defaults(run=run)
 
 
