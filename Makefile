@@ -7,6 +7,8 @@ MODEL ?= smollm2-135m
 RANDOM ?= 0
 SEED ?= 1
 JOBS ?= 2
+SECONDS ?= 600
+BACKEND ?= numpy
 BIN := .venv/bin
 TYPES := build/types
 # Imports that are not installed everywhere, or are compiled without a description: pyright takes all of them as Any.
@@ -16,7 +18,7 @@ UNTYPED := cupy cupy/cuda cuda cuda/bindings cuda/pathfinder huggingface_hub \
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: demo test test-fast check format docs mutants clean
+.PHONY: demo test test-fast check format docs mutants soak clean
 
 demo: .venv/.demo
 	$(BIN)/python examples/demo.py $(MODEL)
@@ -51,6 +53,10 @@ docs: .venv/.test
 
 mutants: .venv/.test
 	$(BIN)/python tests/mutants.py --random $(RANDOM) --seed $(SEED) --jobs $(JOBS)
+
+# Random requests for so many seconds; every answer must be what it is alone. BACKEND=cuda SOAK_MODEL=... on a GPU.
+soak: .venv/.test
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python tests/engine/soak.py --seconds $(SECONDS) --backend $(BACKEND) $(if $(SOAK_MODEL),--model $(SOAK_MODEL))
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache

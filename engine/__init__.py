@@ -11,6 +11,7 @@ from .errors import (
     DeviceError,
     DownloadError,
     EngineError,
+    QueueFull,
     RequestError,
     TokenizerError,
     UnsupportedModel,
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .async_llm import AsyncLLM
-    from .config import EngineConfig, ModelConfig, SamplingParams
+    from .config import EngineConfig, ModelConfig, SamplingParams, Scheduling
     from .llm import LLM, generate
     from .outputs import CompletionOutput, RequestOutput, StreamChunk
     from .stream import AsyncStream, Stream
@@ -41,9 +42,11 @@ __all__ = [  # noqa: RUF022 - in the order of sorted()
     "EngineError",
     "LLM",
     "ModelConfig",
+    "QueueFull",
     "RequestError",
     "RequestOutput",
     "SamplingParams",
+    "Scheduling",
     "Stream",
     "StreamChunk",
     "TokenizerError",
@@ -53,7 +56,8 @@ __all__ = [  # noqa: RUF022 - in the order of sorted()
 ]
 
 _MODULES = {
-    "EngineConfig": "config", "ModelConfig": "config", "SamplingParams": "config", "LLM": "llm", "generate": "llm",
+    "EngineConfig": "config", "ModelConfig": "config", "SamplingParams": "config",
+    "Scheduling": "config", "LLM": "llm", "generate": "llm",
     "CompletionOutput": "outputs", "RequestOutput": "outputs", "StreamChunk": "outputs",
     "AsyncLLM": "async_llm", "AsyncStream": "stream", "Stream": "stream",
 }  # fmt: skip

@@ -6,14 +6,14 @@ import asyncio
 import os
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .config import SamplingParams
+from .config import SamplingParams, Scheduling
 from .llm import LLM, Messages, Params
 from .outputs import RequestOutput
 from .run.engine import Engine
@@ -36,19 +36,27 @@ class AsyncLLM:
             self._engine()
 
     def stream(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, parse_special: bool = False
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        parse_special: bool = False,
+        schedule: Scheduling | None = None,
     ) -> AsyncStream:
-        """Complete one prompt: `async for chunk in llm.stream(...)`. An invalid request raises here.
+        """Complete one prompt: `async for chunk in llm.stream(...)`.
 
-        The request ends early when its task is cancelled, by `close()`, or when the stream is garbage collected.
-        parse_special: see LLM.generate."""
-        return self._stream(self.llm.request(prompt, params, single=True, parse_special=parse_special))
+        The request starts when the first chunk is asked for; an invalid one raises there. It ends early when its task
+        is cancelled, by `close()`, or when the stream is garbage collected. parse_special, schedule: see
+        LLM.generate."""
+        options = {"single": True, "parse_special": parse_special, "schedule": schedule}
+        return self._stream(partial(self.llm.request, prompt, params, **options))
 
     async def generate(
-        self, prompts: Any, params: Params = None, *, parse_special: bool = False
+        self, prompts: Any, params: Params = None, *, parse_special: bool = False, schedule: Scheduling | None = None
     ) -> list[RequestOutput]:
         """Complete prompts, as LLM.generate does. Cancelling the task ends its requests."""
-        return await self._complete(self.llm.requests(prompts, params, parse_special=parse_special))
+        make = partial(self.llm.requests, prompts, params, parse_special=parse_special, schedule=schedule)
+        return await self._complete(await asyncio.to_thread(make))
 
     async def _complete(self, todo: list[Request]) -> list[RequestOutput]:
         """Run requests to their end and return their outputs."""
@@ -64,17 +72,18 @@ class AsyncLLM:
             raise
         return [handle.output() for handle in handles]
 
-    async def chat(self, messages: Messages, params: SamplingParams | None = None) -> RequestOutput:
+    async def chat(
+        self, messages: Messages, params: SamplingParams | None = None, *, schedule: Scheduling | None = None
+    ) -> RequestOutput:
         """Answer messages, as LLM.chat does."""
-        request = await asyncio.to_thread(self.llm.chat_request, messages, params)  # a template may take its time
+        request = await asyncio.to_thread(self.llm.chat_request, messages, params, schedule=schedule)
         return (await self._complete([request]))[0]
 
-    async def stream_chat(self, messages: Messages, params: SamplingParams | None = None) -> AsyncStream:
-        """Answer messages as a stream: `async for chunk in await llm.stream_chat(...)`.
-
-        The await renders the chat template in a thread, so that a slow template does not block the event loop."""
-        request = partial(self.llm.chat_request, messages, params, single=True)
-        return self._stream(await asyncio.to_thread(request))
+    def stream_chat(
+        self, messages: Messages, params: SamplingParams | None = None, *, schedule: Scheduling | None = None
+    ) -> AsyncStream:
+        """Answer messages as a stream: `async for chunk in llm.stream_chat(...)`."""
+        return self._stream(partial(self.llm.chat_request, messages, params, single=True, schedule=schedule))
 
     async def embed(self, texts: Any, pooling: str = "mean", normalize: bool = True) -> np.ndarray:
         """Embed texts, as LLM.embed does: [N, D] float32."""
@@ -90,8 +99,8 @@ class AsyncLLM:
         if self._stop is not None:
             self._stop()
 
-    def _stream(self, request: Request) -> AsyncStream:
-        return AsyncStream(self._engine(), request, driver=self)
+    def _stream(self, make: Callable[[], Request]) -> AsyncStream:
+        return AsyncStream(self._engine(), make, driver=self)
 
     def _engine(self) -> Engine:
         """The engine; starts its thread once per process, as a forked child has none of its parent's threads."""

@@ -122,6 +122,10 @@ class EngineConfig:
     max_batch: int = 16  # sequences decoded together; more than 16 run as groups of 16
     max_len: int | None = None  # tokens of a prompt and its completion; None = the model's maximum
     cache_tokens: int | None = None  # tokens in the KV cache; None = max_batch * max_len, less if memory is short
+    gpu_memory: float | None = None  # limit of device memory: up to 1 a share, above 1 in GB; None = most of it
+    swap_gb: float = 4.0  # GB of host memory for KV pages of preempted sequences, allocated when needed
+    prefix_cache: bool = True  # keep KV pages of prompts for later prompts with the same prefix; not with cublas
+    max_queue: int | None = None  # maximum number of waiting sequences; None = unlimited
     prefill_rows: int = 2048  # rows of one prefill or encoder pass, a multiple of 64
     seed: int | None = None  # seed of the generator that gives requests without a seed theirs; None = random
     nvtx: bool = False  # NVTX ranges for profilers, around operations, parts and graphs
@@ -135,6 +139,12 @@ class EngineConfig:
             _set(self, "max_len", integer("max_len", self.max_len, 1, INT32))
         if self.cache_tokens is not None:
             _set(self, "cache_tokens", integer("cache_tokens", self.cache_tokens, 1, INT32))
+        if self.gpu_memory is not None:
+            _set(self, "gpu_memory", real("gpu_memory", self.gpu_memory, 0, 1e6, open_low=True))
+        _set(self, "swap_gb", real("swap_gb", self.swap_gb, 0, 1e6))
+        flag("prefix_cache", self.prefix_cache)
+        if self.max_queue is not None:
+            _set(self, "max_queue", integer("max_queue", self.max_queue, 0, INT32))
         _set(self, "prefill_rows", integer("prefill_rows", self.prefill_rows, PAGE, 2**16))
         if self.prefill_rows % PAGE:
             refuse("prefill_rows", f"a multiple of {PAGE}", self.prefill_rows)
@@ -146,6 +156,26 @@ class EngineConfig:
 def _option(default: Any, text: str) -> Any:
     """A field that is also a command-line option with this help text."""
     return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Scheduling:
+    """When a request runs, and which KV pages it may share. It does not affect the tokens. RequestError names the first
+    field that is out of range."""
+
+    priority: int = 0  # lower values start first and are preempted last
+    timeout: float | None = None  # seconds until the request ends with its tokens so far; None = never
+    key: str = ""  # client: at equal priority, requests of the key with the fewest running requests start first
+    cache_salt: str = ""  # prompts share KV pages only with prompts of the same salt
+
+    def __post_init__(self) -> None:
+        _set(self, "priority", integer("priority", self.priority, -INT32, INT32))
+        if self.timeout is not None:
+            _set(self, "timeout", real("timeout", self.timeout, 0, 1e9))
+        for name in ("key", "cache_salt"):
+            if not isinstance(value := getattr(self, name), str):
+                refuse(name, "a string", value)
+            unicode(name, value)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@
     │   └── UnsupportedModel     the checkpoint is valid, but needs a feature that the engine does not have
     ├── TokenizerError       tokenizer or chat template cannot be used
     ├── RequestError         a prompt or a parameter is invalid
-    │   └── CacheFull            the request can never fit into the KV cache
+    │   ├── CacheFull            the request can never fit into the KV cache
+    │   └── QueueFull            more requests wait than max_queue allows
     ├── DownloadError        a model could not be fetched, or its checksum is wrong
     └── DeviceError          a requested backend is not available, or the device failed
         └── CaptureError         an operation could not be captured into a graph
@@ -51,6 +52,10 @@ class RequestError(EngineError):
 
 class CacheFull(RequestError):
     """The request needs more pages than the whole KV cache has."""
+
+
+class QueueFull(RequestError):
+    """More sequences wait than max_queue allows: the same request may be accepted later."""
 
 
 class DownloadError(EngineError):

@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from .checks import choice, flag
-from .config import EngineConfig, ModelConfig, SamplingParams
+from .config import EngineConfig, ModelConfig, SamplingParams, Scheduling
 from .errors import RequestError, TokenizerError
 from .graph.capture import CaptureReport
 from .models.families import model_config
@@ -28,8 +28,8 @@ from .run.base_runner import expect_kind, longest
 from .run.encoder import Encoder
 from .run.engine import Engine
 from .run.runner import Runner
+from .run.scheduler import Counters
 from .run.sequence import Request
-from .sizes import PAGE
 from .stream import AsyncStream, Stream
 from .text import end_tokens, prompt_text
 from .text.template import ChatTemplate
@@ -61,6 +61,10 @@ class LLM:
         max_batch: int = 16,
         max_len: int | None = None,
         cache_tokens: int | None = None,
+        gpu_memory: float | None = None,
+        swap_gb: float = 4.0,
+        prefix_cache: bool = True,
+        max_queue: int | None = None,
         prefill_rows: int = 2048,
         seed: int | None = None,
         nvtx: bool = False,
@@ -68,8 +72,10 @@ class LLM:
         ops: Ops | None = None,
     ) -> None:
         self.options: EngineConfig = EngineConfig(
-            backend, graph, dtype, max_batch, max_len, cache_tokens, prefill_rows, seed, nvtx
-        )
+            backend=backend, graph=graph, dtype=dtype, max_batch=max_batch, max_len=max_len, cache_tokens=cache_tokens,
+            gpu_memory=gpu_memory, swap_gb=swap_gb, prefix_cache=prefix_cache, max_queue=max_queue,
+            prefill_rows=prefill_rows, seed=seed, nvtx=nvtx,
+        )  # fmt: skip
         report, began = Reporter(quiet), time.perf_counter()
         self._quiet, self._random = quiet, random.Random(self.options.seed)
         self._encoding = threading.Lock()  # an encoder has the buffers of one pass
@@ -105,7 +111,12 @@ class LLM:
             w = load.weights(ops, ck, c, longest(c, self.options), banned, bar, report.line)
         with report.bar(f"graph {self.options.graph}") as bar:
             self._prepared: Runner | Encoder | None = (Runner if c.causal else Encoder)(ops, c, w, self.options, bar)
-        self._engine = Engine(self._prepared, progress=self._bar.update) if isinstance(self._prepared, Runner) else None
+        self._engine = None
+        if isinstance(runner := self._prepared, Runner):
+            self._engine = Engine(runner, progress=self._bar.update, max_queue=self.options.max_queue)
+            report.line(runner.memory.line())
+            if self.options.prefix_cache and runner.prefix is None:
+                report.line(f"prefix cache: off, as sums of backend {ops.name} depend on what else is in a pass")
 
     # -- properties -----------------------------------------------------------------------------------------------
 
@@ -154,7 +165,14 @@ class LLM:
 
     # -- generating -----------------------------------------------------------------------------------------------
 
-    def generate(self, prompts: Any, params: Params = None, *, parse_special: bool = False) -> list[RequestOutput]:
+    def generate(
+        self,
+        prompts: Any,
+        params: Params = None,
+        *,
+        parse_special: bool = False,
+        schedule: Scheduling | None = None,
+    ) -> list[RequestOutput]:
         """Complete one prompt or many. The outputs come in the order of the prompts.
 
             outputs = llm.generate(["One, two,", "Once upon a time"], SamplingParams(max_tokens=20))
@@ -164,34 +182,47 @@ class LLM:
         other threads, and each gets the tokens that it would get alone.
         params: one for all prompts, or a list with one for each. None: greedy, until an end token or max_len.
         parse_special: text that spells a control token becomes that token. Do not use it for untrusted text.
+        schedule: priority, timeout and key beside other requests, and whose KV pages may be shared.
 
-        RequestError or CacheFull is raised before anything runs; DeviceError if a step fails. Ctrl-C ends only the
-        requests of this call."""
-        return self._complete(self.requests(prompts, params, parse_special=parse_special))
+        RequestError, CacheFull or QueueFull is raised before anything runs; DeviceError if a step fails. Ctrl-C ends
+        only the requests of this call."""
+        return self._complete(self.requests(prompts, params, parse_special=parse_special, schedule=schedule))
 
     def stream(
-        self, prompt: requests.Prompt, params: SamplingParams | None = None, *, parse_special: bool = False
+        self,
+        prompt: requests.Prompt,
+        params: SamplingParams | None = None,
+        *,
+        parse_special: bool = False,
+        schedule: Scheduling | None = None,
     ) -> Stream:
         """Complete one prompt and yield text as soon as it is final; the last chunk has the whole output.
 
         RequestError is raised here, not at the first chunk. The request ends early by close(), from any thread, or when
-        the stream is garbage collected. parse_special: see generate."""
-        return Stream(self.engine, self.request(prompt, params, single=True, parse_special=parse_special))
+        the stream is garbage collected. parse_special, schedule: see generate."""
+        request = self.request(prompt, params, single=True, parse_special=parse_special, schedule=schedule)
+        return Stream(self.engine, request)
 
     def abort(self, stream: Stream | AsyncStream | None = None) -> None:
         """End a stream, or all requests, within one step. Outputs hold the tokens so far and finish_reason "abort"."""
         if stream is None:
             self.engine.abort_all()
-        else:
+        elif stream.begun:
             self.engine.abort(stream.handle)
+        else:
+            stream.close()
 
-    def chat(self, messages: Messages, params: SamplingParams | None = None) -> RequestOutput:
+    def chat(
+        self, messages: Messages, params: SamplingParams | None = None, *, schedule: Scheduling | None = None
+    ) -> RequestOutput:
         """Answer messages [{"role": "user", "content": "..."}, ...] with the model's chat template."""
-        return self._complete([self.chat_request(messages, params)])[0]
+        return self._complete([self.chat_request(messages, params, schedule=schedule)])[0]
 
-    def stream_chat(self, messages: Messages, params: SamplingParams | None = None) -> Stream:
+    def stream_chat(
+        self, messages: Messages, params: SamplingParams | None = None, *, schedule: Scheduling | None = None
+    ) -> Stream:
         """Answer messages as a stream."""
-        return Stream(self.engine, self.chat_request(messages, params, single=True))
+        return Stream(self.engine, self.chat_request(messages, params, single=True, schedule=schedule))
 
     def chat_prompt(self, messages: Messages) -> list[int]:
         """Token ids of messages, rendered by the chat template. TokenizerError if the model has none."""
@@ -221,6 +252,15 @@ class LLM:
         with self._encoding:
             vectors = encoder.embed(ids, cls=pooling == "cls")
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12) if normalize else vectors
+
+    @property
+    def counters(self) -> Counters:
+        """What the scheduler has done since the model was loaded: prompt tokens, cached ones, preemptions."""
+        return self.engine.counters
+
+    def flush_prefix_cache(self) -> None:
+        """Forget the KV pages that are kept for prompts to come. Changes no answer, only how soon it is there."""
+        self.engine.flush()
 
     def close(self) -> None:
         """End the chat template's process and release device memory. Open requests end with an error.
@@ -259,34 +299,44 @@ class LLM:
         single: bool = False,
         chat: bool = False,
         parse_special: bool = False,
+        schedule: Scheduling | None = None,
     ) -> Request:
         """Create and check a request for the engine. RequestError for an invalid prompt or parameter.
 
-        single: require params.n == 1. chat: the end-of-turn token also ends it. parse_special: see generate."""
+        single: require params.n == 1. chat: the end-of-turn token also ends it. parse_special, schedule: see
+        generate."""
         params = params or SamplingParams()
         if single and params.n != 1:
             raise RequestError(f"n: expected 1 in a stream, found {params.n}")
-        limits = requests.Limits(self.max_len, (self.runner.table.pages - 1) * PAGE)
+        limits = requests.Limits(self.max_len, self.runner.memory.tokens)
         encode = partial(prompt_text.encode, parse_special=flag("parse_special", parse_special), tell=not self._quiet)
         config = self._chat_config() if chat else self.config
         seed = partial(self._random.getrandbits, 64)
         made = requests.make(prompt, params, config, self.tokenizer, limits, seed, encode)
+        made = made if schedule is None else replace(made, schedule=schedule)
         self.engine.check(made)
         return made
 
     def chat_request(
-        self, messages: Messages, params: SamplingParams | None = None, *, single: bool = False
+        self,
+        messages: Messages,
+        params: SamplingParams | None = None,
+        *,
+        single: bool = False,
+        schedule: Scheduling | None = None,
     ) -> Request:
         """Create and check a request from chat messages. The end-of-turn token also ends it."""
-        return self.request(self.chat_prompt(messages), params, single=single, chat=True)
+        return self.request(self.chat_prompt(messages), params, single=single, chat=True, schedule=schedule)
 
-    def requests(self, prompts: Any, params: Params = None, *, parse_special: bool = False) -> list[Request]:
+    def requests(
+        self, prompts: Any, params: Params = None, *, parse_special: bool = False, schedule: Scheduling | None = None
+    ) -> list[Request]:
         """Create the requests of a call of `generate`. RequestError names the prompt of a list that is invalid."""
         wanted, several = requests.prompts(prompts)
         made = []
         for i, (prompt, p) in enumerate(zip(wanted, _params(params, len(wanted)), strict=True)):
             try:
-                made.append(self.request(prompt, p, parse_special=parse_special))
+                made.append(self.request(prompt, p, parse_special=parse_special, schedule=schedule))
             except RequestError as e:
                 raise requests.of_prompt(i, e) if several else e from None
         return made

@@ -14,7 +14,7 @@ class CompletionOutput:
     index: int  # 0 .. n - 1
     text: str  # without the stop text or the stop token's text
     token_ids: list[int]  # all generated tokens, including the stop token
-    finish_reason: str  # "stop" (a stop token or a stop text), "length" (max_tokens) or "abort" (LLM.abort)
+    finish_reason: str  # "stop" (stop token or text), "length" (max_tokens), "abort" (LLM.abort) or "timeout"
     # Per token: id -> natural log probability, the most probable first, and the token's own. None: not requested.
     logprobs: list[dict[int, float]] | None
 
@@ -30,6 +30,7 @@ class RequestOutput:
     completion_tokens: int  # sum over all outputs
     ttft: float  # seconds from the call to the request's first token
     decode_tok_s: float | None  # tokens/s after the first token; None if there was only one
+    cached_tokens: int = 0  # prompt tokens found in the prefix cache, by the first completion
 
     @property
     def text(self) -> str:

@@ -55,8 +55,8 @@ def prepared(ops: Ops, c: ModelConfig, context: int) -> tuple[list[Part], Callab
         ids=one(7), seqs=one(0), positions=one(context), visible=one(context + 1), table=device.upload(table),
         last=one(0), kind=PassKind.DECODE,
     )  # fmt: skip
-    *parts, _ = decoder.parts(ops, c, w, b, step, caches)
-    return parts, lambda: device.read(b.x)
+    parts: list[Part] = list(decoder.parts(ops, c, w, b, step, caches))
+    return parts[:-1], lambda: device.read(b.x)
 
 
 def captured(stream, parts: list[Part]):

@@ -50,12 +50,20 @@ def pytest_configure() -> None:
 
 
 COMPILING = {"device", "shuffled", "compiler", "jobs"}  # fixtures whose tests compile kernels, unless they are cached
+SLOW_FILES = {  # what takes their time
+    "test_ctrl_c.py": "processes", "test_forks.py": "processes", "test_forks_gpu.py": "processes",
+    "test_minilm.py": "a real model", "test_mutants.py": "processes", "test_nvrtc.py": "a compiler",
+    "test_probe_processes.py": "processes", "test_random_mutants.py": "processes", "test_signals.py": "processes",
+    "test_smollm2.py": "a real model", "test_smollm2_text.py": "a real model", "test_streams.py": "processes",
+}  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that compile kernels are slow. They come with a warm cache too: what is fast must not depend on it."""
+    """Mark the tests that compile kernels, and those of SLOW_FILES, as slow; others say so themselves.
+
+    A warm cache of compiled kernels changes nothing: what is fast must not depend on it."""
     for item in items:
-        if COMPILING & set(getattr(item, "fixturenames", ())):
+        if COMPILING & set(getattr(item, "fixturenames", ())) or item.path.name in SLOW_FILES:
             item.add_marker("slow")
 
 

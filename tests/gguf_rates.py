@@ -41,7 +41,13 @@ def matrices(layers: int) -> dict[str, tuple[str, int, int]]:
 def write(path: Path, layers: int) -> None:
     """A GGUF file whose matrices repeat some random rows."""
     sys.path.insert(0, str(Path(__file__).parent / "weights"))
-    from checkpoint_files import NUMBERS, gguf, info, llama_keys, random_blocks
+    from checkpoint_files import (  # pyright: ignore[reportMissingImports]
+        NUMBERS,
+        gguf,
+        info,
+        llama_keys,
+        random_blocks,
+    )  # fmt: skip
 
     sizes = {"embedding_length": HIDDEN, "feed_forward_length": FFN, "block_count": layers, "context_length": 2048,
              "attention__head_count": HEADS, "attention__head_count_kv": KV_HEADS}  # fmt: skip

@@ -45,22 +45,23 @@ class Ticket:
 class NoRunner:
     """The part of Runner that Batch needs; returns random tokens whose text has no digits."""
 
-    max_batch, prefill_rows, max_len = BATCH, 2048, 4096
+    max_batch, prefill_rows, max_len, window = BATCH, 2048, 4096, 0
+    swap = prefix = None
 
     def __init__(self, tokens: np.ndarray) -> None:
         self.table = PageTable(BATCH, self.max_len, 1 + BATCH * self.max_len // 64)
         self._tokens, self._step, self._rows = tokens, 0, 0
 
-    def admit(self, sequences: Any) -> None:
+    def set_sampling(self, sequences: Any) -> None:
         """Nothing."""
 
     def set_rows(self, rows: Any) -> None:
         """Keep the number of rows."""
         self._rows = len(rows)
 
-    def prefill(self, chunks: Any) -> tuple[np.ndarray, None]:
-        """One token per prompt."""
-        return np.full(sum(chunk.ends for chunk in chunks), self._tokens[0, 0]), None
+    def prefill(self, chunks: Any) -> Ticket:
+        """One token a prompt."""
+        return Ticket(np.full(sum(chunk.ends for chunk in chunks), self._tokens[0, 0]))
 
     def decode(self) -> Ticket:
         """The next row of tokens."""

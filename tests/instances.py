@@ -97,6 +97,7 @@ INSTANCES: dict[str, list[str]] = {
     ],
     "norm.cu": [*each("rms_norm", TYPES, ("true", "false")), *each("layer_norm", TYPES), *each("head_norm", TYPES)],
     "pack.cu": [*each("pack", TYPES), *each("embed_packed", TYPES), *each("embed_plain", TYPES)],
+    "pages.cu": each("copy_pages", ("true", "false")),
     "pool.cu": ["pool"],
     "read_ceiling.cu": ["read_ceiling"],
     "rope.cu": [*each("rope_append", TYPES), *each("append", TYPES)],

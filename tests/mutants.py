@@ -37,6 +37,16 @@ class Mutant:
 
 MUTANTS = (
     Mutant(
+        "pages that come back to where they were", "pages.cu",
+        "uint4* in_host = host + (size_t(places[i])", "uint4* in_host = host + (size_t(pages[i] % 5)",
+        ("tests/ops/test_pages.py",),
+    ),
+    Mutant(
+        "the end of a page is not copied", "pages.cu",
+        "e < quads; e +=", "e < quads / 256 * 256; e +=",
+        ("tests/ops/test_pages.py",),
+    ),
+    Mutant(
         "a missing barrier", "reduce.cuh",
         "part[threadIdx.x / 32] = v;\n    __syncthreads();\n", "part[threadIdx.x / 32] = v;\n",
         ("tests/ops/test_rows.py",),

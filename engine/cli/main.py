@@ -53,6 +53,7 @@ def parser() -> Parser:
 
     generate = commands.add_parser("generate", help="continue a prompt", description="Continue a prompt.")
     _model_options(generate)
+    _memory_option(generate)
     generate.add_argument("prompt", metavar="PROMPT", help="the text to continue; - reads it from stdin")
     generate.add_argument("--chat", action="store_true", help="PROMPT is a message; use the model's chat template")
     generate.add_argument(
@@ -66,6 +67,7 @@ def parser() -> Parser:
         "chat", help="talk to a model", description="Talk to a model; /reset forgets, /exit ends."
     )
     _model_options(chat)
+    _memory_option(chat)
     chat.add_argument("--system", help="message of the role system to begin with")
     _sampling_options(chat)
     chat.set_defaults(run=run_chat)
@@ -98,6 +100,10 @@ def _model_options(p: argparse.ArgumentParser) -> None:
     add(p, "--backend", "--graph", "--dtype")
     p.add_argument("--max-len", type=int, help="tokens of a prompt and its completion (default: what the model allows)")
     p.add_argument("--nvtx", action="store_true", help="named ranges for CUDA profilers, such as nsys")
+
+
+def _memory_option(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--gpu-memory", type=float, metavar="X", help="device memory to take: a share up to 1, above 1 GB")
 
 
 def _sampling_options(p: argparse.ArgumentParser) -> None:
@@ -133,7 +139,7 @@ def _load(args: argparse.Namespace) -> LLM:
 
     tell_warnings()
     return LLM(args.model, backend=args.backend, graph=args.graph, dtype=args.dtype, max_batch=1, max_len=args.max_len,
-               nvtx=args.nvtx)  # fmt: skip
+               gpu_memory=args.gpu_memory, nvtx=args.nvtx)  # fmt: skip
 
 
 def _params(args: argparse.Namespace) -> SamplingParams:

@@ -105,6 +105,10 @@ class Device:
         """Bytes that could still be allocated."""
         raise NotImplementedError
 
+    def total_memory(self) -> int:
+        """Bytes of memory that the machine has, used or not."""
+        raise NotImplementedError
+
     def trim(self) -> None:
         """Give memory that no array uses any more back to the machine."""
 
@@ -177,6 +181,9 @@ class HostDevice(Device):
         with suppress(OSError, StopIteration), open("/proc/meminfo", encoding="ascii") as f:
             return 1024 * next(int(line.split()[1]) for line in f if line.startswith("MemAvailable:"))
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+    def total_memory(self):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
     def record_event(self):
         return time.perf_counter()

@@ -1,8 +1,8 @@
 """Everything but the matrix products, on a GPU: norms, rotary positions, attention, SiLU, sampling, the next step.
 
 DeviceOps is the base of the backends cuda and cublas, which add weights, embed and linear. It checks what it is given,
-chooses grids, and launches kernels/norm.cu, rope.cu, elementwise.cu, attend_decode.cu, attend_prefill.cu and sample.cu
-through a Device; every launch is a dependent one.
+chooses grids, and launches kernels/norm.cu, rope.cu, elementwise.cu, attend_decode.cu, attend_prefill.cu, pages.cu and
+sample.cu through a Device; every launch but those of pages.cu is a dependent one.
 """
 
 from __future__ import annotations
@@ -188,6 +188,24 @@ class DeviceOps(Ops):
         sizes = (rows, heads // kv_heads, kv_heads, s.table.shape[1], window, scratch.splits)
         sizes = (*(np.int32(v) for v in sizes), scale)
         self._launch("attend_decode.cu", name, grid, 256, *arrays, *state, *sizes, shared=tile.shared)
+
+    def save_pages(self, pool, host, pages, places):
+        self._copy_pages("save_pages", "true", pool, host, pages, places)
+
+    def load_pages(self, pool, host, pages, places):
+        self._copy_pages("load_pages", "false", pool, host, pages, places)
+
+    def _copy_pages(self, op: str, save: str, pool: Array, host: Array, pages: Array, places: Array) -> None:
+        """Not a dependent launch, and none starts early behind it: kernels read the KV cache before they wait."""
+        parts, total, *page = pool.shape
+        expect(op, "pool", pool, self.dtype, (parts, total, *page))
+        expect(op, "host", host, self.dtype, (len(host), parts, *page))
+        expect(op, "pages", pages, I32, (len(pages),))
+        expect(op, "places", places, I32, (len(pages),))
+        quads = math.prod(page) * self.dtype.itemsize // 16
+        grid = (min(-(-quads // 256), 4), parts, len(pages))
+        kernel = self.device.kernel("pages.cu", f"copy_pages<{save}>")
+        self.device.launch(kernel, grid, (256,), [pool, host, pages, places, np.int32(total), np.int32(quads)])
 
     # -- sampling ---------------------------------------------------------------------------------------------------
 

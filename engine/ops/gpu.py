@@ -76,6 +76,9 @@ class CupyDevice(Device):
         pool = self._cupy.get_default_memory_pool()
         return self._cupy.cuda.runtime.memGetInfo()[0] + pool.free_bytes()
 
+    def total_memory(self):
+        return self._cupy.cuda.runtime.memGetInfo()[1]
+
     def trim(self):
         self._cupy.get_default_memory_pool().free_all_blocks()
 

@@ -26,7 +26,7 @@ class SlotSampling:
         self.arrays = Sampling(rules, counts=device.upload(np.zeros((slots + 1, vocab), np.int32)))
 
     def set(self, sequences: list[Sequence]) -> None:
-        """Take over newly admitted sequences; nothing of theirs has been sampled yet."""
+        """Take over newly admitted sequences, with what they have generated so far."""
         for seq in sequences:
             rules = self._host[seq.slot]
             for name in _TAKEN:
@@ -38,5 +38,6 @@ class SlotSampling:
                 counts = self.arrays.counts[seq.slot]
                 seen = np.zeros(counts.shape, np.int32)
                 seen[seq.prompt] = 1
+                np.add.at(seen, seq.tokens[: seq.computed], 2)
                 self._device.write(counts, seen)
         self._device.write(self.arrays.rules, sampling.as_bytes(self._host))

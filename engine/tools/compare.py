@@ -183,7 +183,8 @@ def compare(settings: Settings) -> Report:
 
 def _open(s: Settings, backend: str, graph: str) -> LLM:
     need = max(s.tokens if s.windows else 0, PROMPT + s.decode)
-    return LLM(s.model, backend=backend, graph=graph, dtype=s.dtype, max_batch=s.batch, max_len=need, quiet=True)
+    return LLM(s.model, backend=backend, graph=graph, dtype=s.dtype, max_batch=s.batch, max_len=need, quiet=True,
+               prefix_cache=False)  # fmt: skip
 
 
 def _summary(row: Row) -> str:

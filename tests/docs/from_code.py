@@ -15,33 +15,31 @@ from typing import Any
 from measured import head, line
 
 from ostinato.cli import main as cli
-from ostinato.config import EngineConfig, SamplingParams
+from ostinato.config import EngineConfig, SamplingParams, Scheduling
 from ostinato.models.families import FAMILIES
 from ostinato.outputs import CompletionOutput, RequestOutput, StreamChunk
 from ostinato.text import gguf_vocab
+from ostinato.text.pre_tokenizers import PRE
 from ostinato.weights.blocks import BLOCKS
 from ostinato.weights.kinds import GGUF_KINDS, PLAIN
 
-COMMANDS = ("generate", "chat", "embed", "compare", "inspect", "tune", "doctor")
-BENCHES = ("decode", "graphs", "update", "check")
-CLASSES = (EngineConfig, SamplingParams, RequestOutput, CompletionOutput, StreamChunk)
+CLASSES = (EngineConfig, SamplingParams, Scheduling, RequestOutput, CompletionOutput, StreamChunk)
 
 
-def command(*words: str) -> argparse.ArgumentParser:
-    """The parser of a command, "bench" "decode"."""
-    found: argparse.ArgumentParser = cli.parser()
-    for word in words:
-        choices = next(a.choices for a in found._actions if isinstance(a, argparse._SubParsersAction))
-        found = choices[word]
-    return found
+def commands(p: argparse.ArgumentParser, *words: str) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    """Every command that has none below it, "bench decode", and its parser."""
+    below = [a.choices for a in p._actions if isinstance(a, argparse._SubParsersAction)]
+    if not below:
+        yield " ".join(words), p
+    for name, inner in below[0].items() if below else ():
+        yield from commands(inner, *words, name)
 
 
-def options(*words: str) -> Iterator[str]:
+def options(name: str, p: argparse.ArgumentParser) -> Iterator[str]:
     """Arguments and options of a command. The same text for every version of Python, unlike --help."""
-    p = command(*words)
     yield f"{p.description}"
     yield ""
-    yield from head(f"`ostinato {' '.join(words)}`", "")
+    yield from head(f"`ostinato {name}`", "")
     for a in p._actions:
         if not isinstance(a, (argparse._HelpAction, argparse._SubParsersAction)):
             yield line(f"`{_spelled(a)}`", _cell(a.help or ""))
@@ -97,17 +95,17 @@ def gguf_types() -> Iterator[str]:
 
 
 def pre_tokenizers() -> Iterator[str]:
-    """Which values of tokenizer.ggml.pre are known."""
-    yield f"`tokenizer.ggml.pre`: {', '.join(f'`{name}`' for name in gguf_vocab.PRE)}. All others are refused."
+    """Which values of tokenizer.ggml.model and tokenizer.ggml.pre are known."""
+    kinds = ", ".join(f"`{name}` ({kind})" for name, (kind, _) in gguf_vocab.MODELS.items())
+    yield f"- `tokenizer.ggml.model`: {kinds}. All others are refused."
+    yield f"- `tokenizer.ggml.pre` of byte-level BPE: {', '.join(f'`{name}`' for name in PRE)}. All others are refused."
 
 
 def blocks() -> Iterator[tuple[str, Callable[[], Iterator[str]]]]:
     """Name and maker of every block of this module."""
     yield from {"families": families, "gguf-types": gguf_types, "pre-tokenizers": pre_tokenizers}.items()
-    for name in COMMANDS:
-        yield f"options {name}", lambda name=name: options(name)
-    for name in BENCHES:
-        yield f"options bench {name}", lambda name=name: options("bench", name)
+    for name, p in commands(cli.parser()):
+        yield f"options {name}", lambda name=name, p=p: options(name, p)
     for cls in CLASSES:
         yield f"fields {cls.__name__}", lambda cls=cls: fields(cls)
 

@@ -27,6 +27,7 @@ def test_every_marker_belongs_to_a_block(page) -> None:
 
 
 def test_every_block_is_shown() -> None:
+    """A new command, or a new field's class, is missing on a page until somebody gives it a place."""
     shown = {m["name"] for page in pages() for m in BLOCK.finditer(page.read_text(encoding="utf-8"))}
     assert shown == set(make_docs.blocks())
 

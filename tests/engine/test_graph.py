@@ -27,8 +27,7 @@ PARTS = decoder.parts
 def decoded(on: Runner, rows: int, steps: int) -> list[np.ndarray]:
     """Tokens and logits of a few steps of `rows` sequences that start at position 0, working memory poisoned before."""
     for slot in range(rows):
-        on.table.admit(slot, 64)
-    on.admit([])
+        on.table.allocate(slot, 64)
     on.set_rows([Row(slot, 3 + slot, 0) for slot in range(rows)])
     got = []
     for _ in range(steps):

@@ -188,7 +188,7 @@ def test_generate_in_one_call() -> None:
 
 
 @pytest.mark.parametrize(
-    ("quiet", "lines"), [pytest.param(True, 0, id="quiet"), pytest.param(False, 2, id="two lines")]
+    ("quiet", "lines"), [pytest.param(True, 0, id="quiet"), pytest.param(False, 3, id="three lines")]
 )
 def test_what_it_says_while_loading(quiet: bool, lines: int, capfd: pytest.CaptureFixture) -> None:
     with LLM(LLAMA, backend="numpy", graph="layer", max_batch=2, quiet=quiet):

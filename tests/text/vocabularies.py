@@ -40,6 +40,22 @@ def gguf(pre: str = "gpt-2", template: Any = None, **changes: Any) -> Any:
     return SimpleNamespace(directory=None, metadata=values, source=Path("tiny.gguf"), config={}, generation_config={})
 
 
+def sentencepiece_metadata(**changes: Any) -> dict[str, Any]:
+    """Metadata of a GGUF file with a SentencePiece vocabulary of 14 tokens and 256 bytes; changes by short key.
+
+    "abc" has a better score than "ab", and cannot be reached: "bc" is no token."""
+    words = ["▁", "a", "b", "c", "▁▁", "ab", "▁ab", "abc", "</", "s>", "</s"]
+    bytes_ = [f"<0x{b:02X}>" for b in range(256)]
+    tokens = ["<unk>", "<s>", "</s>", *bytes_, *words]
+    scores = [0.0] * 259 + [-float(i) for i in range(len(words))]
+    values = {
+        "model": "llama", "pre": "default", "tokens": tokens, "scores": scores,
+        "token_type": [2, 3, 3] + [6] * 256 + [1] * len(words),
+        "bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0, **changes,
+    }  # fmt: skip
+    return {f"tokenizer.ggml.{key}": value for key, value in values.items() if value is not None}
+
+
 def byte_level() -> Backend:
     """Byte-level BPE, as in GPT-2, Llama 3 and Qwen."""
     vocab = {token: i for i, token in enumerate(gguf_metadata()["tokenizer.ggml.tokens"])}

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from ..options import add, chosen_model, numbers, several
-from . import check, graphs_command, update
+from . import check, graphs_command, schedule_command, update
 
 
 def add_command(commands: Any) -> None:
@@ -19,6 +19,7 @@ def add_command(commands: Any) -> None:
     _options(decode)
     decode.set_defaults(run=run)
     graphs_command.add_command(what)
+    schedule_command.add_command(what)
     update.add_command(what)
     check.add_command(what)
 

@@ -24,7 +24,9 @@ def add_command(what: Any) -> None:
     p.add_argument("--max-tokens", type=int, default=32, metavar="N", help="tokens a decoder adds to a sentence (32)")
     p.add_argument("--sentences", type=int, default=64, metavar="N", help="how many of the 64 sentences (64)")
     add(p, "--dtype", "--json")
-    p.add_argument("--plot", metavar="FILE", help="plot speed-ups and shares: .png, .svg, .pdf (needs the extra plot)")
+    p.add_argument(
+        "--plot", metavar="FILE", help="plot speed-ups and shares: .png, .svg or .pdf (needs the extra plot)"
+    )
     p.set_defaults(run=run)
 
 

@@ -51,7 +51,8 @@ class Session:
         self.load, self.device = load, ops.device
         length = load.prompt_len + load.max_tokens + 1
         cache = load.batch * pages_of(length) * PAGE
-        e = EngineConfig(ops.name, graph, max_batch=load.batch, max_len=length, cache_tokens=cache, seed=load.seed)
+        e = EngineConfig(ops.name, graph, max_batch=load.batch, max_len=length, cache_tokens=cache, seed=load.seed,
+                         prefix_cache=False)  # fmt: skip
         self.runner = Runner(ops, c, w, e)
         self._engine = Engine(self.runner)
         rng = np.random.default_rng(load.seed)
@@ -81,6 +82,8 @@ class Session:
         sequences = [seq for handle in handles for seq in handle.sequences]
         while not all(seq.tokens for seq in sequences):
             self._engine.step()
+        for seq in sequences:
+            self.runner.table.grow(seq.slot, seq.request.longest)  # for steps that are launched without the engine
         self.rows = [Row(seq.slot, seq.tokens[-1], len(seq.prompt)) for seq in sequences]
 
     def restart(self, ahead: int = 0) -> None:
