@@ -1,5 +1,5 @@
-"""Quantised matrices decoded at load, for backends that do not compute with what is stored: piece by piece, several
-threads at a time, so that memory never holds a second copy of a matrix.
+"""Dequantises matrices at load, for backends that do not compute with the quantised form. Works piece by piece on
+several threads, so that memory never holds a second copy of a matrix.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import numpy as np
 from ..weights.quantised import Quantised
 from .threads import threads
 
-PIECE = 2 << 20  # numbers that a thread decodes at a time
+PIECE = 2 << 20  # numbers per task of a thread
 
 
 def fill(matrix: Quantised, out: np.ndarray) -> None:
-    """The numbers of a quantised matrix, written to out [N, K] float32."""
+    """Dequantise a matrix into out [N, K] float32."""
     with _pool() as pool:
         pieces = [pool.submit(matrix.numbers, first, last, out[first:last]) for first, last in _spans(matrix)]
         for piece in pieces:
@@ -27,7 +27,7 @@ def fill(matrix: Quantised, out: np.ndarray) -> None:
 
 
 def pieces(matrix: Quantised, dtype: Any) -> Iterator[tuple[int, np.ndarray]]:
-    """(first row, some rows [n, K] in dtype) of a quantised matrix, in order."""
+    """Yield (first row, rows [n, K] in dtype) of a quantised matrix, in order."""
 
     def decoded(first: int, last: int) -> tuple[int, np.ndarray]:
         return first, matrix.numbers(first, last, np.empty((last - first, matrix.shape[1]), dtype))
@@ -51,7 +51,7 @@ def _spans(matrix: Quantised) -> Iterator[tuple[int, int]]:
 
 @contextmanager
 def _pool() -> Iterator[ThreadPoolExecutor]:
-    """Threads for one matrix. An error or Ctrl-C waits for the pieces at work, not for those that nobody has begun."""
+    """Threads for one matrix. After an error or Ctrl-C, running tasks are completed and waiting ones are cancelled."""
     pool = ThreadPoolExecutor(threads(), thread_name_prefix="ostinato-dequantise")
     try:
         yield pool

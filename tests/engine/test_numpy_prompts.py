@@ -35,7 +35,7 @@ class Counting(NumpyOps):
 
     def linear(self, x, weight, out, kind, bias=None, residual=None, scale=1.0):
         if kind.tiled:
-            self.rows += sum(size for _, size in blas.tiles_of(len(x), blas.way_of(*weight.shape).sizes))
+            self.rows += sum(size for _, size in blas.tiles_of(len(x), blas.tiling(*weight.shape).sizes))
         super().linear(x, weight, out, kind, bias, residual, scale)
 
 
