@@ -37,7 +37,7 @@ def test_the_command_prints_and_writes(tmp_path: Path, monkeypatch: pytest.Monke
     assert main(["bench", "schedule", "--shape", "tiny", *options, "--json", str(file)]) == 0
     found, out = json.loads(file.read_text()), capsys.readouterr().out
     assert found["settings"]["prompt_len"] == 700 and len(found["gap_ms"]) == 2 and "config" not in found["settings"]
-    for line in ("concurrent requests without max_tokens", "300 shared + 20, warm", "longest gap while a prompt"):
+    for line in ("concurrent requests without max_tokens", "300 shared + 20, warm", "longest pause of a stream during a prompt"):
         assert line in out
 
 
