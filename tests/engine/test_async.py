@@ -105,7 +105,7 @@ def test_the_thread_ends_with_its_owner(llm: LLM) -> None:
             assert not thread.is_alive()
 
 
-def test_a_stream_keeps_alive_who_drives_it() -> None:
+def test_a_stream_keeps_its_async_llm_alive() -> None:
     async def main() -> int:
         stream = AsyncLLM(FIXTURE, backend="numpy", quiet=True).stream("ab", HOT)
         gc.collect()
@@ -130,7 +130,7 @@ def test_an_owner_may_be_collected_anywhere(llm: LLM) -> None:
 
 
 @pytest.mark.parametrize("call", ["generate", "stream", "chat", "stream_chat"])
-def test_requests_are_made_beside_the_loop(llm: LLM, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+def test_requests_are_created_outside_the_event_loop(llm: LLM, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     """Tokenising a long prompt and rendering a template do not block the event loop."""
     threads, make = [], llm.request
 

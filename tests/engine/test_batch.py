@@ -43,7 +43,7 @@ def on() -> Runner:
     return runner()
 
 
-def test_looking_ahead_changes_nothing(on: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_step_ahead_changes_nothing(on: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     steps, results, decode = [], [], Runner.decode
     monkeypatch.setattr(Runner, "decode", lambda self: (steps.append(1), decode(self))[1])
     for lookahead in (True, False):
@@ -86,7 +86,7 @@ def test_scarce_pages_delay_but_do_not_change(on: Runner) -> None:
     assert complete(runner(cache_tokens=192), mixed(20)) == complete(on, mixed(20))
 
 
-def test_a_finished_place_is_taken_at_once(on: Runner) -> None:
+def test_the_slot_of_a_finished_sequence_is_reused_immediately(on: Runner) -> None:
     """Four slots, six sequences of different lengths: when one ends, the next joins the batch immediately."""
     wanted = [sequence([i + 1], n) for i, n in enumerate((3, 20, 20, 20, 20, 20))]
     order = [event.seq for event in events(on, wanted)]
@@ -96,7 +96,7 @@ def test_a_finished_place_is_taken_at_once(on: Runner) -> None:
 
 
 @pytest.mark.parametrize("passes", [1, 2, 9])
-def test_whoever_comes_late_has_a_first_token_within_two_steps(on: Runner, passes: int) -> None:
+def test_a_late_request_has_a_first_token_within_two_steps(on: Runner, passes: int) -> None:
     """The queue is checked before another step is launched ahead."""
     batch, early, late = Batch(on), sequence([1], 60), sequence([2, 3], 3)
     batch.scheduler.add(early)
@@ -110,7 +110,7 @@ def test_whoever_comes_late_has_a_first_token_within_two_steps(on: Runner, passe
     batch.clear()
 
 
-def test_who_waits_for_pages_does_not_stop_the_looking_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_pages_does_not_stop_launching_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second can start only when the first has ended; until then steps are still launched ahead."""
     log, decode, tokens = [], Runner.decode, Ticket.tokens
     monkeypatch.setattr(Runner, "decode", lambda self: (log.append("decode"), decode(self))[1])
@@ -121,7 +121,7 @@ def test_who_waits_for_pages_does_not_stop_the_looking_ahead(monkeypatch: pytest
 
 @pytest.mark.parametrize("after", [1, 2, 9])
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, DeviceError])
-def test_a_step_that_fails_ends_everybody_and_frees_the_pages(
+def test_a_failed_step_ends_all_sequences_and_frees_their_pages(
     after: int, kind: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on = runner()

@@ -29,7 +29,7 @@ def product(x: np.ndarray, weight: np.ndarray, team: Team = ONE, way=blas.prefil
 
 
 @pytest.mark.parametrize(("n", "k"), SHAPES)
-def test_rows_of_a_prompt_have_the_same_bits_in_any_company(n: int, k: int) -> None:
+def test_prefill_rows_have_the_same_bits_with_any_other_rows(n: int, k: int) -> None:
     weight, x = operands(n, k, 448)
     step = 1 if blas.tiling(n, k).anywhere else blas.TILE
     alone = np.concatenate([product(x[r : r + blas.TILE], weight) for r in range(0, 448, blas.TILE)])
@@ -40,7 +40,7 @@ def test_rows_of_a_prompt_have_the_same_bits_in_any_company(n: int, k: int) -> N
 
 
 @pytest.mark.parametrize(("n", "k"), SHAPES)
-def test_rows_of_a_decode_step_have_the_same_bits_in_any_company(n: int, k: int) -> None:
+def test_decode_rows_have_the_same_bits_with_any_other_rows(n: int, k: int) -> None:
     weight, x = operands(n, k, 16)
     alone = np.concatenate([product(x[r : r + 1], weight, way=blas.decode) for r in range(16)])
     for rows in (2, 3, 8, 16):

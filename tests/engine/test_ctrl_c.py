@@ -95,7 +95,7 @@ def test_ctrl_c_at_any_line(llm: LLM, call: Callable[[LLM], Any], others: bool) 
         assert running is None or running.result(5)
 
 
-def test_ctrl_c_wakes_who_sleeps_while_another_thread_drives(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_wakes_a_thread_that_waits_for_another(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """The step of the other thread continues."""
     tokens, begun, go = Ticket.tokens, threading.Event(), threading.Event()
 

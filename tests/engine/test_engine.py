@@ -61,7 +61,7 @@ def test_streams_in_threads_and_calls_between_their_chunks(llm: LLM) -> None:
     assert text == whole.text == "".join(chunk.text for chunk in other)
 
 
-def test_a_forgotten_stream_locks_nobody_out() -> None:
+def test_a_forgotten_stream_does_not_block_others() -> None:
     """The stream holds the only slot; the next request runs it to its end, and then itself."""
     with LLM(FIXTURE, backend="numpy", max_batch=1, quiet=True) as llm:
         alone = llm.generate("ab", HOT)[0].token_ids
@@ -116,7 +116,7 @@ def free(llm: LLM) -> bool:
 
 
 @pytest.mark.parametrize("how", ["closed", "dropped", "aborted", "with"])
-def test_a_stream_left_early_frees_its_pages_at_once(llm: LLM, how: str) -> None:
+def test_a_closed_stream_frees_its_pages_immediately(llm: LLM, how: str) -> None:
     stream = llm.stream("ab", HOT)
     next(stream)
     assert not free(llm)
@@ -190,7 +190,7 @@ def test_close_ends_what_runs_with_an_error() -> None:
             use()
 
 
-def test_who_keeps_a_stream_does_not_keep_the_model() -> None:
+def test_a_kept_stream_does_not_keep_the_model() -> None:
     """Closing frees a GPU's memory, even if a notebook still holds the streams."""
     llm = LLM(FIXTURE, backend="numpy", quiet=True)
     done, begun = llm.stream("ab", HOT), llm.stream("ab", LONG)
@@ -231,7 +231,7 @@ def test_a_request_added_while_the_engine_closes_ends(engine: Engine, monkeypatc
     assert engine.add(request([1])).ended
 
 
-def test_logits_wait_for_room_before_who_has_not_begun() -> None:
+def test_logits_get_free_pages_before_waiting_requests() -> None:
     """Otherwise a steady flow of requests would never leave enough free pages."""
     engine = Engine(runner(SMALL, cache_tokens=256))
     handles = [engine.add(request([1], 3 + i)) for i in range(12)]
@@ -242,7 +242,7 @@ def test_logits_wait_for_room_before_who_has_not_begun() -> None:
         engine.step()
 
 
-def test_a_device_that_fails_reaches_every_waiter_and_all_who_come_later(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_error_reaches_waiting_and_later_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     together = threading.Barrier(3)
     tokens, calls = Ticket.tokens, []
 
@@ -290,9 +290,7 @@ def test_an_error_that_is_not_the_devices_leaves_the_engine_alive(engine: Engine
 
 
 @pytest.mark.parametrize("others", [False, True], ids=["alone", "with others"])
-def test_ctrl_c_ends_the_callers_requests_and_nobody_elses(
-    llm: LLM, others: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_ends_only_the_callers_requests(llm: LLM, others: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The signal comes during a step that this thread runs for all requests."""
     alone = llm.generate("ab", HOT)[0].token_ids
     stream = llm.stream("ab", HOT) if others else None

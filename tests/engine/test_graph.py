@@ -192,7 +192,7 @@ def test_a_call_knows_its_part_and_its_nodes(gpu: FakeGpu) -> None:
     assert [(c.part, c.name, c.nodes) for c in one.calls] == [(f"layer {i}", *c) for i in range(2) for c in layer]
 
 
-def test_what_fails_when_the_capture_ends_is_nobodys_operation(gpu: FakeGpu) -> None:
+def test_a_failure_at_the_end_of_a_capture_names_no_operation(gpu: FakeGpu) -> None:
     gpu.stream.forked = True
     ops = SimpleNamespace(norm=lambda: None)
     with pytest.raises(CaptureError, match=r"test, at the end of the capture: cannot be captured: .*unjoined work"):

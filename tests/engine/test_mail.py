@@ -32,7 +32,7 @@ def one_by_one(rows: int, steps: int) -> list[list[int]]:
 
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("rows", [1, 3, 20])
-def test_as_many_steps_as_there_are_places_may_be_unread(scope: str, rows: int) -> None:
+def test_as_many_steps_as_ring_entries_may_be_unread(scope: str, rows: int) -> None:
     """Twenty rows are two groups, each with its own operation that writes to the ring."""
     on = started(runner(SMALL, graph=scope, max_batch=rows), rows)
     found = []
@@ -59,7 +59,7 @@ def test_tokens_are_the_callers() -> None:
 
 
 @pytest.mark.parametrize("steps", range(1, MAIL + 1))
-def test_other_rows_and_buckets_go_on_in_the_next_place(steps: int) -> None:
+def test_other_rows_and_buckets_continue_at_the_next_entry(steps: int) -> None:
     """Steps of rows that are set later do not overwrite an unread step."""
     on = started(runner(SMALL, max_batch=4), 3)
     *_, ticket = [on.decode() for _ in range(steps)]
@@ -72,7 +72,7 @@ def test_other_rows_and_buckets_go_on_in_the_next_place(steps: int) -> None:
 
 
 @pytest.mark.parametrize("steps", range(1, MAIL + 1))
-def test_set_rows_finds_the_place_again(steps: int) -> None:
+def test_set_rows_restores_the_write_index(steps: int) -> None:
     """Measuring tools run a program without updating the host's copy of the write index."""
     on = started(runner(SMALL, max_batch=2), 2)
     for _ in range(steps):

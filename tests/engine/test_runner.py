@@ -73,7 +73,7 @@ def test_logits_do_not_depend_on_how_a_prompt_is_cut(rows: int) -> None:
 
 
 @pytest.mark.parametrize("rows", [64, 128, 2048])
-def test_a_prompt_does_not_depend_on_its_company(rows: int) -> None:
+def test_a_prompt_does_not_depend_on_the_batch(rows: int) -> None:
     """Alone in one pass, and with others in chunks: the same bits, and so the same tokens, also when sampled."""
     wanted = [sequence(p, 10, seed=7 + i, temperature=1.5) for i, p in enumerate(prompts(9, longest=200))]
     together = complete(runner(prefill_rows=rows), wanted)

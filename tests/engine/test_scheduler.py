@@ -68,7 +68,7 @@ def test_at_most_sixteen_prompts_in_a_step() -> None:
     assert len(s.prefill(64 * 20)) == 16
 
 
-def test_a_place_is_taken_over_at_once_and_others_keep_theirs() -> None:
+def test_a_free_slot_is_reused_immediately_and_others_stay() -> None:
     s = scheduler(slots=3)
     a, b, c, d = add(s, [5, 5, 5, 5])
     s.admit()

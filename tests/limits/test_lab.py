@@ -50,7 +50,7 @@ class Status(int):
 
 
 @pytest.mark.parametrize(("end", "became"), [(0, "the capture goes on"), (901, "the capture is lost")])
-def test_a_refused_call_tells_what_became_of_the_capture(end: int, became: str) -> None:
+def test_a_refused_call_reports_the_state_of_the_capture(end: int, became: str) -> None:
     bare, entered = object.__new__(lab.Lab), []
     bare.plain = SimpleNamespace(get_function=lambda name: None)
     bare.driver = SimpleNamespace(
@@ -71,7 +71,7 @@ def test_a_refused_call_tells_what_became_of_the_capture(end: int, became: str) 
     assert entered == once * 2
 
 
-def test_the_device_runtime_is_looked_for_and_its_lack_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_device_runtime_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linking, "folders", lambda: iter([tmp_path / "lib", tmp_path / "lib64"]))
     with pytest.raises(CannotRun, match=r"^libcudadevrt\.a, the CUDA device runtime, is not installed: it comes with"):
         linking.device_runtime()

@@ -103,7 +103,7 @@ def test_pushes(pushed: list[Any], shown: list[str]) -> None:
     assert [d.push(i) for i in range(len(parts))] + [d.flush()] == shown
 
 
-def test_each_token_is_looked_at_once() -> None:
+def test_each_token_is_examined_once() -> None:
     seen: list[int] = []
     d = Decoder(lambda i: seen.append(i) or b"\xe2\x82", 0)  # never a complete character
     for i in range(1000):
