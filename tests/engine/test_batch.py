@@ -64,7 +64,7 @@ def test_at_most_two_steps_are_open_and_the_second_comes_before_the_first_is_rea
     monkeypatch.setattr(Runner, "decode", lambda self: (log.append("decode"), decode(self))[1])
     monkeypatch.setattr(Ticket, "tokens", lambda self: (log.append("tokens"), tokens(self))[1])
     assert len(list(events(on, [sequence([1, 2], 6)]))) == 6
-    assert log == ["tokens", "decode", *["decode", "tokens"] * 4, "tokens"]  # the prompt's; 5 steps, none in vain
+    assert log == ["tokens", "decode", *["decode", "tokens"] * 4, "tokens"]  # prefill, then 5 steps, none unused
 
 
 def test_a_sequence_that_wants_logprobs_is_not_run_ahead(on: Runner) -> None:

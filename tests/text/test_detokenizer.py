@@ -117,7 +117,7 @@ def test_space_before_a_text(kind: str) -> None:
     ids = t.encode("ab ab", bos=False)
     assert t.decode(ids) == "ab ab"
     d = t.incremental()
-    assert [d.push(i) for i in ids] + [d.flush()] == [" ab", " ab", ""]  # goes on from a prompt: the space is text
+    assert [d.push(i) for i in ids] + [d.flush()] == [" ab", " ab", ""]  # continues a prompt: the space is text
     assert t.decode([1, *ids]) == "ab ab"
 
 
