@@ -136,7 +136,7 @@ def test_no_silent_fallback(run: Run, command: tuple[str, ...], backend: str) ->
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The contents of the messages of every call of stream_chat."""
+    """The message texts of every call of stream_chat."""
     calls: list[list[str]] = []
     real = ostinato.LLM.stream_chat
 

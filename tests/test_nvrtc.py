@@ -43,7 +43,7 @@ def test_instances(jobs: Jobs, file: str, arch: int):
     assert not wide, "more registers than a block of __launch_bounds__ threads can have"
 
 
-def test_weights_are_on_their_way_before_the_wait(jobs: Jobs):
+def test_weights_are_prefetched_before_the_wait(jobs: Jobs):
     """A decode GEMM issues all loads of its pipeline before the wait: ptxas has moved none of them below it."""
     late = {}
     for name, u in jobs["linear_decode.cu", 90].result().items():

@@ -32,7 +32,7 @@ ALLOWED = {
     "cupy_backends": CUPY,
 }
 
-# Who stands on whom: a file imports from its own line and from lines above it. A folder is one name.
+# Import order: a file imports only from its own line and from lines above it. A folder is one name.
 LAYERS = [
     ["errors", "sizes"],
     ["checks", "keys", "report", "process"],

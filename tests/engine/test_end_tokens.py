@@ -116,7 +116,7 @@ def test_control_tokens_of_a_prompt_count_where_that_is_asked_for(llm: LLM) -> N
             call("x", parse_special=1)  # type: ignore[arg-type]
 
 
-def test_that_control_tokens_are_characters_is_said_once(
+def test_the_warning_about_control_tokens_appears_once(
     llm: LLM, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(prompt_text, "_told", False)
