@@ -81,7 +81,7 @@ def check(checkpoint: Checkpoint, c: Any) -> list[Entry]:
         wanted.update(entry.tensors)
         entries.append(entry)
     for name in checkpoint.names():
-        if name not in wanted and not re.fullmatch(t.spare, name.removeprefix(prefix), re.ASCII):
+        if name not in wanted and not re.fullmatch(t.ignored, name.removeprefix(prefix), re.ASCII):
             _check_leftover(checkpoint, c, name, prefix, wanted)
     return entries
 

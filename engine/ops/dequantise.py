@@ -16,7 +16,7 @@ import numpy as np
 from ..weights.quantised import Quantised
 from .threads import threads
 
-PIECE = 2 << 20  # numbers that a thread decodes at a time
+PIECE = 2 << 20  # numbers per task of a thread
 
 
 def fill(matrix: Quantised, out: np.ndarray) -> None:

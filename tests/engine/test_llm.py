@@ -190,7 +190,7 @@ def test_generate_in_one_call() -> None:
 @pytest.mark.parametrize(
     ("quiet", "lines"), [pytest.param(True, 0, id="quiet"), pytest.param(False, 3, id="three lines")]
 )
-def test_what_it_says_while_loading(quiet: bool, lines: int, capfd: pytest.CaptureFixture) -> None:
+def test_messages_while_loading(quiet: bool, lines: int, capfd: pytest.CaptureFixture) -> None:
     with LLM(LLAMA, backend="numpy", graph="layer", max_batch=2, quiet=quiet):
         out, err = capfd.readouterr()
     assert out == "" and len(err.splitlines()) == lines
@@ -198,7 +198,7 @@ def test_what_it_says_while_loading(quiet: bool, lines: int, capfd: pytest.Captu
         assert "backend numpy on CPU: float32" in err and f"graph layer: {2 * 5 + 8 * 4} captured in" in err
 
 
-def test_auto_says_what_it_chose_and_why(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> None:
+def test_auto_reports_its_choice_and_the_reason(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> None:
     def none(self: Any) -> None:
         raise DeviceError("backend cuda needs an NVIDIA GPU")
 

@@ -85,7 +85,7 @@ def test_a_tied_head_is_the_embedding_and_not_a_second_copy(tmp_path: Path) -> N
     assert w.head is w.embed
 
 
-def test_one_line_says_what_was_dequantised(tmp_path: Path) -> None:
+def test_one_line_reports_dequantised_tensors(tmp_path: Path) -> None:
     quantised, plain = write(tmp_path, "Q4_K", Q4_K_M)
     lines: list[str] = []
     loaded(quantised, NumpyOps(), tell=lines.append)

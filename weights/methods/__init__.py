@@ -27,14 +27,17 @@ from .compressed import CompressedTensors
 from .fp8 import Fp8
 from .gptq import Gptq
 from .method import Method
+from .modelopt import ModelOpt
 from .module import Joined, Module
 
 METHODS: dict[str, type[Method]] = {  # by quant_method
     "gptq": Gptq, "awq": Awq, "compressed-tensors": CompressedTensors, "fp8": Fp8, "fbgemm_fp8": Fp8,
-    "bitsandbytes": BitsAndBytes,
+    "modelopt": ModelOpt, "bitsandbytes": BitsAndBytes,
 }  # fmt: skip
 KEYS = ("quantization_config", "compression_config")  # of config.json
-FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}  # beside config.json, and whose they are
+FILES = {  # beside config.json, and whose they are
+    "quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt",
+}  # fmt: skip
 
 _log = logging.getLogger("ostinato")
 
