@@ -76,7 +76,7 @@ class Gptq(Method):
         keys.neutral("pack_dtype", ("int32", "torch.int32"))
         keys.neutral("is_marlin_format", (False,))
         version = keys.get("checkpoint_format", keys.get("format", "gptq"))
-        if version not in VERSIONS:
+        if not isinstance(version, str) or version not in VERSIONS:
             keys.unsupported("checkpoint_format", " or ".join(VERSIONS), version)
         self._added = VERSIONS[version]
         self._sizes = _sizes(keys)
