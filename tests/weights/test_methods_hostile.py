@@ -252,6 +252,7 @@ UNKNOWN = [
     ("gptq", {"checkpoint_format": ["gptq"]}, ["checkpoint_format", "['gptq']"]),
     ("gptq", {"is_marlin_format": True}, ["is_marlin_format"]),
     ("gptq", {"pack_dtype": "int64"}, ["pack_dtype", "int64"]),
+    ("gptq", {"data_type": "mx_fp"}, ["data_type", "mx_fp", "int"]),
     ("gptq", {"rotation": "hadamard"}, ["rotation", "hadamard"]),
     ("gptq", {"adapter": {"name": "lora"}}, ["adapter"]),
     ("gptq", {"dynamic": {"+:.*": {"bits": 3}}}, ["dynamic", "bits", "3"]),
