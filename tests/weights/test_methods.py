@@ -97,7 +97,7 @@ def test_some_rows_and_rows_in_another_order_are_those_rows(
     matrix, expected = opened(tmp_path, kind, (40, 80))
     monkeypatch.setattr(quantised, "CHUNK", 3 * 80)
     np.testing.assert_array_equal(matrix.numbers(), expected)
-    for first, last in ((0, 16), (16, 40), (32, 33), (7, 12)):
+    for first, last in ((0, 16), (16, 40), (32, 33), (7, 20)):
         np.testing.assert_array_equal(matrix.numbers(first, last), expected[first:last])
     order = np.random.default_rng(1).permutation(40)
     taken = matrix.take(order)
