@@ -44,7 +44,7 @@ def test_weights_are_on_their_way_before_the_wait(jobs: Jobs):
     """Of a decode product, all that a warp has in flight at a time: what ptxas moves behind the wait comes late."""
     late = {}
     for name, u in jobs["linear_decode.cu", 90].result().items():
-        _, _, tiles, _, depth, *_ = name.split(", ")[-7:]
+        _, _, tiles, _, depth, *_ = name.split("Shape<")[1].split(", ")
         if u.early < int(tiles) * int(depth):
             late[name] = u.early
     assert not late

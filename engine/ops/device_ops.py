@@ -46,16 +46,15 @@ class DeviceOps(Ops):
         return Scratch.of(self.device, self.dtype.itemsize, c, kind, rows, last)
 
     def _embed(self, kernel: str, table: Array, ids: Array, out: Array, scale: float, at: Any, places: Any, *more: Any):
-        """Rows of a table as `kernel` of pack.cu reads it, times scale, and with `at` a row of places added to each."""
+        """Rows of a table by `kernel` of pack.cu, times scale, and with `at` a row of places added to each."""
         rows, k = out.shape
         expect("embed", "ids", ids, I32, (rows,))
         expect("embed", "out", out, F32, (rows, k))
         if at is not None and places is not None:
             expect("embed", "at", at, I32, (rows,))
             expect("embed", "places", places, F32, (len(places), k))
-        name = f"{kernel}<{c_type(self.dtype)}>"
         grid = (rows, -(-k // 512))  # four elements a thread: one after the other they would take as long as a layer
-        self._launch("pack.cu", name, grid, 128, ids, table, at, places, out, np.int32(k), np.float32(scale), *more)
+        self._launch("pack.cu", kernel, grid, 128, ids, table, at, places, out, np.int32(k), np.float32(scale), *more)
 
     # -- norms and single elements ----------------------------------------------------------------------------------
 

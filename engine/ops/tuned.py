@@ -19,9 +19,11 @@ from typing import Any
 from ..errors import DeviceError
 from ..weights.fetch import cache_dir
 from .device import Device, headers_hash, kernel_source
+from .formats import FORMS
 from .shapes import DecodeShape, Key, Launch, Shapes, shared_limit
 
-_FIELDS = {"n": int, "k": int, "itemsize": int, "warps": int, "single": dict, "narrow": dict, "wide": dict}
+_FIELDS = {"n": int, "k": int, "form": str, "warps": int, "single": dict, "narrow": dict, "wide": dict}
+_FORMS = {str(form): form for form in FORMS}
 _SIZES, _SWITCHES = ("tiles", "depth", "blocks", "grid", "split"), ("staged", "ring", "once")
 _LAUNCH = {**dict.fromkeys(_SIZES, int), **dict.fromkeys(_SWITCHES, bool)}
 
@@ -64,7 +66,8 @@ def load(file: Path, device: Device) -> dict[Key, DecodeShape]:
 
 def save(file: Path, device: Device, chosen: Mapping[Key, DecodeShape]) -> None:
     """Write a file that `load` reads, by one rename. DeviceError if that is not possible."""
-    entries = [{"n": n, "k": k, "itemsize": size, **asdict(shape)} for (n, k, size), shape in sorted(chosen.items())]
+    in_order = sorted(chosen.items(), key=lambda item: (*item[0][:2], str(item[0][2])))
+    entries = [{"n": n, "k": k, "form": str(form), **asdict(shape)} for (n, k, form), shape in in_order]
     content = {"device": device.name, "kernels": kernels_hash(), "shapes": entries}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +88,9 @@ def _entry(file: Path, key: str, value: Any, device: Device) -> tuple[Key, Decod
         if launches[-1].split > 1 and device.arch < 90:
             raise _bad(file, f"{key}.{name}.split: expected 1 below sm_90, found {launches[-1].split}")
     shape = DecodeShape(value["warps"], *launches)
-    matrix = value["n"], value["k"], value["itemsize"]
+    if value["form"] not in _FORMS:
+        raise _bad(file, f"{key}.form: expected one of {', '.join(_FORMS)}, found {value['form']!r}")
+    matrix = value["n"], value["k"], _FORMS[value["form"]]
     if reason := shape.refusal(matrix, shared_limit(device.arch)):
         raise _bad(file, f"{key}.{reason}")
     return matrix, shape

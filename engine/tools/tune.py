@@ -109,9 +109,9 @@ class Steps:
 
         self._ops, self._shared = ops, shared_limit(ops.device.arch)
         self._steps = {batch: middle_step(ops, c, w, s.load(batch)) for batch in s.batches}
-        layer, size = w.layers[0], ops.dtype.itemsize
+        layer = w.layers[0]
         weights = {**{name: getattr(layer, name) for name in OPERATIONS.values() if name != "head"}, "head": w.head}
-        self.keys: dict[str, Key] = {name: (m.n, m.k, size) for name, m in weights.items()}
+        self.keys: dict[str, Key] = {name: (m.n, m.k, m.segments[0].form.key) for name, m in weights.items()}
 
     def ms(self, table: Table, batches: Iterable[int]) -> float:
         """Median time of a captured step with these shapes, summed over the batch sizes."""
@@ -236,7 +236,7 @@ def tune(s: Settings, seconds: float, choose: Choose | None = None) -> Choice:
 def record(found: Choice) -> dict[str, Any]:
     """What --json writes."""
     tables = {"before": found.before, "after": found.after}
-    shapes = [{"matrix": name, "n": key[0], "k": key[1], "itemsize": key[2],
+    shapes = [{"matrix": name, "n": key[0], "k": key[1], "form": key[2],
                **{when: asdict(table[key]) for when, table in tables.items()}}
               for name, key in found.matrices.items()]  # fmt: skip
     times = [{"batch": b, "before_ms": before, "after_ms": after} for b, (before, after) in found.ms.items()]

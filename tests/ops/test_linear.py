@@ -153,7 +153,7 @@ def test_other_launch_shapes_are_taken_at_once(device):
         ((name, count),) = (device.launches - before).items()
         assert count == 2
         names.append(name)
-    assert names[0] == names[2] and " 4, 1, 1, 1, 2" in names[0] and " 8, 1, 1, 1, 2" in names[1]
+    assert names[0] == names[2] and "Shape<4, 1, 1, 1, 2" in names[0] and "Shape<8, 1, 1, 1, 2" in names[1]
 
 
 @pytest.mark.parametrize("dtype", TYPES)

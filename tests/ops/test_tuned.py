@@ -75,7 +75,7 @@ def changed(path: str, value: Any) -> Any:
         pytest.param(changed("shapes", {}), "the file.shapes: expected list", id="no-list"),
         pytest.param(changed("shapes.0", 3), "shapes[0]: expected an object", id="no-object"),
         pytest.param(changed("shapes.1.warps", None), "shapes[1]: expected an object of n, k,", id="missing"),
-        pytest.param(changed("shapes.1.more", 1), "found ['itemsize', 'k', 'more'", id="unknown"),
+        pytest.param(changed("shapes.1.more", 1), "found ['form', 'k', 'more'", id="unknown"),
         pytest.param(changed("shapes.0.warps", "16"), "shapes[0].warps: expected int, found '16'", id="type"),
         pytest.param(changed("shapes.0.n", True), "shapes[0].n: expected int, found True", id="bool"),
         pytest.param(changed("shapes.0.wide.staged", 1), "shapes[0].wide.staged: expected bool", id="staged"),

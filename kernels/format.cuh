@@ -1,0 +1,76 @@
+// What a warp of a decode product loads and multiplies at a time: a step of K. Format<W> says how weights of the kind W
+// lie in memory and are multiplied; here W is a storage type, and they lie as packed.cuh has it. quantised.cuh has the
+// formats of codes and scales. A format is
+//
+//   T, Weight      what x is stored as; what a kernel's pointer to weights points to
+//   K, CHUNK       k of a step; k of a row of x that lie together in shared memory (columns.cuh)
+//   A, B           a lane's part of a step: of one row tile, of eight columns of x
+//   KEPT           B of all steps in flight stay in registers; else B is read when it is multiplied
+//   FACTOR         what sums are multiplied by in the end
+//   Place          where a lane finds the steps of a row tile; advance() goes to a later step, WARPS or more ahead
+//   load, copy, read   A of a place; on its way to shared memory, where it takes SLOT bytes a warp; from there
+//   prepare        16 bytes of x as B wants them, for who copies them or who reads them from global memory
+//   multiply       acc += A B, of some row tiles and columns
+//   four           four numbers of a row, one by one
+#pragma once
+#include "packed.cuh"
+
+template <class W>
+struct Format {
+    using T = W;
+    using Weight = W;
+    using A = FragmentA<T>;
+    using B = FragmentB<T>;
+    static constexpr int K = 16, CHUNK = 16, SLOT = 32 * sizeof(A);
+    static constexpr bool KEPT = true;
+    static constexpr float FACTOR = 1.f;
+
+    struct Place {
+        const T* p;
+
+        // steps: of the matrix
+        static __device__ __forceinline__ Place of(const T* weight, int tile, int step, int steps) {
+            return {weight + (static_cast<size_t>(tile) * steps + step) * 256 + threadIdx.x % 32 * 8};
+        }
+        // The same, for loads at fixed distances.
+        __device__ __forceinline__ Place fixed() const { return {one_address(p)}; }
+        __device__ __forceinline__ Place advance(int by) const { return {p + by * 256}; }
+        // The same step of a later row tile.
+        __device__ __forceinline__ Place row_tile(int by, int steps) const { return {p + by * steps * 256}; }
+    };
+
+    static __device__ __forceinline__ A load(const Place& from) { return load_a(from.p); }
+
+    static __device__ __forceinline__ void copy(char* slot, const Place& from) {
+        copy_a(reinterpret_cast<A*>(slot) + threadIdx.x % 32, from.p);
+    }
+
+    static __device__ __forceinline__ A read(const char* slot) {
+        return reinterpret_cast<const A*>(slot)[threadIdx.x % 32];
+    }
+
+    // p: the lane's four k of the step's first chunk; chunk: elements from there to the next one's
+    template <bool PREPARE>
+    static __device__ __forceinline__ B load_columns(const T* p, int) {
+        return load_b(p);
+    }
+
+    static __device__ __forceinline__ void copy_columns(B* to, const T* p, int) { copy_b(to, p); }
+    static __device__ __forceinline__ B read_columns(const B* from) { return *from; }
+    static __device__ __forceinline__ uint4 prepare(uint4 v) { return v; }
+
+    template <int TILES, int COLS>
+    static __device__ __forceinline__ void multiply(float (&acc)[TILES][COLS][4], const A (&a)[TILES],
+                                                    const B (&b)[COLS]) {
+#pragma unroll
+        for (int c = 0; c < COLS; c++)
+#pragma unroll
+            for (int r = 0; r < TILES; r++) ::multiply<T>(acc[r][c], a[r], b[c]);
+    }
+
+    // At k, a multiple of 4, of row g (half 0) of a tile or its partner (half 1).
+    static __device__ __forceinline__ float4 four(const T* weight, int tile, int g, int half, int at, int k) {
+        const T* p = weight + (static_cast<size_t>(tile) * k + at / 16 * 16) * 16 + (g * 4 + at % 16 / 4) * 8 + half * 2;
+        return make_float4(to_float(p[0]), to_float(p[1]), to_float(p[4]), to_float(p[5]));
+    }
+};
