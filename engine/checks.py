@@ -11,22 +11,9 @@ import re
 from collections.abc import Collection
 from typing import Any, NoReturn
 
-from .errors import RequestError
+from .errors import RequestError, found
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-LONGEST = 80  # characters of a found value that a message repeats
-
-
-def found(value: Any) -> str:
-    """A value as error messages show it: one line, short, its type where the value alone does not tell it."""
-    if isinstance(value, (list, tuple, dict, set)) and len(value) > LONGEST:
-        return f"{type(value).__name__} of {len(value)}"  # its repr may be huge
-    try:
-        text = repr(value[:LONGEST] if isinstance(value, (str, bytes)) else value)
-    except ValueError:  # Python refuses to print integers of more than a few thousand digits
-        text = "a number of thousands of digits"
-    text = " ".join(text.split())
-    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
 
 
 def refuse(field: str, expected: str, value: Any) -> NoReturn:

@@ -14,6 +14,20 @@ A message names the file, tensor, key, field or operation, what was expected and
 nothing, so that every other one, `ostinato.weights` included, may import it.
 """
 
+MAX_FOUND = 80  # characters of a found value that a message repeats
+
+
+def found(value: object) -> str:
+    """A value as messages show it: one line, short, escaped, its type where the value alone does not tell it."""
+    if isinstance(value, (list, tuple, dict, set)) and len(value) > MAX_FOUND:
+        return f"{type(value).__name__} of {len(value)}"  # its repr may be huge
+    try:
+        text = repr(value[:MAX_FOUND] if isinstance(value, (str, bytes)) else value)
+    except ValueError:  # Python refuses to print integers of more than a few thousand digits
+        text = "a number of thousands of digits"
+    text = " ".join(text.split())
+    return text if len(text) <= MAX_FOUND else f"{text[: MAX_FOUND - 4]}...{text[-1]}"
+
 
 class EngineError(Exception):
     """Base of all errors below: catch this to catch them all."""

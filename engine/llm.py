@@ -97,7 +97,7 @@ class LLM:
         self.backend, self.device_name = ops.name, ops.device.name
         report.line(f"backend {self.backend} on {self.device_name}: {why}")
         with report.bar("weights") as bar:
-            w = load.weights(ops, ck, c, longest(c, self.options), banned, bar)
+            w = load.weights(ops, ck, c, longest(c, self.options), banned, bar, report.line)
         with report.bar(f"graph {self.options.graph}") as bar:
             self._prepared: Runner | Encoder | None = (Runner if c.causal else Encoder)(ops, c, w, self.options, bar)
         self._engine = Engine(self._prepared, progress=self._bar.update) if isinstance(self._prepared, Runner) else None

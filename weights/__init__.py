@@ -1,4 +1,6 @@
-"""Reading checkpoints: NumPy and the standard library only, nothing of the engine but its errors.
+"""Reading checkpoints: NumPy and the standard library only.
+
+Of the engine it knows the errors, the reader of keys, and what the families of models say of their files.
 
 fetch        a model's name -> a path on this machine
 checkpoint   that path -> config, tensors by their Hugging Face names

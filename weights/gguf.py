@@ -9,17 +9,16 @@ time and memory in proportion to its size whatever it claims. Tensors must lie o
 
 from __future__ import annotations
 
-import os
 import re
 import struct
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import CheckpointError, UnsupportedModel
-from .files import GGUF_MAGIC, is_gguf, map_file, shown
+from ..errors import CheckpointError, UnsupportedModel, found
+from .files import GGUF_MAGIC, map_file
 from .kinds import GGUF_KINDS
 from .tensor import Tensor, check_name, check_shape
 
@@ -39,8 +38,6 @@ NUMBERS = {
 }
 ELEMENTS = 4 << 20  # of all arrays together: as Python objects they take more memory than in the file
 _KEY = re.compile(r"[!-~]{1,1024}", re.ASCII)
-_PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf", re.IGNORECASE | re.ASCII)  # name of one file of a split model
-MERGE = "join the parts with llama-gguf-split --merge"
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 
 
@@ -49,30 +46,6 @@ class Gguf(NamedTuple):
 
     metadata: dict[str, Any]  # int, float, bool, str, or a list of one of these
     tensors: dict[str, Tensor]  # by GGUF name
-
-
-def find_file(directory: Path) -> Path | None:
-    """The GGUF file of a directory that has no safetensors; None if it has none either.
-
-    CheckpointError names the files if there are several, UnsupportedModel if they are the parts of one model."""
-    try:
-        names = sorted(name for name in os.listdir(directory) if not name.startswith("."))
-    except OSError as e:
-        raise CheckpointError(f"{directory}: cannot be listed: {e.strerror}") from e
-    files = [name for name in names if name.lower().endswith(".gguf") and is_gguf(directory / name)]
-    if not files or any(name.lower().endswith(".safetensors") for name in names):
-        return None
-    if len(files) > 1:
-        _refuse_several(directory, files)
-    return directory / files[0]
-
-
-def _refuse_several(directory: Path, files: list[str]) -> NoReturn:
-    listed = ", ".join(files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
-    models = {part.groups() if (part := _PART.fullmatch(name)) else None for name in files}
-    if len(models) == 1 and None not in models:
-        raise UnsupportedModel(f"{directory}: expected one .gguf file, found one in parts: {listed}; {MERGE}")
-    raise CheckpointError(f"{directory}: expected one .gguf file, found {listed}; give the path of one of them")
 
 
 def read_file(path: Path) -> Gguf:
@@ -86,13 +59,9 @@ def read_file(path: Path) -> Gguf:
         if key in metadata:
             raise CheckpointError(f"{path}: key {key} appears twice")
         metadata[key] = reader.value(f"key {key}")
-    if metadata.get("split.count", 1) != 1:
-        raise UnsupportedModel(
-            f"{path}: key split.count: expected one file, found a part of {metadata['split.count']}; {MERGE}"
-        )
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
-        raise CheckpointError(f"{path}: key general.alignment: expected a power of two, found {shown(alignment)}")
+        raise CheckpointError(f"{path}: key general.alignment: expected a power of two, found {found(alignment)}")
     infos = [_tensor_info(reader, i) for i in range(tensor_count)]
     return Gguf(metadata, _place(path, data, infos, -(-reader.at // alignment) * alignment, alignment))
 
@@ -141,13 +110,13 @@ class _Reader:
         try:
             return raw.decode("utf-8")
         except UnicodeDecodeError as e:
-            raise CheckpointError(f"{self.path}: {what}: expected UTF-8, found {shown(raw)}") from e
+            raise CheckpointError(f"{self.path}: {what}: expected UTF-8, found {found(raw)}") from e
 
     def key(self, i: int) -> str:
         key = self.string(f"key number {i}")
         if not _KEY.fullmatch(key):
             raise CheckpointError(
-                f"{self.path}: key number {i}: expected 1 to 1024 printable ASCII characters, found {shown(key)}"
+                f"{self.path}: key number {i}: expected 1 to 1024 printable ASCII characters, found {found(key)}"
             )
         return key
 

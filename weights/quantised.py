@@ -41,19 +41,18 @@ class Planes:
 
     def numbers(self, out: np.ndarray | None = None) -> np.ndarray:
         """The numbers of these rows [N, K] float32, written to `out` if it is given."""
-        n, k = self.codes.shape
-        out = np.empty((n, k), np.float32) if out is None else out
-        if k % self.group:  # the last group is shorter
-            np.multiply(self._integers(), np.repeat(self._spread(), self.group, 1)[:, :k], out=out)
-            return out
-        grouped = out.reshape(n, k // self.group, self.group)
-        integers = self._integers().reshape(grouped.shape)
+        out = np.empty(self.codes.shape, np.float32) if out is None else out
+        out[...] = self._integers()
         with np.errstate(over="ignore"):  # a power of two of MXFP4 may be as large as that
-            np.multiply(integers, self._spread()[..., None], out=grouped)
+            out *= self._each(self._spread())
         mins = _product(self.dmin, self.mins)
         if mins is not None:
-            grouped += (mins if self.dmin is None else -mins)[..., None]
+            out += self._each(mins if self.dmin is None else -mins)
         return out
+
+    def _each(self, values: np.ndarray) -> np.ndarray:
+        """[N, groups] -> [N, K]: what a group shares, for each of its numbers; the last group may be shorter."""
+        return np.repeat(values, self.group, 1)[:, : self.codes.shape[1]]
 
     def _integers(self) -> np.ndarray:
         """[N, K]: codes less their zeros, in a type that holds every difference."""
@@ -102,7 +101,7 @@ class Quantised(ABC):
     """A matrix of a checkpoint as the file stores it; nothing is read before `numbers` or `planes`.
 
     where: "file: tensor name", for messages. kind: "Q4_K", "GPTQ 4-bit g128", ... shape: (N, K), [out, in].
-    nbytes: what is stored. align: rows that must be decoded together, so a multiple of it begins every call."""
+    align: rows that must be decoded together, so a multiple of it begins every call."""
 
     where: str
     kind: str
@@ -111,7 +110,11 @@ class Quantised(ABC):
 
     @property
     @abstractmethod
-    def nbytes(self) -> int: ...
+    def nbytes(self) -> int:
+        """Bytes that the file has of it."""
+
+    def __len__(self) -> int:
+        return self.shape[0]
 
     @abstractmethod
     def take(self, rows: np.ndarray) -> Quantised:

@@ -16,8 +16,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
-from .files import JSON_LIMIT, map_file, parse_json, read_json, shown
+from ..errors import CheckpointError, found
+from .files import JSON_LIMIT, map_file, parse_json, read_json
 from .kinds import SAFETENSORS_BITS
 from .tensor import Tensor, check_name, check_shape
 
@@ -33,8 +33,8 @@ def read_directory(directory: Path) -> dict[str, Tensor]:
         return read_file(directory / SINGLE)
     if (directory / INDEX).exists():
         return _read_shards(directory)
-    found = sorted(p.name for p in directory.iterdir() if p.suffix in (".safetensors", ".bin", ".pt", ".pth"))
-    raise CheckpointError(f"{directory}: expected {SINGLE} or {INDEX}, found {', '.join(found[:5]) or 'no weights'}")
+    names = sorted(p.name for p in directory.iterdir() if p.suffix in (".safetensors", ".bin", ".pt", ".pth"))
+    raise CheckpointError(f"{directory}: expected {SINGLE} or {INDEX}, found {', '.join(names[:5]) or 'no weights'}")
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
@@ -80,28 +80,28 @@ def _metadata(path: Path, metadata: Any) -> dict[str, str]:
     if metadata is None:
         return {}
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise CheckpointError(f"{path}: key __metadata__: expected an object of strings, found {shown(metadata)}")
+        raise CheckpointError(f"{path}: key __metadata__: expected an object of strings, found {found(metadata)}")
     return metadata
 
 
 def _entry(path: Path, name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
     """(kind, shape, begin, end) of one header entry; the span is as long as kind and shape need."""
     if not isinstance(entry, dict) or entry.keys() != _KEYS:
-        raise CheckpointError(f"{path}: tensor {name}: expected dtype, shape and data_offsets, found {shown(entry)}")
+        raise CheckpointError(f"{path}: tensor {name}: expected dtype, shape and data_offsets, found {found(entry)}")
     kind, offsets = entry["dtype"], entry["data_offsets"]
     if not isinstance(kind, str) or kind not in SAFETENSORS_BITS:
-        raise CheckpointError(f"{path}: tensor {name}: unknown dtype {shown(kind)}")
+        raise CheckpointError(f"{path}: tensor {name}: unknown dtype {found(kind)}")
     shape = check_shape(str(path), name, entry["shape"])
     numbers = isinstance(offsets, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in offsets)
     if not numbers or len(offsets) != 2:
         raise CheckpointError(
-            f"{path}: tensor {name}: expected data_offsets of two integers from 0 to 2^63 - 1, found {shown(offsets)}"
+            f"{path}: tensor {name}: expected data_offsets of two integers from 0 to 2^63 - 1, found {found(offsets)}"
         )
     bits, span = prod(shape) * SAFETENSORS_BITS[kind], offsets[1] - offsets[0]
     if bits != span * 8:
         raise CheckpointError(
-            f"{path}: tensor {name}: {kind} {shown(list(shape))}: expected data_offsets that span "
-            f"{shown(-(-bits // 8))} bytes, found {shown(span)}"
+            f"{path}: tensor {name}: {kind} {found(list(shape))}: expected data_offsets that span "
+            f"{found(-(-bits // 8))} bytes, found {found(span)}"
         )
     return kind, shape, offsets[0], offsets[1]
 
@@ -113,7 +113,7 @@ def _read_shards(directory: Path) -> dict[str, Tensor]:
     where, metadata = listed.get("weight_map"), listed.get("metadata")
     metadata = metadata if isinstance(metadata, dict) else {}
     if not isinstance(where, dict) or not where:
-        raise CheckpointError(f"{index}: key weight_map: expected an object of file names, found {shown(where)}")
+        raise CheckpointError(f"{index}: key weight_map: expected an object of file names, found {found(where)}")
     for name, file in where.items():
         _check_file_name(index, name, file)
     tensors: dict[str, Tensor] = {}
@@ -139,5 +139,5 @@ def _check_file_name(index: Path, tensor: str, file: Any) -> None:
     check_name(str(index), tensor)
     if not isinstance(file, str) or not _SHARD.fullmatch(file):
         raise CheckpointError(
-            f"{index}: tensor {tensor}: expected a plain file name ending .safetensors, found {shown(file)}"
+            f"{index}: tensor {tensor}: expected a plain file name ending .safetensors, found {found(file)}"
         )

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import CheckpointError, UnsupportedModel
+from ..errors import CheckpointError, UnsupportedModel, found
 from .blocks import BLOCKS, Blocks
-from .files import shown
 from .kinds import PLAIN
 from .quantised import Quantised
 
@@ -73,7 +72,7 @@ def check_name(where: str, name: str) -> str:
     """The name of a tensor, refused unless it is plain: names reach messages and, in other programs, file systems."""
     if not _NAME.fullmatch(name) or ".." in name:
         raise CheckpointError(
-            f"{where}: tensor name {shown(name)}: expected 1 to 255 letters, digits, '_', '.', ':' or '-', no '..'"
+            f"{where}: tensor name {found(name)}: expected 1 to 255 letters, digits, '_', '.', ':' or '-', no '..'"
         )
     return name
 
@@ -83,5 +82,5 @@ def check_shape(where: str, name: str, dims: object, most: int = MAX_DIMS) -> tu
     if isinstance(dims, list) and len(dims) <= most and all(type(n) is int and 0 < n < 1 << 63 for n in dims):
         return tuple(dims)
     raise CheckpointError(
-        f"{where}: tensor {name}: shape: expected at most {most} integers from 1 to 2^63 - 1, found {shown(dims)}"
+        f"{where}: tensor {name}: shape: expected at most {most} integers from 1 to 2^63 - 1, found {found(dims)}"
     )

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CheckpointError, UnsupportedModel
+from ..errors import CheckpointError, UnsupportedModel, found
+from ..keys import Keys
 from ..models.families import GGUF
 from ..models.families.family import Family, GgufForm
-from .files import shown
 from .gguf import Gguf
 from .kinds import PLAIN
 from .tensor import Tensor
@@ -53,9 +53,8 @@ def translate(path: Path, gguf: Gguf) -> tuple[dict[str, Any], dict[str, Tensor]
     """(config.json, tensors by Hugging Face name) of a GGUF file."""
     arch = gguf.metadata.get("general.architecture")
     if not isinstance(arch, str) or arch not in GGUF:
-        expected = ", ".join(GGUF)
-        raise UnsupportedModel(f"{path}: key general.architecture: expected {expected}, found {shown(arch)}")
-    keys, form = _Keys(path, gguf.metadata, arch), GGUF[arch].gguf or GgufForm(arch)
+        Keys(gguf.metadata, str(path)).unsupported("general.architecture", f"one of {', '.join(GGUF)}", arch)
+    keys, form = Keys(gguf.metadata, str(path), prefix=f"{arch}."), GGUF[arch].gguf or GgufForm(arch)
     config = _config(keys, gguf.tensors, GGUF[arch], form)
     if unread := keys.unread():
         _log.warning("%s: keys that the engine does not know, and ignores: %s", path, ", ".join(unread))
@@ -95,102 +94,82 @@ def _ordered(tensor: Tensor, config: dict[str, Any], paired: bool) -> Tensor:
     heads, rows = config[key], tensor.shape[0] if tensor.shape else 0
     if type(heads) is not int or heads < 1 or rows % (2 * heads):
         raise CheckpointError(
-            f"{tensor.file}: tensor {tensor.name}: expected rows for {shown(heads)} heads of even size, found {rows}"
+            f"{tensor.file}: tensor {tensor.name}: expected rows for {found(heads)} heads of even size, found {rows}"
         )
     return replace(tensor, heads=heads)
 
 
-class _Keys:
-    """Metadata of one architecture: keys are read by their part after "<arch>."."""
-
-    def __init__(self, path: Path, metadata: dict[str, Any], arch: str) -> None:
-        self.path, self.all, self.arch = path, metadata, arch
-        self._read: set[str] = set()
-
-    def __call__(self, key: str, default: Any = None) -> Any:
-        self._read.add(f"{self.arch}.{key}")
-        return self.all.get(f"{self.arch}.{key}", default)
-
-    def unread(self) -> list[str]:
-        """Keys of the architecture that nobody asked for, sorted."""
-        return sorted(key for key in self.all if key.startswith(f"{self.arch}.") and key not in self._read)
-
-    def needed(self, key: str) -> Any:
-        value = self(key)
-        if value is None:
-            raise CheckpointError(f"{self.path}: key {self.arch}.{key} is missing")
-        return value
-
-    def number(self, key: str, default: float) -> float:
-        """A float32 as the shortest decimal that rounds to it: 1e-05, not 9.999999747378752e-06."""
-        value = self(key, default)
-        if type(value) not in (int, float):
-            raise CheckpointError(f"{self.path}: key {self.arch}.{key}: expected a number, found {shown(value)}")
-        with np.errstate(over="ignore"):  # a float64 key may hold more
-            return float(str(np.float32(value)))
+def _number(keys: Keys, key: str, default: float = 0.0) -> float:
+    """A float32 as the shortest decimal that rounds to it: 1e-05, not 9.999999747378752e-06."""
+    value = keys.get(key, default)
+    if type(value) not in (int, float):
+        keys.wrong(key, "a number", value)
+    with np.errstate(over="ignore"):  # a float64 key may hold more
+        return float(str(np.float32(value)))
 
 
-def _config(keys: _Keys, tensors: dict[str, Tensor], family: Family, form: GgufForm) -> dict[str, Any]:
+def _value(keys: Keys, key: str) -> Any:
+    """The value as it is, a number with a fraction as _number gives it; None when absent."""
+    return _number(keys, key) if type(keys.get(key)) is float else keys.get(key)
+
+
+def _config(keys: Keys, tensors: dict[str, Tensor], family: Family, form: GgufForm) -> dict[str, Any]:
     """config.json of the model; values are as the file has them, their ranges are the engine's to check."""
     embed = tensors.get("token_embd.weight")
     if embed is None or len(embed.shape) != 2:
-        found = "none" if embed is None else f"shape {list(embed.shape)}"
-        raise CheckpointError(f"{keys.path}: tensor token_embd.weight: expected a matrix, found {found}")
-    if keys("vocab_size", embed.shape[0]) != embed.shape[0]:
-        raise CheckpointError(
-            f"{keys.path}: key {keys.arch}.vocab_size: expected {embed.shape[0]}, the rows of token_embd.weight, "
-            f"found {shown(keys('vocab_size'))}"
-        )
+        what = "none" if embed is None else f"shape {list(embed.shape)}"
+        raise CheckpointError(f"{keys.name}: tensor token_embd.weight: expected a matrix, found {what}")
+    if keys.get("vocab_size", embed.shape[0]) != embed.shape[0]:
+        keys.wrong("vocab_size", f"{embed.shape[0]}, the rows of token_embd.weight", keys.get("vocab_size"))
+    vocabulary = Keys(keys.values, keys.name, prefix="tokenizer.ggml.")
     config = {
         "architectures": [family.architectures[0]],
         "model_type": family.name,
         "hidden_size": keys.needed("embedding_length"),
         "num_hidden_layers": keys.needed("block_count"),
         "num_attention_heads": keys.needed("attention.head_count"),
-        "num_key_value_heads": keys("attention.head_count_kv", keys("attention.head_count")),
+        "num_key_value_heads": keys.get("attention.head_count_kv", keys.get("attention.head_count")),
         "intermediate_size": keys.needed("feed_forward_length"),
         "vocab_size": embed.shape[0],
         "max_position_embeddings": keys.needed("context_length"),
-        "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon", 1e-6),
-        "rope_theta": keys.number("rope.freq_base", 10000.0),
+        "rms_norm_eps": _number(keys, "attention.layer_norm_rms_epsilon", 1e-6),
+        "rope_theta": _number(keys, "rope.freq_base", 10000.0),
         "rope_scaling": _rope_scaling(keys, tensors),
         "hidden_act": "silu",
         "tie_word_embeddings": "output.weight" not in tensors,
         "torch_dtype": _dtype(tensors),
-        "bos_token_id": keys.all.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": _eos(keys.all),
+        "bos_token_id": vocabulary.get("bos_token_id"),
+        "eos_token_id": _eos(vocabulary),
     }
-    head_dim = keys("attention.key_length")
+    head_dim = keys.get("attention.key_length")
     if head_dim is not None:
         config["head_dim"] = head_dim
-    if keys("attention.sliding_window"):
-        config["sliding_window"] = keys("attention.sliding_window")
+    if keys.get("attention.sliding_window"):
+        config["sliding_window"] = keys.get("attention.sliding_window")
     if "attention_bias" in family.neutral and "blk.0.attn_q.bias" in tensors:
         config["attention_bias"] = True
     for key, name in form.keys.items():
-        if keys(key) is not None:
-            config[name] = keys.number(key, 0.0) if type(keys(key)) is float else keys(key)
+        if keys.get(key) is not None:
+            config[name] = _value(keys, key)
     _head_parts(keys, config)
     return config
 
 
-def _head_parts(keys: _Keys, config: dict[str, Any]) -> None:
+def _head_parts(keys: Keys, config: dict[str, Any]) -> None:
     """What share of a head turns; and keys that would change the mathematics and have no field in config."""
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     if type(hidden) is not int or type(heads) is not int or heads < 1:
         return  # the engine's check of the config names these
     head_dim = config.get("head_dim", hidden // heads)
-    value_length, turning = keys("attention.value_length", head_dim), keys("rope.dimension_count", head_dim)
+    value_length, turning = keys.get("attention.value_length", head_dim), keys.get("rope.dimension_count", head_dim)
     if value_length != head_dim:
-        raise UnsupportedModel(f"{keys.path}: key {keys.arch}.attention.value_length: expected the head size "
-                               f"{head_dim}, found {shown(value_length)}")  # fmt: skip
+        keys.unsupported("attention.value_length", f"the head size {head_dim}", value_length)
     if turning != head_dim:
         if type(turning) is not int or type(head_dim) is not int or not 0 < turning < head_dim:
-            raise CheckpointError(f"{keys.path}: key {keys.arch}.rope.dimension_count: expected at most the head size "
-                                  f"{head_dim}, found {shown(turning)}")  # fmt: skip
+            keys.wrong("rope.dimension_count", f"at most the head size {head_dim}", turning)
         config["partial_rotary_factor"] = turning / head_dim
-    if keys("expert_count", 0):
-        raise UnsupportedModel(f"{keys.path}: key {keys.arch}.expert_count: mixtures of experts are not supported")
+    if keys.get("expert_count", 0):
+        keys.unsupported("expert_count", "0, no mixture of experts", keys.get("expert_count"))
 
 
 def _dtype(tensors: dict[str, Tensor]) -> str:
@@ -199,23 +178,21 @@ def _dtype(tensors: dict[str, Tensor]) -> str:
     return {"F32": "float32", "F16": "float16"}.get(q.kind if q else "", "bfloat16")
 
 
-def _eos(metadata: dict[str, Any]) -> Any:
+def _eos(vocabulary: Keys) -> Any:
     """End of sequence, and end of turn where it is another token."""
-    ids = [metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot")]
+    ids = [vocabulary.get(f"{key}_token_id") for key in ("eos", "eot")]
     ids = [i for n, i in enumerate(ids) if i is not None and i not in ids[:n]]
     return ids if len(ids) > 1 else next(iter(ids), None)
 
 
-def _rope_scaling(keys: _Keys, tensors: dict[str, Tensor]) -> dict[str, Any] | None:
+def _rope_scaling(keys: Keys, tensors: dict[str, Tensor]) -> dict[str, Any] | None:
     """rope_scaling of config.json. Llama 3 keeps only the finished divisors of the frequencies, as a tensor."""
-    kind, factor = keys("rope.scaling.type", "none"), keys.number("rope.scaling.factor", 1.0)
-    if keys("rope.scale_linear") is not None:  # the older spelling
-        kind, factor = "linear", keys.number("rope.scale_linear", 1.0)
+    kind, factor = keys.get("rope.scaling.type", "none"), _number(keys, "rope.scaling.factor", 1.0)
+    if keys.get("rope.scale_linear") is not None:  # the older spelling
+        kind, factor = "linear", _number(keys, "rope.scale_linear", 1.0)
     if ROPE_FREQS in tensors:
         if kind != "none":
-            raise UnsupportedModel(
-                f"{keys.path}: tensor {ROPE_FREQS}: expected no rope.scaling.type, found {shown(kind)}"
-            )
+            keys.unsupported("rope.scaling.type", f"none beside the tensor {ROPE_FREQS}", kind)
         return _llama3(keys, tensors[ROPE_FREQS])
     factors = {key: tensors[name] for key, name in ROPE_FACTORS.items() if name in tensors}
     if kind == "none" and factors:
@@ -225,29 +202,28 @@ def _rope_scaling(keys: _Keys, tensors: dict[str, Tensor]) -> dict[str, Any] | N
     scaling: dict[str, Any] = {"rope_type": kind} if factors else {"rope_type": kind, "factor": factor}
     for key, tensor in factors.items():
         scaling[key] = [float(str(x)) for x in np.asarray(tensor.numbers(), np.float32).reshape(-1)]
-    keys("rope.scaling.finetuned")  # says how the model was made
+    keys.skip("rope.scaling.finetuned")  # says how the model was made
     for key, name in _SCALING.get(str(kind), {}).items():
-        if keys(f"rope.scaling.{key}") is not None:
-            value = keys(f"rope.scaling.{key}")
-            scaling[name] = keys.number(f"rope.scaling.{key}", 0.0) if type(value) is float else value
+        if keys.get(f"rope.scaling.{key}") is not None:
+            scaling[name] = _value(keys, f"rope.scaling.{key}")
     if "mscale_all_dim" in scaling:  # llama.cpp takes mscale for 1
         scaling["mscale"] = 1.0
     return scaling
 
 
-def _llama3(keys: _Keys, stored: Tensor) -> dict[str, Any]:
+def _llama3(keys: Keys, stored: Tensor) -> dict[str, Any]:
     """The llama3 parameters whose divisors are those in rope_freqs.weight [d/2], or UnsupportedModel.
 
     Every Llama 3.x was released with low 1, high 4 and length 8192; the factor alone differs."""
     divisors = np.asarray(stored.numbers(), np.float64).reshape(-1)
     low, high, length, factor = 1.0, 4.0, 8192, float(divisors.max())
-    theta = keys.number("rope.freq_base", 10000.0)
+    theta = _number(keys, "rope.freq_base", 10000.0)
     with np.errstate(all="ignore"):  # what is not a number does not match either
         wavelength = 2 * np.pi * theta ** (np.arange(len(divisors)) / len(divisors))
         smooth = np.clip((length / wavelength - low) / (high - low), 0, 1)
         expected = 1 / ((1 - smooth) / factor + smooth)
     if not np.allclose(divisors, expected, rtol=1e-4):
-        raise UnsupportedModel(f"{keys.path}: tensor {ROPE_FREQS}: expected the divisors of Llama 3's RoPE scaling")
+        raise UnsupportedModel(f"{keys.name}: tensor {ROPE_FREQS}: expected the divisors of Llama 3's RoPE scaling")
     return {
         "rope_type": "llama3",
         "factor": float(np.float32(factor)),

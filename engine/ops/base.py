@@ -22,8 +22,10 @@ from ..config import LayerSpec, ModelConfig
 from ..errors import DeviceError
 from ..models.weights import LayerWeights, Weights
 from ..sizes import DECODE_ROWS, PAGE
+from ..weights.quantised import Quantised
 
 Array = Any  # numpy.ndarray or cupy.ndarray, by backend
+Part = np.ndarray | Quantised  # some rows of a matrix, as a checkpoint has them
 Weight = Any  # whatever Ops.weight returned: plain, packed for a kernel, quantised blocks
 
 
@@ -138,14 +140,21 @@ class Ops:
 
     # -- memory ---------------------------------------------------------------------------------------------------
 
-    def weight(self, parts: Sequence[np.ndarray], layout: str = "rows", head_dim: int = 0) -> Weight:
-        """A matrix [N, K] from row blocks `parts`, stored as T in whatever form `linear` wants.
+    def weight(self, parts: Sequence[Part], layout: str = "rows", head_dim: int = 0) -> Weight:
+        """A matrix [N, K] from row blocks `parts`, in whatever form `linear` wants. An array is stored as T.
+
+        A quantised part stands for its `numbers()`, and `keeps` says whether they are rounded to T.
 
         layout: "rows" as given; "qkv" parts are q [H d, K], k [G d, K], v [G d, K], of heads of head_dim rows;
         "gate_up" parts are gate [F, K], up [F, K]. The layout tells a fused kernel which rows belong together; the
         columns that `linear` writes are in the order of the parts whatever the layout.
         """
         raise NotImplementedError
+
+    def keeps(self, parts: Sequence[Quantised | None], layout: str = "rows", head_dim: int = 0) -> bool:
+        """Whether `weight` keeps these parts in the bytes that the file has of them, and computes with those. If not,
+        it dequantises them to T. parts: None for an array."""
+        return False
 
     def vector(self, parts: Sequence[np.ndarray]) -> Array:
         """A bias or norm weight [N] from its parts, float32."""

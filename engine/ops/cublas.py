@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import DeviceError
+from ..weights.quantised import Quantised
+from . import dequantise
 from .device_ops import DeviceOps
 from .driver import call
 from .products import address, c_type, check_linear, expect
@@ -36,14 +38,18 @@ class CublasOps(DeviceOps):
         self._gemm = gemm or Cublas(device)
 
     def weight(self, parts: Sequence[Any], layout: str = "rows", head_dim: int = 0) -> Any:
-        """The parts below one another; the layout does not matter here. Arrays of the host, or of the device in T."""
+        """The parts below one another, in T; the layout is of no use. Arrays of the host, or of the device in T,
+        or quantised matrices."""
         n, k = sum(len(p) for p in parts), parts[0].shape[1]
         out, first = self.device.empty((n, k), self.dtype), 0
         for i, part in enumerate(parts):
             if len(part.shape) != 2 or part.shape[1] != k:
                 raise DeviceError(f"weight: expected part {i} to be [rows, {k}], found {list(part.shape)}")
             rows = out[first : first + len(part)]
-            if isinstance(part, np.ndarray):
+            if isinstance(part, Quantised):
+                for at, piece in dequantise.pieces(part, self.dtype):
+                    self.device.write(rows[at : at + len(piece)], piece)
+            elif isinstance(part, np.ndarray):
                 self.device.write(rows, np.ascontiguousarray(part, self.dtype))
             else:
                 with self.device.stream:

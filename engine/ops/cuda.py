@@ -16,6 +16,7 @@ import numpy as np
 from ..config import LayerSpec
 from ..errors import DeviceError
 from ..sizes import DECODE_ROWS
+from ..weights.quantised import Quantised
 from . import tuned
 from .base import Buffers, Cache, PassKind, Step, expect_decode
 from .device import Device
@@ -69,9 +70,12 @@ class CudaOps(DeviceOps):
     def weight(self, parts: Sequence[Any], layout: str = "rows", head_dim: int = 0) -> PackedWeight:
         """Packs part by part, so that beside the packed matrix only one plain part is on the device.
 
-        parts: arrays [rows, K] of the host, or of the device in T, or Quantised. UnsupportedModel if K is not a
-        multiple of 16."""
+        parts: arrays [rows, K] of the host, or of the device in T, or quantised matrices. UnsupportedModel if K is not
+        a multiple of 16."""
         return self._packer.pack(parts, layout, head_dim)
+
+    def keeps(self, parts: Sequence[Quantised | None], layout: str = "rows", head_dim: int = 0) -> bool:
+        return self._packer.keeps(parts, layout, head_dim)
 
     # -- primitives -----------------------------------------------------------------------------------------------
 

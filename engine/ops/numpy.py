@@ -15,7 +15,8 @@ import ml_dtypes
 import numpy as np
 
 from ..sizes import MAIL, PAGE
-from . import attention, blas
+from ..weights.quantised import Quantised
+from . import attention, blas, dequantise
 from .base import Ops
 from .device import HostDevice
 from .sampling import sample
@@ -25,7 +26,8 @@ _ROUND = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float
 
 
 class NumpyOps(Ops):
-    """float32 throughout. dtype "bfloat16" or "float16" rounds the weights to it first, to compare with a GPU."""
+    """float32 throughout. dtype "bfloat16" or "float16" rounds weights that are not quantised to it first, to compare
+    with a GPU."""
 
     name = "numpy"
     dtype = np.dtype(np.float32)
@@ -53,8 +55,11 @@ class NumpyOps(Ops):
         out = _own_pages(sum(len(p) for p in parts), parts[0].shape[1])
         row = 0
         for part in parts:
-            rounded = part if self._round is None else part.astype(self._round, copy=False)
-            out[row : row + len(part)] = rounded
+            rows = out[row : row + len(part)]
+            if isinstance(part, Quantised):  # not rounded: these numbers are what the file means
+                dequantise.fill(part, rows)
+            else:
+                rows[...] = part if self._round is None else part.astype(self._round, copy=False)
             row += len(part)
         self._shapes.add(out.shape)
         return out

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..errors import DeviceError, UnsupportedModel
 from ..weights.quantised import Quantised
+from . import dequantise
 from .device import Device
 from .formats import PLAIN, Form, QuantisedForm, form_of
 from .products import c_type, expect
@@ -57,7 +58,7 @@ class Packer:
 
     def pack(self, parts: Sequence[Any], layout: str, head_dim: int) -> PackedWeight:
         """See CudaOps.weight."""
-        n, k = sum(p.shape[0] for p in parts), parts[0].shape[1]
+        n, k = sum(map(len, parts)), parts[0].shape[1]
         if k % 16:
             raise UnsupportedModel(f"backend cuda: expected a matrix with a multiple of 16 columns, found {[n, k]}")
         for i, part in enumerate(parts):
@@ -66,7 +67,7 @@ class Packer:
         layout, span = _interleave(layout, n, head_dim)
         segments, first = [], 0
         for form, run in self._runs(parts, layout, span):
-            last = first + sum(part.shape[0] for part in run)
+            last = first + sum(map(len, run))
             tiles = -(-last // 16) - first // 16
             segments.append(Segment(form, self._segment(form, run, tiles, k, span), first // 16, tiles))
             first = last
@@ -74,23 +75,34 @@ class Packer:
             self._make_room(-(-n // 16) * 16 * k)
         return PackedWeight(tuple(segments), n, k, layout, span)
 
+    def keeps(self, parts: Sequence[Quantised | None], layout: str, head_dim: int) -> bool:
+        """See Ops.keeps."""
+        given = [part for part in parts if part is not None]
+        if len(given) < len(parts):
+            return False
+        layout, span = _interleave(layout, sum(map(len, given)), head_dim)
+        return all(isinstance(form, QuantisedForm) for form in self._forms(given, layout, span))
+
     def _runs(self, parts: Sequence[Any], layout: str, span: int) -> list[tuple[Form, list[Any]]]:
-        """The parts in runs of one form each. What cannot be cut between tiles is of one form."""
-        forms = [self._form(part) for part in parts]
-        cut = layout != "gate_up" and all(part.shape[0] % (16 * span) == 0 for part in parts[:-1])
-        plain = PLAIN[self._dtype.itemsize]
-        if plain in forms or (not cut and len(set(forms)) > 1):
-            forms = [plain] * len(parts)
+        """The parts in runs of one form each."""
         runs: list[tuple[Form, list[Any]]] = []
-        for form, part in zip(forms, parts, strict=True):
+        for form, part in zip(self._forms(parts, layout, span), parts, strict=True):
             if runs and runs[-1][0] == form:
                 runs[-1][1].append(part)
             else:
                 runs.append((form, [part]))
         return runs
 
+    def _forms(self, parts: Sequence[Any], layout: str, span: int) -> list[Form]:
+        """How each part is kept. Parts that share tiles are of one form, and plain ones have no others beside them."""
+        plain = PLAIN[self._dtype.itemsize]
+        forms = [self._form(part) for part in parts]
+        cut = layout != "gate_up" and all(len(part) % (16 * span) == 0 for part in parts[:-1])
+        if plain in forms or (not cut and len(set(forms)) > 1):
+            return [plain] * len(parts)
+        return forms
+
     def _form(self, part: Any) -> Form:
-        """How a part is kept."""
         plain = PLAIN[self._dtype.itemsize]
         if not isinstance(part, Quantised) or self._t != "bf16":
             return plain
@@ -143,10 +155,13 @@ class Packer:
         self._device.synchronize()  # what was uploaded for it is let go
 
     def _upload(self, part: Any) -> Any:
-        if isinstance(part, Quantised):
-            part = part.numbers()
         if isinstance(part, np.ndarray):
             return self._device.upload(np.ascontiguousarray(part, self._dtype))
+        if isinstance(part, Quantised):
+            plain = self._device.empty(part.shape, self._dtype)
+            for at, piece in dequantise.pieces(part, self._dtype):
+                self._device.write(plain[at : at + len(piece)], piece)
+            return plain
         expect("weight", "part", part, self._dtype, part.shape)
         return part
 

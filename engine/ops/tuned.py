@@ -1,7 +1,7 @@
 """The file in the user's cache that keeps the launch shapes `ostinato tune` chose for one GPU and these kernels.
 
-Shapes that were chosen
-for other kernels may be slow or not launch, so a digest of the sources is part of the file's name.
+Shapes that were chosen for other kernels may be slow or not launch, so a digest of the sources is part of the file's
+name.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from ..errors import DeviceError
+from ..errors import CheckpointError, DeviceError
+from ..keys import Keys
 from ..weights.fetch import cache_dir
+from ..weights.files import read_json
 from .device import Device, headers_hash, kernel_source
 from .formats import FORMS
 from .shapes import DecodeShape, Key, Launch, Shapes, shared_limit
@@ -47,21 +48,17 @@ def shapes(device: Device) -> Shapes:
 
 def load(file: Path, device: Device) -> dict[Key, DecodeShape]:
     """The shapes in a file, none if it is not there. DeviceError names the file and the key that is wrong."""
-    try:
-        text = file.read_text(encoding="utf-8").removeprefix("\ufeff")  # some editors put a byte order mark there
-    except FileNotFoundError:
+    if not file.exists():
         return {}
-    except (OSError, UnicodeDecodeError) as e:
-        raise _bad(file, f"cannot be read: {e}") from e
     try:
-        content = json.loads(text)
-    except ValueError as e:
-        raise _bad(file, f"expected JSON, found {e}") from e
-    _fields(file, "the file", content, {"device": str, "kernels": str, "shapes": list})
-    for key, expected in (("device", device.name), ("kernels", kernels_hash())):
-        if content[key] != expected:
-            raise _bad(file, f"{key}: expected {expected!r}, found {content[key]!r}")
-    return dict(_entry(file, f"shapes[{i}]", v, device) for i, v in enumerate(content["shapes"]))
+        keys = Keys(read_json(file), str(file))
+        entries = keys.fields({"device": str, "kernels": str, "shapes": list})["shapes"]
+        for key, expected in (("device", device.name), ("kernels", kernels_hash())):
+            if keys.get(key) != expected:
+                keys.wrong(key, repr(expected), keys.get(key))
+        return dict(_entry(Keys(v, f"{file}: shapes[{i}]"), device) for i, v in enumerate(entries))
+    except CheckpointError as e:
+        raise DeviceError(f"{e}; remove the file, and `ostinato tune` makes a new one") from e
 
 
 def save(file: Path, device: Device, chosen: Mapping[Key, DecodeShape]) -> None:
@@ -79,32 +76,18 @@ def save(file: Path, device: Device, chosen: Mapping[Key, DecodeShape]) -> None:
         raise DeviceError(f"{file}: cannot be written: {e}") from e
 
 
-def _entry(file: Path, key: str, value: Any, device: Device) -> tuple[Key, DecodeShape]:
-    _fields(file, key, value, _FIELDS)
+def _entry(keys: Keys, device: Device) -> tuple[Key, DecodeShape]:
+    keys.fields(_FIELDS)
     launches = []
     for name in ("single", "narrow", "wide"):
-        _fields(file, f"{key}.{name}", value[name], _LAUNCH)
-        launches.append(Launch(**value[name]))
+        launch = keys.inner(name)
+        launches.append(Launch(**launch.fields(_LAUNCH)))
         if launches[-1].split > 1 and device.arch < 90:
-            raise _bad(file, f"{key}.{name}.split: expected 1 below sm_90, found {launches[-1].split}")
-    shape = DecodeShape(value["warps"], *launches)
-    if value["form"] not in _FORMS:
-        raise _bad(file, f"{key}.form: expected one of {', '.join(_FORMS)}, found {value['form']!r}")
-    matrix = value["n"], value["k"], _FORMS[value["form"]]
+            launch.wrong("split", "1 below sm_90", launches[-1].split)
+    shape = DecodeShape(keys.get("warps"), *launches)
+    if keys.get("form") not in _FORMS:
+        keys.wrong("form", f"one of {', '.join(_FORMS)}", keys.get("form"))
+    matrix = keys.get("n"), keys.get("k"), _FORMS[keys.get("form")]
     if reason := shape.refusal(matrix, shared_limit(device.arch)):
-        raise _bad(file, f"{key}.{reason}")
+        raise CheckpointError(f"{keys.name}: {reason}")
     return matrix, shape
-
-
-def _fields(file: Path, key: str, value: Any, fields: Mapping[str, type]) -> None:
-    """DeviceError unless value is an object of exactly these fields and types."""
-    found = sorted(value) if isinstance(value, dict) else type(value).__name__
-    if found != sorted(fields):
-        raise _bad(file, f"{key}: expected an object of {', '.join(fields)}, found {found}")
-    for name, kind in fields.items():
-        if type(value[name]) is not kind:  # True is an int as well
-            raise _bad(file, f"{key}.{name}: expected {kind.__name__}, found {value[name]!r}")
-
-
-def _bad(file: Path, problem: str) -> DeviceError:
-    return DeviceError(f"{file}: {problem}; remove the file, and `ostinato tune` makes a new one")

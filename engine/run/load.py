@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -11,13 +12,16 @@ from ..config import LayerSpec, ModelConfig, Rope
 from ..errors import DeviceError
 from ..models import rope
 from ..models.weights import LayerWeights, Weights
-from ..ops.base import Ops
+from ..ops.base import Ops, Part
 from ..ops.numpy import NumpyOps
 from ..weights import names
 from ..weights.checkpoint import Checkpoint
+from ..weights.quantised import Quantised
 from .base_runner import Progress, silent
+from .footprint import Footprint
 
 _log = logging.getLogger("ostinato")
+P = TypeVar("P", np.ndarray, Part)
 BANNED = -1e30  # bias of a logit that must never be sampled: finite, so that sums and differences stay numbers
 
 
@@ -63,20 +67,22 @@ def weights(
     max_len: int | None = None,
     banned: tuple[int, ...] = (),
     progress: Progress = silent,
+    tell: Callable[[str], None] | None = None,
 ) -> Weights:
     """The model's weights as ops keeps them, one tensor after the other; progress(done, all) is called after each.
+    tell is called with one line if tensors are dequantised.
 
     max_len: positions that tables of angles reach, as many as the model was made for if None. banned: embedding rows
     the tokenizer has no token for, made impossible to sample. CheckpointError if a tensor is missing, left over or has
-    the wrong shape."""
+    the wrong shape, DeviceError, before any is loaded, if they do not fit into memory."""
     entries = names.check(ck, c)  # first: a config may claim any number of layers
+    _room(ops, ck, c, entries, tell)
     reach = max_len or c.max_len
     top: dict[str, Any] = {"head_bias": _ban(ops, c, banned), "max_len": reach}
     layers: list[dict[str, Any]] = [{} for _ in c.layers]
     for done, entry in enumerate(entries, 1):
         *where, name = entry.path.split(".")
-        spec = c.layers[int(where[1])] if where else c.layers[0]
-        (layers[int(where[1])] if where else top)[name] = _loaded(ops, ck, entry, spec)
+        (layers[int(where[1])] if where else top)[name] = _loaded(ops, ck, entry, _spec(c, entry))
         for tensor in entry.tensors:  # else the file is in memory beside what was made of it
             ck.let_go(tensor)
         progress(done, len(entries))
@@ -91,6 +97,24 @@ def weights(
     return Weights(layers=tuple(LayerWeights(**layer) for layer in layers), **top)
 
 
+def _spec(c: ModelConfig, entry: names.Entry) -> LayerSpec:
+    """Of the layer that the entry belongs to; of the first one if to none."""
+    *where, _ = entry.path.split(".")
+    return c.layers[int(where[1])] if where else c.layers[0]
+
+
+def _room(
+    ops: Ops, ck: Checkpoint, c: ModelConfig, entries: list[names.Entry], tell: Callable[[str], None] | None
+) -> None:
+    """Check that the weights fit into memory, and tell what is dequantised."""
+    needed = Footprint(ops)
+    for entry in entries:
+        needed.add(ck, entry, _spec(c, entry).head_dim)
+    needed.check()
+    if tell and needed.kinds:
+        tell(needed.about())
+
+
 def _name_long_factors(r: Rope | None, reach: int) -> None:
     """On stderr: which of its lists longrope takes is chosen once, for short prompts as well."""
     if r and r.scaling and r.scaling.kind == "longrope" and reach > r.scaling.original_max_len:
@@ -100,32 +124,45 @@ def _name_long_factors(r: Rope | None, reach: int) -> None:
 
 def _loaded(ops: Ops, ck: Checkpoint, entry: names.Entry, spec: LayerSpec) -> Any:
     """What ops keeps of an entry's tensors, by its kind: see names.Entry."""
+    if entry.kind == "weight":
+        stored = [_part(ck, name) for name in entry.tensors]
+        return ops.weight(_ordered(entry, stored, spec), entry.layout, spec.head_dim)
     parts = [ck.tensor(name) for name in entry.tensors]
     if entry.kind == "transposed":
-        parts = [part.T for part in parts]
+        return ops.weight(_ordered(entry, [part.T for part in parts], spec), entry.layout, spec.head_dim)
     parts = _ordered(entry, parts, spec)
-    if entry.kind in ("weight", "transposed"):
-        return ops.weight(parts, entry.layout, spec.head_dim)
     if entry.kind == "table":
         return ops.vector([parts[0].astype(np.float32) + sum(part[0].astype(np.float32) for part in parts[1:])])
     return ops.vector(parts)
 
 
-def _ordered(entry: names.Entry, parts: list[np.ndarray], spec: LayerSpec) -> list[np.ndarray]:
+def _part(ck: Checkpoint, name: str) -> Part:
+    """A matrix as the checkpoint has it."""
+    quantised = ck.quantised(name)
+    return ck.tensor(name) if quantised is None else quantised
+
+
+def _ordered(entry: names.Entry, parts: list[P], spec: LayerSpec) -> list[P]:
     """The parts with the rows of every head of q and k where the kernels look for pairs: see rope.order."""
     rows = rope.order(spec.rope, spec.head_dim)
     if rows is None or not (entry.layout == "qkv" or entry.path.endswith((".q_norm", ".k_norm"))):
         return parts
     if entry.layout == "qkv":
         ends = np.cumsum([spec.heads, spec.kv_heads]) * spec.head_dim
-        q, k, v = parts if len(parts) == 3 else np.split(parts[0], ends)
+        q, k, v = parts if len(parts) == 3 else [_rows(parts[0], r) for r in np.split(np.arange(len(parts[0])), ends)]
         return [_by_head(q, rows), _by_head(k, rows), v]
     return [_by_head(part, rows) for part in parts]
 
 
-def _by_head(part: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def _by_head(part: P, rows: np.ndarray) -> P:
     """The rows of every head in another order.  part [heads * d, ...], rows [d]"""
-    return part.reshape(-1, len(rows), *part.shape[1:])[:, rows].reshape(part.shape)
+    heads = np.arange(0, len(part), len(rows))
+    return _rows(part, (heads[:, None] + rows).reshape(-1))
+
+
+def _rows(part: P, rows: np.ndarray) -> P:
+    """Some rows of a matrix or vector, or all of them in another order; of a quantised one nothing is decoded."""
+    return part.take(rows) if isinstance(part, Quantised) else part[rows]
 
 
 def _ban(ops: Ops, c: ModelConfig, ids: tuple[int, ...]) -> Any:

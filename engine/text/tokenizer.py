@@ -17,9 +17,9 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.models import WordLevel, WordPiece
 
 from ..checks import found, refuse, unicode
-from ..errors import EngineError, RequestError, TokenizerError
+from ..errors import CheckpointError, EngineError, RequestError, TokenizerError
 from ..process import forks
-from ..weights.files import POINTER, is_pointer
+from ..weights import files
 from . import gguf_vocab
 from .detokenizer import ALPHABET, Decoder, Spelling
 from .token_floor import TokenFloor
@@ -71,10 +71,11 @@ class Tokenizer:
             return _from_directory(Path(checkpoint.directory))
         values, source = checkpoint.metadata or {}, str(checkpoint.source)
         backend = _guarded(source, lambda: gguf_vocab.build(values, source))
-        meta, tokens = gguf_vocab.Metadata(values, source), values["tokenizer.ggml.tokens"]
+        meta, tokens = gguf_vocab.reader(values, source), values["tokenizer.ggml.tokens"]
         roles = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
-        ids = {role: meta.token_id(name, len(tokens)) for role, name in roles.items()}
-        ends = [meta.token_id(name, len(tokens)) for name in ("eot", "eom")]  # of a turn, of a call of a tool
+        ids = {role: meta.token_id(f"{name}_token_id", len(tokens)) for role, name in roles.items()}
+        # of a turn, of a call of a tool
+        ends = [meta.token_id(f"{name}_token_id", len(tokens)) for name in ("eot", "eom")]
         return Tokenizer(backend, source, {role: tokens[i] for role, i in ids.items() if i is not None}, ends)
 
     def encode(self, text: str, special: bool = False, bos: bool = True) -> list[int]:
@@ -186,14 +187,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file, {} if there is none; TokenizerError if it holds anything else."""
     if not path.is_file():
         return {}
-    text = read_text(path)
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as e:
-        raise TokenizerError(f"{path}: expected JSON: {e}") from e
-    if not isinstance(value, dict):
-        raise TokenizerError(f"{path}: expected a JSON object, found {found(value)}")
-    return value
+        return files.read_json(path)
+    except CheckpointError as e:
+        raise TokenizerError(str(e)) from e
 
 
 def read_text(path: Path) -> str:
@@ -204,8 +201,8 @@ def read_text(path: Path) -> str:
         text = path.read_text(encoding="utf-8").removeprefix("\ufeff")
     except (OSError, UnicodeDecodeError) as e:
         raise TokenizerError(f"{path}: cannot be read: {e}") from e
-    if is_pointer(text[:64].encode()):
-        raise TokenizerError(f"{path}: {POINTER}")
+    if files.is_pointer(text[:64].encode()):
+        raise TokenizerError(f"{path}: {files.POINTER}")
     return text
 
 

@@ -72,22 +72,25 @@ def changed(path: str, value: Any) -> Any:
     [
         pytest.param(changed("device", "Other"), "device: expected 'Some GPU, 80 GB', found 'Other'", id="gpu"),
         pytest.param(changed("kernels", "0"), "kernels: expected", id="kernels"),
-        pytest.param(changed("shapes", {}), "the file.shapes: expected list", id="no-list"),
-        pytest.param(changed("shapes.0", 3), "shapes[0]: expected an object", id="no-object"),
+        pytest.param(changed("shapes", {}), "json: shapes: expected list", id="no-list"),
+        pytest.param(changed("shapes.0", 3), "shapes[0]: expected a JSON object", id="no-object"),
         pytest.param(changed("shapes.1.warps", None), "shapes[1]: expected an object of n, k,", id="missing"),
-        pytest.param(changed("shapes.1.more", 1), "found ['form', 'k', 'more'", id="unknown"),
-        pytest.param(changed("shapes.0.warps", "16"), "shapes[0].warps: expected int, found '16'", id="type"),
-        pytest.param(changed("shapes.0.n", True), "shapes[0].n: expected int, found True", id="bool"),
-        pytest.param(changed("shapes.0.wide.staged", 1), "shapes[0].wide.staged: expected bool", id="staged"),
-        pytest.param(changed("shapes.0.single", [1, 4]), "shapes[0].single: expected dict", id="no-launch"),
+        pytest.param(changed("shapes.1.more", 1), "found one of form, k, more,", id="unknown"),
+        pytest.param(changed("shapes.0.warps", "16"), "shapes[0]: warps: expected int, found '16'", id="type"),
+        pytest.param(changed("shapes.0.n", True), "shapes[0]: n: expected int, found True", id="bool"),
+        pytest.param(changed("shapes.0.wide.staged", 1), "shapes[0]: wide: staged: expected bool", id="staged"),
+        pytest.param(changed("shapes.0.single", [1, 4]), "shapes[0]: single: expected dict", id="no-launch"),
+        pytest.param(changed("shapes.0.form", "u3"), "shapes[0]: form: expected one of 2, 4, u4", id="form"),
         pytest.param(
-            changed("shapes.0.narrow.ring", None), "shapes[0].narrow: expected an object of tiles,", id="ring"
+            changed("shapes.0.narrow.ring", None), "shapes[0]: narrow: expected an object of tiles,", id="ring"
         ),
-        pytest.param(changed("shapes.0.narrow.once", True), "shapes[0].narrow.depth: expected 12 at once", id="once"),
-        pytest.param(changed("shapes.0.single.grid", 2.0), "shapes[0].single.grid: expected int, found 2.0", id="grid"),
-        pytest.param(changed("shapes.0.narrow.split", True), "shapes[0].narrow.split: expected int", id="split"),
-        pytest.param(changed("shapes.0.narrow.split", 3), "shapes[0].narrow.split: expected one of", id="clusters"),
-        pytest.param(changed("shapes.0.wide.depth", 99), "shapes[0].wide.depth: expected one of", id="cannot-launch"),
+        pytest.param(changed("shapes.0.narrow.once", True), "shapes[0]: narrow.depth: expected 12 at once", id="once"),
+        pytest.param(
+            changed("shapes.0.single.grid", 2.0), "shapes[0]: single: grid: expected int, found 2.0", id="grid"
+        ),
+        pytest.param(changed("shapes.0.narrow.split", True), "shapes[0]: narrow: split: expected int", id="split"),
+        pytest.param(changed("shapes.0.narrow.split", 3), "shapes[0]: narrow.split: expected one of", id="clusters"),
+        pytest.param(changed("shapes.0.wide.depth", 99), "shapes[0]: wide.depth: expected one of", id="cannot-launch"),
     ],
 )
 def test_damaged_file(gpu: Device, change: Any, says: str) -> None:
@@ -104,7 +107,7 @@ def test_damaged_file(gpu: Device, change: Any, says: str) -> None:
 @pytest.mark.parametrize(
     ("arch", "says"),
     [
-        pytest.param(89, "shapes[0].narrow.split: expected 1 below sm_90, found 4", id="no-clusters"),
+        pytest.param(89, "shapes[0]: narrow: split: expected 1 below sm_90, found 4", id="no-clusters"),
         pytest.param(90, "", id="clusters"),
         pytest.param(120, "", id="clusters-and-less-memory"),
     ],

@@ -16,8 +16,11 @@ import numpy as np
 import pytest
 
 from ostinato.errors import CheckpointError, UnsupportedModel
+from ostinato.weights.blocks import BLOCKS, Blocks
+from ostinato.weights.kinds import GGUF_KINDS
 
 DTYPES = {np.dtype("f4"): "F32", np.dtype("f2"): "F16", np.dtype(ml_dtypes.bfloat16): "BF16", np.dtype("i8"): "I64"}
+NUMBERS = {kind: number for number, (kind, _, _) in GGUF_KINDS.items()}  # GGUF's, of its types
 TINY = 2 << 20  # bytes of Python and NumPy memory that refusing a file of some hundred bytes may take
 
 
@@ -139,6 +142,36 @@ def gguf(
     return head + bytes(-len(head) % alignment if data or infos else 0) + data
 
 
+FLOATS = {  # bytes at which a block holds a float16
+    "Q8_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q2_K": [80, 82], "Q3_K": [108],
+    "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "IQ4_NL": [0], "IQ4_XS": [0], "MXFP4": [], "NVFP4": [],
+}  # fmt: skip
+SMALL = {"MXFP4": [0], "NVFP4": [0, 1, 2, 3]}  # scales of one byte
+
+
+def random_blocks(kind: str, rows: int, k: int, seed: int = 0, size: float | None = None) -> Blocks:
+    """A matrix [rows, k] of a quantised type: any bytes at all, but scales that are finite. size: the largest number
+    is about as large, as in a model; None leaves scales at random too."""
+    count = rows * k // BLOCKS[kind].numbers
+    raw = np.random.default_rng(seed).integers(0, 256, (count, BLOCKS[kind].bytes), np.uint8)
+    for at in FLOATS[kind]:
+        if size is None:
+            raw[:, at + 1] &= 0xFB  # the exponent's lowest bit
+        else:
+            raw[:, at : at + 2] = np.frombuffer(np.float16(size / _LARGEST[kind]).tobytes(), np.uint8)
+    for at in SMALL.get(kind, []):
+        raw[:, at] &= 0xFE
+        if size is not None:
+            raw[:, at] = {"MXFP4": 124, "NVFP4": 32}[kind]
+    return Blocks("x.gguf: tensor t", kind, (rows, k), raw.reshape(rows, -1))
+
+
+_LARGEST = {  # of a block's numbers, over its float16
+    "Q8_0": 128, "Q4_0": 8, "Q4_1": 16, "Q5_0": 16, "Q5_1": 32, "Q2_K": 45, "Q3_K": 128, "Q4_K": 945, "Q5_K": 1953,
+    "Q6_K": 4096, "IQ4_NL": 127, "IQ4_XS": 4064,
+}  # fmt: skip
+
+
 def llama_keys(**more: Any) -> dict[str, Any]:
     """Metadata of a llama of 1 layer, 2 heads of 4, 1 key/value head; "__" in a name stands for ".", None removes."""
     keys: dict[str, Any] = {
@@ -155,10 +188,11 @@ def llama_keys(**more: Any) -> dict[str, Any]:
     return {k: v for k, v in keys.items() if v is not None}
 
 
-def write_gguf(path: Path, keys: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-    """A sound file of float32 and float16 arrays."""
+def write_gguf(path: Path, keys: dict[str, Any], arrays: dict[str, np.ndarray | Blocks]) -> None:
+    """A sound file of float32 and float16 arrays, and of quantised matrices."""
     infos, data = [], b""
     for name, a in arrays.items():
-        infos.append(info(name, a.shape[::-1], {"f4": 0, "f2": 1}[a.dtype.str[1:]], len(data)))
-        data += a.tobytes() + bytes(-a.nbytes % 32)
+        kind, raw = (a.kind, a.raw) if isinstance(a, Blocks) else ({"f4": "F32", "f2": "F16"}[a.dtype.str[1:]], a)
+        infos.append(info(name, a.shape[::-1], NUMBERS[kind], len(data)))
+        data += raw.tobytes() + bytes(-raw.nbytes % 32)
     path.write_bytes(gguf(list(keys.items()), infos, data))

@@ -5,33 +5,18 @@ from __future__ import annotations
 import gguf
 import numpy as np
 import pytest
+from checkpoint_files import FLOATS, SMALL, random_blocks
 
 from ostinato.errors import CheckpointError
 from ostinato.weights import quantised
 from ostinato.weights.blocks import BLOCKS, Blocks
 from ostinato.weights.kinds import GGUF_KINDS
 
-FLOATS = {  # bytes at which a block holds a float16
-    "Q8_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q2_K": [80, 82], "Q3_K": [108],
-    "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "IQ4_NL": [0], "IQ4_XS": [0], "MXFP4": [], "NVFP4": [],
-}  # fmt: skip
-SMALL = {"MXFP4": [0], "NVFP4": [0, 1, 2, 3]}  # scales of one byte
 each = pytest.mark.parametrize("kind", sorted(BLOCKS))
 
 
-def random_blocks(kind: str, count: int, seed: int = 0) -> np.ndarray:
-    """Any bytes at all, but scales that are finite [count, bytes]."""
-    raw = np.random.default_rng(seed).integers(0, 256, (count, BLOCKS[kind].bytes), np.uint8)
-    for at in FLOATS[kind]:
-        raw[:, at + 1] &= 0xFB  # the exponent's lowest bit
-    for at in SMALL.get(kind, []):
-        raw[:, at] &= 0xFE
-    return raw
-
-
 def matrix(kind: str, rows: int, blocks: int, seed: int = 0) -> Blocks:
-    raw = random_blocks(kind, rows * blocks, seed).reshape(rows, -1)
-    return Blocks("x.gguf: tensor t", kind, (rows, blocks * BLOCKS[kind].numbers), raw)
+    return random_blocks(kind, rows, blocks * BLOCKS[kind].numbers, seed)
 
 
 def packages(m: Blocks) -> np.ndarray:

@@ -242,34 +242,6 @@ def test_anything_else_is_refused_with_what_is_accepted(name: str) -> None:
         resolve(name)
 
 
-def test_without_the_hub_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(DownloadError, match=r"'org/name'.*ostinato\[hub\]"):
-        resolve("org/name")
-
-
-def test_a_hub_id_takes_no_code_and_no_pickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = {}
-
-    def snapshot_download(name: str, **options: list[str]) -> str:
-        asked.update(options, name=name)
-        return str(tmp_path)
-
-    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
-    assert resolve("org/name") == tmp_path
-    assert asked["name"] == "org/name"
-    assert asked["allow_patterns"] == ["*.json", "*.safetensors", "*.jinja", "*.model"]
-
-
-def test_the_hubs_reason_is_given_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def snapshot_download(name: str, **_: list[str]) -> str:
-        raise ConnectionError(f"no route\nto {name}")
-
-    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
-    with pytest.raises(DownloadError, match="'org/name': Hugging Face: no route to org/name"):
-        resolve("org/name")
-
-
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [

@@ -199,7 +199,6 @@ UNSUPPORTED = [
     pytest.param(made(version=1), "version", "found 1", id="version 1"),
     pytest.param(made(version=4), "version", "found 4", id="version of the future"),
     pytest.param(b"GGUF" + struct.pack(">I", 3) + bytes(16), "version", "big-endian", id="big-endian"),
-    pytest.param(made([("split.count", 2)]), "split.count", "2", id="one part of a split model"),
 ]
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ...config import ModelConfig
-from ...weights.files import is_gguf
+from ...keys import Keys
 from .bert import BERT
 from .family import Family
 from .gpt2 import GPT2
 from .granite import GRANITE
-from .keys import Keys
+from .keys import HARMLESS
 from .llama import LLAMA
 from .mistral import MINISTRAL, MINISTRAL3, MISTRAL, MISTRAL3
 from .phi import PHI3
@@ -43,9 +43,10 @@ def model_config(config: dict[str, Any], generation: dict[str, Any], source: str
     config: config.json, or the same made from GGUF metadata; generation: generation_config.json, {} when there is none,
     whose end tokens come before config's; source: directory or GGUF file, for messages. CheckpointError or
     UnsupportedModel, naming file and key. Keys that nobody reads are named on stderr, by logging."""
-    gguf = is_gguf(Path(source))
-    keys = Keys(config, str(source) if gguf else str(Path(source) / "config.json"))
-    more = Keys(generation, str(source) if gguf else str(Path(source) / "generation_config.json"))
+    path = Path(source)
+    gguf = path.is_file() or (path.suffix == ".gguf" and not path.is_dir())
+    keys = Keys(config, str(path if gguf else path / "config.json"))
+    more = Keys(generation, str(path if gguf else path / "generation_config.json"))
     family = _family(keys)
     for key in ("quantization_config", "compression_config"):
         if keys.get(key) is not None:
@@ -55,7 +56,7 @@ def model_config(config: dict[str, Any], generation: dict[str, Any], source: str
         text.neutral(key, values)
     c = replace(reader.config(text), family=family.name)
     bos, eos = (more.token_ids(k, c.vocab) + text.token_ids(k, c.vocab) for k in ("bos_token_id", "eos_token_id"))
-    if unread := text.unread():
+    if unread := text.unread(HARMLESS):
         _log.warning("%s: keys that the engine does not know, and ignores: %s", text.name, ", ".join(unread))
     return replace(c, bos_id=next(iter(bos), None), eos_ids=tuple(dict.fromkeys(eos)))
 

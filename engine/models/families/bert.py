@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ...config import ModelConfig
+from ...keys import Keys
 from .family import Family, Table
-from .keys import Keys
 from .learned import gelu, learned, size
 
 _TABLE = Table(

@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from ...config import LayerSpec, ModelConfig
+from ...keys import Keys
 from .family import Row, Table
-from .keys import LIMITS, Keys
+from .keys import LIMITS, dtype
 from .rope import rope
 
 SHARED = "lm_head.weight"
@@ -104,7 +105,7 @@ def decoder(
         max_len=max_len,
         eps=keys.real("rms_norm_eps", 0, 1),
         tied=keys.flag("tie_word_embeddings", tied),
-        dtype=keys.dtype(),
+        dtype=dtype(keys),
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ...config import ModelConfig
-from .keys import Keys
+from ...keys import Keys
 
 # path, kind, layout, condition (a field of the configuration, "not" before it reverses), tensors with their sizes
 Row = tuple[str, str, str, str, dict[str, str]]

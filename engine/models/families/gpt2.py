@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ...config import ModelConfig
+from ...keys import Keys
 from .decoder import HEAD, SHARED
 from .family import Family, Table
-from .keys import Keys
 from .learned import gelu, learned, size
 
 _TABLE = Table(

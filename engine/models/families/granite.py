@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ...config import ModelConfig
+from ...keys import Keys
 from .decoder import NEUTRAL, TABLE, decoder
 from .family import Family, GgufForm
-from .keys import Keys
 
 
 def _granite(keys: Keys) -> ModelConfig:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ...config import LayerSpec, ModelConfig
-from .keys import LIMITS, Keys
+from ...keys import Keys
+from .keys import LIMITS, dtype
 
 GELUS = {  # names in transformers: LayerSpec.activation
     "gelu": "gelu",
@@ -28,7 +29,7 @@ def learned(
     if hidden % heads:
         keys.wrong(hidden_key, f"a multiple of {head_key} = {heads}", hidden)
     spec = LayerSpec(heads, heads, hidden // heads, ffn, rope=None, qkv_bias=True, activation=activation)
-    every = {"vocab": size(keys, "vocab_size"), "dtype": keys.dtype(), **fields}
+    every = {"vocab": size(keys, "vocab_size"), "dtype": dtype(keys), **fields}
     return ModelConfig(layers=(spec,) * layers, hidden=hidden, **every)
 
 

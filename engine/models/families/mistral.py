@@ -6,9 +6,9 @@ import logging
 from dataclasses import replace
 
 from ...config import ModelConfig
+from ...keys import Keys
 from .decoder import NEUTRAL, TABLE, decoder, layer_types, sliding
 from .family import Family, GgufForm
-from .keys import Keys
 from .rope import LENGTH
 
 SIZES = ("head_dim",)  # that follow from the others

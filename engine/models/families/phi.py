@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ...config import ModelConfig
+from ...keys import Keys
 from .decoder import NEUTRAL, TABLE, decoder, sliding
 from .family import Family, GgufForm
-from .keys import Keys
 from .rope import LENGTH
 
 _FUSED = {

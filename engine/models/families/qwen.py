@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ...config import ModelConfig
+from ...keys import Keys
 from .decoder import NEUTRAL, TABLE, decoder, layer_types, sliding
 from .family import Family, GgufForm
-from .keys import Keys
 
 
 def _windows(keys: Keys, layers: int) -> list[int]:

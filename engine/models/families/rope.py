@@ -10,7 +10,7 @@ import math
 from dataclasses import replace
 
 from ...config import Rope, RopeScaling
-from .keys import Keys
+from ...keys import Keys
 
 KINDS = "default, linear, llama3, yarn or longrope"
 LENGTH = "original_max_position_embeddings"

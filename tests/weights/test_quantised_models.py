@@ -1,0 +1,145 @@
+"""Whole models of quantised tensors: each backend has the numbers of the model in float32, and says what it took."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from checkpoint_files import llama_keys, random_blocks, refused, write_gguf
+from products import cublas
+
+from ostinato.config import EngineConfig
+from ostinato.errors import DeviceError
+from ostinato.models.families import model_config
+from ostinato.ops import dequantise
+from ostinato.ops.base import Ops
+from ostinato.ops.cuda import CudaOps, PackedWeight
+from ostinato.ops.device import Device, HostDevice
+from ostinato.ops.numpy import NumpyOps
+from ostinato.run import load
+from ostinato.run.batch import Batch
+from ostinato.run.runner import Runner
+from ostinato.weights.blocks import BLOCKS, Blocks
+from ostinato.weights.checkpoint import Checkpoint, open_checkpoint
+
+HIDDEN, FFN, HEADS, KV, HEAD, VOCAB, LAYERS = 256, 288, 4, 2, 64, 40, 2
+SHAPES = {  # of a layer; 288 is no multiple of 256
+    "attn_q": (HEADS * HEAD, HIDDEN), "attn_k": (KV * HEAD, HIDDEN), "attn_v": (KV * HEAD, HIDDEN),
+    "attn_output": (HIDDEN, HEADS * HEAD), "ffn_gate": (FFN, HIDDEN), "ffn_up": (FFN, HIDDEN),
+    "ffn_down": (HIDDEN, FFN),
+}  # fmt: skip
+DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
+Q4_K_M = {"attn_v": "Q6_K", "ffn_down": "Q5_0", "token_embd": "Q6_K"}
+MIXES = [  # the type of every matrix, and of some
+    *(pytest.param(kind, {"ffn_down": "Q8_0"}, id=kind) for kind in sorted(BLOCKS)),
+    pytest.param("Q4_K", Q4_K_M, id="Q4_K_M"),
+    pytest.param("Q5_K", {**Q4_K_M, "ffn_down": "Q5_1", "output": "Q6_K"}, id="Q5_K_M, untied"),
+    pytest.param("Q8_0", {"token_embd": None, "attn_k": None}, id="Q8_0, some in float32"),
+]
+
+
+def write(folder: Path, kind: str, others: dict[str, str | None], **keys: Any) -> tuple[Path, Path]:
+    """A llama of random blocks, and the same one in float32."""
+    shapes = {"token_embd": (VOCAB, HIDDEN), **{f"blk.{i}.{n}": s for i in range(LAYERS) for n, s in SHAPES.items()}}
+    shapes |= {"output": (VOCAB, HIDDEN)} if "output" in others else {}
+    rng = np.random.default_rng(1)
+    arrays: dict[str, np.ndarray | Blocks] = {}
+    for i, (name, (n, k)) in enumerate(shapes.items()):
+        of = others.get(name.split(".")[-1], kind)
+        random = rng.standard_normal((n, k)).astype("f4") * np.float32(0.05)
+        arrays[f"{name}.weight"] = random_blocks(of, n, k, i, 0.2) if of else random
+    norms = ["output_norm", *(f"blk.{i}.{n}_norm" for i in range(LAYERS) for n in ("attn", "ffn"))]
+    arrays |= {f"{n}.weight": 1 + rng.standard_normal(HIDDEN).astype("f4") / 8 for n in norms}
+    sizes = {"embedding_length": HIDDEN, "feed_forward_length": FFN, "block_count": LAYERS, "context_length": 128,
+             "attention__head_count": HEADS, "attention__head_count_kv": KV}  # fmt: skip
+    every = llama_keys(**{f"llama__{k}": v for k, v in sizes.items()}, **keys)
+    write_gguf(folder / "quantised.gguf", every, arrays)
+    plain = {n: a.numbers() if isinstance(a, Blocks) else a for n, a in arrays.items()}
+    write_gguf(folder / "plain.gguf", every, plain)
+    return folder / "quantised.gguf", folder / "plain.gguf"
+
+
+def loaded(path: Path, ops: Ops, **options: Any) -> tuple[Any, Any]:
+    with open_checkpoint(path) as ck:
+        c = model_config(ck.config, ck.generation_config, ck.source)
+        return c, load.weights(ops, ck, c, **options)
+
+
+def logits(path: Path, ops: Ops) -> np.ndarray:
+    c, w = loaded(path, ops)
+    runner = Runner(ops, c, w, EngineConfig(max_batch=1, graph="off", cache_tokens=64))
+    return Batch(runner).logits([3, 1, 4, 1, 5, 9, 2, 6], 5)
+
+
+@pytest.mark.parametrize(("kind", "others"), MIXES)
+def test_the_logits_are_those_of_the_model_in_float32(tmp_path: Path, kind: str, others: dict[str, Any]) -> None:
+    quantised, plain = write(tmp_path, kind, others)
+    expected = logits(plain, NumpyOps())
+    assert np.isfinite(expected).all() and expected.std() > 0.01
+    np.testing.assert_array_equal(logits(quantised, NumpyOps()), expected)
+
+
+def bits(w: Any) -> dict[str, np.ndarray]:
+    """Every matrix of loaded weights as the backend keeps it."""
+    layers = {
+        f"{i}.{n}": getattr(layer, n) for i, layer in enumerate(w.layers) for n in ("qkv", "o", "gate_up", "down")
+    }
+    every = {"embed": w.embed, "head": w.head, **layers}
+    return {name: np.asarray(getattr(a, "data", a) if isinstance(a, PackedWeight) else a) for name, a in every.items()}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("backend", [CudaOps, cublas], ids=["cuda", "cublas"])
+def test_a_gpu_has_the_numbers_rounded_to_its_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: Device, backend: Any, dtype: str
+) -> None:
+    """The same bits as of the model in float32, and pieces of a few rows."""
+    monkeypatch.setattr(dequantise, "PIECE", 5 * HIDDEN)
+    quantised, plain = write(tmp_path, "Q4_K", Q4_K_M)
+    found, expected = (bits(loaded(path, backend(device, DTYPES[dtype]))[1]) for path in (quantised, plain))
+    assert found.keys() == expected.keys()
+    for name, array in found.items():
+        assert array.dtype.name == dtype and device.read(array).tobytes() == device.read(expected[name]).tobytes(), name
+
+
+def test_a_tied_head_is_the_embedding_and_not_a_second_copy(tmp_path: Path) -> None:
+    _, w = loaded(write(tmp_path, "Q4_K", Q4_K_M)[0], NumpyOps())
+    assert w.head is w.embed
+
+
+def test_one_line_says_what_was_dequantised(tmp_path: Path) -> None:
+    quantised, plain = write(tmp_path, "Q4_K", Q4_K_M)
+    lines: list[str] = []
+    loaded(quantised, NumpyOps(), tell=lines.append)
+    loaded(plain, NumpyOps(), tell=lines.append)
+    assert lines == ["Q6_K, Q4_K, Q5_0 dequantised to float32: 15 tensors, 0.5 MB in the file, 3.4 MB in memory"]
+
+
+@pytest.mark.parametrize("which", ["quantised", "plain"])
+def test_a_model_that_does_not_fit_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    path = dict(zip(("quantised", "plain"), write(tmp_path, "Q4_K", Q4_K_M), strict=True))[which]
+    exact = 4 * (VOCAB * HIDDEN + LAYERS * sum(n * k for n, k in SHAPES.values()) + (1 + 2 * LAYERS) * HIDDEN)
+    monkeypatch.setattr(Checkpoint, "tensor", lambda *_: pytest.fail("a tensor was read"))
+    monkeypatch.setattr(Blocks, "numbers", lambda *_: pytest.fail("a tensor was read"))
+    monkeypatch.setattr(HostDevice, "free_memory", lambda _: exact - 1)
+    about = r" \(Q6_K, Q4_K, Q5_0 dequantised to float32: 15 tensors, .*\)" if which == "quantised" else ""
+    with pytest.raises(DeviceError, match=rf"weights: expected 3\.4 MB free on CPU, found 3\.4 MB{about}$"):
+        loaded(path, NumpyOps())
+    monkeypatch.undo()
+    monkeypatch.setattr(HostDevice, "free_memory", lambda _: exact)
+    loaded(path, NumpyOps())
+
+
+def test_a_scale_that_is_no_number_names_the_tensor(tmp_path: Path) -> None:
+    path = write(tmp_path, "Q4_K", Q4_K_M)[0]
+    raw = bytearray(path.read_bytes())
+    with open_checkpoint(path) as ck:
+        at = raw.index(ck.bytes("model.layers.1.self_attn.q_proj.weight").tobytes())
+    raw[at + 144 * 7 : at + 144 * 7 + 2] = np.float16(np.nan).tobytes()
+    path.write_bytes(raw)
+    refused(lambda: loaded(path, NumpyOps()), str(path), "tensor blk.1.attn_q.weight", "d of row", "found nan")
