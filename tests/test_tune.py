@@ -135,7 +135,7 @@ def test_a_whole_run(
     ops: CudaOps, spilled: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each step costs one, and less with two tiles for the head: that is found, kept and printed unless it spills."""
-    head, two_tiles = (80, 64, 2), "4, 1, 2, 1, 2, 2, REGISTERS>"
+    head, two_tiles = (80, 64, 2), tuple(f"Shape<4, 1, 2, {rows}, 2, 2, REGISTERS>>" for rows in (1, 8))
     monkeypatch.setattr(EmulatedDevice, "local_bytes", lambda self, kernel: spilled * kernel.name.endswith(two_tiles))
     few = {"TILES": (1, 2), "DEPTHS": (2,), "WARPS": (4,), "BLOCKS": (2,), "SPLITS": (1,), "RING": (), "REGISTERS": ()}
     for name, values in few.items():

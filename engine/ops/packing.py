@@ -48,6 +48,12 @@ class PackedWeight:
     def tiles(self) -> int:
         return -(-self.n // 16)
 
+    @property
+    def stored_bytes(self) -> int:
+        """On the device, if it is kept as codes and scales; else 0."""
+        quantised = isinstance(self.segments[0].form, QuantisedForm)
+        return sum(part.data.nbytes for part in self.segments) if quantised else 0
+
 
 class Packer:
     """Packs matrices on a device, for products of rows of dtype T."""

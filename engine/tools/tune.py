@@ -44,6 +44,7 @@ def add_command(commands: Any) -> None:
     p.add_argument("--batch", type=numbers, default=(1, 4, 16), metavar="N,N", help="sequences (1,4,16)")
     p.add_argument("--seconds", type=float, default=120, metavar="S", help="of search, once the model is loaded (120)")
     p.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto", help="default: auto")
+    p.add_argument("--quant", default="", metavar="KIND", help="random weights quantised, as for bench decode")
     p.add_argument("--json", metavar="FILE", help="also write the choice and the times to a file")
     p.set_defaults(run=run)
 
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     name, config = chosen_model(args)
     if not 0 <= args.seconds < inf:
         raise RequestError(f"seconds: expected 0 or more, found {args.seconds}")
-    settings = Settings(name, config, args.batch, ("cuda",), ("step",), dtype=args.dtype)
+    settings = Settings(name, config, args.batch, ("cuda",), ("step",), dtype=args.dtype, quant=args.quant)
     check_outputs(args.json, None)
     found = tune(settings, args.seconds)
     print_choice(found)
@@ -109,9 +110,18 @@ class Steps:
 
         self._ops, self._shared = ops, shared_limit(ops.device.arch)
         self._steps = {batch: middle_step(ops, c, w, s.load(batch)) for batch in s.batches}
-        layer = w.layers[0]
-        weights = {**{name: getattr(layer, name) for name in OPERATIONS.values() if name != "head"}, "head": w.head}
-        self.keys: dict[str, Key] = {name: (m.n, m.k, m.segments[0].form.key) for name, m in weights.items()}
+        self.keys: dict[str, Key] = {}  # "down" -> key; "down u6 g16 nested" where layers differ
+        self._uses: dict[Key, list[tuple[str, int]]] = {}  # kinds of operations on it, and which call of the kind
+        for kind, name in OPERATIONS.items():
+            matrices = [w.head] if name == "head" else [getattr(layer, name) for layer in w.layers]
+            forms = list(dict.fromkeys(part.form.key for m in matrices for part in m.segments))
+            for i, m in enumerate(matrices):
+                for part in m.segments:
+                    key = m.n if len(m.segments) == 1 else part.tiles * 16, m.k, part.form.key
+                    label = name if len(forms) == 1 else f"{name} {part.form.key}"
+                    if key not in self._uses or label not in self.keys:
+                        self._uses.setdefault(key, []).append((kind, i))
+                    self.keys.setdefault(label, key)
 
     def ms(self, table: Table, batches: Iterable[int]) -> float:
         """Median time of a captured step with these shapes, summed over the batch sizes."""
@@ -177,10 +187,9 @@ class Steps:
         ops.device = plan = _Plan(self._ops.device)
         ops.shapes = Shapes({key: shape}, "", self._ops.device.arch)
         for batch in batches:
-            calls = {call.kind: call for call in self._steps[batch][1]}
-            for kind, name in OPERATIONS.items():
-                if self.keys[name] == key:
-                    getattr(ops, calls[kind].name)(*calls[kind].args, **calls[kind].kwargs)
+            for kind, i in self._uses[key]:
+                call = [call for call in self._steps[batch][1] if call.kind == kind][i]
+                getattr(ops, call.name)(*call.args, **call.kwargs)
         return tuple(plan.planned)
 
     def _compile(self, plans: Iterable[tuple], over: Callable[[], bool]) -> int:

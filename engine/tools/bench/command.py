@@ -31,6 +31,12 @@ def _options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--prompt-len", type=int, default=128, metavar="N", help="tokens before the first step (128)")
     p.add_argument("--max-tokens", type=int, default=128, metavar="N", help="steps that are measured (128)")
     p.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto", help="default: auto")
+    p.add_argument(
+        "--quant",
+        default="",
+        metavar="KIND",
+        help="random weights quantised: q4_0, q4_1, q4_k_m, q5_k_m, q6_k, q8_0 or g128",
+    )
     p.add_argument("--no-operations", action="store_true", help="do not time the operations one by one")
     p.add_argument("--json", metavar="FILE", help="write everything to a file")
     p.add_argument("--plot", metavar="FILE", help="draw ms a step to a file: .png, .svg, .pdf (needs the extra plot)")
@@ -51,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
         prompt_len=args.prompt_len,
         max_tokens=args.max_tokens,
         dtype=args.dtype,
+        quant=args.quant,
         operations=not args.no_operations,
     )
     report.check_outputs(args.json, args.plot)
