@@ -4,13 +4,15 @@
 //
 //   T, Weight      what x is stored as; what a kernel's pointer to weights points to
 //   K, CHUNK       k of a step; k of a row of x that lie together in shared memory (columns.cuh)
-//   A, B           a lane's part of a step: of one row tile, of eight columns of x
-//   KEPT           B of all steps in flight stay in registers; else B is read when it is multiplied
+//   A              a lane's part of a step of one row tile
+//   Columns        a lane's part of a step of eight columns of x, or where it is; DIRECTLY: not prepared there
+//   Copy           the same as it lies in shared memory, put there by copy_columns
+//   KEPT           Columns of all steps in flight stay in registers
 //   FACTOR         what sums are multiplied by in the end
 //   Place          where a lane finds the steps of a row tile; advance() goes to a later step, WARPS or more ahead
 //   load, copy, read   A of a place; on its way to shared memory, where it takes SLOT bytes a warp; from there
-//   prepare        16 bytes of x as B wants them, for who copies them or who reads them from global memory
-//   multiply       acc += A B, of some row tiles and columns
+//   prepare        16 bytes of x as the products want them, for who puts them into shared memory
+//   multiply       acc += A times columns, of some row tiles and columns
 //   four           four numbers of a row, one by one
 #pragma once
 #include "packed.cuh"
@@ -20,7 +22,9 @@ struct Format {
     using T = W;
     using Weight = W;
     using A = FragmentA<T>;
-    using B = FragmentB<T>;
+    using Copy = FragmentB<T>;
+    template <bool DIRECTLY>
+    using Columns = FragmentB<T>;
     static constexpr int K = 16, CHUNK = 16, SLOT = 32 * sizeof(A);
     static constexpr bool KEPT = true;
     static constexpr float FACTOR = 1.f;
@@ -49,19 +53,18 @@ struct Format {
         return reinterpret_cast<const A*>(slot)[threadIdx.x % 32];
     }
 
-    // p: the lane's four k of the step's first chunk; chunk: elements from there to the next one's
-    template <bool PREPARE>
-    static __device__ __forceinline__ B load_columns(const T* p, int) {
+    // p: the lane's part of the step's first chunk; chunk: elements from there to the next one's
+    template <bool DIRECTLY>
+    static __device__ __forceinline__ FragmentB<T> columns(const T* p, int) {
         return load_b(p);
     }
-
-    static __device__ __forceinline__ void copy_columns(B* to, const T* p, int) { copy_b(to, p); }
-    static __device__ __forceinline__ B read_columns(const B* from) { return *from; }
+    static __device__ __forceinline__ FragmentB<T> columns(const Copy* copy) { return *copy; }
+    static __device__ __forceinline__ void copy_columns(Copy* to, const T* p, int) { copy_b(to, p); }
     static __device__ __forceinline__ uint4 prepare(uint4 v) { return v; }
 
     template <int TILES, int COLS>
     static __device__ __forceinline__ void multiply(float (&acc)[TILES][COLS][4], const A (&a)[TILES],
-                                                    const B (&b)[COLS]) {
+                                                    const FragmentB<T> (&b)[COLS]) {
 #pragma unroll
         for (int c = 0; c < COLS; c++)
 #pragma unroll

@@ -32,10 +32,21 @@
 #include "stream.cuh"
 #include "sums.cuh"
 
+// The weights that the step needs after these. A block that has used its last ones has its share of them brought to L2:
+// memory would else rest while one kernel ends and the next one begins. Earlier they would delay what is needed now.
+struct Following {
+    const unsigned char* weight;
+    int share;  // bytes of a block
+
+    __device__ __forceinline__ void fetch() const {
+        if (share && threadIdx.x == 0) prefetch_l2(weight + static_cast<size_t>(blockIdx.x) * share, share);
+    }
+};
+
 template <class W, Source SOURCE, class S, class Epilogue, class F = Format<W>, class T = typename F::T>
 __device__ __forceinline__ void product_of_stream(const typename F::Weight* weight, const T* x, const float* squared,
                                                   float eps, int rows, int k, int tiles, int first_tile,
-                                                  const Epilogue& epilogue) {
+                                                  Following following, const Epilogue& epilogue) {
     constexpr bool DIRECTLY = SOURCE == DIRECT;
     constexpr int WARPS = S::WARPS, SPLIT = S::SPLIT;
     using Stream = typename Choose<S::WAY == RING, InRing<F, DIRECTLY, S>, InRegisters<F, DIRECTLY, S>>::type;
@@ -71,6 +82,7 @@ __device__ __forceinline__ void product_of_stream(const typename F::Weight* weig
     for (int group = first, turn = 0; group < groups; group += work.stride, turn ^= 1) {
         float acc[S::TILES][S::COLS][4] = {};
         stream.multiply_group(work, acc, group);
+        if (group + work.stride >= groups) following.fetch();
         // Two buffers: who writes one has passed the barrier after which everybody had read it.
         float2* sums = SPLIT > 1 ? in_cluster(red + turn * RED, work.own.set) : red + turn * RED;
         Sums<S>::leave(sums + work.own.part * PAIRS * 32 + lane, acc);
@@ -95,11 +107,12 @@ __device__ __forceinline__ void product_of_stream(const typename F::Weight* weig
 
 template <class W, Source SOURCE, class S, class Epilogue, class F = Format<W>, class T = typename F::T>
 __device__ __forceinline__ void product(const typename F::Weight* weight, const T* x, const float* squared, float eps,
-                                        int rows, int k, int tiles, int first_tile, const Epilogue& epilogue) {
+                                        int rows, int k, int tiles, int first_tile, Following following,
+                                        const Epilogue& epilogue) {
     if constexpr (S::WAY == ONCE)
         product_at_once<W, SOURCE, S>(weight, x, squared, eps, rows, tiles, first_tile, epilogue);
     else
-        product_of_stream<W, SOURCE, S>(weight, x, squared, eps, rows, k, tiles, first_tile, epilogue);
+        product_of_stream<W, SOURCE, S>(weight, x, squared, eps, rows, k, tiles, first_tile, following, epilogue);
 }
 
 // Of all kernels: W weights (format.cuh), S a Shape; weight as W has it; x [R, K] T; squared [R, squared_line(K)], null
@@ -113,8 +126,8 @@ using TypeOf = typename Format<W>::T;
 template <class W, class Out, Source SOURCE, class S, class T = TypeOf<W>>
 __global__ void __launch_bounds__(S::THREADS, S::BLOCKS)
     decode_store(const Weight<W>* weight, const T* x, const float* squared, float eps, int rows, int k, int tiles,
-                 int first_tile, int n, int span, float scale, const float* bias, const float* residual, Out* out) {
-    product<W, SOURCE, S>(weight, x, squared, eps, rows, k, tiles, first_tile,
+                 int first_tile, const unsigned char* following, int share, int n, int span, float scale, const float* bias, const float* residual, Out* out) {
+    product<W, SOURCE, S>(weight, x, squared, eps, rows, k, tiles, first_tile, {following, share},
                           Store<Out>{n, span, scale, bias, residual, out});
 }
 
@@ -123,8 +136,8 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS)
 template <class W, Source SOURCE, class S, class T = TypeOf<W>>
 __global__ void __launch_bounds__(S::THREADS, S::BLOCKS)
     decode_add(const Weight<W>* weight, const T* x, const float*, float, int rows, int k, int tiles, int first_tile,
-               int n, float scale, float* out, const float* norm, T* normed, float* out_squared) {
-    product<W, SOURCE, S>(weight, x, nullptr, 0.f, rows, k, tiles, first_tile,
+               const unsigned char* following, int share, int n, float scale, float* out, const float* norm, T* normed, float* out_squared) {
+    product<W, SOURCE, S>(weight, x, nullptr, 0.f, rows, k, tiles, first_tile, {following, share},
                           Add<T>{n, scale, out, norm, normed, out_squared});
 }
 
@@ -132,24 +145,24 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS)
 template <class W, Source SOURCE, class S, class T = TypeOf<W>>
 __global__ void __launch_bounds__(S::THREADS, S::BLOCKS)
     decode_gate(const Weight<W>* weight, const T* x, const float* squared, float eps, int rows, int k, int tiles,
-                int first_tile, int ffn, T* out) {
-    product<W, SOURCE, S>(weight, x, squared, eps, rows, k, tiles, first_tile, Gate<T>{ffn, out});
+                int first_tile, const unsigned char* following, int share, int ffn, T* out) {
+    product<W, SOURCE, S>(weight, x, squared, eps, rows, k, tiles, first_tile, {following, share}, Gate<T>{ffn, out});
 }
 
 // out = gelu(x W^T + bias).   weight [N, K] packed with span 1; out [R, N] T
 template <class W, Source SOURCE, class S, class T = TypeOf<W>>
 __global__ void __launch_bounds__(S::THREADS, S::BLOCKS)
     decode_gelu(const Weight<W>* weight, const T* x, const float* squared, float eps, int rows, int k, int tiles,
-                int first_tile, int n, const float* bias, int tanh, T* out) {
-    product<W, SOURCE, S>(weight, x, squared, eps, rows, k, tiles, first_tile, Gelu<T>{n, bias, tanh, out});
+                int first_tile, const unsigned char* following, int share, int n, const float* bias, int tanh, T* out) {
+    product<W, SOURCE, S>(weight, x, squared, eps, rows, k, tiles, first_tile, {following, share}, Gelu<T>{n, bias, tanh, out});
 }
 
 // Queries, keys and values of x, rotated and stored: see Rotate.
 template <class W, Source SOURCE, class S, class T = TypeOf<W>>
 __global__ void __launch_bounds__(S::THREADS, S::BLOCKS)
     decode_qkv(const Weight<W>* weight, const T* x, const float* squared, float eps, int rows, int k, int tiles,
-               int first_tile, const float* bias, const float* rope, const int* seqs, const int* positions,
+               int first_tile, const unsigned char* following, int share, const float* bias, const float* rope, const int* seqs, const int* positions,
                const int* table, int pages, T* qkv, T* keys, T* values, int heads, int kv_heads, int head_dim) {
     Rotate<T> rotate{heads, kv_heads, head_dim, pages, bias, rope, seqs, positions, table, qkv, keys, values};
-    product<W, SOURCE, S>(weight, x, squared, eps, rows, k, tiles, first_tile, rotate);
+    product<W, SOURCE, S>(weight, x, squared, eps, rows, k, tiles, first_tile, {following, share}, rotate);
 }

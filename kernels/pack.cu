@@ -35,10 +35,16 @@ __global__ void __launch_bounds__(256)
     out[4] = v[2], out[5] = v[3];
 }
 
+// BYTES of a row, of which `from` has a number `at`, to its half of the bytes of two rows; zeros unless they are there.
+template <int BYTES>
+__device__ __forceinline__ void put_scales(unsigned char* to, int half, const unsigned char* from, size_t at, bool there) {
+    for (int i = 0; i < BYTES; i++) to[half * BYTES + i] = there ? from[at * BYTES + i] : 0;
+}
+
 // Rows first .. first + count of codes and scales into their places of the packed form of W (quantised.cuh); rows from N
 // on become zeros.
-//   codes [present, K], inner [present, K / Format<W>::K, Format<W>::LANE / 2] and outer [.., Format<W>::OUTER / 2], bytes of
-//   the scales of each step of a row; packed [tiles, K / Format<W>::K, Format<W>::BYTES]
+//   codes [present, K]; inner [present, steps, LANE / 2] and outer [present, steps / SHARING, OUTER / 2] of the format: bytes
+//   of the scales of each step of a row, and of what those of a run are under; packed [tiles, steps / SHARING, RUN]
 // LAUNCH: grid ceil(count * K / 16 / 256), block 256. A thread moves 16 codes of one row: a lane's of 64 k.
 // PRECOND: K % Format<W>::K == 0; first + count is at most the padded N; present, at most count, rows are given.
 template <class W>
@@ -51,18 +57,18 @@ __global__ void __launch_bounds__(256)
     if (i >= count) return;
     const RowPlace at(first + i, span);
     const int steps = k / F::K, step = run * 64 / F::K, kt = run * 4 % (F::K / 16);
-    unsigned char* unit = packed + (static_cast<size_t>(at.tile) * steps + step) * F::BYTES;
+    unsigned char* unit = F::step_of(packed, at.tile, step, steps);
     unsigned char code[4][4] = {};
     if (i < present)
         for (int j = 0; j < 16; j++)
             code[j / 4][j % 4] = codes[static_cast<size_t>(i) * k + run * 64 + F::k_of(j / 4, q, j % 4)];
     F::put(unit, at.g, q, at.half, kt, code);
     if (kt > 0 || q > 0) return;
-    const size_t from = static_cast<size_t>(i) * steps + step;
-    unsigned char *scales = unit + F::CODE_BYTES + at.g * F::LANE + at.half * F::LANE / 2;
-    for (int j = 0; j < F::LANE / 2; j++) scales[j] = i < present ? inner[from * (F::LANE / 2) + j] : 0;
-    scales = unit + F::CODE_BYTES + 8 * F::LANE + at.g * F::OUTER + at.half * F::OUTER / 2;
-    for (int j = 0; j < F::OUTER / 2; j++) scales[j] = i < present ? outer[from * (F::OUTER / 2) + j] : 0;
+    put_scales<F::LANE / 2>(unit + F::CODE_BYTES + at.g * F::LANE, at.half, inner, static_cast<size_t>(i) * steps + step,
+                            i < present);
+    if (step % F::SHARING) return;
+    put_scales<F::OUTER / 2>(unit + F::SHARING * F::STEP + at.g * F::OUTER, at.half, outer,
+                             static_cast<size_t>(i) * (steps / F::SHARING) + step / F::SHARING, i < present);
 }
 
 // The numbers of a matrix of codes and scales, rounded to T, as plain weights are packed: for products of many rows.

@@ -211,6 +211,13 @@ PTX unsigned multiply_bf16x2(unsigned a, unsigned b) {
     return d;
 }
 
+// Asks for `bytes` from p on, multiples of 16, to be brought to L2. Below sm_90 it does nothing.
+PTX void prefetch_l2(const void* p, unsigned bytes) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(bytes));
+#endif
+}
+
 // 2^x within 2 units in the last place; results below 2^-126 are 0.
 PTX float exp2_approx(float x) {
     float y;

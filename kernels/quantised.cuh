@@ -14,14 +14,15 @@
 // by UP, or where it meets the second code by UP / 16, both powers of two (prepare). |x| < 2^64 stays finite, and what
 // is lost of an x below 2^-62 is below any rounding.
 //
-// In memory: [tiles] of [K / Format::K] units: PLANES of [32 lanes][16 bytes] of codes, then [8 g][LANE bytes] and
-// [8 g][OUTER bytes] of the scales of rows g and g + 8. Lane 4 g + q holds of rows g and g + 8 in each run of 32 k the
+// In memory: [tiles] of [steps of Format::K]: PLANES of [32 lanes][16 bytes] of codes, then [8 g][LANE bytes] of the scales
+// of rows g and g + 8; and behind each SHARING steps [8 g][OUTER bytes] of what their scales are under. Lane 4 g + q holds of rows g and g + 8 in each run of 32 k the
 // eight from 8 q on: four are the fragment of one k tile, four of the next, so that a lane reads 16 bytes of x at once.
 // Where groups are 16 k, each is a k tile (CHUNK 16). Rows share tiles as packed.cuh says.
 #pragma once
 #include "format.cuh"
 
 constexpr unsigned UP = 0x5f805f80, SIXTEENTH = 0x02000200, MINUS = 0x80008000;  // 2^64 twice; 4 exponents less
+constexpr int SPAN = 256;  // k whose scales share what they are under
 constexpr float DOWN = 0x1p69f;                                                   // 2^64 2^-133 DOWN = 1
 
 // A word of 16 bytes; i is a constant once loops are unrolled.
@@ -115,13 +116,13 @@ struct Longer {
 
 // -- scales -----------------------------------------------------------------------------------------------------------
 // Of<K>: what a lane needs of a unit, for rows g and g + 8: LANE and OUTER bytes, which the four lanes of g share. ZERO:
-// subtracted from every code.
+// subtracted from every code. NESTED: scale and min are integers, under outer(half, 0) and -outer(half, 1).
 
 // 16 bits, S, for each GROUP k, and mins of the same kind if MINS. Of a row in a unit: its scales, then its mins.
 template <int GROUP_, class S, int ZERO_, bool MINS_>
 struct Grouped {
     static constexpr int GROUP = GROUP_, ZERO = ZERO_;
-    static constexpr bool MINS = MINS_;
+    static constexpr bool MINS = MINS_, NESTED = false;
 
     template <int K>
     struct Of {
@@ -150,15 +151,14 @@ struct Grouped {
 template <int GROUP_, int ZERO_, bool MINS_>
 struct Nested {
     static constexpr int GROUP = GROUP_, ZERO = ZERO_;
-    static constexpr bool MINS = MINS_;
+    static constexpr bool MINS = MINS_, NESTED = true;
 
     template <int K>
     struct Of {
         static constexpr int GROUPS = K / GROUP, EACH = GROUPS * (1 + MINS), LANE = EACH * 2, OUTER = 4 * (1 + MINS);
         unsigned v[(LANE + OUTER) / 4];
 
-        // A byte as float, added to 2^23; what d is multiplied by is below it by that and by 128 if it is signed. Both
-        // products have few enough bits to be exact.
+        // A byte as float: added to 2^23, less that, and less 128 more if it is signed.
         __device__ __forceinline__ float byte(int i, float less) const {
             return __uint_as_float(__byte_perm(v[i / 4], 0x4b000000, 0x7440 | i % 4)) - less;
         }
@@ -168,10 +168,10 @@ struct Nested {
             return at % 2 ? pair.y : pair.x;
         }
         __device__ __forceinline__ float scale(int half, int group) const {
-            return __fmul_rn(outer(half, 0), byte(half * EACH + group, MINS ? 0x1p23f : 0x1p23f + 128.f));
+            return byte(half * EACH + group, MINS ? 0x1p23f : 0x1p23f + 128.f);
         }
         __device__ __forceinline__ float min(int half, int group) const {
-            return __fmul_rn(-outer(half, 1), byte(half * EACH + GROUPS + group, 0x1p23f));
+            return byte(half * EACH + GROUPS + group, 0x1p23f);
         }
 
         // One of them in memory, under its outer scale; the product is exact.
@@ -225,7 +225,8 @@ struct Format<Quantised<CODES, SCALES, K_, T_>> {
     using Weight = unsigned char;
     using Scales = typename SCALES::template Of<K_>;
     static constexpr int K = K_, CHUNK = SCALES::GROUP == 16 ? 16 : 32, PLANES = CODES::planes(K), LANE = Scales::LANE, OUTER = Scales::OUTER;
-    static constexpr int CODE_BYTES = PLANES * 512, BYTES = CODE_BYTES + 8 * (LANE + OUTER);
+    static constexpr int SHARING = SCALES::NESTED ? SPAN / K : 1;
+    static constexpr int CODE_BYTES = PLANES * 512, STEP = CODE_BYTES + 8 * LANE, RUN = SHARING * STEP + 8 * OUTER;
     static constexpr int SLOT = CODE_BYTES + 32 * (LANE + OUTER);
     static constexpr unsigned ONES = 0x00010001, SECONDS = ONES * CODES::SECOND;
     static constexpr bool KEPT = false;
@@ -236,30 +237,51 @@ struct Format<Quantised<CODES, SCALES, K_, T_>> {
         Scales scales;
     };
 
-    struct B {
-        uint4 v[K / 32];  // x and y are one k tile, z and w the next
+    struct Copy {
+        uint4 v[K / 32];
+    };
 
-        __device__ __forceinline__ uint2 tile(int kt) const {
-            const uint4 w = v[kt / 2];
-            return kt % 2 ? make_uint2(w.z, w.w) : make_uint2(w.x, w.y);
+    // Where a lane's part of x is: 16 bytes of 32 k are a fragment of one k tile and of the next.
+    template <bool DIRECTLY>
+    struct Columns {
+        const T* p;
+        int chunk;  // elements to the next one
+
+        __device__ __forceinline__ uint4 pair(int i) const {
+            uint4 v;
+            if constexpr (CHUNK == 32) {
+                v = *reinterpret_cast<const uint4*>(p + i * chunk);
+            } else {
+                const uint2 a = *reinterpret_cast<const uint2*>(p + 2 * i * chunk);
+                const uint2 b = *reinterpret_cast<const uint2*>(p + (2 * i + 1) * chunk);
+                v = make_uint4(a.x, a.y, b.x, b.y);
+            }
+            return DIRECTLY ? prepare(v) : v;
         }
     };
 
+    // Steps are a warp's, whose number is a multiple of SHARING.
     struct Place {
-        const unsigned char *codes, *scales, *outer;
+        const unsigned char* codes;  // the lane's 16 bytes of plane 0
+        int behind;                  // bytes from the step to what is behind its run
 
         static __device__ __forceinline__ Place of(const unsigned char* weight, int tile, int step, int steps) {
-            const unsigned char* unit = weight + (static_cast<size_t>(tile) * steps + step) * BYTES;
-            const int lane = threadIdx.x % 32, g = lane / 4;
-            return {unit + lane * 16, unit + CODE_BYTES + g * LANE, unit + CODE_BYTES + 8 * LANE + g * OUTER};
+            const unsigned char* run = weight + (static_cast<size_t>(tile) * (steps / SHARING) + step / SHARING) * RUN;
+            const int at = step % SHARING;
+            return {run + at * STEP + threadIdx.x % 32 * 16, (SHARING - at) * STEP};
         }
-        __device__ __forceinline__ Place fixed() const {
-            return {one_address(codes), one_address(scales), OUTER ? one_address(outer) : outer};
-        }
-        __device__ __forceinline__ Place advance(int by) const {
-            return {codes + by * BYTES, scales + by * BYTES, outer + by * BYTES};
-        }
+        __device__ __forceinline__ Place fixed() const { return {one_address(codes), behind}; }
+        __device__ __forceinline__ Place advance(int by) const { return {codes + by / SHARING * RUN, behind}; }
         __device__ __forceinline__ Place row_tile(int by, int steps) const { return advance(by * steps); }
+
+        __device__ __forceinline__ const unsigned char* inner() const { return codes + CODE_BYTES + of_lane(LANE); }
+        __device__ __forceinline__ const unsigned char* outer() const { return codes + behind + of_lane(OUTER); }
+
+        // From the lane's codes to what its g has where each of them has so many bytes.
+        static __device__ __forceinline__ int of_lane(int each) {
+            const int lane = threadIdx.x % 32;
+            return lane / 4 * each - lane * 16;
+        }
     };
 
     static __device__ __forceinline__ A load(const Place& from) {
@@ -267,8 +289,8 @@ struct Format<Quantised<CODES, SCALES, K_, T_>> {
 #pragma unroll
         for (int i = 0; i < PLANES; i++)
             a.planes[i] = load_stream(reinterpret_cast<const uint4*>(from.codes + i * 512));
-        load_words<LANE>(a.scales.v, from.scales);
-        if constexpr (OUTER > 0) load_words<OUTER>(a.scales.v + LANE / 4, from.outer);
+        load_words<LANE>(a.scales.v, from.inner());
+        if constexpr (OUTER > 0) load_words<OUTER>(a.scales.v + LANE / 4, from.outer());
         return a;
     }
 
@@ -277,8 +299,8 @@ struct Format<Quantised<CODES, SCALES, K_, T_>> {
         const int lane = threadIdx.x % 32;
 #pragma unroll
         for (int i = 0; i < PLANES; i++) cp_async16(slot + i * 512 + lane * 16, from.codes + i * 512);
-        copy_words<LANE>(slot + CODE_BYTES + lane * LANE, from.scales);
-        if constexpr (OUTER > 0) copy_words<OUTER>(slot + CODE_BYTES + 32 * LANE + lane * OUTER, from.outer);
+        copy_words<LANE>(slot + CODE_BYTES + lane * LANE, from.inner());
+        if constexpr (OUTER > 0) copy_words<OUTER>(slot + CODE_BYTES + 32 * LANE + lane * OUTER, from.outer());
     }
 
     static __device__ __forceinline__ A read(const char* slot) {
@@ -302,34 +324,17 @@ struct Format<Quantised<CODES, SCALES, K_, T_>> {
         for (int i = 0; i < BYTES_ / 4; i++) v[i] = words.v[i];
     }
 
-    template <bool PREPARE>
-    static __device__ __forceinline__ B load_columns(const T* p, int chunk) {
-        B b;
-#pragma unroll
-        for (int i = 0; i < K / 32; i++) {
-            if constexpr (CHUNK == 32) {
-                b.v[i] = *reinterpret_cast<const uint4*>(p + i * chunk);
-            } else {
-                const uint2 v = *reinterpret_cast<const uint2*>(p + 2 * i * chunk);
-                const uint2 w = *reinterpret_cast<const uint2*>(p + (2 * i + 1) * chunk);
-                b.v[i] = make_uint4(v.x, v.y, w.x, w.y);
-            }
-            if (PREPARE) b.v[i] = prepare(b.v[i]);
-        }
-        return b;
+    template <bool DIRECTLY>
+    static __device__ __forceinline__ Columns<DIRECTLY> columns(const T* p, int chunk) {
+        return {p, chunk};
     }
-
-    static __device__ __forceinline__ void copy_columns(B* to, const T* p, int chunk) {
+    static __device__ __forceinline__ Columns<true> columns(const Copy* copy) {
+        return {reinterpret_cast<const T*>(copy), CHUNK / 4};
+    }
+    static __device__ __forceinline__ void copy_columns(Copy* to, const T* p, int chunk) {
 #pragma unroll
         for (int i = 0; i < K / CHUNK; i++)
             cp_async<CHUNK / 2>(reinterpret_cast<char*>(to->v) + i * CHUNK / 2, p + i * chunk);
-    }
-
-    static __device__ __forceinline__ B read_columns(const B* from) {
-        B b;
-#pragma unroll
-        for (int i = 0; i < K / 32; i++) b.v[i] = prepare(from->v[i]);
-        return b;
     }
 
     static __device__ __forceinline__ uint4 prepare(uint4 v) {
@@ -345,39 +350,64 @@ struct Format<Quantised<CODES, SCALES, K_, T_>> {
         return make_uint4(first, first, second, second);
     }
 
-    template <int TILES, int COLS>
+    // Sums of a group, of one row tile and eight columns, by the scales of rows g and g + 8.
+    static __device__ __forceinline__ void add(float (&acc)[4], float scale, float partner, const float (&sum)[4]) {
+        acc[0] = fmaf(scale, sum[0], acc[0]), acc[1] = fmaf(scale, sum[1], acc[1]);
+        acc[2] = fmaf(partner, sum[2], acc[2]), acc[3] = fmaf(partner, sum[3], acc[3]);
+    }
+
+    template <int TILES, int COLS, bool DIRECTLY>
     static __device__ __forceinline__ void multiply(float (&acc)[TILES][COLS][4], const A (&a)[TILES],
-                                                    const B (&b)[COLS]) {
-        constexpr int KT = SCALES::GROUP / 16;  // k tiles of a group
+                                                    const Columns<DIRECTLY> (&x)[COLS]) {
+        constexpr int KT = SCALES::GROUP / 16, PAIRS = (KT + 1) / 2;  // k tiles of a group, and pairs of them
+        float inner[TILES][COLS][4] = {}, below[TILES][COLS][4] = {};  // under scales that all groups share: Nested
+        uint4 b[COLS][PAIRS];
 #pragma unroll
         for (int g = 0; g < Scales::GROUPS; g++) {
             float offset[COLS][4] = {}, total[COLS][4] = {};  // -zero sum(x), and sum(x)
+            const int first = g * KT % 2;                     // of two groups of one k tile the second half of a pair
 #pragma unroll
-            for (int c = 0; c < COLS; c++)
+            for (int c = 0; c < COLS; c++) {
 #pragma unroll
-                for (int kt = g * KT; kt < (g + 1) * KT; kt++) {
-                    if (SCALES::ZERO) mma<T>(offset[c], minus(SCALES::ZERO), b[c].tile(kt));
-                    if (SCALES::MINS) mma<T>(total[c], one(), b[c].tile(kt));
+                for (int i = 0; i < PAIRS; i++)
+                    if (first == 0) b[c][i] = x[c].pair(g * KT / 2 + i);
+#pragma unroll
+                for (int kt = 0; kt < KT; kt++) {
+                    if (SCALES::ZERO) mma<T>(offset[c], minus(SCALES::ZERO), tile(b[c], first + kt));
+                    if (SCALES::MINS) mma<T>(total[c], one(), tile(b[c], first + kt));
                 }
+            }
 #pragma unroll
             for (int r = 0; r < TILES; r++) {
-                uint4 w[KT];
-#pragma unroll
-                for (int kt = 0; kt < KT; kt++) w[kt] = CODES::fragment(a[r].planes, g * KT + kt);
-                const float scale[2] = {a[r].scales.scale(0, g), a[r].scales.scale(1, g)};
+                const Scales& s = a[r].scales;
 #pragma unroll
                 for (int c = 0; c < COLS; c++) {
                     float sum[4] = {offset[c][0], offset[c][1], offset[c][2], offset[c][3]};
 #pragma unroll
-                    for (int kt = 0; kt < KT; kt++) mma<T>(sum, w[kt], b[c].tile(g * KT + kt));
-#pragma unroll
-                    for (int i = 0; i < 4; i++) {
-                        acc[r][c][i] = fmaf(scale[i / 2], sum[i], acc[r][c][i]);
-                        if (SCALES::MINS) acc[r][c][i] = fmaf(a[r].scales.min(i / 2, g), total[c][i], acc[r][c][i]);
-                    }
+                    for (int kt = 0; kt < KT; kt++)
+                        mma<T>(sum, CODES::fragment(a[r].planes, g * KT + kt), tile(b[c], first + kt));
+                    add(SCALES::NESTED ? inner[r][c] : acc[r][c], s.scale(0, g), s.scale(1, g), sum);
+                    if (SCALES::MINS)
+                        add(SCALES::NESTED ? below[r][c] : acc[r][c], s.min(0, g), s.min(1, g), total[c]);
                 }
             }
         }
+        if constexpr (SCALES::NESTED) {
+#pragma unroll
+            for (int r = 0; r < TILES; r++)
+#pragma unroll
+                for (int c = 0; c < COLS; c++) {
+                    const Scales& s = a[r].scales;
+                    add(acc[r][c], s.outer(0, 0), s.outer(1, 0), inner[r][c]);
+                    if (SCALES::MINS) add(acc[r][c], -s.outer(0, 1), -s.outer(1, 1), below[r][c]);
+                }
+        }
+    }
+
+    // The fragment of a k tile in pairs of them.
+    static __device__ __forceinline__ uint2 tile(const uint4* pairs, int kt) {
+        const uint4 v = pairs[kt / 2];
+        return kt % 2 ? make_uint2(v.z, v.w) : make_uint2(v.x, v.y);
     }
 
     // -- single rows: g (half 0) of a tile or its partner (half 1) ----------------------------------------------------
@@ -389,6 +419,13 @@ struct Format<Quantised<CODES, SCALES, K_, T_>> {
     static __device__ __forceinline__ int lane_of(int k) { return CHUNK == 32 ? k % 32 / 8 : k % 16 / 4; }
     static __device__ __forceinline__ int tile_of(int k) { return CHUNK == 32 ? k / 32 * 2 + k % 8 / 4 : k / 16; }
 
+    // A step, of `steps`, of a row tile.
+    template <class Byte>
+    static __device__ __forceinline__ Byte* step_of(Byte* weight, int tile, int step, int steps) {
+        const size_t run = static_cast<size_t>(tile) * (steps / SHARING) + step / SHARING;
+        return weight + run * RUN + step % SHARING * STEP;
+    }
+
     // A lane's codes of the four k tiles from kt on.
     static __device__ __forceinline__ void put(unsigned char* unit, int g, int q, int half, int kt,
                                                const unsigned char (&code)[4][4]) {
@@ -397,8 +434,9 @@ struct Format<Quantised<CODES, SCALES, K_, T_>> {
 
     // At k, a multiple of 4, as the definition rounds them.
     static __device__ __forceinline__ float4 four(const unsigned char* weight, int tile, int g, int half, int at, int k) {
-        const unsigned char* unit = weight + (static_cast<size_t>(tile) * (k / K) + at / K) * BYTES;
-        const unsigned char *inner = unit + CODE_BYTES + g * LANE, *outer = unit + CODE_BYTES + 8 * LANE + g * OUTER;
+        const unsigned char* unit = step_of(weight, tile, at / K, k / K);
+        const unsigned char *inner = unit + CODE_BYTES + g * LANE;
+        const unsigned char *outer = unit + (SHARING - at / K % SHARING) * STEP + g * OUTER;
         at %= K;
         const int lane = g * 4 + lane_of(at), kt = tile_of(at), group = at / SCALES::GROUP;
         const float scale = Scales::scale_at(inner, outer, half, group);

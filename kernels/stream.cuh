@@ -56,7 +56,7 @@ struct InRegisters {
     using T = typename F::T;
     static constexpr int TILES = S::TILES, COLS = S::COLS, DEPTH = S::DEPTH, FLOATS = 0;  // of shared memory
     typename F::A a[DEPTH][TILES];
-    typename F::B b[F::KEPT ? DEPTH : 1][COLS];
+    typename F::template Columns<DIRECTLY> b[F::KEPT ? DEPTH : 1][COLS];
 
     __device__ __forceinline__ InRegisters(float*) {}
 
@@ -83,7 +83,7 @@ struct InRegisters {
     __device__ __forceinline__ void load_columns(const W& work, int slot, int step) {
 #pragma unroll
         for (int c = 0; c < COLS; c++)
-            b[slot][c] = F::template load_columns<DIRECTLY>(work.columns(c, step), work.chunk_step);
+            b[slot][c] = F::template columns<DIRECTLY>(work.columns(c, step), work.chunk_step);
     }
 
     // The first weights.
@@ -135,7 +135,7 @@ struct InRegisters {
 template <class F, bool DIRECTLY, class S>
 struct InRing {
     using W = Work<F, S>;
-    using B = typename F::B;
+    using B = typename F::Copy;
     static constexpr int WARPS = S::WARPS, TILES = S::TILES, COLS = S::COLS, DEPTH = S::DEPTH, THREADS = WARPS * 32;
     static constexpr int BYTES = DEPTH * TILES * WARPS * F::SLOT;  // of weights; behind them x
     static constexpr int FLOATS = (BYTES + DIRECTLY * DEPTH * COLS * THREADS * sizeof(B)) / 4;
@@ -220,11 +220,13 @@ struct InRing {
 #pragma unroll 1
         for (int i = 0; i < work.count(); i++) {
             cp_async_wait<DEPTH - 1>();
-            B x[COLS];
+            typename F::template Columns<DIRECTLY> x[COLS];
 #pragma unroll
             for (int c = 0; c < COLS; c++)
-                x[c] = DIRECTLY ? F::read_columns(b + (slot * COLS + c) * THREADS)
-                                : F::template load_columns<false>(work.columns(c, i), work.chunk_step);
+                if constexpr (DIRECTLY)
+                    x[c] = F::columns(b + (slot * COLS + c) * THREADS);
+                else
+                    x[c] = F::template columns<false>(work.columns(c, i), work.chunk_step);
             typename F::A w[TILES];
 #pragma unroll
             for (int r = 0; r < TILES; r++) w[r] = F::read(weights(slot, r));

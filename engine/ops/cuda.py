@@ -15,6 +15,7 @@ import numpy as np
 
 from ..config import LayerSpec
 from ..errors import DeviceError
+from ..models.weights import Weights
 from ..sizes import DECODE_ROWS
 from ..weights.quantised import Quantised
 from . import tuned
@@ -26,6 +27,8 @@ from .packing import PackedWeight, Packer, Segment
 from .products import c_type, check_linear, expect
 from .scratch import squared_line
 from .shapes import PREFILL_THREADS, Shapes, prefill_shape, shared_limit
+
+AHEAD = 24 << 10  # bytes a multiprocessor of the weights that come next
 
 
 class _Planned(NamedTuple):
@@ -48,6 +51,7 @@ class CudaOps(DeviceOps):
         super().__init__(device, dtype)
         self._packer = Packer(device, self.dtype)
         self._plans: dict[tuple, _Planned] = {}  # launches that follow from the shapes
+        self._following: dict[int, PackedWeight] = {}  # id of a matrix -> the one that a decode step needs next
 
     @property
     def shapes(self) -> Shapes:
@@ -76,6 +80,12 @@ class CudaOps(DeviceOps):
 
     def keeps(self, parts: Sequence[Quantised | None], layout: str = "rows", head_dim: int = 0) -> bool:
         return self._packer.keeps(parts, layout, head_dim)
+
+    def loaded(self, w: Weights) -> None:
+        if not w.layers or not isinstance(w.head, PackedWeight):
+            return
+        order = [m for layer in w.layers for m in (layer.qkv, layer.o, layer.gate_up, layer.down)] + [w.head]
+        self._following = {id(m): after for m, after in zip(order, order[1:] + order[:1], strict=True)}
 
     # -- primitives -----------------------------------------------------------------------------------------------
 
@@ -228,10 +238,18 @@ class CudaOps(DeviceOps):
         for part in weight.segments:
             key = kernel, out, part.form, part.tiles, weight.k, rows
             plan = plans.get(key) or plans.setdefault(key, self._plan(kernel, out, weight, part, rows))
-            sizes = [np.int32(v) for v in (rows, weight.k, part.tiles, part.first)]
-            args = [part.data, x, squared, np.float32(eps), *sizes, *tail]
             function, grid, block, shared, cluster = plan
+            sizes = [np.int32(v) for v in (rows, weight.k, part.tiles, part.first)]
+            args = [part.data, x, squared, np.float32(eps), *sizes, *self._ahead(weight, part, grid[0]), *tail]
             self.device.launch(function, grid, block, args, shared, dependent=True, cluster=cluster)
+
+    def _ahead(self, weight: PackedWeight, part: Segment, blocks: int) -> tuple[Any, np.int32]:
+        """What the kernel brings to L2 for the one after it, and each block's share in bytes."""
+        after = self._following.get(id(weight))
+        if not after or not isinstance(part.form, QuantisedForm) or part is not weight.segments[-1]:
+            return None, np.int32(0)
+        data = after.segments[0].data
+        return data, np.int32(min(AHEAD * self.device.multiprocessors, data.nbytes) // blocks // 128 * 128)
 
     def _plan(self, kernel: str, out: str, weight: PackedWeight, part: Segment, rows: int) -> _Planned:
         """How a decode kernel is launched for `rows` rows: worked out once."""

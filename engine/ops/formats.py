@@ -13,6 +13,7 @@ from ..weights.quantised import Planes
 
 _CODES = {"u4": "Nibbles", "u5": "Longer<1>", "u6": "Longer<2>", "s8": "Bytes"}
 _BITS = {"u4": 4, "u5": 5, "u6": 6, "s8": 8}
+SPAN = 256  # k whose scales share what they are under, where they are nested
 _SCALES = {"float16": "half", "bfloat16": "bf16"}
 
 
@@ -22,7 +23,7 @@ class Form:
 
     key: int | str  # in the tables of launch shapes: bytes of T, or a quantised format's name
     step: int  # k of a step
-    unit: int  # bytes of a step in memory
+    unit: int  # bytes of a step in memory, on average
     slot: int  # bytes of a step in shared memory
     columns: int  # bytes of a lane's part of eight columns of x of a step
     itemsize: int  # bytes of T
@@ -54,11 +55,6 @@ class QuantisedForm(Form):
         """Bytes of a row's scales and mins in a step."""
         return self.step // self.group * (1 + self.mins) * (1 if self.nested else 2)
 
-    @property
-    def outer(self) -> int:
-        """Bytes of the halves that those of a step are under."""
-        return 2 * (1 + self.mins) if self.nested else 0
-
     def bytes_of(self, planes: Planes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows [N, K] as kernels/pack.cu takes them, uint8: codes [N, K], inner scales [N, *] and outer ones."""
         n, k = planes.codes.shape
@@ -68,7 +64,7 @@ class QuantisedForm(Form):
         if scales is not None and scales.dtype == np.int8:
             scales = scales.view(np.uint8) ^ flip
         inner = [v.reshape(n, steps, -1) for v in (scales, mins) if v is not None]
-        outer = [_each(v, steps)[..., None] for v in (planes.d, planes.dmin) if v is not None]
+        outer = [v[..., None] for v in (planes.d, planes.dmin) if v is not None]
         return (
             codes ^ flip if planes.code == "s8" else codes,
             _joined(inner, n),
@@ -95,10 +91,9 @@ def _form(code: str, group: int, step: int, nested: bool = False, mins: bool = F
     """The form with no zero and half scales; its sizes are those of Format<Quantised<...>>."""
     key = f"{code} g{group}{' nested' * nested}{' min' * mins}"
     codes = step * 2 * _BITS[code]  # bytes of sixteen rows
-    lane = step // group * (1 + mins) * (2 if nested else 4) + 4 * (1 + mins) * nested
-    return QuantisedForm(
-        key, step, codes + 8 * lane, codes + 32 * lane, step // 2, 2, code, group, 0, nested, mins, "float16"
-    )
+    lane, outer = step // group * (1 + mins) * (2 if nested else 4), 4 * (1 + mins) * nested
+    unit, slot = codes + 8 * lane + 8 * outer * step // SPAN, codes + 32 * (lane + outer)
+    return QuantisedForm(key, step, unit, slot, step // 2, 2, code, group, 0, nested, mins, "float16")
 
 
 _FORMS = (
@@ -107,9 +102,9 @@ _FORMS = (
     _form("u4", 32, 64, mins=True),  # Q4_1
     _form("u5", 32, 256),  # Q5_0
     _form("u5", 32, 256, mins=True),  # Q5_1
-    _form("u4", 16, 256, nested=True, mins=True),  # Q2_K
-    _form("u4", 16, 256, nested=True),  # Q3_K
-    _form("u4", 32, 256, nested=True, mins=True),  # Q4_K
+    _form("u4", 16, 128, nested=True, mins=True),  # Q2_K
+    _form("u4", 16, 128, nested=True),  # Q3_K
+    _form("u4", 32, 128, nested=True, mins=True),  # Q4_K
     _form("u5", 32, 256, nested=True, mins=True),  # Q5_K
     _form("u6", 16, 128, nested=True),  # Q6_K
     _form("s8", 32, 64, nested=True),  # IQ4_XS
@@ -122,7 +117,7 @@ def form_of(planes: Planes, k: int) -> QuantisedForm | None:
     nested, mins, scale = planes.d is not None, planes.mins is not None, planes.scales.dtype
     group = min(planes.group, 128)
     form = FORMS.get(f"{planes.code} g{group}{' nested' * nested}{' min' * mins}")
-    if not isinstance(form, QuantisedForm) or k % form.step or planes.group % group:
+    if not isinstance(form, QuantisedForm) or k % (SPAN if nested else form.step) or planes.group % group:
         return None
     if planes.rows > 1 or planes.zeros is not None or (mins and planes.mins.dtype != scale):
         return None

@@ -179,6 +179,11 @@ inline const T* one_address(const T* p) {
 
 inline void prefetch_l2(const void*) {}
 
+inline void prefetch_l2(const void* p, unsigned bytes) {
+    emu::require_aligned("prefetch_l2", p);
+    if (bytes % 16) emu::fail("prefetch_l2: expected a multiple of 16 bytes, found %u", bytes);
+}
+
 inline unsigned multiply_bf16x2(unsigned a, unsigned b) {
     unsigned d = 0;
     for (int i = 0; i < 32; i += 16) {
