@@ -72,11 +72,12 @@ __device__ __forceinline__ void product_of_stream(const typename F::Weight* weig
     if constexpr (SPLIT > 1) cluster_sync();  // the others have begun: their shared memory can be written
     grid_wait();
     if (mine.exists(first)) epilogue.fetch(ahead, mine.tile(first), mine.g, mine.column);
+    const RowScales<T, WARPS> finder(squared, rows, k);
     if constexpr (SOURCE == STAGED) hold<F>(work.own, x, rows, steps, held);
     work.template take_columns<DIRECTLY>(DIRECTLY ? x : held, rows, k);
     stream.begin_columns(work);
     if (mine.exists(first)) epilogue.follow(ahead, mine.tile(first), mine.g, mine.column);
-    find_scales<T, WARPS>(squared, rows, k, eps, scales);
+    finder.find(k, eps, scales);
     float scale = F::FACTOR;
 
     for (int group = first, turn = 0; group < groups; group += work.stride, turn ^= 1) {

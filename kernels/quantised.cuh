@@ -11,7 +11,7 @@
 // Integers as bf16. Of a subnormal bf16 the lowest seven bits are an integer times 2^-133; exponent 1 counts on in the
 // same steps, so that the lowest eight bits of a half-word are that integer whatever they are. So two codes of four bits
 // lie in one byte and are cut out by an AND each, the second one as 16 times itself. x makes up for it: it is multiplied
-// by UP, or where it meets the second code by UP / 16, both powers of two (prepare). |x| < 2^64 stays finite, and what
+// by UP, or where it meets such a code by UP / 16, both powers of two (prepare). |x| < 2^64 stays finite, and what
 // is lost of an x below 2^-62 is below any rounding.
 //
 // In memory: [tiles] of [steps of Format::K]: PLANES of [32 lanes][16 bytes] of codes, then [8 g][LANE bytes] of the scales
@@ -21,7 +21,7 @@
 #pragma once
 #include "format.cuh"
 
-constexpr unsigned UP = 0x5f805f80, SIXTEENTH = 0x02000200, MINUS = 0x80008000;  // 2^64 twice; 4 exponents less
+constexpr unsigned UP = 0x5f805f80, EXPONENT = 0x00800080, MINUS = 0x80008000;  // 2^64 twice
 constexpr int SPAN = 256;  // k whose scales share what they are under
 constexpr float DOWN = 0x1p69f;                                                   // 2^64 2^-133 DOWN = 1
 
@@ -77,23 +77,26 @@ struct Bytes {
 };
 
 // Five or six bits: Nibbles, and after the planes of 256 / MORE k one more with the MORE bits above them. There a word of
-// a lane is LOW k tiles; bytes 0 and 2 are row g, 1 and 3 row g + 8; a byte is the k tiles one after the other, of each
-// the codes at k 0 and 2, or (bytes 2 and 3) at k 1 and 3.
+// a lane is LOW k tiles; bytes 0 and 2 are row g, 1 and 3 row g + 8; a byte has of each k tile the codes at k 0 and, two
+// bits higher, at k 2, or (bytes 2 and 3) at k 1 and 3. Codes at k 2 and 3 are cut out as 4 times themselves: with bits 4
+// and 6 to go to, all of a k tile move by the same distance.
 template <int MORE>
 struct Longer {
-    static constexpr int SECOND = 1, LOW = 4 / MORE, TILES = 16 / MORE;  // planes of Nibbles, and their k tiles
+    static constexpr int SECOND = 4, LOW = 4 / MORE, TILES = 16 / MORE;  // planes of Nibbles, and their k tiles
+    static constexpr unsigned FIRST_BITS = ((1 << MORE) - 1) * 0x00100010u, SECOND_BITS = FIRST_BITS << 2;
     static constexpr int planes(int k) { return k / 16 / TILES * (LOW + 1); }
 
-    static __device__ __forceinline__ int place(int kt, int second) { return (kt % LOW * 2 + second) * MORE; }
-    static __device__ __forceinline__ unsigned high(unsigned bits, int from) {
-        return (from <= 4 ? bits << (4 - from) : bits >> (from - 4)) & ((1 << MORE) - 1) * 0x00100010u;
+    // The lowest bit of a byte that is of k tile kt.
+    static __device__ __forceinline__ int place(int kt) {
+        return MORE == 2 ? 4 - kt % 2 * 4 : kt % 4 < 2 ? 4 + kt % 4 : kt % 4 - 2;
     }
     static __device__ __forceinline__ uint4 fragment(const uint4* planes, int kt) {
         const uint4* run = planes + kt / TILES * (LOW + 1);
-        const int at = kt % TILES, first = place(kt, 0), second = place(kt, 1);
-        const unsigned w = word(run[at / 4], at % 4), h = word(run[LOW], at / LOW);
-        return make_uint4((w & 0x000f000f) | high(h, first), (w >> 8 & 0x000f000f) | high(h, first + 8),
-                          (w >> 4 & 0x000f000f) | high(h, second), (w >> 12 & 0x000f000f) | high(h, second + 8));
+        const int at = kt % TILES, left = 4 - place(kt);
+        const unsigned w = word(run[at / 4], at % 4), bits = word(run[LOW], at / LOW);
+        const unsigned h = left < 0 ? bits >> -left : bits << left, partner = bits >> (8 - left);
+        return make_uint4((w & 0x000f000f) | (h & FIRST_BITS), (w >> 8 & 0x000f000f) | (partner & FIRST_BITS),
+                          (w >> 2 & 0x003c003c) | (h & SECOND_BITS), (w >> 10 & 0x003c003c) | (partner & SECOND_BITS));
     }
     static __device__ __forceinline__ void put(unsigned char* unit, int kt, int half, const unsigned char (&code)[4][4]) {
         unsigned char* run = unit + kt / TILES * (LOW + 1) * 512;
@@ -103,13 +106,13 @@ struct Longer {
                 int bits = 0;
                 for (int j = 0; j < LOW; j++)
                     for (int second = 0; second < 2; second++)
-                        bits |= code[i + j][odd + second * 2] >> 4 << place(j, second);
+                        bits |= code[i + j][odd + second * 2] >> 4 << (place(j) + second * 2);
                 run[LOW * 512 + (kt + i) % TILES / LOW * 4 + half + odd * 2] = bits;
             }
     }
     static __device__ __forceinline__ int get(const unsigned char* unit, int kt, int half, int i) {
         const unsigned char* run = unit + kt / TILES * (LOW + 1) * 512;
-        const int bits = run[LOW * 512 + kt % TILES / LOW * 4 + half + i % 2 * 2] >> place(kt, i / 2);
+        const int bits = run[LOW * 512 + kt % TILES / LOW * 4 + half + i % 2 * 2] >> (place(kt) + i / 2 * 2);
         return Nibbles::get(run, kt % TILES, half, i) | (bits & ((1 << MORE) - 1)) << 4;
     }
 };
@@ -318,7 +321,7 @@ struct Format<Quantised<CODES, SCALES, K_, T_>> {
     }
 
     static __device__ __forceinline__ uint4 prepare(uint4 v) {
-        constexpr unsigned first = UP, second = UP - (CODES::SECOND == 16 ? SIXTEENTH : 0);
+        constexpr unsigned first = UP, second = UP - (CODES::SECOND == 16 ? 4 : CODES::SECOND == 4 ? 2 : 0) * EXPONENT;
         return make_uint4(multiply_bf16x2(v.x, first), multiply_bf16x2(v.y, second), multiply_bf16x2(v.z, first),
                           multiply_bf16x2(v.w, second));
     }

@@ -214,12 +214,12 @@ def rule(n: int, k: int, form: int | str) -> DecodeShape:
 
 
 def _quantised_rule(k: int, step: int) -> DecodeShape:
-    """Two row tiles a warp share what is worked out of x; a step is long, so that few are in flight."""
-    if step == 256:
-        launch = Launch(1, 1, 2, 2, staged=True)
-        return DecodeShape(8 if k >= 2048 else 4, launch, launch, Launch(1, 1, 1, 1, staged=True))
-    launch = Launch(2, 128 // step, 1, 1, staged=True)
-    return DecodeShape(16 if k >= 16 * step else 8, launch, launch, Launch(1, 1, 1, 1, staged=True))
+    """Two row tiles of a warp share what is worked out of x; a step is long, so that few are in flight. Columns of a
+    long K do not fit into shared memory but by clusters, which the rule has none of: they come from L2."""
+    deep = 256 // step
+    single, narrow = Launch(1 if step == 256 else 2, deep, 1, 1, staged=True), Launch(1, deep, 1, 1, staged=True)
+    warps = 16 if k >= 16 * step else 8 if k >= 8 * step else 4
+    return DecodeShape(warps, single, narrow, Launch(1, max(1, deep // 2), 1, 1, staged=True))
 
 
 @dataclass(frozen=True)
