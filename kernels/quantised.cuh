@@ -154,19 +154,20 @@ struct Nested {
         unsigned v[(LANE + OUTER) / 4];
 
         // A byte as float: added to 2^23, less that, and less 128 more if it is signed.
-        __device__ __forceinline__ float byte(int i, float less) const {
-            return __uint_as_float(__byte_perm(v[i / 4], 0x4b000000, 0x7440 | i % 4)) - less;
+        __device__ __forceinline__ float byte(int i, float less, int more = 0) const {
+            return __uint_as_float(__byte_perm(v[i / 4], 0x4b000000, 0x7440 | (i % 4 + more))) - less;
         }
         __device__ __forceinline__ float outer(int half, int i) const {
             const int at = half * (1 + MINS) + i;
             const float2 pair = unpack2<__half>(v[LANE / 4 + at / 2]);
             return at % 2 ? pair.y : pair.x;
         }
-        __device__ __forceinline__ float scale(int half, int group) const {
-            return byte(half * EACH + group, MINS ? 0x1p23f : 0x1p23f + 128.f);
+        // Of group `group` + more: more, which need not be a constant, is below 4, and group then a multiple of 4.
+        __device__ __forceinline__ float scale(int half, int group, int more = 0) const {
+            return byte(half * EACH + group, MINS ? 0x1p23f : 0x1p23f + 128.f, more);
         }
-        __device__ __forceinline__ float min(int half, int group) const {
-            return byte(half * EACH + GROUPS + group, 0x1p23f);
+        __device__ __forceinline__ float min(int half, int group, int more = 0) const {
+            return byte(half * EACH + GROUPS + group, 0x1p23f, more);
         }
     };
 };
@@ -339,21 +340,62 @@ struct Format<Quantised<CODES, SCALES, K_, T_>> {
         acc[2] = fmaf(partner, sum[2], acc[2]), acc[3] = fmaf(partner, sum[3], acc[3]);
     }
 
-    template <int TILES, int COLS, bool DIRECTLY>
-    static __device__ __forceinline__ void multiply(float (&acc)[TILES][COLS][4], const A (&a)[TILES],
-                                                    const Columns<DIRECTLY> (&x)[COLS]) {
+    // Sums of one row tile and eight columns. Nested: of every fourth group apart, as one row of x has each column of an mma
+    // for one of four groups (multiply_single); they become one in the order of collect().
+    static constexpr int CLASSES = SCALES::NESTED ? 4 : 1;
+    template <class S>
+    struct Acc {
+        static constexpr int KEPT = S::ROWS == 1 ? 1 : CLASSES;  // of one row a lane has one of them
+        float sum[S::TILES][S::COLS][4];
+        float rest[KEPT][S::TILES][S::COLS][4];
+
+        __device__ __forceinline__ float (&of(int i))[S::TILES][S::COLS][4] { return CLASSES == 1 ? sum : rest[i]; }
+
+        __device__ __forceinline__ void collect() {
+            if constexpr (CLASSES == 1) return;
+#pragma unroll
+            for (int r = 0; r < S::TILES; r++)
+#pragma unroll
+                for (int c = 0; c < S::COLS; c++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        if constexpr (S::ROWS == 1) {
+                            float v = rest[0][r][c][i];
+                            v += __shfl_xor_sync(0xffffffffu, v, 1);
+                            sum[r][c][i] = v + __shfl_xor_sync(0xffffffffu, v, 2);
+                        } else {
+                            sum[r][c][i] = rest[0][r][c][i] + rest[1][r][c][i] + (rest[2][r][c][i] + rest[3][r][c][i]);
+                        }
+                    }
+        }
+    };
+
+    template <class S, bool DIRECTLY>
+    static __device__ __forceinline__ void multiply(Acc<S>& acc, const A (&a)[S::TILES],
+                                                    const Columns<DIRECTLY> (&x)[S::COLS]) {
+        if constexpr (SCALES::NESTED && S::ROWS == 1)
+            multiply_single<S>(acc, a, x[0]);
+        else
+            multiply_columns<S>(acc, a, x);
+    }
+
+    template <class S, bool DIRECTLY>
+    static __device__ __forceinline__ void multiply_columns(Acc<S>& acc, const A (&a)[S::TILES],
+                                                            const Columns<DIRECTLY> (&x)[S::COLS]) {
+        constexpr int TILES = S::TILES, COLS = S::COLS;
         constexpr int KT = SCALES::GROUP / 16, PAIRS = (KT + 1) / 2;  // k tiles of a group, and pairs of them
-        float inner[TILES][COLS][4] = {}, below[TILES][COLS][4] = {};  // under scales that all groups share: Nested
+        float inner[CLASSES][TILES][COLS][4] = {}, below[CLASSES][TILES][COLS][4] = {};  // Nested
         uint4 b[COLS][PAIRS];
 #pragma unroll
         for (int g = 0; g < Scales::GROUPS; g++) {
             float offset[COLS][4] = {}, total[COLS][4] = {};  // -zero sum(x), and sum(x)
             const int first = g * KT % 2;                     // of two groups of one k tile the second half of a pair
+            const int i = g % CLASSES;
 #pragma unroll
             for (int c = 0; c < COLS; c++) {
 #pragma unroll
-                for (int i = 0; i < PAIRS; i++)
-                    if (first == 0) b[c][i] = x[c].pair(g * KT / 2 + i);
+                for (int j = 0; j < PAIRS; j++)
+                    if (first == 0) b[c][j] = x[c].pair(g * KT / 2 + j);
 #pragma unroll
                 for (int kt = 0; kt < KT; kt++) {
                     if (SCALES::ZERO) mma<T>(offset[c], minus(SCALES::ZERO), tile(b[c], first + kt));
@@ -369,22 +411,65 @@ struct Format<Quantised<CODES, SCALES, K_, T_>> {
 #pragma unroll
                     for (int kt = 0; kt < KT; kt++)
                         mma<T>(sum, CODES::fragment(a[r].planes, g * KT + kt), tile(b[c], first + kt));
-                    add(SCALES::NESTED ? inner[r][c] : acc[r][c], s.scale(0, g), s.scale(1, g), sum);
+                    add(SCALES::NESTED ? inner[i][r][c] : acc.sum[r][c], s.scale(0, g), s.scale(1, g), sum);
                     if (SCALES::MINS)
-                        add(SCALES::NESTED ? below[r][c] : acc[r][c], s.min(0, g), s.min(1, g), total[c]);
+                        add(SCALES::NESTED ? below[i][r][c] : acc.sum[r][c], s.min(0, g), s.min(1, g), total[c]);
                 }
             }
         }
-        if constexpr (SCALES::NESTED) {
+        if constexpr (SCALES::NESTED)
 #pragma unroll
-            for (int r = 0; r < TILES; r++)
+            for (int i = 0; i < CLASSES; i++)
 #pragma unroll
-                for (int c = 0; c < COLS; c++) {
-                    const Scales& s = a[r].scales;
-                    add(acc[r][c], s.outer(0, 0), s.outer(1, 0), inner[r][c]);
-                    if (SCALES::MINS) add(acc[r][c], -s.outer(0, 1), -s.outer(1, 1), below[r][c]);
-                }
+                for (int r = 0; r < TILES; r++)
+#pragma unroll
+                    for (int c = 0; c < COLS; c++) add_nested(acc.of(i)[r][c], a[r].scales, inner[i][r][c], below[i][r][c]);
+    }
+
+    static __device__ __forceinline__ void add_nested(float (&acc)[4], const Scales& s, const float (&inner)[4],
+                                                      const float (&below)[4]) {
+        add(acc, s.outer(0, 0), s.outer(1, 0), inner);
+        if constexpr (SCALES::MINS) add(acc, -s.outer(0, 1), -s.outer(1, 1), below);
+    }
+
+    // One row of x: of four groups in turn columns 2 q and 2 q + 1 of an mma have the x of group q, and 0 for the others.
+    // So four groups add up in one chain, and a lane, which has the sums of columns 2 q and 2 q + 1, looks up the scales of
+    // one group and not of four.
+    template <class S, bool DIRECTLY>
+    static __device__ __forceinline__ void multiply_single(Acc<S>& acc, const A (&a)[S::TILES],
+                                                           const Columns<DIRECTLY>& x) {
+        constexpr int KT = SCALES::GROUP / 16, PAIRS = (KT + 1) / 2, FOURS = Scales::GROUPS / 4;
+        static_assert(Scales::GROUPS % 4 == 0 && S::COLS == 1);
+        const int column = threadIdx.x % 32 / 8, q = threadIdx.x % 4;  // the group of which the lane has x, and scales
+        float inner[S::TILES][4] = {}, below[S::TILES][4] = {};
+#pragma unroll
+        for (int four = 0; four < FOURS; four++) {
+            uint4 own[PAIRS];
+#pragma unroll
+            for (int j = 0; j < PAIRS; j++) own[j] = x.pair((four * 4 + column) * KT / 2 + j);
+            float offset[4] = {}, total[4] = {}, sum[S::TILES][4];
+            uint2 b[4 * KT];
+#pragma unroll
+            for (int kt = 0; kt < 4 * KT; kt++) {
+                const uint2 v = KT > 1 || column % 2 == 0 ? tile(own, kt % KT) : tile(own, 1);
+                b[kt] = kt / KT == column ? v : make_uint2(0, 0);
+                if (SCALES::ZERO) mma<T>(offset, minus(SCALES::ZERO), b[kt]);
+                if (SCALES::MINS) mma<T>(total, one(), b[kt]);
+            }
+#pragma unroll
+            for (int r = 0; r < S::TILES; r++) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) sum[r][i] = offset[i];
+#pragma unroll
+                for (int kt = 0; kt < 4 * KT; kt++)
+                    mma<T>(sum[r], CODES::fragment(a[r].planes, four * 4 * KT + kt), b[kt]);
+                const Scales& s = a[r].scales;
+                add(inner[r], s.scale(0, four * 4, q), s.scale(1, four * 4, q), sum[r]);
+                if (SCALES::MINS) add(below[r], s.min(0, four * 4, q), s.min(1, four * 4, q), total);
+            }
         }
+#pragma unroll
+        for (int r = 0; r < S::TILES; r++) add_nested(acc.of(0)[r][0], a[r].scales, inner[r], below[r]);
     }
 
     // The fragment of a k tile in pairs of them.
