@@ -162,7 +162,7 @@ struct Nested {
             const float2 pair = unpack2<__half>(v[LANE / 4 + at / 2]);
             return at % 2 ? pair.y : pair.x;
         }
-        // Of group `group` + more: more, which need not be a constant, is below 4, and group then a multiple of 4.
+        // Of group `group` + more: more, which need not be a constant, is 0 or 1, and group then even.
         __device__ __forceinline__ float scale(int half, int group, int more = 0) const {
             return byte(half * EACH + group, MINS ? 0x1p23f : 0x1p23f + 128.f, more);
         }
@@ -340,9 +340,9 @@ struct Format<Quantised<CODES, SCALES, K_, T_>> {
         acc[2] = fmaf(partner, sum[2], acc[2]), acc[3] = fmaf(partner, sum[3], acc[3]);
     }
 
-    // Sums of one row tile and eight columns. Nested: of every fourth group apart, as one row of x has each column of an mma
-    // for one of four groups (multiply_single); they become one in the order of collect().
-    static constexpr int CLASSES = SCALES::NESTED ? 4 : 1;
+    // Sums of some row tiles and columns. Nested: of every other group apart, as one row of x has half of the columns of an
+    // mma for each of two groups (multiply_single).
+    static constexpr int CLASSES = SCALES::NESTED ? 2 : 1;
     template <class S>
     struct Acc {
         static constexpr int KEPT = S::ROWS == 1 ? 1 : CLASSES;  // of one row a lane has one of them
@@ -360,11 +360,10 @@ struct Format<Quantised<CODES, SCALES, K_, T_>> {
 #pragma unroll
                     for (int i = 0; i < 4; i++) {
                         if constexpr (S::ROWS == 1) {
-                            float v = rest[0][r][c][i];
-                            v += __shfl_xor_sync(0xffffffffu, v, 1);
+                            const float v = rest[0][r][c][i];
                             sum[r][c][i] = v + __shfl_xor_sync(0xffffffffu, v, 2);
                         } else {
-                            sum[r][c][i] = rest[0][r][c][i] + rest[1][r][c][i] + (rest[2][r][c][i] + rest[3][r][c][i]);
+                            sum[r][c][i] = rest[0][r][c][i] + rest[1][r][c][i];
                         }
                     }
         }
@@ -432,40 +431,37 @@ struct Format<Quantised<CODES, SCALES, K_, T_>> {
         if constexpr (SCALES::MINS) add(acc, -s.outer(0, 1), -s.outer(1, 1), below);
     }
 
-    // One row of x: of four groups in turn columns 2 q and 2 q + 1 of an mma have the x of group q, and 0 for the others.
-    // So four groups add up in one chain, and a lane, which has the sums of columns 2 q and 2 q + 1, looks up the scales of
-    // one group and not of four.
+    // One row of x: of two groups columns 0 to 3 of an mma have the x of the first, and 0 for the second, columns 4 to 7 the
+    // other way round. So both add up in one chain, and a lane, which has the sums of columns 2 q and 2 q + 1, looks up the
+    // scales of one of them.
     template <class S, bool DIRECTLY>
     static __device__ __forceinline__ void multiply_single(Acc<S>& acc, const A (&a)[S::TILES],
                                                            const Columns<DIRECTLY>& x) {
-        constexpr int KT = SCALES::GROUP / 16, PAIRS = (KT + 1) / 2, FOURS = Scales::GROUPS / 4;
-        static_assert(Scales::GROUPS % 4 == 0 && S::COLS == 1);
-        const int column = threadIdx.x % 32 / 8, q = threadIdx.x % 4;  // the group of which the lane has x, and scales
+        constexpr int KT = SCALES::GROUP / 16, PAIRS = (KT + 1) / 2;
+        static_assert(Scales::GROUPS % 2 == 0 && S::COLS == 1);
+        const int given = threadIdx.x % 32 / 16, own = threadIdx.x % 4 / 2;  // the groups of the lane's x, and of its sums
         float inner[S::TILES][4] = {}, below[S::TILES][4] = {};
 #pragma unroll
-        for (int four = 0; four < FOURS; four++) {
-            uint4 own[PAIRS];
+        for (int g = 0; g < Scales::GROUPS; g += 2) {
+            uint4 pairs[PAIRS];
 #pragma unroll
-            for (int j = 0; j < PAIRS; j++) own[j] = x.pair((four * 4 + column) * KT / 2 + j);
-            float offset[4] = {}, total[4] = {}, sum[S::TILES][4];
-            uint2 b[4 * KT];
+            for (int j = 0; j < PAIRS; j++) pairs[j] = x.pair((KT == 1 ? g / 2 : (g + given) * PAIRS) + j);
+            float offset[4] = {}, total[4] = {};
+            uint2 b[2 * KT];
 #pragma unroll
-            for (int kt = 0; kt < 4 * KT; kt++) {
-                const uint2 v = KT > 1 || column % 2 == 0 ? tile(own, kt % KT) : tile(own, 1);
-                b[kt] = kt / KT == column ? v : make_uint2(0, 0);
+            for (int kt = 0; kt < 2 * KT; kt++) {
+                b[kt] = kt / KT == given ? tile(pairs, KT == 1 ? kt : kt % KT) : make_uint2(0, 0);
                 if (SCALES::ZERO) mma<T>(offset, minus(SCALES::ZERO), b[kt]);
                 if (SCALES::MINS) mma<T>(total, one(), b[kt]);
             }
 #pragma unroll
             for (int r = 0; r < S::TILES; r++) {
+                float sum[4] = {offset[0], offset[1], offset[2], offset[3]};
 #pragma unroll
-                for (int i = 0; i < 4; i++) sum[r][i] = offset[i];
-#pragma unroll
-                for (int kt = 0; kt < 4 * KT; kt++)
-                    mma<T>(sum[r], CODES::fragment(a[r].planes, four * 4 * KT + kt), b[kt]);
+                for (int kt = 0; kt < 2 * KT; kt++) mma<T>(sum, CODES::fragment(a[r].planes, g * KT + kt), b[kt]);
                 const Scales& s = a[r].scales;
-                add(inner[r], s.scale(0, four * 4, q), s.scale(1, four * 4, q), sum[r]);
-                if (SCALES::MINS) add(below[r], s.min(0, four * 4, q), s.min(1, four * 4, q), total);
+                add(inner[r], s.scale(0, g, own), s.scale(1, g, own), sum);
+                if (SCALES::MINS) add(below[r], s.min(0, g, own), s.min(1, g, own), total);
             }
         }
 #pragma unroll
