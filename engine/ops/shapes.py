@@ -213,25 +213,28 @@ DECODE: dict[Key, DecodeShape] = {
         16, Launch(1, 6, 1, 1, staged=True), Launch(1, 4, 1, 1, staged=True), Launch(1, 2, 1, 1, staged=True)
     ),
     (5120, 4096, "u4 g32 nested min"): DecodeShape(
-        16, Launch(2, 1, 1, 1, staged=True), Launch(1, 2, 1, 1, staged=True), Launch(1, 1, 1, 1, staged=True)
-    ),
-    (1024, 4096, "u6 g16 nested"): DecodeShape(
-        16, Launch(2, 1, 1, 1, staged=True), Launch(1, 2, 1, 1, staged=True), Launch(1, 1, 1, 1, staged=True)
-    ),
-    (6144, 4096, "u4 g32 nested min"): DecodeShape(
-        16, Launch(2, 1, 1, 1, staged=True), Launch(1, 2, 1, 1, staged=True), Launch(1, 1, 1, 1, staged=True)
-    ),
-    (4096, 4096, "u4 g32 nested min"): DecodeShape(
-        16, Launch(2, 1, 1, 1), Launch(1, 2, 1, 1, staged=True), Launch(1, 1, 1, 1, 2, staged=True)
-    ),
-    (28672, 4096, "u4 g32 nested min"): DecodeShape(
-        16, Launch(2, 1, 1, 1), Launch(1, 2, 1, 1, staged=True), Launch(1, 1, 1, 1, staged=True)
-    ),
-    (4096, 14336, "u6 g16 nested"): DecodeShape(
         16, Launch(1, 2, 1, 1, staged=True), Launch(1, 2, 1, 1, staged=True), Launch(1, 1, 1, 1, staged=True)
     ),
+    (1024, 4096, "u6 g16 nested"): DecodeShape(
+        16, Launch(1, 2, 1, 1, staged=True, ring=True), Launch(1, 2, 1, 1, staged=True), Launch(1, 1, 1, 1, staged=True)
+    ),
+    (6144, 4096, "u4 g32 nested min"): DecodeShape(
+        16, Launch(1, 2, 1, 1, staged=True), Launch(1, 2, 1, 1, staged=True), Launch(1, 1, 1, 1, staged=True)
+    ),
+    (4096, 4096, "u4 g32 nested min"): DecodeShape(
+        16, Launch(2, 2, 1, 1), Launch(1, 2, 1, 1, staged=True), Launch(1, 1, 1, 1, 2, staged=True)
+    ),
+    (28672, 4096, "u4 g32 nested min"): DecodeShape(
+        16, Launch(2, 2, 1, 1, staged=True), Launch(2, 1, 1, 1, staged=True), Launch(1, 1, 1, 1, staged=True)
+    ),
+    (4096, 14336, "u6 g16 nested"): DecodeShape(
+        16,
+        Launch(1, 2, 1, 1, staged=True, ring=True),
+        Launch(2, 1, 1, 1, 2, staged=True),
+        Launch(1, 1, 1, 1, staged=True),
+    ),
     (4096, 14336, "u4 g32 nested min"): DecodeShape(
-        16, Launch(2, 1, 1, 1), Launch(1, 2, 1, 1, staged=True), Launch(1, 1, 1, 1, staged=True)
+        16, Launch(2, 1, 1, 1), Launch(2, 1, 1, 1, staged=True), Launch(1, 1, 1, 1, staged=True)
     ),
     (128256, 4096, "u6 g16 nested"): DecodeShape(
         16, Launch(2, 1, 1, 1, staged=True), Launch(1, 2, 1, 1, staged=True), Launch(1, 1, 1, 1, staged=True)
