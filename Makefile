@@ -7,6 +7,8 @@ MODEL ?= smollm2-135m
 RANDOM ?= 0
 SEED ?= 1
 JOBS ?= 2
+SECONDS ?= 600
+BACKEND ?= numpy
 BIN := .venv/bin
 TYPES := build/types
 # Imports that are not installed everywhere, or are compiled without a description: pyright takes all of them as Any.
@@ -16,7 +18,7 @@ UNTYPED := cupy cupy/cuda cuda cuda/bindings cuda/pathfinder huggingface_hub \
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: demo test check format mutants clean
+.PHONY: demo test test-fast check format docs mutants soak clean
 
 demo: .venv/.demo
 	$(BIN)/python examples/demo.py $(MODEL)
@@ -24,6 +26,10 @@ demo: .venv/.demo
 # One BLAS thread: kernels are compiled on the other core meanwhile, and BLAS threads that share a core wait by spinning.
 test: .venv/.test
 	OPENBLAS_NUM_THREADS=1 $(BIN)/pytest
+
+# About a minute: what compiles no kernel and loads no real model. See docs/testing.md.
+test-fast: .venv/.test
+	OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -m "not slow"
 
 # pyright does not follow setup.cfg's mapping of folders to packages: it gets a copy that is laid out as installed.
 check: .venv/.test
@@ -35,13 +41,22 @@ check: .venv/.test
 	  printf 'from typing import Any\n\ndef __getattr__(name: str) -> Any: ...\n' > $(TYPES)/$$name/__init__.py; done
 	cd $(TYPES) && ../../$(BIN)/pyright --warnings --pythonpath ../../$(BIN)/python ostinato tests examples \
 	  | sed -e 's,build/types/ostinato/weights/,weights/,; s,build/types/ostinato/,engine/,; s,build/types/,,'
+	cd $(TYPES) && ../../$(BIN)/python tests/public_types.py ../../$(BIN)/pyright ../../$(BIN)/python
 
 format: .venv/.test
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+# The tables and figures of README.md and docs/, from examples/results and the code.
+docs: .venv/.test
+	$(BIN)/python tests/docs/make_docs.py
+
 mutants: .venv/.test
 	$(BIN)/python tests/mutants.py --random $(RANDOM) --seed $(SEED) --jobs $(JOBS)
+
+# Random requests for so many seconds; every answer must be what it is alone. BACKEND=cuda SOAK_MODEL=... on a GPU.
+soak: .venv/.test
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python tests/engine/soak.py --seconds $(SECONDS) --backend $(BACKEND) $(if $(SOAK_MODEL),--model $(SOAK_MODEL))
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache

@@ -1,7 +1,7 @@
 """ostinato: a small-batch transformer engine of hand-written CUDA kernels replayed as CUDA graphs.
 
-What needs NumPy or tokenizers is imported when it is first asked for: this file runs before any other of the package,
-and the `ostinato` command must heed Ctrl-C before it spends its time on imports. Not even typing is imported here.
+Names that need NumPy or tokenizers are imported on first use. This file runs before any other of the package, and the
+`ostinato` command must react to Ctrl-C before it spends time on imports; so not even typing is imported here.
 """
 
 from .errors import (
@@ -11,17 +11,18 @@ from .errors import (
     DeviceError,
     DownloadError,
     EngineError,
+    QueueFull,
     RequestError,
     TokenizerError,
     UnsupportedModel,
 )
 
-TYPE_CHECKING = False  # but type checkers take it as true
+TYPE_CHECKING = False  # type checkers assume True
 if TYPE_CHECKING:
     from typing import Any
 
     from .async_llm import AsyncLLM
-    from .config import EngineConfig, ModelConfig, SamplingParams
+    from .config import EngineConfig, ModelConfig, SamplingParams, Scheduling
     from .llm import LLM, generate
     from .outputs import CompletionOutput, RequestOutput, StreamChunk
     from .stream import AsyncStream, Stream
@@ -41,9 +42,11 @@ __all__ = [  # noqa: RUF022 - in the order of sorted()
     "EngineError",
     "LLM",
     "ModelConfig",
+    "QueueFull",
     "RequestError",
     "RequestOutput",
     "SamplingParams",
+    "Scheduling",
     "Stream",
     "StreamChunk",
     "TokenizerError",
@@ -53,7 +56,8 @@ __all__ = [  # noqa: RUF022 - in the order of sorted()
 ]
 
 _MODULES = {
-    "EngineConfig": "config", "ModelConfig": "config", "SamplingParams": "config", "LLM": "llm", "generate": "llm",
+    "EngineConfig": "config", "ModelConfig": "config", "SamplingParams": "config",
+    "Scheduling": "config", "LLM": "llm", "generate": "llm",
     "CompletionOutput": "outputs", "RequestOutput": "outputs", "StreamChunk": "outputs",
     "AsyncLLM": "async_llm", "AsyncStream": "stream", "Stream": "stream",
 }  # fmt: skip

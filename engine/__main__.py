@@ -1,7 +1,7 @@
-"""The `ostinato` command as a process: its standard streams, Ctrl-C and exit status. What it does is in cli.py.
+"""The `ostinato` command as a process: standard streams, Ctrl-C and exit status. cli/main.py has the commands.
 
-Ctrl-C ends it from the first line on with status 130: importing takes a third of a second, and an exception raised
-meanwhile would be swallowed or shown as a traceback by whatever is being imported. So this module imports little.
+Ctrl-C ends the process with status 130 from the first line on. Imports take a third of a second, and a
+KeyboardInterrupt during an import could be swallowed or printed as a traceback. So this module imports little.
 """
 
 from __future__ import annotations
@@ -10,27 +10,27 @@ import os
 import signal
 import sys
 
-TYPE_CHECKING = False  # but type checkers take it as true; typing takes its time
+TYPE_CHECKING = False  # type checkers assume True; importing typing takes time
 if TYPE_CHECKING:
     from typing import NoReturn
 
 
 def main() -> NoReturn:
     """Run the command of sys.argv and end the process."""
-    heeds = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else it runs behind a shell's &
-    if heeds:
+    interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # a shell's & ignores SIGINT
+    if interruptible:
         signal.signal(signal.SIGINT, _leave)
     _open_streams()
     from .cli import main as cli
 
     try:
-        if heeds:
+        if interruptible:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         status = cli.main()
     except KeyboardInterrupt:
         status = cli.INTERRUPTED
     finally:
-        if heeds:
+        if interruptible:
             signal.signal(signal.SIGINT, _leave)
     cli.lose_unwritten(sys.stderr)
     sys.exit(status)
@@ -41,17 +41,16 @@ def _leave(*signal_and_frame: object) -> NoReturn:
 
 
 def _open_streams() -> None:
-    """Put something where stdin, stdout or stderr is closed, or the next file that is opened takes its number.
+    """Open /dev/null in place of a closed stdin, stdout or stderr; else the next opened file would get its number.
 
-    A closed stdin cannot be read and a closed stdout not be written, which is an error like any other as soon as it is
-    tried. Nobody can be told of a closed stderr: what goes there is lost."""
+    Reading a closed stdin or writing a closed stdout is then an ordinary error. Output to a closed stderr is lost."""
     for fd, mode in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         try:
             os.fstat(fd)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, mode), True)  # the lowest number that is free: fd
+            os.set_inheritable(os.open(os.devnull, mode), True)  # gets the lowest free number: fd
     if sys.stdin is None:
-        sys.stdin = open(0, closefd=False)  # noqa: SIM115 - as long as the process
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115 - open until the process ends
     if sys.stdout is None:
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     if sys.stderr is None:

@@ -1,4 +1,4 @@
-"""AsyncLLM: an LLM for asyncio. Usable inside a running loop, as in Jupyter; a thread of its own drives the engine."""
+"""AsyncLLM: an LLM for asyncio, also inside a running event loop as in Jupyter. A background thread runs the engine."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import asyncio
 import os
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .config import SamplingParams
+from .config import SamplingParams, Scheduling
 from .llm import LLM, Messages, Params
 from .outputs import RequestOutput
 from .run.engine import Engine
@@ -22,35 +23,43 @@ from .stream import AsyncStream, taken, waker
 
 
 class AsyncLLM:
-    """A model, ready to generate or to embed for any number of tasks at a time.
+    """A loaded model that generates or embeds for any number of asyncio tasks concurrently.
 
-    model: an LLM that is open, or whatever LLM takes, with the keyword arguments of LLM. Loading blocks: in a loop that
-    serves others meanwhile, `await asyncio.to_thread(LLM, ...)` and hand over the result."""
+    model: an open LLM, or the arguments of LLM. Loading blocks the event loop. To avoid that, load with
+    `await asyncio.to_thread(LLM, ...)` and pass the result."""
 
     def __init__(self, model: LLM | str | Path, **options: Any) -> None:
-        self.llm = model if isinstance(model, LLM) else LLM(model, **options)
+        self.llm: LLM = model if isinstance(model, LLM) else LLM(model, **options)
         self._stop: weakref.finalize | None = None
-        self._process = 0  # whose thread drives
+        self._process = 0  # id of the process that started the thread
         if self.llm.config.causal:
             self._engine()
 
     def stream(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, parse_special: bool = False
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        parse_special: bool = False,
+        schedule: Scheduling | None = None,
     ) -> AsyncStream:
-        """Complete one prompt: `async for chunk in llm.stream(...)`. A request that is not acceptable raises here.
+        """Complete one prompt: `async for chunk in llm.stream(...)`.
 
-        It ends early when its task is cancelled, by `close()`, and when it is forgotten. parse_special as for
+        The request starts when the first chunk is asked for; an invalid one raises there. It ends early when its task
+        is cancelled, by `close()`, or when the stream is garbage collected. parse_special, schedule: see
         LLM.generate."""
-        return self._stream(self.llm.request(prompt, params, single=True, parse_special=parse_special))
+        options = {"single": True, "parse_special": parse_special, "schedule": schedule}
+        return self._stream(partial(self.llm.request, prompt, params, **options))
 
     async def generate(
-        self, prompts: Any, params: Params = None, *, parse_special: bool = False
+        self, prompts: Any, params: Params = None, *, parse_special: bool = False, schedule: Scheduling | None = None
     ) -> list[RequestOutput]:
-        """Complete prompts; as LLM.generate. A task that is cancelled meanwhile ends its requests."""
-        return await self._complete(self.llm.requests(prompts, params, parse_special=parse_special))
+        """Complete prompts, as LLM.generate does. Cancelling the task ends its requests."""
+        make = partial(self.llm.requests, prompts, params, parse_special=parse_special, schedule=schedule)
+        return await self._complete(await asyncio.to_thread(make))
 
     async def _complete(self, todo: list[Request]) -> list[RequestOutput]:
-        """The outputs of requests, once all have ended."""
+        """Run requests to their end and return their outputs."""
         engine, news, handles = self._engine(), asyncio.Event(), []
         wake = waker(asyncio.get_running_loop(), news)
         try:
@@ -63,21 +72,25 @@ class AsyncLLM:
             raise
         return [handle.output() for handle in handles]
 
-    async def chat(self, messages: Messages, params: SamplingParams | None = None) -> RequestOutput:
-        """The model's answer to messages; as LLM.chat."""
-        request = await asyncio.to_thread(self.llm.chat_request, messages, params)  # a template may take its time
+    async def chat(
+        self, messages: Messages, params: SamplingParams | None = None, *, schedule: Scheduling | None = None
+    ) -> RequestOutput:
+        """Answer messages, as LLM.chat does."""
+        request = await asyncio.to_thread(self.llm.chat_request, messages, params, schedule=schedule)
         return (await self._complete([request]))[0]
 
-    def stream_chat(self, messages: Messages, params: SamplingParams | None = None) -> AsyncStream:
-        """Like chat, as a stream."""
-        return self._stream(self.llm.chat_request(messages, params, single=True))
+    def stream_chat(
+        self, messages: Messages, params: SamplingParams | None = None, *, schedule: Scheduling | None = None
+    ) -> AsyncStream:
+        """Answer messages as a stream: `async for chunk in llm.stream_chat(...)`."""
+        return self._stream(partial(self.llm.chat_request, messages, params, single=True, schedule=schedule))
 
     async def embed(self, texts: Any, pooling: str = "mean", normalize: bool = True) -> np.ndarray:
-        """[N, D] float32, as LLM.embed."""
+        """Embed texts, as LLM.embed does: [N, D] float32."""
         return await asyncio.to_thread(self.llm.embed, texts, pooling, normalize)
 
     async def logits(self, ids: Sequence[int], decode_from: int | None = None) -> np.ndarray:
-        """[T, V] float32, as LLM.logits."""
+        """Logits [T, V] float32, as of LLM.logits."""
         return await asyncio.to_thread(self.llm.logits, ids, decode_from)
 
     def close(self) -> None:
@@ -86,11 +99,11 @@ class AsyncLLM:
         if self._stop is not None:
             self._stop()
 
-    def _stream(self, request: Request) -> AsyncStream:
-        return AsyncStream(self._engine(), request, driver=self)
+    def _stream(self, make: Callable[[], Request]) -> AsyncStream:
+        return AsyncStream(self._engine(), make, driver=self)
 
     def _engine(self) -> Engine:
-        """The engine, which a thread of this process drives: a forked child has none of its parent's threads."""
+        """The engine; starts its thread once per process, as a forked child has none of its parent's threads."""
         engine = self.llm.engine
         if self._process != os.getpid():
             self._process, self._stop = os.getpid(), _drive(self, engine)
@@ -104,11 +117,11 @@ class AsyncLLM:
 
 
 def _drive(owner: AsyncLLM, engine: Engine) -> weakref.finalize:
-    """Start a thread that drives the engine, until its owner is gone. What is returned ends it now, and waits."""
+    """Start a thread that runs the engine until `owner` is collected. Calling the result ends the thread and waits."""
     stop = threading.Event()
     thread = threading.Thread(target=engine.run, args=(stop.is_set,), name="ostinato", daemon=True)
 
-    def leave() -> None:  # in any place of any thread, as finalizers do: it waits for nothing
+    def leave() -> None:  # a finalizer: may run anywhere in any thread, so it must not wait
         stop.set()
         engine.poke()
 
@@ -119,4 +132,4 @@ def _drive(owner: AsyncLLM, engine: Engine) -> weakref.finalize:
 
     thread.start()
     weakref.finalize(owner, leave)
-    return weakref.finalize(engine, end)  # which the thread keeps: so it ends before the interpreter does
+    return weakref.finalize(engine, end)  # the thread keeps the engine alive: this runs at interpreter exit

@@ -1,7 +1,4 @@
-"""Checks of values that a caller gave: the value in its final type, or RequestError naming the field.
-
-Touches nothing.
-"""
+"""Checks of a caller's values. Each returns the value in its final type, or raises RequestError naming the field."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ def refuse(field: str, expected: str, value: Any) -> NoReturn:
 
 
 def unicode(field: str, text: str) -> str:
-    """A text without half a surrogate pair: what Python makes of bytes that are no text, and no tokenizer knows."""
+    """A text without lone surrogates, which Python makes from undecodable bytes and tokenizers do not accept."""
     if half := _SURROGATE.search(text):
         raise RequestError(f"{field}: expected Unicode text, found half a surrogate pair at character {half.start()}")
     return text
@@ -47,7 +44,7 @@ def real(field: str, value: Any, low: float, high: float, open_low: bool = False
 
 
 def flag(field: str, value: Any) -> bool:
-    """True or False and nothing that merely counts as such."""
+    """True or False; no other truthy or falsy value."""
     if not isinstance(value, bool):
         refuse(field, "True or False", value)
     return value

@@ -6,7 +6,7 @@ SamplingParams are in range: __post_init__ refuses the rest.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .checks import choice, flag, integer, real, refuse, unicode
@@ -14,6 +14,11 @@ from .errors import RequestError, UnsupportedModel
 from .sizes import MAX_BATCH, PAGE, STOP_IDS
 
 INT32 = 2**31 - 1  # the arrays that these numbers end up in are int32
+
+
+BACKENDS = ("auto", "cuda", "cublas", "numpy")
+GRAPHS = ("step", "layer", "off")
+DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
 @dataclass(frozen=True)
@@ -116,20 +121,32 @@ class EngineConfig:
     dtype: str = "auto"  # weights and activations: "bfloat16", "float16", "float32"; "auto" is the checkpoint's
     max_batch: int = 16  # sequences decoded at once; above 16 in groups of 16, which is what a decode kernel takes
     max_len: int | None = None  # tokens of a prompt and its completion; None = what the model was made for
-    cache_tokens: int | None = None  # tokens the whole cache holds; None = max_batch * max_len, less if memory is short
+    cache_tokens: int | None = (
+        None  # tokens the whole KV cache holds; None = max_batch * max_len, or what memory allows
+    )
+    gpu_memory: float | None = None  # device memory the model may take in all: a share up to 1, above 1 GB; None = most
+    swap_gb: float = 4.0  # GB of host memory for the KV pages of preempted sequences; taken when it is needed
+    prefix_cache: bool = True  # keep the KV pages of prompts for later ones that begin alike; not with cublas
+    max_queue: int | None = None  # sequences that may wait beside those that run; None = any number
     prefill_rows: int = 2048  # rows of one pass over prompts or texts, a multiple of 64
     seed: int | None = None  # where requests without a seed of their own draw it from; None = fresh
     nvtx: bool = False  # named ranges for CUDA profilers: parts and operations run eagerly, graphs replayed
 
     def __post_init__(self) -> None:
-        choice("backend", self.backend, ("auto", "cuda", "cublas", "numpy"))
-        choice("graph", self.graph, ("step", "layer", "off"))
-        choice("dtype", self.dtype, ("auto", "bfloat16", "float16", "float32"))
+        choice("backend", self.backend, BACKENDS)
+        choice("graph", self.graph, GRAPHS)
+        choice("dtype", self.dtype, DTYPES)
         _set(self, "max_batch", integer("max_batch", self.max_batch, 1, MAX_BATCH))
         if self.max_len is not None:
             _set(self, "max_len", integer("max_len", self.max_len, 1, INT32))
         if self.cache_tokens is not None:
             _set(self, "cache_tokens", integer("cache_tokens", self.cache_tokens, 1, INT32))
+        if self.gpu_memory is not None:
+            _set(self, "gpu_memory", real("gpu_memory", self.gpu_memory, 0, 1e6, open_low=True))
+        _set(self, "swap_gb", real("swap_gb", self.swap_gb, 0, 1e6))
+        flag("prefix_cache", self.prefix_cache)
+        if self.max_queue is not None:
+            _set(self, "max_queue", integer("max_queue", self.max_queue, 0, INT32))
         _set(self, "prefill_rows", integer("prefill_rows", self.prefill_rows, PAGE, 2**16))
         if self.prefill_rows % PAGE:
             refuse("prefill_rows", f"a multiple of {PAGE}", self.prefill_rows)
@@ -138,25 +155,55 @@ class EngineConfig:
         flag("nvtx", self.nvtx)
 
 
+def _option(default: Any, text: str) -> Any:
+    """A field that is an option of the command line as well: --help says the text of it."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Scheduling:
+    """When a request runs, and whose KV pages it may share; never which tokens it gets. RequestError names the first
+    field that is out of range."""
+
+    priority: int = 0  # lower ones begin first, and are preempted last
+    timeout: float | None = None  # seconds after which it ends with what it has, waiting or running; None = never
+    key: str = ""  # who asks: of equal priority, requests of the key of which the fewest run begin first
+    cache_salt: str = ""  # prompts share KV pages with those of the same salt only
+
+    def __post_init__(self) -> None:
+        _set(self, "priority", integer("priority", self.priority, -INT32, INT32))
+        if self.timeout is not None:
+            _set(self, "timeout", real("timeout", self.timeout, 0, 1e9))
+        for name in ("key", "cache_salt"):
+            if not isinstance(value := getattr(self, name), str):
+                refuse(name, "a string", value)
+            unicode(name, value)
+
+
 @dataclass(frozen=True)
 class SamplingParams:
-    """What one request asks for; RequestError names the first field that is out of range."""
+    """What one request asks for; RequestError names the first field that is out of range.
 
-    max_tokens: int | None = None  # tokens to generate at most; None = what fits
-    temperature: float = 0.0  # 0 (and anything below 1e-5) = greedy; at most 2
-    top_p: float = 1.0  # keep the fewest tokens whose probabilities reach this; 1 = off
-    top_k: int = 0  # keep this many tokens; 0 or -1 = off
-    min_p: float = 0.0  # drop tokens less probable than this times the most probable; 0 = off
-    repetition_penalty: float = 1.0  # divides positive logits of tokens seen, multiplies negative ones; 1 = off
-    presence_penalty: float = 0.0  # taken off the logit of every token generated before; 0 = off
-    frequency_penalty: float = 0.0  # taken off once for each time it was generated; 0 = off
-    seed: int | None = None  # same seed, same tokens, whatever else is in the batch; None = fresh
-    stop: tuple[str, ...] | list[str] | str | None = ()  # texts that end the output, not part of it; kept as a tuple
-    stop_token_ids: (
-        tuple[int, ...] | list[int] | None
-    ) = ()  # tokens that end the output beside the model's own; a tuple
-    ignore_eos: bool = False  # the model's own end tokens are tokens like any other
-    min_tokens: int = 0  # no stop token before this many were generated
+    What is a field of the sampling rules too (engine/ops/sampling.py) reaches the kernel by its name."""
+
+    max_tokens: int | None = _option(None, "tokens to generate at most (default: what fits)")
+    temperature: float = _option(0.0, "0 (and below 1e-5) = always the most probable token (default), at most 2")
+    top_p: float = _option(1.0, "sample from the fewest tokens whose probabilities reach this (1 = off)")
+    top_k: int = _option(0, "sample from this many most probable tokens (0 or -1 = off)")
+    min_p: float = _option(0.0, "drop tokens less probable than this times the most probable one (0 = off)")
+    repetition_penalty: float = _option(1.0, "divides positive logits of tokens seen, multiplies others (1 = off)")
+    presence_penalty: float = _option(0.0, "taken off the logit of every token generated before (0 = off)")
+    frequency_penalty: float = _option(0.0, "taken off once for each time a token was generated (0 = off)")
+    # Whatever else is in the batch; None = fresh.
+    seed: int | None = _option(None, "same seed, same text")
+    # Not part of the output; kept as a tuple.
+    stop: tuple[str, ...] | list[str] | str | None = field(
+        default=(), metadata={"help": "end before this text; may be given several times"}
+    )
+    # Tokens that end the output beside the model's own; kept as a tuple.
+    stop_token_ids: tuple[int, ...] | list[int] | None = ()
+    ignore_eos: bool = _option(False, "go on after the model's end token")
+    min_tokens: int = _option(0, "no end before this many tokens were generated")
     logprobs: int | None = None  # report this many most probable tokens for each one generated; None = none
     n: int = 1  # outputs for each prompt
 
@@ -182,11 +229,6 @@ class SamplingParams:
         if self.logprobs is not None:
             _set(self, "logprobs", integer("logprobs", self.logprobs, 0, 20))
         _set(self, "n", integer("n", self.n, 1, 1024))
-
-    @property
-    def penalised(self) -> bool:
-        """Whether a penalty is on, so that counts of the tokens seen are needed."""
-        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
     def stop_ids(self, config: ModelConfig) -> tuple[int, ...]:
         """The tokens that end this request: its own, then the model's unless ignore_eos.

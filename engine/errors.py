@@ -1,17 +1,18 @@
 """Every error the engine raises on purpose. The tree:
 
     EngineError
-    ├── CheckpointError      a file, tensor or key of a checkpoint is not as it must be
-    │   └── UnsupportedModel     the checkpoint is sound, the engine lacks a feature it needs
+    ├── CheckpointError      a file, tensor or key of a checkpoint is invalid
+    │   └── UnsupportedModel     the checkpoint is valid, but needs a feature that the engine does not have
     ├── TokenizerError       tokenizer or chat template cannot be used
-    ├── RequestError         a prompt or a sampling parameter is out of range
-    │   └── CacheFull            the request can never fit into the key/value cache
-    ├── DownloadError        a model could not be fetched, or is not what its checksum says
-    └── DeviceError          a backend that was asked for is not there, or the device failed
-        └── CaptureError         an operation could not be recorded into a graph
+    ├── RequestError         a prompt or a parameter is invalid
+    │   ├── CacheFull            the request can never fit into the KV cache
+    │   └── QueueFull            more requests wait than max_queue allows
+    ├── DownloadError        a model could not be fetched, or its checksum is wrong
+    └── DeviceError          a requested backend is not available, or the device failed
+        └── CaptureError         an operation could not be captured into a graph
 
 A message names the file, tensor, key, field or operation, what was expected and what was found. This module imports
-nothing, so that every other one, `ostinato.weights` included, may import it.
+nothing, so that every other module, including `ostinato.weights`, may import it.
 """
 
 MAX_FOUND = 80  # characters of a found value that a message repeats
@@ -30,7 +31,7 @@ def found(value: object) -> str:
 
 
 class EngineError(Exception):
-    """Base of all errors below: catch this to catch them all."""
+    """Base class of all errors of this package."""
 
 
 class CheckpointError(EngineError):
@@ -46,11 +47,15 @@ class TokenizerError(EngineError):
 
 
 class RequestError(EngineError):
-    """A prompt or a sampling parameter is not acceptable."""
+    """A prompt or a parameter is invalid."""
 
 
 class CacheFull(RequestError):
-    """The request needs more key/value pages than the whole cache has."""
+    """The request needs more pages than the whole KV cache has."""
+
+
+class QueueFull(RequestError):
+    """More sequences wait than max_queue allows: the same request may be accepted later."""
 
 
 class DownloadError(EngineError):
@@ -58,7 +63,7 @@ class DownloadError(EngineError):
 
 
 class DeviceError(EngineError):
-    """A backend that was asked for cannot run here, or the device reported a failure."""
+    """A requested backend cannot run here, or the device reported an error."""
 
 
 class CaptureError(DeviceError):

@@ -1,4 +1,4 @@
-"""The library's front door: LLM loads a model and generates or embeds with it; generate does both in one call."""
+"""The public API: LLM loads a model and generates or embeds with it; generate() does both in one call."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from .checks import choice, flag
-from .config import EngineConfig, ModelConfig, SamplingParams
+from .config import EngineConfig, ModelConfig, SamplingParams, Scheduling
 from .errors import RequestError, TokenizerError
 from .graph.capture import CaptureReport
 from .models.families import model_config
@@ -28,8 +28,8 @@ from .run.base_runner import expect_kind, longest
 from .run.encoder import Encoder
 from .run.engine import Engine
 from .run.runner import Runner
+from .run.scheduler import Counters
 from .run.sequence import Request
-from .sizes import PAGE
 from .stream import AsyncStream, Stream
 from .text import end_tokens, prompt_text
 from .text.template import ChatTemplate
@@ -42,12 +42,13 @@ Messages = Sequence[dict[str, Any]]
 
 
 class LLM:
-    """A model, ready to generate or, if it is an encoder, to embed. Any number of threads may call at a time: what they
-    ask for runs together, and each gets what it would get alone.
+    """A loaded model: a decoder generates, an encoder embeds. Any number of threads may call it concurrently; their
+    requests run in one batch, and each gets the result it would get alone.
 
-    model: a HF directory, a .gguf file, an alias or "org/name". The keyword arguments are the fields of EngineConfig,
-    quiet (no lines and bars on stderr) and ops (operations to use in place of a backend's). Errors: CheckpointError,
-    TokenizerError, DownloadError for the model; DeviceError if a backend asked for by name is not there.
+    model: a Hugging Face directory, a .gguf file, an alias, or "org/name". Keyword arguments: the fields of
+    EngineConfig; quiet (no messages and progress bars on stderr); ops (operations to use instead of a backend's).
+    Raises CheckpointError, TokenizerError or DownloadError for the model, and DeviceError if the backend is not
+    available.
     """
 
     def __init__(
@@ -60,60 +61,75 @@ class LLM:
         max_batch: int = 16,
         max_len: int | None = None,
         cache_tokens: int | None = None,
+        gpu_memory: float | None = None,
+        swap_gb: float = 4.0,
+        prefix_cache: bool = True,
+        max_queue: int | None = None,
         prefill_rows: int = 2048,
         seed: int | None = None,
         nvtx: bool = False,
         quiet: bool = False,
         ops: Ops | None = None,
     ) -> None:
-        self.options = EngineConfig(backend, graph, dtype, max_batch, max_len, cache_tokens, prefill_rows, seed, nvtx)
+        self.options: EngineConfig = EngineConfig(
+            backend=backend, graph=graph, dtype=dtype, max_batch=max_batch, max_len=max_len, cache_tokens=cache_tokens,
+            gpu_memory=gpu_memory, swap_gb=swap_gb, prefix_cache=prefix_cache, max_queue=max_queue,
+            prefill_rows=prefill_rows, seed=seed, nvtx=nvtx,
+        )  # fmt: skip
         report, began = Reporter(quiet), time.perf_counter()
         self._quiet, self._random = quiet, random.Random(self.options.seed)
-        self._encoding = threading.Lock()  # an encoder has the arrays of one pass
+        self._encoding = threading.Lock()  # an encoder has the buffers of one pass
         self._bar = report.late_bar("prompt")
         with open_checkpoint(resolve(str(model), progress=not quiet)) as ck:
             self._open(ck, ops, report)
         forks.in_child(self._after_fork)
-        self.load_s = time.perf_counter() - began
+        self.load_s: float = time.perf_counter() - began
         made = self.captured
-        what = "no graphs" if self.graph == "off" else f"graph {self.graph}: {made.graphs} recorded"
+        what = "no graphs" if self.graph == "off" else f"graph {self.graph}: {made.graphs} captured"
         report.line(f"{what} in {made.seconds:.2f} s, {made.bytes / 1e6:.1f} MB; ready after {self.load_s:.1f} s")
 
     def _open(self, ck: Checkpoint, ops: Ops | None, report: Reporter) -> None:
-        """Everything that needs the checkpoint's files."""
-        self.tokenizer = Tokenizer.from_checkpoint(ck)
+        """Load everything that needs the checkpoint's files."""
+        self.tokenizer: Tokenizer = Tokenizer.from_checkpoint(ck)
         own = model_config(ck.config, ck.generation_config, ck.source)
-        c = self.config = end_tokens.add(own, self.tokenizer.eos_ids)
+        c = end_tokens.add(own, self.tokenizer.eos_ids)
+        self.config: ModelConfig = c
         self._template: ChatTemplate | TokenizerError
         try:
             self._template = ChatTemplate.from_checkpoint(ck, self.tokenizer)
         except TokenizerError as e:
-            self._template = e  # for whoever calls chat
+            self._template = e  # raised when chat is called
         banned = self.tokenizer.unknown(c.vocab)
         if ops is None:
             ops, why = load.choose(self.options.backend, self.options.dtype, c.dtype)
         else:
             why = "given by the caller"
-        self.backend, self.device_name = ops.name, ops.device.name
+        self.backend: str = ops.name
+        self.device_name: str = ops.device.name
         report.line(f"backend {self.backend} on {self.device_name}: {why}")
         with report.bar("weights") as bar:
             w = load.weights(ops, ck, c, longest(c, self.options), banned, bar, report.line)
         with report.bar(f"graph {self.options.graph}") as bar:
             self._prepared: Runner | Encoder | None = (Runner if c.causal else Encoder)(ops, c, w, self.options, bar)
-        self._engine = Engine(self._prepared, progress=self._bar.update) if isinstance(self._prepared, Runner) else None
+        self._engine = None
+        if isinstance(runner := self._prepared, Runner):
+            self._engine = Engine(runner, progress=self._bar.update, max_queue=self.options.max_queue)
+            report.line(runner.memory.line())
+            if self.options.prefix_cache and runner.prefix is None:
+                report.line(f"prefix cache: off, as sums of backend {ops.name} depend on what else is in a pass")
 
-    # -- what was chosen ------------------------------------------------------------------------------------------
+    # -- properties -----------------------------------------------------------------------------------------------
 
     @property
     def _open_model(self) -> Runner | Encoder:
         if self._prepared is None:
-            raise RequestError("LLM: expected an open one, found it closed")
+            raise RequestError("LLM: expected an open model, found it closed")
         self._prepared.device.check()
         return self._prepared
 
     @property
     def runner(self) -> Runner:
-        """Weights, cache and graphs on the device. RequestError for an encoder, and once the LLM is closed."""
+        """Weights, KV cache and graphs of a decoder. RequestError for an encoder, or if the LLM is closed."""
         found = self._open_model
         expect_kind(self.config, causal=True)
         assert isinstance(found, Runner)
@@ -121,7 +137,7 @@ class LLM:
 
     @property
     def encoder(self) -> Encoder:
-        """The same of an encoder. RequestError for a decoder, and once the LLM is closed."""
+        """Weights and graphs of an encoder. RequestError for a decoder, or if the LLM is closed."""
         found = self._open_model
         expect_kind(self.config, causal=False)
         assert isinstance(found, Encoder)
@@ -129,79 +145,105 @@ class LLM:
 
     @property
     def graph(self) -> str:
-        """What a graph covers: "step", "layer" or "off"."""
+        """The graph scope: "step", "layer" or "off"."""
         return self.options.graph
 
     @property
     def dtype(self) -> str:
-        """Type of weights and activations."""
+        """Storage type of weights and activations, e.g. "bfloat16"."""
         return self._open_model.ops.dtype.name
 
     @property
     def max_len(self) -> int:
-        """Tokens of the longest prompt and completion together."""
+        """Maximum number of tokens of prompt plus completion."""
         return self._open_model.max_len
 
     @property
     def captured(self) -> CaptureReport:
-        """How many graphs, seconds, bytes."""
+        """Number of captured graphs, seconds, and bytes of device memory."""
         return self._open_model.captured
 
     # -- generating -----------------------------------------------------------------------------------------------
 
-    def generate(self, prompts: Any, params: Params = None, *, parse_special: bool = False) -> list[RequestOutput]:
-        """Complete prompts; results in their order.
+    def generate(
+        self,
+        prompts: Any,
+        params: Params = None,
+        *,
+        parse_special: bool = False,
+        schedule: Scheduling | None = None,
+    ) -> list[RequestOutput]:
+        """Complete one prompt or many. The outputs come in the order of the prompts.
 
-        prompts: a string, a list of token ids, or a list of either. params: for all of them, or one each; None is
-        greedy until a stop token. parse_special: control tokens that a prompt's text spells count as such, which is not
-        for text of strangers. RequestError names what is wrong before anything runs; CacheFull likewise. Ctrl-C ends
-        the requests of this call alone."""
-        return self._complete(self.requests(prompts, params, parse_special=parse_special))
+            outputs = llm.generate(["One, two,", "Once upon a time"], SamplingParams(max_tokens=20))
+            print(outputs[0].text)
+
+        prompts: a string, a list of token ids, or a list of either. All of them run together, with the requests of
+        other threads, and each gets the tokens that it would get alone.
+        params: one for all prompts, or a list with one for each. None: greedy, until an end token or max_len.
+        parse_special: text that spells a control token becomes that token. Do not use it for untrusted text.
+        schedule: priority, timeout and key beside other requests, and whose KV pages may be shared.
+
+        RequestError, CacheFull or QueueFull is raised before anything runs; DeviceError if a step fails. Ctrl-C ends
+        only the requests of this call."""
+        return self._complete(self.requests(prompts, params, parse_special=parse_special, schedule=schedule))
 
     def stream(
-        self, prompt: requests.Prompt, params: SamplingParams | None = None, *, parse_special: bool = False
+        self,
+        prompt: requests.Prompt,
+        params: SamplingParams | None = None,
+        *,
+        parse_special: bool = False,
+        schedule: Scheduling | None = None,
     ) -> Stream:
-        """Complete one prompt, giving out text as it becomes certain; the last chunk has the output.
+        """Complete one prompt and yield text as soon as it is final; the last chunk has the whole output.
 
-        A request that is not acceptable raises here, not at the first chunk. close() ends it early, from any thread;
-        so does forgetting it. parse_special as for generate."""
-        return Stream(self.engine, self.request(prompt, params, single=True, parse_special=parse_special))
+        RequestError is raised here, not at the first chunk. The request ends early by close(), from any thread, or when
+        the stream is garbage collected. parse_special, schedule: see generate."""
+        request = self.request(prompt, params, single=True, parse_special=parse_special, schedule=schedule)
+        return Stream(self.engine, request)
 
     def abort(self, stream: Stream | AsyncStream | None = None) -> None:
-        """End a stream, or everything that runs, within one step: outputs have what there is, and say "abort"."""
+        """End a stream, or all requests, within one step. Outputs hold the tokens so far and finish_reason "abort"."""
         if stream is None:
             self.engine.abort_all()
-        else:
+        elif stream.begun:
             self.engine.abort(stream.handle)
+        else:
+            stream.close()
 
-    def chat(self, messages: Messages, params: SamplingParams | None = None) -> RequestOutput:
-        """The model's answer to messages [{"role": "user", "content": "..."}, ...], by its chat template."""
-        return self._complete([self.chat_request(messages, params)])[0]
+    def chat(
+        self, messages: Messages, params: SamplingParams | None = None, *, schedule: Scheduling | None = None
+    ) -> RequestOutput:
+        """Answer messages [{"role": "user", "content": "..."}, ...] with the model's chat template."""
+        return self._complete([self.chat_request(messages, params, schedule=schedule)])[0]
 
-    def stream_chat(self, messages: Messages, params: SamplingParams | None = None) -> Stream:
-        """Like chat, as a stream."""
-        return Stream(self.engine, self.chat_request(messages, params, single=True))
+    def stream_chat(
+        self, messages: Messages, params: SamplingParams | None = None, *, schedule: Scheduling | None = None
+    ) -> Stream:
+        """Answer messages as a stream."""
+        return Stream(self.engine, self.chat_request(messages, params, single=True, schedule=schedule))
 
     def chat_prompt(self, messages: Messages) -> list[int]:
-        """Token ids of messages in the model's chat template. TokenizerError if it has none."""
-        self.runner  # noqa: B018  an encoder is told so, not that it has no template
+        """Token ids of messages, rendered by the chat template. TokenizerError if the model has none."""
+        self.runner  # noqa: B018  an encoder must fail for being an encoder, not for its missing template
         if isinstance(self._template, TokenizerError):
             raise self._template
         return self._template.encode(list(messages), max_len=self.max_len)
 
     def logits(self, ids: Sequence[int], decode_from: int | None = None) -> np.ndarray:
-        """[T, V] float32: row t is what the model says follows ids[:t + 1].
+        """Logits [T, V] float32: row t scores the token that follows ids[:t + 1].
 
-        By prefill, or with decode_from=n the first n tokens so and each later one by a decode step, whose rows are
-        -1e30 where the tokenizer has no token; nothing else is banned."""
+        All tokens are prefilled, or with decode_from=n the first n, and each later one is a decode step. Rows of decode
+        steps are -1e30 where the tokenizer has no token; no other token is banned."""
         return self.engine.logits(requests.token_ids(ids, self.config.vocab), decode_from)
 
     def embed(self, texts: Any, pooling: str = "mean", normalize: bool = True) -> np.ndarray:
-        """[N, D] float32: vectors of texts, a list of strings or one string, in their order; encoders only.
+        """Embed texts (a list of strings, or one string) with an encoder: [N, D] float32, in order.
 
-        pooling: "mean" of the last hidden states of all tokens, those that the tokenizer puts at the ends included, or
-        "cls", that of the first token. normalize: to length 1, so that a product of two vectors is their cosine. A
-        text gives the same bits alone and in any batch (not with cublas). RequestError names what is wrong."""
+        pooling: "mean" of the last hidden states of all tokens, including special tokens, or "cls", that of the first
+        token. normalize: to length 1, so that the dot product of two vectors is their cosine. A text has the same bits
+        alone and in any batch (not with cublas). RequestError for invalid texts, or a decoder."""
         encoder = self.encoder
         wanted = requests.texts(texts)
         choice("pooling", pooling, ("mean", "cls"))
@@ -211,10 +253,19 @@ class LLM:
             vectors = encoder.embed(ids, cls=pooling == "cls")
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12) if normalize else vectors
 
-    def close(self) -> None:
-        """End the chat template's process and let go of the device's memory; requests still open end with an error.
+    @property
+    def counters(self) -> Counters:
+        """What the scheduler has done since the model was loaded: prompt tokens, cached ones, preemptions."""
+        return self.engine.counters
 
-        Never raises; the LLM is of no use afterwards."""
+    def flush_prefix_cache(self) -> None:
+        """Forget the KV pages that are kept for prompts to come. Changes no answer, only how soon it is there."""
+        self.engine.flush()
+
+    def close(self) -> None:
+        """End the chat template's process and release device memory. Open requests end with an error.
+
+        Never raises. The LLM cannot be used afterwards."""
         if isinstance(self._template, ChatTemplate):
             self._template.close()
         if self._engine is not None:
@@ -223,7 +274,7 @@ class LLM:
         self._prepared = self._engine = None
 
     def __reduce__(self) -> NoReturn:
-        raise RequestError("LLM: cannot be copied or sent to another process; make one there")
+        raise RequestError("LLM: cannot be copied or sent to another process; create one there")
 
     def __enter__(self) -> LLM:
         return self
@@ -235,8 +286,8 @@ class LLM:
 
     @property
     def engine(self) -> Engine:
-        """What runs the requests of a decoder. RequestError for an encoder, and once the LLM is closed."""
-        self.runner  # noqa: B018  says what is wrong
+        """The engine of a decoder. RequestError for an encoder, or if the LLM is closed."""
+        self.runner  # noqa: B018  raises the right error
         assert self._engine is not None
         return self._engine
 
@@ -248,43 +299,53 @@ class LLM:
         single: bool = False,
         chat: bool = False,
         parse_special: bool = False,
+        schedule: Scheduling | None = None,
     ) -> Request:
-        """A request for the engine, checked. RequestError names what is wrong.
+        """Create and check a request for the engine. RequestError for an invalid prompt or parameter.
 
-        single: it must have one completion. chat: the end of turn ends it as well. parse_special as for generate."""
+        single: require params.n == 1. chat: the end-of-turn token also ends it. parse_special, schedule: see
+        generate."""
         params = params or SamplingParams()
         if single and params.n != 1:
             raise RequestError(f"n: expected 1 in a stream, found {params.n}")
-        limits = requests.Limits(self.max_len, (self.runner.table.pages - 1) * PAGE)
+        limits = requests.Limits(self.max_len, self.runner.memory.tokens)
         encode = partial(prompt_text.encode, parse_special=flag("parse_special", parse_special), tell=not self._quiet)
         config = self._chat_config() if chat else self.config
         seed = partial(self._random.getrandbits, 64)
         made = requests.make(prompt, params, config, self.tokenizer, limits, seed, encode)
+        made = made if schedule is None else replace(made, schedule=schedule)
         self.engine.check(made)
         return made
 
     def chat_request(
-        self, messages: Messages, params: SamplingParams | None = None, *, single: bool = False
+        self,
+        messages: Messages,
+        params: SamplingParams | None = None,
+        *,
+        single: bool = False,
+        schedule: Scheduling | None = None,
     ) -> Request:
-        """The same of a chat, which the end of turn ends as well."""
-        return self.request(self.chat_prompt(messages), params, single=single, chat=True)
+        """Create and check a request from chat messages. The end-of-turn token also ends it."""
+        return self.request(self.chat_prompt(messages), params, single=single, chat=True, schedule=schedule)
 
-    def requests(self, prompts: Any, params: Params = None, *, parse_special: bool = False) -> list[Request]:
-        """The requests of a call of `generate`. RequestError says which prompt of a list is not acceptable."""
+    def requests(
+        self, prompts: Any, params: Params = None, *, parse_special: bool = False, schedule: Scheduling | None = None
+    ) -> list[Request]:
+        """Create the requests of a call of `generate`. RequestError names the prompt of a list that is invalid."""
         wanted, several = requests.prompts(prompts)
         made = []
         for i, (prompt, p) in enumerate(zip(wanted, _params(params, len(wanted)), strict=True)):
             try:
-                made.append(self.request(prompt, p, parse_special=parse_special))
+                made.append(self.request(prompt, p, parse_special=parse_special, schedule=schedule))
             except RequestError as e:
                 raise requests.of_prompt(i, e) if several else e from None
         return made
 
     def _complete(self, todo: list[Request]) -> list[RequestOutput]:
-        """The outputs of requests, once all have ended."""
+        """Run requests to their end and return their outputs."""
         engine, handles = self.engine, []
         try:
-            with held():  # Ctrl-C finds each one in the list
+            with held():  # no Ctrl-C between adding a request and listing its handle
                 handles += [engine.add(request) for request in todo]
             for handle in handles:
                 engine.wait(handle, end=True)
@@ -294,23 +355,25 @@ class LLM:
         return [handle.output() for handle in handles]
 
     def _chat_config(self) -> ModelConfig:
-        """The model with the end of turn among its end tokens."""
+        """The model's configuration with the end-of-turn token among its end tokens."""
         return end_tokens.add(self.config, self._template.end_of_turn())  # pyright: ignore[reportAttributeAccessIssue]
 
     def _after_fork(self) -> None:
-        """In a forked child: a GPU is the parent's, with all that is on it."""
+        """In a forked child: everything on a GPU belongs to the parent and must not be freed."""
         self._encoding = threading.Lock()
         if self.options.seed is None:
-            self._random.seed()  # else every child would choose what the parent chooses
-        if self._prepared is not None and self._prepared.device.stream is not None:
+            self._random.seed()  # else every child would draw the parent's seeds
+        if self._prepared is not None and self._prepared.device.is_gpu:
             forks.never_destroy(self._prepared)
 
 
 def generate(model: str | Path, prompt: str | list[str], **params: Any) -> str | list[str]:
-    """Load a model, complete a prompt, and give back the text; a list of prompts gives a list of texts.
+    """Load a model, complete a prompt and return the text. A list of prompts gives a list of texts.
 
-    params: fields of SamplingParams; parse_special as for LLM.generate; those of EngineConfig and quiet go to LLM (seed
-    to SamplingParams)."""
+        ostinato.generate("smollm2-135m", "The capital of France is", max_tokens=8)
+
+    params: fields of SamplingParams, such as max_tokens and seed; parse_special, as for LLM.generate; options of LLM,
+    such as backend and quiet. For more than one call, keep an LLM: loading takes longer than a short completion."""
     special = params.pop("parse_special", False)
     sampling = {f.name for f in fields(SamplingParams)}
     request = SamplingParams(**{name: value for name, value in params.items() if name in sampling})
@@ -320,9 +383,9 @@ def generate(model: str | Path, prompt: str | list[str], **params: Any) -> str |
 
 
 def _params(given: Params, prompts: int) -> list[SamplingParams]:
-    """One SamplingParams for each prompt."""
+    """One SamplingParams per prompt."""
     if given is None or isinstance(given, SamplingParams):
         return [given or SamplingParams()] * prompts
     if len(given) != prompts:
-        raise RequestError(f"params: expected one, or one for each of the {prompts} prompts, found {len(given)}")
+        raise RequestError(f"params: expected one, or one per prompt ({prompts}), found {len(given)}")
     return list(given)

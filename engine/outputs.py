@@ -1,4 +1,4 @@
-"""What a request gives back."""
+"""The results of requests."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ class CompletionOutput:
     """One completion of a prompt."""
 
     index: int  # 0 .. n - 1
-    text: str  # without the stop text or the text of the stop token
-    token_ids: list[int]  # everything generated, the stop token included
-    finish_reason: str  # "stop" (a stop token or a stop text), "length" (max_tokens) or "abort" (LLM.abort)
-    logprobs: (
-        list[dict[int, float]] | None
-    )  # a token: id to log probability, most probable first, the token's own included
+    text: str  # without the stop text or the stop token's text
+    token_ids: list[int]  # all generated tokens, including the stop token
+    finish_reason: str  # "stop" (stop token or text), "length" (max_tokens), "abort" (LLM.abort) or "timeout"
+    # Per token: id -> natural log probability, the most probable first, and the token's own. None: not requested.
+    logprobs: list[dict[int, float]] | None
 
 
 @dataclass
@@ -28,9 +27,10 @@ class RequestOutput:
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
     prompt_tokens: int
-    completion_tokens: int  # of all outputs together
-    ttft: float  # seconds from the call to the first token of the request
-    decode_tok_s: float | None  # tokens a second after the first token; None if there was only one
+    completion_tokens: int  # sum over all outputs
+    ttft: float  # seconds from the call to the request's first token
+    decode_tok_s: float | None  # tokens/s after the first token; None if there was only one
+    cached_tokens: int = 0  # prompt tokens found in the prefix cache, by the first completion
 
     @property
     def text(self) -> str:
@@ -44,15 +44,15 @@ class RequestOutput:
 
     @property
     def finish_reason(self) -> str:
-        """Why the first completion ended: "stop" or "length"."""
+        """Why the first completion ended: "stop", "length" or "abort"."""
         return self.outputs[0].finish_reason
 
 
 @dataclass
 class StreamChunk:
-    """What is new since the last chunk. All texts joined are the text of the output, all ids its token_ids."""
+    """The text and tokens since the last chunk. All texts joined are the output's text, all ids its token_ids."""
 
-    text: str  # may be "": a character is incomplete, or what is there may be the beginning of a stop text
+    text: str  # "" while a character is incomplete, or while the text may be the beginning of a stop text
     token_ids: list[int]
     output: RequestOutput | None = None  # on the last chunk only
 
@@ -60,7 +60,7 @@ class StreamChunk:
 def logprobs(row: np.ndarray, token: int, top: int) -> dict[int, float]:
     """Natural log probabilities (temperature 1, no penalties) of the `top` most probable tokens, then of `token`.
 
-    row [V] float32 logits; equal ones in the order of their ids."""
+    row: [V] float32 logits. Equal logits are ordered by id."""
     values = row.astype(np.float64)
     values -= values.max()
     values -= np.log(np.exp(values).sum())

@@ -1,4 +1,4 @@
-"""Lines and progress bars on stderr. None of them ever fails: what they tell is less than what is going on."""
+"""Messages and progress bars on stderr. They never raise: a message that cannot be written is lost."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .process import forks
 
 
 def say(who: str, what: str) -> None:
-    """The line "who: what" on stderr, if there is one (a service has none, a terminal may be gone, a disk full)."""
-    if sys.stderr is None:  # print() would take stdout instead
+    """Write the line "who: what" to stderr, if that is possible."""
+    if sys.stderr is None:  # print() would write to stdout
         return
     encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
     stream = _Lossy(sys.stderr)
@@ -23,13 +23,13 @@ def say(who: str, what: str) -> None:
 
 
 class _Lossy:
-    """A stream that takes everything, and loses what cannot be written."""
+    """A stream wrapper that drops what cannot be written."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        with suppress(OSError, ValueError):  # ValueError: it was closed
+        with suppress(OSError, ValueError):  # ValueError: closed
             self._stream.write(text)
         return len(text)
 
@@ -42,7 +42,7 @@ class _Lossy:
 
 
 def tell_warnings() -> None:
-    """From now on, what the library logs is a line like any other of the command's."""
+    """Print the library's log records as lines on stderr."""
     import logging
 
     class Lines(logging.Handler):
@@ -53,7 +53,7 @@ def tell_warnings() -> None:
 
 
 def terminal(stream: object) -> bool:
-    """Whether sys.stdin, stdout or stderr, which may be None or closed, is a terminal."""
+    """Whether a standard stream, which may be None or closed, is a terminal."""
     try:
         return stream.isatty()  # pyright: ignore[reportAttributeAccessIssue]
     except (AttributeError, ValueError):
@@ -61,32 +61,32 @@ def terminal(stream: object) -> bool:
 
 
 def print_json(value: Any, indent: int | None = None) -> None:
-    """A line of JSON on stdout, with \\u escapes where stdout is not UTF-8."""
+    """Print JSON on stdout, with \\u escapes if stdout is not UTF-8."""
     encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("_", "-")
     print(json.dumps(value, ensure_ascii=encoding not in ("utf-8", "utf8"), indent=indent))
 
 
 def console(width: int) -> Any:
-    """A rich Console on stdout for tables: as wide as the terminal, or `width` columns where there is none."""
+    """A rich Console on stdout for tables: as wide as the terminal, or `width` columns without a terminal."""
     from rich.console import Console
 
     return Console(width=None if terminal(sys.stdout) else width)
 
 
 class Reporter:
-    """quiet: nothing at all. Bars are drawn only if stderr is a terminal."""
+    """Messages and progress bars. quiet: no output. Bars are drawn only if stderr is a terminal."""
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
 
     def line(self, text: str) -> None:
-        """One line."""
+        """Print one line."""
         if not self.quiet:
             say("ostinato", text)
 
     @contextmanager
     def bar(self, label: str) -> Iterator[Callable[[int, int], None]]:
-        """A progress bar; call what it gives with (done, all)."""
+        """A progress bar as a context manager; it yields a function update(done, all)."""
         if self.quiet or not terminal(sys.stderr):
             yield lambda done, all: None
             return
@@ -98,13 +98,14 @@ class Reporter:
             yield lambda done, all: progress.update(task, completed=done, total=all)
 
     def late_bar(self, label: str, after: float = 2.0) -> LateBar:
-        """A bar that is drawn once its work takes longer than `after` seconds; never where `bar` draws none."""
+        """A bar that appears only if the work takes longer than `after` seconds."""
         return LateBar(self, label, after)
 
 
 class LateBar:
-    """Told of (done, all): (0, all) begins, and `after` seconds later the bar is drawn; (all, all) ends, and the next
-    may come. A timer draws it, as work that takes long may say nothing for longer."""
+    """A bar that appears `after` seconds after update(0, all), and ends at update(all, all); it may be used again.
+
+    A timer draws it, because long work may not call update for a long time."""
 
     def __init__(self, report: Reporter, label: str, after: float) -> None:
         self._report, self._label, self._after = report, label, after
@@ -118,12 +119,12 @@ class LateBar:
         self._drawn: Callable[[int, int], None] | None = None
 
     def _forked(self) -> None:
-        """The bar is the parent's: to close it would wait for its threads and locks, which the child has not."""
+        """In a forked child: do not close the parent's bar, which would wait for threads that are not there."""
         forks.never_destroy((self._bars, self._timer))
         self._begin()
 
     def update(self, done: int, all: int) -> None:
-        """How far the work is."""
+        """Report progress: `done` of `all`."""
         if self._silent:
             return
         if done >= all:
@@ -140,7 +141,7 @@ class LateBar:
                 self._drawn(done, all)
 
     def stop(self) -> None:
-        """The work is over."""
+        """End the bar."""
         self._timer.cancel()
         with self._lock:
             bars, self._bars, self._drawn = self._bars, ExitStack(), None
@@ -148,6 +149,6 @@ class LateBar:
 
     def _draw(self, bars: ExitStack) -> None:
         with self._lock:
-            if bars is self._bars:  # else it is over meanwhile
+            if bars is self._bars:  # else the work has ended
                 self._drawn = bars.enter_context(self._report.bar(self._label))
                 self._drawn(*self._state)

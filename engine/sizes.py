@@ -1,12 +1,12 @@
-"""Numbers that more than one file has to agree on. Imports nothing, so that every module may import it.
+"""Numbers that several files must agree on. Imports nothing, so that every module may import it.
 
-Those that kernels spell as well are held to the text of kernels/ by tests/ops/test_sizes.py.
+tests/ops/test_sizes.py compares the numbers that kernels repeat with the text of kernels/.
 """
 
-PAGE = 64  # tokens in a page of the key/value cache: the tile every attention kernel works in
-DECODE_ROWS = 16  # rows that a decode kernel takes at most; larger batches are decoded in groups of so many
-PROMPTS = DECODE_ROWS  # sequences in one prefill step: their last rows make one decode-sized product with the head
-MAX_BATCH = 256  # sequences decoded at once: the one block of the kernel advance has a thread for each
-MAIL = 4  # steps whose tokens the host can still read: as many may be under way or unread at a time
-STOP_IDS = 32  # stop tokens a request may name, the model's own included
-SPLITS = 64  # parts of a row's tokens, at most, that decode attention computes side by side
+PAGE = 64  # tokens per page of the KV cache; attention kernels work on tiles of one page
+DECODE_ROWS = 16  # maximum rows of a decode kernel; larger batches are decoded in groups
+PROMPTS = DECODE_ROWS  # maximum sequences in one prefill pass: the LM head runs on their last rows as a decode GEMM
+MAX_BATCH = 256  # maximum sequences decoded together: the kernel advance has one block with a thread per sequence
+MAIL = 4  # entries per row of the token ring buffer: the maximum number of steps in flight or unread
+STOP_IDS = 32  # maximum stop tokens of a request, including the model's own
+SPLITS = 64  # maximum number of splits of a row's tokens in decode attention

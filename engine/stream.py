@@ -1,4 +1,4 @@
-"""The text of one request as it becomes certain, for a thread that waits (Stream) or an event loop (AsyncStream)."""
+"""The text of one request as a stream of chunks: Stream for threads, AsyncStream for asyncio."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from .outputs import StreamChunk
@@ -17,30 +17,46 @@ from .run.sequence import Event, Request
 
 
 class _Chunks:
-    """What both streams share: a request that leaves the engine when it is closed or forgotten.
+    """Base of both streams: a request that ends when the stream is closed or garbage collected.
 
-    close() may be called from any thread, and more than once; iteration then stops."""
+    close() may be called from any thread and repeatedly; iteration then stops."""
 
-    def __init__(self, engine: Engine, request: Request, wake: Any = None) -> None:
+    def __init__(self) -> None:
         self._events: deque[Event] = deque()
         self._done = False
-        with held():  # Ctrl-C finds no request that nobody could close
-            self.handle = engine.add(request, listen=True, wake=wake)
+        self._leave: Any = None  # the finalizer that aborts the request; None before it is the engine's
+
+    def _begin(self, engine: Engine, request: Request, wake: Any = None) -> None:
+        """Give the request to the engine, unless the stream was closed before."""
+        with held():  # no Ctrl-C between adding the request and registering its finalizer
+            if self._done:
+                return
+            self.handle: Handle = engine.add(request, listen=True, wake=wake)
             self._leave = weakref.finalize(self, _abort, self.handle)
-        self._leave.atexit = False  # what the process holds goes with it
+        self._leave.atexit = False  # nothing to release at interpreter exit
+        if self._done:  # another thread closed the stream meanwhile
+            self._leave()
 
     def close(self) -> None:
         """End the request early."""
         with held():
-            self._leave()
+            if self.begun:
+                self._leave()
+            else:
+                self._done = True
+
+    @property
+    def begun(self) -> bool:
+        """Whether the engine has the request."""
+        return self._leave is not None
 
     @property
     def _ended(self) -> bool:
-        """Whether there is no chunk left."""
-        return self._done or not self._leave.alive
+        """Whether no chunk is left."""
+        return self._done or (self.begun and not self._leave.alive)
 
     def _chunk(self) -> StreamChunk | None:
-        """The next event as a chunk, if there is one; the last one has the output."""
+        """The next event as a chunk, or None. The last chunk has the output."""
         try:
             event, handle = self._events.popleft(), self.handle
         except IndexError:  # another thread has taken it
@@ -52,7 +68,11 @@ class _Chunks:
 
 
 class Stream(_Chunks, Iterator[StreamChunk]):
-    """An iterator of chunks, one a token. The thread that waits for a chunk drives the engine, for all requests."""
+    """An iterator of chunks, one per token. A thread that waits for a chunk runs the engine for all requests."""
+
+    def __init__(self, engine: Engine, request: Request) -> None:
+        super().__init__()
+        self._begin(engine, request)
 
     def __next__(self) -> StreamChunk:
         while not self._ended:
@@ -77,24 +97,37 @@ class Stream(_Chunks, Iterator[StreamChunk]):
 
 
 class AsyncStream(_Chunks, AsyncIterator[StreamChunk]):
-    """The same for the event loop it was made in; a thread of somebody else's drives. A task that is cancelled while it
-    waits for a chunk ends the request."""
+    """An asynchronous iterator of chunks. AsyncLLM's thread runs the engine. Cancelling a task that waits for a chunk
+    ends the request.
 
-    def __init__(self, engine: Engine, request: Request, driver: object) -> None:
-        """driver: kept as long as this, as its thread drives."""
-        self._news, self._driver = asyncio.Event(), driver
-        super().__init__(engine, request, waker(asyncio.get_running_loop(), self._news))
+    The request starts when the first chunk is asked for. It is made in a thread, so that tokenising a long prompt or
+    rendering a slow chat template does not block the event loop. An invalid request raises there."""
+
+    def __init__(self, engine: Engine, make: Callable[[], Request], driver: object) -> None:
+        """driver: the AsyncLLM; kept alive because its thread runs the engine."""
+        super().__init__()
+        self._engine, self._make, self._driver = engine, make, driver
+        self._news, self._beginning = asyncio.Event(), asyncio.Lock()
 
     async def __anext__(self) -> StreamChunk:
+        try:
+            async with self._beginning:
+                if not (self.begun or self._done):
+                    request = await asyncio.to_thread(self._make)
+                    self._begin(self._engine, request, waker(asyncio.get_running_loop(), self._news))
+            return await self._next()
+        except StopAsyncIteration:
+            raise
+        except BaseException:
+            self.close()
+            raise
+
+    async def _next(self) -> StreamChunk:
         while not self._ended:
             if (chunk := self._chunk()) is not None:
                 return chunk
             over = self.handle.ended
-            try:
-                events = await taken(self.handle, self._news)
-            except BaseException:
-                self.close()
-                raise
+            events = await taken(self.handle, self._news)
             self._events.extend(events)
             if over and not events:  # another task has taken the rest
                 break
@@ -117,7 +150,7 @@ def _abort(handle: Handle) -> None:
 
 
 def waker(loop: asyncio.AbstractEventLoop, news: asyncio.Event) -> Any:
-    """What sets `news` from another thread; nothing once the loop is closed."""
+    """A function that sets `news` from another thread; it does nothing once the loop is closed."""
 
     def wake() -> None:
         with contextlib.suppress(RuntimeError):
@@ -127,7 +160,7 @@ def waker(loop: asyncio.AbstractEventLoop, news: asyncio.Event) -> Any:
 
 
 async def taken(handle: Handle, news: asyncio.Event, end: bool = False) -> list[Event]:
-    """Engine.wait for a task: the events of a request once there are any, or with `end` once it has ended."""
+    """Engine.wait for a task: wait for events of a request, or with `end` for its end; return the events."""
     while not handle.ready(end):
         await news.wait()
         news.clear()

@@ -5,7 +5,7 @@
 
 Events draw the edges. An event recorded on the captured stream and waited for on another one takes that stream into
 the capture: from there its launches go into the same graph. A second event brings it back, and must: a capture that
-ends with a stream still out is an error. In the graph nothing is left of streams and events but who waits for whom.
+ends with a stream still out is an error. The graph itself has no streams and events, only the order of its kernels.
 
 The kernels are a few blocks each, so two branches fit on the GPU side by side. They calculate longer than they need to:
 what is shown is the time.

@@ -67,11 +67,11 @@ __device__ __forceinline__ void fold(float (&s)[N]) {
     if constexpr (OFFSET > 1) fold<OFFSET / 2>(s);
 }
 
-// What find_scales does, by one warp, a lane a row, with the same bits.
+// What RowScales does, by one warp, a lane a row, with the same bits.
 template <class T, int K>
 __device__ __forceinline__ void find_scales_at_once(const float* squared, int rows, float eps, float* scales) {
     constexpr int QUADS = (K / 16 + 3) / 4;
-    static_assert(QUADS <= 64, "find_scales adds up in another order beyond");
+    static_assert(QUADS <= 64, "RowScales adds up in another order beyond");
     const int lane = threadIdx.x % 32;
     if (lane >= rows) return;
     const float4* line = reinterpret_cast<const float4*>(squared) + lane * QUADS;

@@ -1,18 +1,34 @@
-// What the attention kernels share: rows of q, k and v in registers, in the order in which mma wants them.
+// Loads and mma fragments of both attention kernels: rows of q, k and v in registers. D, the head size, is a multiple
+// of 16. Lane l of a warp has g = l / 4 and q = l % 4. A Pair is two adjacent elements of T.
 //
-// Lane l of a warp has g = l / 4 and q = l % 4. A Pair is two neighbours of T. In products over dims (q times k) a lane
-// holds a quarter of a row, in products over tokens (p times v) an eighth: both in runs that 16-byte loads fetch.
-// D, the head size, is a multiple of 16.
+// load_quarter: q k^T sums over dims. A lane holds a quarter of a row, 8 dims at a time (16 bytes of a 16-bit T):
+//
+//   dims of a row      0..3   4..7   8..11  12..15  16..19  20..23  24..27  28..31 | 32 ...
+//   lane q               0      0      1      1       2       2       3       3    |  0 ...
+//   mma step             0      1      0      1       0       1       0       1    |  2 ...
+//
+//   Step 0 sums over dims 0..3, 8..11, 16..19 and 24..27. Any assignment is right that q and k share.
+//
+// load_eighth: p v sums over tokens, and dims are rows or columns of the result. A lane holds an eighth of a row:
+//
+//   dims of a row      0..7   8..15  16..23  24..31  32..39  40..47  48..55  56..63 | 64 ...
+//   lane g               0      1      2       3       4       5       6       7    |  0 ...
+//
+// The two products of one warp need no shuffle in between: the registers that hold the scores D of the first product
+// are, converted to T, an operand of the second one.
+//
+//   attend_decode    scores[head, token] = q[head, dim] k[dim, token]     out[dim, head] = v[dim, token] p[token, head]
+//   attend_prefill   scores[row, token]  = q[row, dim]  k[dim, token]     out[row, dim]  = p[row, token] v[token, dim]
 #pragma once
 #include "ptx.cuh"
 #include "types.cuh"
 
 
-// Minus infinity: the score of a token that a row does not see.
-__device__ __forceinline__ float nothing() { return __uint_as_float(0xff800000u); }
+// The score of a token that a row does not attend to.
+__device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000u); }
 
-// Before exp2: a row that sees nothing yet has no largest score, and any finite number serves.
-__device__ __forceinline__ float finite(float m) { return m == nothing() ? 0.f : m; }
+// The reference of exp2: a row without a token so far has the maximum -inf, for which any finite number will do.
+__device__ __forceinline__ float finite(float m) { return m == minus_infinity() ? 0.f : m; }
 
 template <class T>
 struct Pair {
@@ -53,7 +69,7 @@ __device__ __forceinline__ void transpose<float>(Pair<float>& a, Pair<float>& b)
     a.hi = b.lo, b.lo = hi;
 }
 
-// d += A B of one 16 x 16 by 16 x 8 tile; the order of a and b is that of ptx.cuh.
+// d += A B of one 16 x 16 by 16 x 8 tile; fragments as in ptx.cuh.
 template <class T>
 __device__ __forceinline__ void mma_pairs(float (&d)[4], Pair<T> a0, Pair<T> a1, Pair<T> a2, Pair<T> a3, Pair<T> b0,
                                           Pair<T> b1) {
@@ -67,21 +83,21 @@ __device__ __forceinline__ void mma_pairs<float>(float (&d)[4], Pair<float> a0, 
     mma<float>(d, a, b);
 }
 
-// How to read: past L1, for what is read once and may be older in L1 than in memory, or like anything else.
-struct PastL1 {
+// Load policy: bypass L1 (read once, and L1 may hold a stale line) or default.
+struct BypassL1 {
     template <class V>
     __device__ __forceinline__ V operator()(const V* p) const {
         return __ldcg(p);
     }
 };
-struct Plainly {
+struct DefaultLoad {
     template <class V>
     __device__ __forceinline__ V operator()(const V* p) const {
         return *p;
     }
 };
 
-// N = 4, 2 or 1 pairs at p, which is aligned to their size.
+// Load N = 4, 2 or 1 pairs from p, which is aligned to their size.
 template <int N, class T, class Load>
 __device__ __forceinline__ void load_pairs(const T* p, Load load, Pair<T>* to) {
     if constexpr (sizeof(T) == 4 && N > 1) {
@@ -104,9 +120,8 @@ __device__ __forceinline__ void load_pairs(const T* p, Load load, Pair<T>* to) {
     }
 }
 
-// A lane's quarter of dims 32 i to 32 i + 31 of a row of q or k: the 8 from 8 q on; where only 16 are left, the 4 from
-// 4 q on. Two pairs each are its part of a product over 16 dims; q and k agree on which dims these are, and that is all
-// that counts.   at: the row + 8 q
+// A lane's quarter of dims 32 i .. 32 i + 31 of a row of q or k: 8 dims from 8 q on; of a last half block of 16 dims,
+// 4 dims from 4 q on. Two pairs are its fragment of one mma step.   at: the row + 8 q
 template <int D, class T, class Load>
 __device__ __forceinline__ void load_part(const T* at, int i, int q, Load load, Pair<T>* to) {
     if (32 * i + 32 <= D)
@@ -115,15 +130,15 @@ __device__ __forceinline__ void load_part(const T* at, int i, int q, Load load, 
         load_pairs<2>(at + 32 * i - 4 * q, load, to);
 }
 
-// The lane's quarter of a whole row.
+// A lane's quarter of a whole row.   at: the row + 8 q
 template <int D, class T, class Load>
 __device__ __forceinline__ void load_quarter(const T* at, int q, Load load, Pair<T> (&to)[D / 8]) {
 #pragma unroll
     for (int i = 0; i < (D + 31) / 32; i++) load_part<D>(at, i, q, load, to + 4 * i);
 }
 
-// A lane's eighth of a row of v: of every 64 dims the 8 from 8 g on, of a further 32 the 4 from 4 g on, of a last 16
-// the 2 from 2 g on.   at: the row + 8 g
+// A lane's eighth of a row of v: of every 64 dims 8 from 8 g on, of remaining 32 dims 4 from 4 g on, of a last 16 dims
+// 2 from 2 g on.   at: the row + 8 g
 template <int D, class T, class Load>
 __device__ __forceinline__ void load_eighth(const T* at, int g, Load load, Pair<T> (&to)[D / 16]) {
 #pragma unroll
@@ -132,7 +147,7 @@ __device__ __forceinline__ void load_eighth(const T* at, int g, Load load, Pair<
     if constexpr (D % 32 != 0) load_pairs<1>(at + D / 32 * 32 - 6 * g, load, to + D / 16 - 1);
 }
 
-// Where load_eighth put the pair (2 p, 2 p + 1) of a row: x = g of the lane, y = index of its pair.
+// The inverse of load_eighth: which lane holds dims (2 p, 2 p + 1) of a row (x = its g), in which of its pairs (y).
 template <int D>
 __device__ __forceinline__ uint2 place_of_pair(unsigned p) {
     constexpr unsigned WIDE = D / 64 * 32, MIDDLE = D % 64 >= 32 ? 16 : 0;

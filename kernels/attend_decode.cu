@@ -1,16 +1,23 @@
-// Attention of a decode step: a few rows, each over its own sequence, read at the speed of memory.
+// Decode attention: one row per sequence over its KV cache, split along the tokens (as in flash-decoding).
 //
 // out[r, h] = sum_t p[t] v[t], p = softmax over the tokens t in [low, high) of q[r, h] . k[t] / sqrt(D),
 // high = visible[r], low = window ? max(0, high - window) : 0; query head h uses k/v head h / group.
 //
-// Work is cut along the tokens: a warp takes TOKENS neighbours, a block's 8 warps a tile, a split is `per` tiles and
-// belongs to one block. `per` follows from the row's own range alone (one tile while at most SPLITS of them cover it,
-// else the next power of two), every sum has a fixed order, and so a row's bits depend on nothing but its own sequence:
-// not on the grid, not on the batch. All query heads of a k/v head ride in one mma, so k and v are read once.
+//   tokens of a row    low ...                                              ... high
+//   tiles              |  tile 0  |  tile 1  |  tile 2  |  tile 3  |  tile 4  |     of 8 warps x TOKENS tokens
+//   splits (per = 2)   |       split 0       |       split 1       | split 2  |     a split belongs to one block
+//
+//   block of a split   warp 0..7: scores -> online softmax -> p v, tile by tile
+//                      merge_warps in shared memory, in warp order  -> out if there is one split, else `partial`
+//   last block         merge_splits, in split order                 -> out
+//
+// `per`, the tiles of a split, depends on the row's own range only: 1 while SPLITS tiles cover it, else the next power
+// of two. Every sum has a fixed order. So a row's bits depend on its own sequence only, not on grid or batch. All query
+// heads of a k/v head are rows of one mma, so k and v are read once (GQA).
 #include "attend_decode.cuh"
 
-// Shared memory while the warps' parts of a split are put together: pairs of dims, each with its index in Part::acc and
-// whether its head is odd. Lines of 33: neighbouring pairs lie in neighbouring lines and are read at once.
+// Layout of shared memory in merge_warps. Element: the accumulators of one dim pair; line: the 32 lanes' elements for
+// one index in Part::acc and one parity of the head. LINE = 33, so that the reads of adjacent pairs do not conflict.
 template <int D, int NT>
 struct Merge {
     static constexpr int LINES = 2 * NT * (D / 16), LINE = 33;
@@ -21,15 +28,15 @@ struct Merge {
     }
 };
 
-// Writes out or partials for dims 2 p, 2 p + 1 of head h.
+// Store (lo, hi) / sum, two adjacent dims of a head, as T.
 template <class T>
 __device__ __forceinline__ void write_result(T* out, float lo, float hi, float sum) {
     float scale = sum > 0.f ? __fdividef(1.f, sum) : 0.f;
     *reinterpret_cast<Pair<T>*>(out) = make_pair2<T>(lo * scale, hi * scale);
 }
 
-// The block's warps' parts of one split, added in the order of the warps. One split: straight into out. More: sums to
-// `partial` [count, D], largest score and sum of weights to `stats` [count].
+// Merge the warps' results of one split, in warp order. only: the row has one split, so normalise and store to out.
+// Else store unnormalised sums to `partial` [count, D], and (largest score, sum of weights) to `stats` [count].
 template <class T, int D, int NT>
 __device__ __forceinline__ void merge_warps(Part<T, D, NT>& part, float2* shared, int count, bool only, T* out,
                                             float* partial, float2* stats) {
@@ -71,8 +78,8 @@ __device__ __forceinline__ void merge_warps(Part<T, D, NT>& part, float2* shared
     }
 }
 
-// All splits of a row and k/v head, added in their order. partial [splits, *, D] with `stride` floats from one split to
-// the next, stats [splits, HEADS].
+// Merge all splits of a row and k/v head, in split order, and store to out. partial [splits, *, D] with `stride` floats
+// between splits; stats [splits, HEADS].
 template <class T, int D, int HEADS>
 __device__ __forceinline__ void merge_splits(float2* shared, int count, int splits, const float* partial, int stride,
                                              const float2* stats, T* out) {
@@ -96,10 +103,10 @@ __device__ __forceinline__ void merge_splits(float2* shared, int count, int spli
     }
 }
 
-// The block that comes last of `blocks`, in all its threads; it leaves the ticket at 0 for the next launch.
+// True in all threads of the block that is the last of `blocks` to call this. It resets the ticket to 0.
 __device__ __forceinline__ bool comes_last(int* ticket, int blocks) {
     __shared__ bool last;
-    __threadfence();  // this block's partials are written before its ticket
+    __threadfence();  // this block's partials are visible before its ticket
     __syncthreads();
     if (threadIdx.x == 0) {
         last = atomicAdd(ticket, 1) == blocks - 1;
@@ -110,17 +117,17 @@ __device__ __forceinline__ bool comes_last(int* ticket, int blocks) {
     return last;
 }
 
-// heads = kv_heads group. qkv [rows, (heads + 2 kv_heads) D], of which q is read. keys, values [P, kv_heads, PAGE, D].
-// table [*, pages]. partial [rows, blocks x, slots, share, D] and stats [rows, blocks x, slots, 8 NT]: for rows of more
-// than one split, slots >= the splits of any row, share = min(8 NT, group). tickets [rows, blocks x], all 0.
-// scale = log2(e) / sqrt(D).
+// heads = kv_heads group. qkv [rows, (heads + 2 kv_heads) D]; only q is read. keys, values [P, kv_heads, PAGE, D].
+// table [*, pages]: block table. out [rows, heads D]. Only for rows of more than one split: partial [rows, gridDim.x,
+// slots, share, D] and stats [rows, gridDim.x, slots, 8 NT], slots >= the splits of any row, share = min(8 NT, group);
+// tickets [rows, gridDim.x], all 0 before and after. scale = log2(e) / sqrt(D).
 //
-// LAUNCH: grid (kv_heads ceil(group / 8 NT), rows, any: these blocks share out a row's splits), block 256, dynamic
-//   shared memory 8 Merge<D, NT>::PAIRS, dependent. Blocks without a split come last, and wait for the kernel before
-//   like all: more blocks than fit at once would only have to be started and ended. BLOCKS: that a multiprocessor has
-//   registers for; two also means one beside a block of the next kernel, which then starts early.
-// PRECOND: rows <= 32; a row's tokens but those at the positions of this step's rows, and seqs, positions, visible and
-//   table, were complete when this step's first kernel started: they are read before the wait.
+// LAUNCH: grid (kv_heads ceil(group / 8 NT), rows, z), block 256, dynamic shared memory 8 Merge<D, NT>::PAIRS,
+//   dependent. z: any number; the z blocks of a row take its splits in turn. Blocks without a split only wait: choose z
+//   so that all blocks fit on the GPU in one wave. BLOCKS: blocks per SM that registers must allow. 2 lets a block of
+//   the next GEMM start beside a block of this kernel.
+// PRECOND: rows <= 32. Complete when the step began, because read before grid_wait(): seqs, positions, visible, table,
+//   and the keys and values of all tokens but those at the positions of this step's rows.
 template <class T, int D, int NT, int BLOCKS>
 __global__ void __launch_bounds__(THREADS, BLOCKS)
     attend_decode(const T* qkv, const int* seqs, const int* positions, const int* visible, const int* table,
@@ -134,14 +141,14 @@ __global__ void __launch_bounds__(THREADS, BLOCKS)
     const int heads = kv_heads * group, share = min(HEADS, group), chunks = (group + HEADS - 1) / HEADS;
     const int kv = chunks == 1 ? blockIdx.x : blockIdx.x / chunks, chunk = blockIdx.x - kv * chunks;
     const int head = kv * group + chunk * HEADS, count = min(HEADS, group - chunk * HEADS);
-    // All at once, as each of them takes long where a block starts late.
+    // Issued back to back: one memory latency instead of four.
     const int seq = __ldcg(seqs + row), sees = __ldcg(visible + row);
     const int other = lane < rows ? __ldcg(seqs + lane) : -1, its_position = lane < rows ? __ldcg(positions + lane) : 0;
     const Cut cut = cut_row<P::TILE>(sees, window);
     if (blockIdx.z >= cut.splits) return grid_wait();
 
     P part;
-    auto seek = [&](int tile) {  // to the warp's tokens of a tile
+    auto seek = [&](int tile) {  // set the addresses of the warp's tokens of a tile
         part.start = tile * P::TILE + warp * P::TOKENS;
         const size_t page = part.start < cut.high ? __ldcg(table + size_t(seq) * pages + part.start / PAGE) : 0;
         const size_t first = ((page * kv_heads + kv) * PAGE + part.start % PAGE) * D;
@@ -150,7 +157,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS)
     };
     int split = blockIdx.z, tile = cut.first + split * cut.per;
     seek(tile);
-    // Tokens from `fresh` on may be written by the kernel before this one.
+    // Tokens from `fresh` on may be written by the preceding kernel: they are loaded after grid_wait().
     const int fresh = __reduce_min_sync(0xffffffffu, other == seq ? min(cut.high, its_position) : cut.high);
     const Span seen(cut.low, cut.high);
     auto load = [&](Span tokens) { part.load_keys(tokens, lane), part.load_values(tokens, lane); };
@@ -161,10 +168,10 @@ __global__ void __launch_bounds__(THREADS, BLOCKS)
     grid_wait();
     if constexpr (P::AHEAD) {
         if (part.start + P::TOKENS > fresh) load(Span(max(cut.low, fresh), cut.high));
-        __syncwarp();  // keeps ptxas from asking for the query first, for which the loads above would wait
+        __syncwarp();  // keeps ptxas from issuing the query's loads first, which would delay the loads above
         part.load_query(query, count, lane);
     }
-    // One tile; whether there is another one for this block, of the same split or of its next one.
+    // Process one tile. Returns whether this block has another one, in the same split or in its next split.
     auto pass = [&](bool first) {
         float score[P::TOKENS / 8][4];
         Pair<T> p[NT][P::TOKENS / 8];
@@ -192,13 +199,13 @@ __global__ void __launch_bounds__(THREADS, BLOCKS)
                                   partial + slot * share * D, stats + slot * HEADS);
             if (!more) return false;
             part.clear();
-            __syncthreads();  // the shared sums are read before the next ones are written
+            __syncthreads();  // the shared sums are read before the next split writes its own
         }
         split = next;
         return true;
     };
     bool more = true;
-    // Most rows are short: their only tile does without what later ones need, where registers allow for two copies.
+    // Most rows are short. A copy of the code for the first tile leaves out the rescaling that later tiles need.
     if constexpr (D <= 64 && BLOCKS == 1) more = pass(true);
     while (more) more = pass(false);
     if (cut.splits > 1 && comes_last(tickets + place, min(int(gridDim.z), cut.splits)))

@@ -1,17 +1,17 @@
-// One warp's part of decode attention: how a row's tokens are cut, and query heads against 16 or 32 tokens at once.
-// attend_decode.cu says what it is for and puts the parts together.
+// One warp's part of decode attention: how a row's tokens are split, and query heads against 16 or 32 tokens per tile.
+// attend_decode.cu has the overview and the kernel; attend.cuh shows which lane loads what.
 #pragma once
 #include "attend.cuh"
 #include "reduce.cuh"
 
 constexpr int WARPS = 8, THREADS = 32 * WARPS;
-constexpr int SPLITS = 64;  // most parts that a row is cut into
+constexpr int SPLITS = 64;  // maximum number of splits of a row
 
-// Which tokens a row sees and how they are cut.
+// The tokens that a row attends to, and how they are split.
 struct Cut {
     int low, high;   // tokens [low, high)
     int first, end;  // tiles [first, end)
-    int per;         // tiles in a split
+    int per;         // tiles per split
     int splits;
 };
 
@@ -28,7 +28,7 @@ __device__ __forceinline__ Cut cut_row(int visible, int window) {
     return c;
 }
 
-// Tokens [low, high).
+// The tokens [low, high).
 struct Span {
     int low;
     unsigned count;
@@ -38,27 +38,30 @@ struct Span {
 };
 
 // One warp's part of a split: 8 NT query heads against its tokens of each tile. Lane l has g = l / 4, q = l % 4.
+//
+//   AHEAD         q, k, v of a tile stay in registers: the next tile's keys are loaded while p v runs, its values after
+//   else          q, k, v are loaded where they are used, through L1: large heads would need too many registers
 template <class T, int D, int NT>
 struct Part {
-    static constexpr bool AHEAD = sizeof(T) * D * NT <= 256;          // registers suffice to load a tile ahead
-    static constexpr int TOKENS = AHEAD && sizeof(T) == 2 ? 32 : 16;  // of a warp in a tile
+    static constexpr bool AHEAD = sizeof(T) * D * NT <= 256;          // registers suffice to prefetch a tile
+    static constexpr int TOKENS = AHEAD && sizeof(T) == 2 ? 32 : 16;  // of a warp per tile
     static constexpr int TILE = WARPS * TOKENS;
-    static constexpr int HELD = AHEAD ? TOKENS / 16 : 1;  // 16-token blocks of values in registers
+    static constexpr int HELD = AHEAD ? TOKENS / 16 : 1;  // blocks of 16 tokens whose values are in registers
 
-    using Load = typename Choose<AHEAD, PastL1, Plainly>::type;
+    using Load = typename Choose<AHEAD, BypassL1, DefaultLoad>::type;
 
-    Pair<T> q[AHEAD ? NT : 1][D / 8];          // of heads g + 8 n
-    Pair<T> k[AHEAD ? TOKENS / 8 : 1][D / 8];  // of tokens 8 j + g
-    Pair<T> v[HELD][4][D / 16];                // of tokens 16 i + 2 q + {0, 1, 8, 9}
-    float acc[NT][D / 16][4];    // of a pair of dims: (lo, head 2 q) (lo, head 2 q + 1) (hi, 2 q) (hi, 2 q + 1)
-    float largest[NT], sum[NT];  // of heads g + 8 n; sum only over this lane's tokens
-    const T *key, *value;        // the lane's part of the warp's first token
+    Pair<T> q[AHEAD ? NT : 1][D / 8];          // heads g + 8 n
+    Pair<T> k[AHEAD ? TOKENS / 8 : 1][D / 8];  // tokens 8 j + g
+    Pair<T> v[HELD][4][D / 16];                // tokens 16 i + 2 q + {0, 1, 8, 9}
+    float acc[NT][D / 16][4];    // dims (lo, hi) of a pair: (lo, head 2 q) (lo, head 2 q + 1) (hi, 2 q) (hi, 2 q + 1)
+    float largest[NT], sum[NT];  // heads g + 8 n; sum covers this lane's tokens only
+    const T *key, *value;        // this lane's first element of the warp's first token
     int start;                   // the warp's first token
 
     __device__ __forceinline__ void clear() {
 #pragma unroll
         for (int n = 0; n < NT; n++) {
-            largest[n] = nothing(), sum[n] = 0.f;
+            largest[n] = minus_infinity(), sum[n] = 0.f;
 #pragma unroll
             for (int i = 0; i < D / 16; i++)
 #pragma unroll
@@ -66,7 +69,7 @@ struct Part {
         }
     }
 
-    // Zeros for tokens that nobody loads. They matter: a weight of 0 does not make up for a NaN nobody wrote.
+    // Zeros for tokens that are not loaded: 0 times a NaN in stale registers would be NaN.
     __device__ __forceinline__ void clear_keys() {
 #pragma unroll
         for (int j = 0; j < TOKENS / 8; j++)
@@ -86,7 +89,7 @@ struct Part {
             for (int p = 0; p < D / 16; p++) v[e][p] = {};
     }
 
-    // The keys of those of the warp's tokens that are among `tokens`.
+    // Load the keys of the warp's tokens that are in `tokens`.
     __device__ __forceinline__ void load_keys(Span tokens, int lane) {
         const int first = start + lane / 4;
 #pragma unroll
@@ -94,7 +97,7 @@ struct Part {
             if (tokens.has(first + 8 * j)) load_quarter<D>(key + 8 * j * D, lane % 4, Load(), k[j]);
     }
 
-    // Their values: of four tokens that belong together, and of all of them.
+    // Load values in the same way: of the lane's four tokens of 16-token block i, and of all blocks.
     __device__ __forceinline__ void load_value(Pair<T> (&v)[4][D / 16], int i, Span tokens, int lane) {
         const int first = start + lane % 4 * 2;
 #pragma unroll
@@ -109,15 +112,14 @@ struct Part {
         for (int i = 0; i < HELD; i++) load_value(v[i], i, tokens, lane);
     }
 
-    // The `count` heads at `query`; beyond them anything will do.
+    // Load the `count` heads at `query`. Heads beyond `count` repeat the last one; their results are not stored.
     __device__ __forceinline__ void load_query(const T* query, int count, int lane) {
 #pragma unroll
         for (int n = 0; n < NT; n++)
             load_quarter<D>(query + min(8 * n + lane / 4, count - 1) * D + lane % 4 * 8, lane % 4, Load(), q[n]);
     }
 
-    // score[j]: heads g and g + 8 of the `count` at `query` with tokens 8 j + 2 q and the next, in units of log2; then
-    // k is free.
+    // score[j]: heads g and g + 8 against tokens 8 j + 2 q and 8 j + 2 q + 1, in units of log2. k is free afterwards.
     __device__ __forceinline__ void scores(float (&score)[TOKENS / 8][4], const T* query, int count, Span tokens,
                                            float scale, int lane) {
 #pragma unroll
@@ -130,7 +132,7 @@ struct Part {
 #pragma unroll
             for (int n = 0; n < NT; n++) {
                 const T* at = query + min(8 * n + lane / 4, count - 1) * D + lane % 4 * 8;
-                if constexpr (!AHEAD) load_part<D>(at, i, lane % 4, Plainly(), part[n]);
+                if constexpr (!AHEAD) load_part<D>(at, i, lane % 4, DefaultLoad(), part[n]);
 #pragma unroll
                 for (int e = 0; e < 4 && 4 * i + e < D / 8; e++)
                     if constexpr (AHEAD) part[n][e] = q[n][4 * i + e];
@@ -138,8 +140,8 @@ struct Part {
 #pragma unroll
             for (int j = 0; j < TOKENS / 8; j++) {
                 Pair<T> token[4];
-                if constexpr (!AHEAD)  // nobody's token will do as well
-                    load_part<D>(key + 8 * j * D, i, lane % 4, Plainly(), token);
+                if constexpr (!AHEAD)  // a token outside `tokens` is loaded too, and masked below
+                    load_part<D>(key + 8 * j * D, i, lane % 4, DefaultLoad(), token);
 #pragma unroll
                 for (int e = 0; e < 4 && 4 * i + e < D / 8; e += 2) {
                     if constexpr (AHEAD) token[e] = k[j][4 * i + e], token[e + 1] = k[j][4 * i + e + 1];
@@ -153,16 +155,17 @@ struct Part {
 #pragma unroll
             for (int e = 0; e < 4; e++) {
                 int t = start + 8 * j + 2 * (lane % 4) + (e & 1);
-                score[j][e] = tokens.has(t) ? score[j][e] * scale : nothing();
+                score[j][e] = tokens.has(t) ? score[j][e] * scale : minus_infinity();
             }
     }
 
-    // Scores become weights; what was summed before is scaled to the new largest score, unless there is nothing yet.
+    // Online softmax: scores become weights p in T, relative to the largest score so far; earlier sums are rescaled to
+    // it. first: there are no earlier sums.
     __device__ __forceinline__ void weigh(float (&score)[TOKENS / 8][4], Pair<T> (&p)[NT][TOKENS / 8], int lane,
                                           bool first) {
 #pragma unroll
         for (int n = 0; n < NT; n++) {
-            float top = first ? nothing() : largest[n];
+            float top = first ? minus_infinity() : largest[n];
 #pragma unroll
             for (int j = 0; j < TOKENS / 8; j++) top = fmaxf(top, fmaxf(score[j][2 * n], score[j][2 * n + 1]));
             top = warp_max<4>(top);
@@ -183,7 +186,7 @@ struct Part {
         }
     }
 
-    // acc += weights times values; then v is free.
+    // acc += p v. v is free afterwards.
     __device__ __forceinline__ void accumulate(Pair<T> (&p)[NT][TOKENS / 8], Span tokens, int lane) {
 #pragma unroll
         for (int i = 0; i < TOKENS / 16; i++) {

@@ -85,21 +85,44 @@ __device__ __forceinline__ void hold(const Own& own, const T* x, int rows, int s
     __syncthreads();
 }
 
-// scales[r] = FACTOR / rms of row r, a warp a row; nothing without `squared`.   squared [R, squared_line(k)]
+// What finds scales[r] = FACTOR / rms of row r, a warp a row; nothing without `squared`. Begun before a block copies its x,
+// so that the two trips to L2 are one.   squared [R, squared_line(k)]
 template <class T, int WARPS>
-__device__ __forceinline__ void find_scales(const float* squared, int rows, int k, float eps, float* scales) {
-    if (!squared) return;
-    const int lane = threadIdx.x % 32, quads = squared_line(k) / 4;
-#pragma unroll 1
-    for (int r = threadIdx.x / 32; r < rows; r += WARPS) {
-        const float4* line = reinterpret_cast<const float4*>(squared) + r * quads;
-        float sum = 0.f;
-#pragma unroll 1
-        for (int i = lane; i < quads; i += 64) {  // two loads at once: all there are up to K = 4096
-            const float4 v = line[i], w = i + 32 < quads ? line[i + 32] : make_float4(0.f, 0.f, 0.f, 0.f);
-            sum += v.x + v.y + (v.z + v.w) + (w.x + w.y + (w.z + w.w));
-        }
-        sum = warp_sum(sum);
-        if (lane == 0) scales[r] = FACTOR<T> * rsqrtf(__fdividef(sum, k) + eps);
+struct RowScales {
+    const float4* squared;
+    int rows, quads, row;
+    float4 first[2];  // of the warp's first row: all there are up to K = 4096
+
+    __device__ __forceinline__ RowScales(const float* squared, int rows, int k)
+        : squared(reinterpret_cast<const float4*>(squared)), rows(rows), quads(squared_line(k) / 4) {
+        row = threadIdx.x / 32;
+        if (squared && row < rows) load(first, row, threadIdx.x % 32);
     }
-}
+
+    __device__ __forceinline__ void load(float4 (&v)[2], int r, int i) const {
+        const float4 *line = squared + r * quads, zero = make_float4(0.f, 0.f, 0.f, 0.f);
+        v[0] = i < quads ? line[i] : zero;
+        v[1] = i + 32 < quads ? line[i + 32] : zero;
+    }
+
+    static __device__ __forceinline__ float sum(const float4 (&v)[2]) {
+        return v[0].x + v[0].y + (v[0].z + v[0].w) + (v[1].x + v[1].y + (v[1].z + v[1].w));
+    }
+
+    __device__ __forceinline__ void find(int k, float eps, float* scales) const {
+        if (!squared) return;
+        const int lane = threadIdx.x % 32;
+#pragma unroll 1
+        for (int r = row; r < rows; r += WARPS) {
+            float total = r == row ? sum(first) : 0.f;
+#pragma unroll 1
+            for (int i = r == row ? lane + 64 : lane; i < quads; i += 64) {
+                float4 v[2];
+                load(v, r, i);
+                total += sum(v);
+            }
+            total = warp_sum(total);
+            if (lane == 0) scales[r] = FACTOR<T> * rsqrtf(__fdividef(total, k) + eps);
+        }
+    }
+};

@@ -1,16 +1,16 @@
-// What works on single elements: what stands between the products of the feed-forward part, the step to the next token.
+// Elementwise kernels: SiLU * up and GELU of the MLP, and advancing to the next token.
 #include "activation.cuh"
 #include "ptx.cuh"
 #include "types.cuh"
 
 constexpr int THREADS = 256;
-constexpr int MAIL = 4;  // tokens of a row that the host can still read; as in engine/sizes.py
+constexpr int MAIL = 4;  // entries per row of the token ring buffer; as in engine/sizes.py
 
 // out[r, c] = silu(gate_up[r, c]) * gate_up[r, width + c].
 // gate_up [rows, 2 width], out [rows, width]
 //
 // LAUNCH: grid (ceil(width / VEC / 256), rows), block 256, dependent.
-// PRECOND: VEC 1, or VEC 8 and width a multiple of 8.
+// PRECOND: VEC is 1, or 8 with a width that is a multiple of 8.
 template <class T, int VEC>
 __global__ void __launch_bounds__(THREADS) silu_mul(const T* gate_up, T* out, int width) {
     grid_launch();
@@ -31,10 +31,10 @@ __global__ void __launch_bounds__(THREADS) silu_mul(const T* gate_up, T* out, in
     }
 }
 
-// out[i] = gelu(x[i]).   x, out [count], out may be x
+// out[i] = gelu(x[i]); tanh: by the tanh approximation.   x, out [count], out may be x
 //
 // LAUNCH: grid (ceil(count / VEC / 256)), block 256, dependent.
-// PRECOND: VEC 1, or VEC 8 and count a multiple of 8.
+// PRECOND: VEC is 1, or 8 with a count that is a multiple of 8.
 template <class T, int VEC>
 __global__ void __launch_bounds__(THREADS) gelu(const T* x, T* out, int count, int tanh) {
     grid_launch();
@@ -52,28 +52,29 @@ __global__ void __launch_bounds__(THREADS) gelu(const T* x, T* out, int count, i
     }
 }
 
-// The sampled tokens become the next step's input; rows of the spare sequence stay as they are. A token of -1 (logits
-// that were not numbers) goes on as 0: the host reads the -1 and ends that request.
+// Make the sampled tokens the next step's input, and write them to the host's token ring buffer. Padding rows stay as
+// they are. A token of -1 (non-finite logits) continues as 0; the host reads the -1 and ends that request.
 //
-//   box[r, place] = tokens[r], place = (place + 1) % MAIL with place = places[r]
+//   ring[r, entry[r]] = tokens[r], entry[r] = (entry[r] + 1) % MAIL
 //   ids[r] = max(tokens[r], 0), positions[r] += 1, visible[r] += 1
-// tokens, seqs, ids, positions, visible, places [rows], box [rows, MAIL]
+// tokens, seqs, ids, positions, visible, entry [rows]; ring [rows, MAIL] in pinned host memory; padding: index of the
+// padding sequence
 //
-// box is memory of the host, so that no copy has to follow the step. The host reads it once an event behind this kernel
-// is done, and what a kernel wrote is visible to everybody then: nothing here needs a __threadfence_system.
+// The host reads the ring after an event that follows this kernel, so no copy is needed. A completed event makes all
+// writes visible to the host, so no __threadfence_system is needed either.
 //
-// The kernels after this one read positions and visible, and with them the cache, before they wait. So this one does
-// not let them start early, and its writes are in memory when it ends.
+// The next step's kernels read positions and visible, and through them the KV cache, before their grid_wait(). So this
+// kernel does not call grid_launch(), and its writes are in memory when it ends.
 //
 // LAUNCH: grid (1), block 256, dependent.  PRECOND: rows <= 256.
 __global__ void __launch_bounds__(THREADS) advance(const int* tokens, const int* seqs, int* ids, int* positions,
-                                                   int* visible, int* places, int* box, int rows, int spare) {
+                                                   int* visible, int* entry, int* ring, int rows, int padding) {
     grid_wait();
     const int row = threadIdx.x;
-    if (row < rows && seqs[row] != spare) {
-        const int token = tokens[row], place = places[row];
-        box[row * MAIL + place] = token;
-        places[row] = (place + 1) % MAIL;
+    if (row < rows && seqs[row] != padding) {
+        const int token = tokens[row], at = entry[row];
+        ring[row * MAIL + at] = token;
+        entry[row] = (at + 1) % MAIL;
         ids[row] = max(token, 0);
         positions[row]++;
         visible[row]++;

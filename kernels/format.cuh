@@ -12,7 +12,8 @@
 //   Place          where a lane finds the steps of a row tile; advance() goes to a later step, WARPS or more ahead
 //   load, copy, read   A of a place; on its way to shared memory, where it takes SLOT bytes a warp; from there
 //   prepare        16 bytes of x as the products want them, for who puts them into shared memory
-//   multiply       acc += A times columns, of some row tiles and columns
+//   Acc            sums of the row tiles and columns of a Shape; collect() makes `sum` of what is added up apart
+//   multiply       acc += A times columns
 //   four           four numbers of a row, one by one
 #pragma once
 #include "packed.cuh"
@@ -62,13 +63,20 @@ struct Format {
     static __device__ __forceinline__ void copy_columns(Copy* to, const T* p, int) { copy_b(to, p); }
     static __device__ __forceinline__ uint4 prepare(uint4 v) { return v; }
 
-    template <int TILES, int COLS>
-    static __device__ __forceinline__ void multiply(float (&acc)[TILES][COLS][4], const A (&a)[TILES],
-                                                    const FragmentB<T> (&b)[COLS]) {
+    template <class S>
+    struct Acc {
+        float sum[S::TILES][S::COLS][4];
+
+        __device__ __forceinline__ void collect() {}
+    };
+
+    template <class S>
+    static __device__ __forceinline__ void multiply(Acc<S>& acc, const A (&a)[S::TILES],
+                                                    const FragmentB<T> (&b)[S::COLS]) {
 #pragma unroll
-        for (int c = 0; c < COLS; c++)
+        for (int c = 0; c < S::COLS; c++)
 #pragma unroll
-            for (int r = 0; r < TILES; r++) ::multiply<T>(acc[r][c], a[r], b[c]);
+            for (int r = 0; r < S::TILES; r++) ::multiply<T>(acc.sum[r][c], a[r], b[c]);
     }
 
     // At k, a multiple of 4, of row g (half 0) of a tile or its partner (half 1).

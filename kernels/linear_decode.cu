@@ -72,20 +72,22 @@ __device__ __forceinline__ void product_of_stream(const typename F::Weight* weig
     if constexpr (SPLIT > 1) cluster_sync();  // the others have begun: their shared memory can be written
     grid_wait();
     if (mine.exists(first)) epilogue.fetch(ahead, mine.tile(first), mine.g, mine.column);
+    const RowScales<T, WARPS> finder(squared, rows, k);
     if constexpr (SOURCE == STAGED) hold<F>(work.own, x, rows, steps, held);
     work.template take_columns<DIRECTLY>(DIRECTLY ? x : held, rows, k);
     stream.begin_columns(work);
     if (mine.exists(first)) epilogue.follow(ahead, mine.tile(first), mine.g, mine.column);
-    find_scales<T, WARPS>(squared, rows, k, eps, scales);
+    finder.find(k, eps, scales);
     float scale = F::FACTOR;
 
     for (int group = first, turn = 0; group < groups; group += work.stride, turn ^= 1) {
-        float acc[S::TILES][S::COLS][4] = {};
+        typename F::template Acc<S> acc = {};
         stream.multiply_group(work, acc, group);
         if (group + work.stride >= groups) following.fetch();
         // Two buffers: who writes one has passed the barrier after which everybody had read it.
         float2* sums = SPLIT > 1 ? in_cluster(red + turn * RED, work.own.set) : red + turn * RED;
-        Sums<S>::leave(sums + work.own.part * PAIRS * 32 + lane, acc);
+        acc.collect();
+        Sums<S>::leave(sums + work.own.part * PAIRS * 32 + lane, acc.sum);
         if constexpr (SPLIT > 1)
             cluster_sync();
         else

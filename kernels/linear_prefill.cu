@@ -172,7 +172,11 @@ __device__ __forceinline__ void product(const T* weight, const T* x, int rows, i
             float part[TILES][COLS][4] = {};
             Tile::multiply_stage(part, weights, tokens);
 #pragma unroll
-            for (int i = 0; i < TILES * COLS * 4; i++) (&acc[0][0][0])[i] += (&part[0][0][0])[i];
+            for (int r = 0; r < TILES; r++)
+#pragma unroll
+                for (int c = 0; c < COLS; c++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++) acc[r][c][i] += part[r][c][i];
         } else {
             Tile::multiply_stage(acc, weights, tokens);
         }

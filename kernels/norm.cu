@@ -1,14 +1,14 @@
-// Norms: of rows of the residual stream, by root mean square or by mean and variance, and of every query and key head.
+// RMSNorm and LayerNorm of rows of the residual stream, and QK-norm: RMSNorm of every query and key head.
 #include "norm.cuh"
 #include "ptx.cuh"
 
 constexpr int THREADS = 256;
 
 // out[i, c] = x[r, c] / sqrt(mean_c(x[r, c]^2) + eps) * weight[c],  r = rows ? rows[i] : i
-// x [*, width], weight [width], out [*, width]; QUADS: four floats at a time.
+// x [*, width], weight [width], out [*, width]. QUADS: 16-byte loads.
 //
 // LAUNCH: grid (rows of out), block 256, dependent.
-// PRECOND: QUADS only if width is a multiple of 4.
+// PRECOND: QUADS needs a width that is a multiple of 4.
 template <class T, bool QUADS>
 __global__ void __launch_bounds__(THREADS)
     rms_norm(const float* x, const float* weight, const int* rows, T* out, int width, float eps) {
@@ -36,14 +36,14 @@ __global__ void __launch_bounds__(THREADS)
 }
 
 // y = (x[r, c] - mean_c(x[r, c])) / sqrt(variance_c(x[r, c]) + eps) * weight[c] + bias[c],  r = rows ? rows[i] : i
-// x [*, width]; weight, bias [width]; out [*, width] takes y as T, keep [*, width] as it is, unless it is null.
+// x [*, width]; weight, bias [width]; out [*, width]: y as T; keep [*, width]: y in float32, or null.
 //
 // LAUNCH: grid (rows of out), block 256, dependent; 4 width bytes of dynamic shared memory.
 // PRECOND: width a multiple of 4; keep may be x if rows is null.
 template <class T>
 __global__ void __launch_bounds__(THREADS) layer_norm(const float* x, const float* weight, const float* bias,
                                                       const int* rows, T* out, float* keep, int width, float eps) {
-    extern __shared__ float4 own_quads[];  // every thread reads back what it has put there itself
+    extern __shared__ float4 own_quads[];  // every thread reads only what it wrote: no barrier is needed
     for (int c = 32 * threadIdx.x; c < width; c += 32 * THREADS) prefetch_l2(weight + c), prefetch_l2(bias + c);
     grid_wait();
     grid_launch();
@@ -70,10 +70,10 @@ __global__ void __launch_bounds__(THREADS) layer_norm(const float* x, const floa
     }
 }
 
-// head <- head / sqrt(mean(head^2) + eps) * weight, for the query and key heads of every row, weights by kind.
+// head <- head / sqrt(mean(head^2) + eps) * weight, for every query head (q_weight) and key head (k_weight) of a row.
 // qkv [rows, (heads + 2 kv_heads) size], q_weight and k_weight [size].
 //
-// LAUNCH: grid (ceil(rows (heads + kv_heads) / 8)), block 256: a warp a head, dependent.
+// LAUNCH: grid (ceil(rows (heads + kv_heads) / 8)), block 256: one warp per head, dependent.
 // PRECOND: size <= 256.
 template <class T>
 __global__ void __launch_bounds__(THREADS) head_norm(T* qkv, const float* q_weight, const float* k_weight, int rows,

@@ -1,17 +1,20 @@
-// RMS norms: four neighbours of a row at once, and a norm in two halves. Who writes a row of the residual stream in a
-// decode step (embed, and the products that add to it) also writes T(x * weight / FACTOR), and the sum of x^2 of every
-// sixteen neighbours; who reads it multiplies its own sums by FACTOR / rms(x), which is the same for all of a row.
+// RMSNorm on four elements at a time, and the RMSNorm with deferred scale of decode steps:
+//
+//   writer of a residual row (embed, O, down)   stores T(x * weight / FACTOR), and sum(x^2) of every 16 elements
+//   reader (QKV, gate/up, LM head)              multiplies that vector by W, then its sums by FACTOR / rms(x)
+//
+// 1 / rms(x) is one number per row, so it can be applied after the product, and no kernel needs a complete row.
 #pragma once
 #include "reduce.cuh"
 #include "types.cuh"
 
-// Halves end at 65504, which a residual stream may come near to before it is divided by its root mean square.
+// The largest half is 65504, which x * weight may exceed before it is divided by rms(x).
 template <class T>
 constexpr float FACTOR = 1.f;
 template <>
 constexpr float FACTOR<half> = 16.f;
 
-// Floats from one row's sums of squares to the next one's: K / 16, up to a multiple of 4; those that fill up stay 0.
+// Row stride of the sums of squares, in floats: K / 16, rounded up to a multiple of 4. Padding floats stay 0.
 __device__ __forceinline__ int squared_line(int k) { return (k / 16 + 3) / 4 * 4; }
 
 __device__ __forceinline__ float squares(float4 v) {

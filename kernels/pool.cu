@@ -1,4 +1,4 @@
-// The vector of a text: the mean of its rows.
+// Mean pooling: the embedding of a text is the mean of its rows.
 #include "ptx.cuh"
 
 constexpr int WARPS = 8;
@@ -6,8 +6,8 @@ constexpr int WARPS = 8;
 // out[i, c] = mean of x[first[i] + j, c] over 0 <= j < count[i]; 0 where count[i] is 0.
 // x [*, width], first, count [texts], out [texts, width]
 //
-// A lane has a column, a warp every eighth row; the warps' sums are added in their order. So the bits depend on the rows
-// and on their number, not on where they stand or which other texts there are.
+// A lane sums one column over every eighth row; the 8 warps' sums are added in warp order. So the bits depend on the
+// text's rows only, not on their place in x or on other texts.
 //
 // LAUNCH: grid (ceil(width / 32), texts), block 256, dependent.
 __global__ void __launch_bounds__(32 * WARPS)

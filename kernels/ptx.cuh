@@ -1,15 +1,15 @@
 // Every PTX instruction that a kernel uses, one small function each.
 //
-// Nothing else in kernels/ holds inline assembly. Compiled with OSTINATO_EMULATOR (the tests, on a CPU) the same
-// functions come from emu/ptx.h, so a kernel is the same source on both.
+// No other file in kernels/ has inline assembly. With OSTINATO_EMULATOR (tests on a CPU) the functions come from
+// emu/ptx.h, so GPU and emulator compile the same kernels.
 //
 // Fragments. A warp multiplies a 16 x 16 tile A by a 16 x 8 tile B; lane l has g = l / 4, q = l % 4. Which k a register
-// stands for is free as long as A and B agree; here a lane's four k are neighbours, k = 4q .. 4q + 3, so that a lane
-// loads its part of a column of B at once:
+// stands for is arbitrary as long as A and B agree. Here a lane's four k are adjacent, k = 4q .. 4q + 3, so that one
+// load fetches its part of a column of B:
 //   A  [row g, k0 k1] [row g + 8, k0 k1] [row g, k2 k3] [row g + 8, k2 k3]      8 values: uint4, or float[8]
 //   B  [column g, k0 k1 k2 k3]                                                  4 values: uint2, or float[4]
 //   D  [row g, columns 2q 2q+1] [row g + 8, columns 2q 2q+1]                    4 float32
-// Operands that ldmatrix loaded carry k = 2q, 2q+1, 2q+8, 2q+9 instead; mma takes these as well.
+// Operands loaded by ldmatrix hold k = 2q, 2q+1, 2q+8, 2q+9 instead, in A and B alike.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -53,8 +53,8 @@ PTX unsigned to_tf32(float x) {
 }
 
 // -- shared memory to fragments: 8 x 8 tiles of 16-bit values ---------------------------------------------------------
-// Lane l gives the address of row l % 8 of tile l / 8 (16 bytes, 16-byte aligned) and gets of each tile column l / 4,
-// rows 2 (l % 4) and the next.
+// Lane l passes the address of row l % 8 of tile l / 8 (16 bytes, 16-byte aligned). From every tile it receives column
+// l / 4, rows 2 (l % 4) and 2 (l % 4) + 1.
 
 PTX unsigned shared_address(const void* p) {
     return static_cast<unsigned>(__cvta_generic_to_shared(p));
@@ -95,44 +95,55 @@ PTX void cp_async_commit() {
     asm volatile("cp.async.commit_group;" ::: "memory");
 }
 
-// Waits until at most N of this thread's latest groups are still on their way; other threads need a barrier on top.
+// Wait until at most N of this thread's latest groups are in flight. Other threads also need a barrier.
 template <int N>
 PTX void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
-// -- dependent launch (sm_90 and later; nothing below) ----------------------------------------------------------------
+// -- programmatic dependent launch (sm_90 and later; no-ops below) ----------------------------------------------------
+//
+//   kernel n      start, grid_launch(), prefetch, grid_wait() -- compute -- store -- end
+//   kernel n + 1           start, grid_launch(), prefetch, grid_wait() . . . . . . . . | compute -- store -- end
+//   kernel n + 2                    start, grid_launch(), prefetch, grid_wait() . . . . . . . . . . . . . . . . |
+//
+// Read before grid_wait(): weights, constants, and data that was complete when the step began. Read after it: data that
+// kernels of this step write. Every thread of every kernel must execute grid_wait(): a kernel that skips it could end
+// before its predecessor, and its successor would start too early.
 
-// Blocks until the kernels launched before have ended and what they wrote can be seen.
+// Block until all preceding kernels have ended and their writes are visible.
 PTX void grid_wait() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
-// Allows the next kernel to start; call it early, the next one waits by itself.
+// Allow the next kernel to start once every block has called this or has ended. Call it early.
 PTX void grid_launch() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 
-// -- named barriers, 1 to 15, of a part of a block's warps ------------------------------------------------------------
+// -- named barriers, 1 to 15, for some of a block's warps -------------------------------------------------------------
 
-// Waits until `threads` threads, a multiple of 32, have come to the barrier; they see what was written to shared memory
-// before.
+// Wait until `threads` threads, a multiple of 32, have arrived. Their earlier writes to shared memory are then visible.
 PTX void barrier_wait(int barrier, int threads) {
     asm volatile("barrier.cta.sync.aligned %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
-// Comes to the barrier and goes on.
+// Arrive at the barrier without waiting.
 PTX void barrier_arrive(int barrier, int threads) {
     asm volatile("barrier.cta.arrive.aligned %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
-// -- clusters (sm_90 and later; below, a block is a cluster of its own) -----------------------------------------------
+// -- clusters (sm_90 and later; below, every block is a cluster of one) -----------------------------------------------
+//
+//   blockIdx.x      0   1   2   3 | 4   5   6   7          a cluster of SPLIT = 4 adjacent blocks, on one GPC
+//   cluster_rank    0   1   2   3 | 0   1   2   3
+//   shared memory   a   b   c   d | ...                    in_cluster(p, 2): block c's copy of p (DSMEM)
 
-// This block's place in its cluster.
+// This block's rank in its cluster.
 PTX unsigned cluster_rank() {
 #if __CUDA_ARCH__ >= 900
     unsigned rank;
@@ -143,8 +154,8 @@ PTX unsigned cluster_rank() {
 #endif
 }
 
-// Where block `rank` of the cluster has what p is in this block's shared memory: for plain loads and stores. That block
-// must have started, and must not end before they are done: a cluster_sync before the first and after the last.
+// The address of p, a shared variable, in the shared memory of block `rank` of the cluster, for plain loads and stores.
+// That block must have started and must not have ended: call cluster_sync before the first access and after the last.
 template <class T>
 PTX T* in_cluster(T* p, unsigned rank) {
 #if __CUDA_ARCH__ >= 900
@@ -156,7 +167,7 @@ PTX T* in_cluster(T* p, unsigned rank) {
 #endif
 }
 
-// Waits for all threads of the cluster; they see what was written before in each other's shared memory.
+// Wait for all threads of the cluster. Their earlier writes to shared memory are then visible to one another.
 PTX void cluster_sync() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");

@@ -11,7 +11,7 @@
 // Integers as bf16. Of a subnormal bf16 the lowest seven bits are an integer times 2^-133; exponent 1 counts on in the
 // same steps, so that the lowest eight bits of a half-word are that integer whatever they are. So two codes of four bits
 // lie in one byte and are cut out by an AND each, the second one as 16 times itself. x makes up for it: it is multiplied
-// by UP, or where it meets the second code by UP / 16, both powers of two (prepare). |x| < 2^64 stays finite, and what
+// by UP, or where it meets such a code by UP / 16, both powers of two (prepare). |x| < 2^64 stays finite, and what
 // is lost of an x below 2^-62 is below any rounding.
 //
 // In memory: [tiles] of [steps of Format::K]: PLANES of [32 lanes][16 bytes] of codes, then [8 g][LANE bytes] of the scales
@@ -21,7 +21,7 @@
 #pragma once
 #include "format.cuh"
 
-constexpr unsigned UP = 0x5f805f80, SIXTEENTH = 0x02000200, MINUS = 0x80008000;  // 2^64 twice; 4 exponents less
+constexpr unsigned UP = 0x5f805f80, EXPONENT = 0x00800080, MINUS = 0x80008000;  // 2^64 twice
 constexpr int SPAN = 256;  // k whose scales share what they are under
 constexpr float DOWN = 0x1p69f;                                                   // 2^64 2^-133 DOWN = 1
 
@@ -77,23 +77,26 @@ struct Bytes {
 };
 
 // Five or six bits: Nibbles, and after the planes of 256 / MORE k one more with the MORE bits above them. There a word of
-// a lane is LOW k tiles; bytes 0 and 2 are row g, 1 and 3 row g + 8; a byte is the k tiles one after the other, of each
-// the codes at k 0 and 2, or (bytes 2 and 3) at k 1 and 3.
+// a lane is LOW k tiles; bytes 0 and 2 are row g, 1 and 3 row g + 8; a byte has of each k tile the codes at k 0 and, two
+// bits higher, at k 2, or (bytes 2 and 3) at k 1 and 3. Codes at k 2 and 3 are cut out as 4 times themselves: with bits 4
+// and 6 to go to, all of a k tile move by the same distance.
 template <int MORE>
 struct Longer {
-    static constexpr int SECOND = 1, LOW = 4 / MORE, TILES = 16 / MORE;  // planes of Nibbles, and their k tiles
+    static constexpr int SECOND = 4, LOW = 4 / MORE, TILES = 16 / MORE;  // planes of Nibbles, and their k tiles
+    static constexpr unsigned FIRST_BITS = ((1 << MORE) - 1) * 0x00100010u, SECOND_BITS = FIRST_BITS << 2;
     static __device__ constexpr int planes(int k) { return k / 16 / TILES * (LOW + 1); }
 
-    static __device__ __forceinline__ int place(int kt, int second) { return (kt % LOW * 2 + second) * MORE; }
-    static __device__ __forceinline__ unsigned high(unsigned bits, int from) {
-        return (from <= 4 ? bits << (4 - from) : bits >> (from - 4)) & ((1 << MORE) - 1) * 0x00100010u;
+    // The lowest bit of a byte that is of k tile kt.
+    static __device__ __forceinline__ int place(int kt) {
+        return MORE == 2 ? 4 - kt % 2 * 4 : kt % 4 < 2 ? 4 + kt % 4 : kt % 4 - 2;
     }
     static __device__ __forceinline__ uint4 fragment(const uint4* planes, int kt) {
         const uint4* run = planes + kt / TILES * (LOW + 1);
-        const int at = kt % TILES, first = place(kt, 0), second = place(kt, 1);
-        const unsigned w = word(run[at / 4], at % 4), h = word(run[LOW], at / LOW);
-        return make_uint4((w & 0x000f000f) | high(h, first), (w >> 8 & 0x000f000f) | high(h, first + 8),
-                          (w >> 4 & 0x000f000f) | high(h, second), (w >> 12 & 0x000f000f) | high(h, second + 8));
+        const int at = kt % TILES, left = 4 - place(kt);
+        const unsigned w = word(run[at / 4], at % 4), bits = word(run[LOW], at / LOW);
+        const unsigned h = left < 0 ? bits >> -left : bits << left, partner = bits >> (8 - left);
+        return make_uint4((w & 0x000f000f) | (h & FIRST_BITS), (w >> 8 & 0x000f000f) | (partner & FIRST_BITS),
+                          (w >> 2 & 0x003c003c) | (h & SECOND_BITS), (w >> 10 & 0x003c003c) | (partner & SECOND_BITS));
     }
     static __device__ __forceinline__ void put(unsigned char* unit, int kt, int half, const unsigned char (&code)[4][4]) {
         unsigned char* run = unit + kt / TILES * (LOW + 1) * 512;
@@ -103,13 +106,13 @@ struct Longer {
                 int bits = 0;
                 for (int j = 0; j < LOW; j++)
                     for (int second = 0; second < 2; second++)
-                        bits |= code[i + j][odd + second * 2] >> 4 << place(j, second);
+                        bits |= code[i + j][odd + second * 2] >> 4 << (place(j) + second * 2);
                 run[LOW * 512 + (kt + i) % TILES / LOW * 4 + half + odd * 2] = bits;
             }
     }
     static __device__ __forceinline__ int get(const unsigned char* unit, int kt, int half, int i) {
         const unsigned char* run = unit + kt / TILES * (LOW + 1) * 512;
-        const int bits = run[LOW * 512 + kt % TILES / LOW * 4 + half + i % 2 * 2] >> place(kt, i / 2);
+        const int bits = run[LOW * 512 + kt % TILES / LOW * 4 + half + i % 2 * 2] >> (place(kt) + i / 2 * 2);
         return Nibbles::get(run, kt % TILES, half, i) | (bits & ((1 << MORE) - 1)) << 4;
     }
 };
@@ -159,19 +162,20 @@ struct Nested {
         unsigned v[(LANE + OUTER) / 4];
 
         // A byte as float: added to 2^23, less that, and less 128 more if it is signed.
-        __device__ __forceinline__ float byte(int i, float less) const {
-            return __uint_as_float(__byte_perm(v[i / 4], 0x4b000000, 0x7440 | i % 4)) - less;
+        __device__ __forceinline__ float byte(int i, float less, int more = 0) const {
+            return __uint_as_float(__byte_perm(v[i / 4], 0x4b000000, 0x7440 | (i % 4 + more))) - less;
         }
         __device__ __forceinline__ float outer(int half, int i) const {
             const int at = half * (1 + MINS) + i;
             const float2 pair = unpack2<__half>(v[LANE / 4 + at / 2]);
             return at % 2 ? pair.y : pair.x;
         }
-        __device__ __forceinline__ float scale(int half, int group) const {
-            return byte(half * EACH + group, MINS ? 0x1p23f : 0x1p23f + 128.f);
+        // Of group `group` + more: more, which need not be a constant, is 0 or 1, and group then even.
+        __device__ __forceinline__ float scale(int half, int group, int more = 0) const {
+            return byte(half * EACH + group, MINS ? 0x1p23f : 0x1p23f + 128.f, more);
         }
-        __device__ __forceinline__ float min(int half, int group) const {
-            return byte(half * EACH + GROUPS + group, 0x1p23f);
+        __device__ __forceinline__ float min(int half, int group, int more = 0) const {
+            return byte(half * EACH + GROUPS + group, 0x1p23f, more);
         }
 
         // One of them in memory, under its outer scale; the product is exact.
@@ -338,7 +342,7 @@ struct Format<Quantised<CODES, SCALES, K_, T_>> {
     }
 
     static __device__ __forceinline__ uint4 prepare(uint4 v) {
-        constexpr unsigned first = UP, second = UP - (CODES::SECOND == 16 ? SIXTEENTH : 0);
+        constexpr unsigned first = UP, second = UP - (CODES::SECOND == 16 ? 4 : CODES::SECOND == 4 ? 2 : 0) * EXPONENT;
         return make_uint4(multiply_bf16x2(v.x, first), multiply_bf16x2(v.y, second), multiply_bf16x2(v.z, first),
                           multiply_bf16x2(v.w, second));
     }
@@ -356,21 +360,61 @@ struct Format<Quantised<CODES, SCALES, K_, T_>> {
         acc[2] = fmaf(partner, sum[2], acc[2]), acc[3] = fmaf(partner, sum[3], acc[3]);
     }
 
-    template <int TILES, int COLS, bool DIRECTLY>
-    static __device__ __forceinline__ void multiply(float (&acc)[TILES][COLS][4], const A (&a)[TILES],
-                                                    const Columns<DIRECTLY> (&x)[COLS]) {
+    // Sums of some row tiles and columns. Nested: of every other group apart, as one row of x has half of the columns of an
+    // mma for each of two groups (multiply_single).
+    static constexpr int CLASSES = SCALES::NESTED ? 2 : 1;
+    template <class S>
+    struct Acc {
+        static constexpr int KEPT = S::ROWS == 1 ? 1 : CLASSES;  // of one row a lane has one of them
+        float sum[S::TILES][S::COLS][4];
+        float rest[KEPT][S::TILES][S::COLS][4];
+
+        __device__ __forceinline__ float (&of(int i))[S::TILES][S::COLS][4] { return CLASSES == 1 ? sum : rest[i]; }
+
+        __device__ __forceinline__ void collect() {
+            if constexpr (CLASSES == 1) return;
+#pragma unroll
+            for (int r = 0; r < S::TILES; r++)
+#pragma unroll
+                for (int c = 0; c < S::COLS; c++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        if constexpr (S::ROWS == 1) {
+                            const float v = rest[0][r][c][i];
+                            sum[r][c][i] = v + __shfl_xor_sync(0xffffffffu, v, 2);
+                        } else {
+                            sum[r][c][i] = rest[0][r][c][i] + rest[1][r][c][i];
+                        }
+                    }
+        }
+    };
+
+    template <class S, bool DIRECTLY>
+    static __device__ __forceinline__ void multiply(Acc<S>& acc, const A (&a)[S::TILES],
+                                                    const Columns<DIRECTLY> (&x)[S::COLS]) {
+        if constexpr (SCALES::NESTED && S::ROWS == 1)
+            multiply_single<S>(acc, a, x[0]);
+        else
+            multiply_columns<S>(acc, a, x);
+    }
+
+    template <class S, bool DIRECTLY>
+    static __device__ __forceinline__ void multiply_columns(Acc<S>& acc, const A (&a)[S::TILES],
+                                                            const Columns<DIRECTLY> (&x)[S::COLS]) {
+        constexpr int TILES = S::TILES, COLS = S::COLS;
         constexpr int KT = SCALES::GROUP / 16, PAIRS = (KT + 1) / 2;  // k tiles of a group, and pairs of them
-        float inner[TILES][COLS][4] = {}, below[TILES][COLS][4] = {};  // under scales that all groups share: Nested
+        float inner[CLASSES][TILES][COLS][4] = {}, below[CLASSES][TILES][COLS][4] = {};  // Nested
         uint4 b[COLS][PAIRS];
 #pragma unroll
         for (int g = 0; g < Scales::GROUPS; g++) {
             float offset[COLS][4] = {}, total[COLS][4] = {};  // -zero sum(x), and sum(x)
             const int first = g * KT % 2;                     // of two groups of one k tile the second half of a pair
+            const int i = g % CLASSES;
 #pragma unroll
             for (int c = 0; c < COLS; c++) {
 #pragma unroll
-                for (int i = 0; i < PAIRS; i++)
-                    if (first == 0) b[c][i] = x[c].pair(g * KT / 2 + i);
+                for (int j = 0; j < PAIRS; j++)
+                    if (first == 0) b[c][j] = x[c].pair(g * KT / 2 + j);
 #pragma unroll
                 for (int kt = 0; kt < KT; kt++) {
                     if (SCALES::ZERO) mma<T>(offset[c], minus(SCALES::ZERO), tile(b[c], first + kt));
@@ -386,22 +430,62 @@ struct Format<Quantised<CODES, SCALES, K_, T_>> {
 #pragma unroll
                     for (int kt = 0; kt < KT; kt++)
                         mma<T>(sum, CODES::fragment(a[r].planes, g * KT + kt), tile(b[c], first + kt));
-                    add(SCALES::NESTED ? inner[r][c] : acc[r][c], s.scale(0, g), s.scale(1, g), sum);
+                    add(SCALES::NESTED ? inner[i][r][c] : acc.sum[r][c], s.scale(0, g), s.scale(1, g), sum);
                     if (SCALES::MINS)
-                        add(SCALES::NESTED ? below[r][c] : acc[r][c], s.min(0, g), s.min(1, g), total[c]);
+                        add(SCALES::NESTED ? below[i][r][c] : acc.sum[r][c], s.min(0, g), s.min(1, g), total[c]);
                 }
             }
         }
-        if constexpr (SCALES::NESTED) {
+        if constexpr (SCALES::NESTED)
 #pragma unroll
-            for (int r = 0; r < TILES; r++)
+            for (int i = 0; i < CLASSES; i++)
 #pragma unroll
-                for (int c = 0; c < COLS; c++) {
-                    const Scales& s = a[r].scales;
-                    add(acc[r][c], s.outer(0, 0), s.outer(1, 0), inner[r][c]);
-                    if (SCALES::MINS) add(acc[r][c], -s.outer(0, 1), -s.outer(1, 1), below[r][c]);
-                }
+                for (int r = 0; r < TILES; r++)
+#pragma unroll
+                    for (int c = 0; c < COLS; c++) add_nested(acc.of(i)[r][c], a[r].scales, inner[i][r][c], below[i][r][c]);
+    }
+
+    static __device__ __forceinline__ void add_nested(float (&acc)[4], const Scales& s, const float (&inner)[4],
+                                                      const float (&below)[4]) {
+        add(acc, s.outer(0, 0), s.outer(1, 0), inner);
+        if constexpr (SCALES::MINS) add(acc, -s.outer(0, 1), -s.outer(1, 1), below);
+    }
+
+    // One row of x: of two groups columns 0 to 3 of an mma have the x of the first, and 0 for the second, columns 4 to 7 the
+    // other way round. So both add up in one chain, and a lane, which has the sums of columns 2 q and 2 q + 1, looks up the
+    // scales of one of them.
+    template <class S, bool DIRECTLY>
+    static __device__ __forceinline__ void multiply_single(Acc<S>& acc, const A (&a)[S::TILES],
+                                                           const Columns<DIRECTLY>& x) {
+        constexpr int KT = SCALES::GROUP / 16, PAIRS = (KT + 1) / 2;
+        static_assert(Scales::GROUPS % 2 == 0 && S::COLS == 1);
+        const int given = threadIdx.x % 32 / 16, own = threadIdx.x % 4 / 2;  // the groups of the lane's x, and of its sums
+        float inner[S::TILES][4] = {}, below[S::TILES][4] = {};
+#pragma unroll
+        for (int g = 0; g < Scales::GROUPS; g += 2) {
+            uint4 pairs[PAIRS];
+#pragma unroll
+            for (int j = 0; j < PAIRS; j++) pairs[j] = x.pair((KT == 1 ? g / 2 : (g + given) * PAIRS) + j);
+            float offset[4] = {}, total[4] = {};
+            uint2 b[2 * KT];
+#pragma unroll
+            for (int kt = 0; kt < 2 * KT; kt++) {
+                b[kt] = kt / KT == given ? tile(pairs, KT == 1 ? kt : kt % KT) : make_uint2(0, 0);
+                if (SCALES::ZERO) mma<T>(offset, minus(SCALES::ZERO), b[kt]);
+                if (SCALES::MINS) mma<T>(total, one(), b[kt]);
+            }
+#pragma unroll
+            for (int r = 0; r < S::TILES; r++) {
+                float sum[4] = {offset[0], offset[1], offset[2], offset[3]};
+#pragma unroll
+                for (int kt = 0; kt < 2 * KT; kt++) mma<T>(sum, CODES::fragment(a[r].planes, g * KT + kt), b[kt]);
+                const Scales& s = a[r].scales;
+                add(inner[r], s.scale(0, g, own), s.scale(1, g, own), sum);
+                if (SCALES::MINS) add(below[r], s.min(0, g, own), s.min(1, g, own), total);
+            }
         }
+#pragma unroll
+        for (int r = 0; r < S::TILES; r++) add_nested(acc.of(0)[r][0], a[r].scales, inner[r], below[r]);
     }
 
     // The fragment of a k tile in pairs of them.

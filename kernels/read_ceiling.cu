@@ -1,10 +1,10 @@
-// How fast memory can be read at all: the figure that every bandwidth is a share of.
+// Reads memory as fast as possible. Its bandwidth is the read ceiling, of which all others are shares.
 #include "ptx.cuh"
 
-// sums[thread] = sum of the 32-bit words that this thread reads, so that no load can be left out.
+// sums[thread] = sum of the 32-bit words that this thread reads, so that the compiler cannot remove a load.
 //   source [count, 4] uint32, sums [gridDim.x * 512] uint32
-// LAUNCH: any grid, block 512. Four 16-byte loads of a thread are in flight at once.
-// PRECOND: count is a multiple of 4 * 512 vectors of 16 bytes; source does not change meanwhile.
+// LAUNCH: any grid, block 512. Every thread has four 16-byte loads in flight.
+// PRECOND: count is a multiple of 4 * 512 vectors of 16 bytes; no other work writes source.
 __global__ void __launch_bounds__(512) read_ceiling(const unsigned* source, unsigned* sums, int count) {
     const uint4* vectors = reinterpret_cast<const uint4*>(source);
     unsigned sum = 0;

@@ -1,7 +1,7 @@
-// Reductions over the lanes of a warp and the threads of a block, always in the same order: same bits every run.
+// Reductions over the lanes of a warp and the threads of a block, in a fixed order: the same bits in every run.
 //
-// All of them are butterflies, so every thread ends up with the result, and with the same bits of it. Every thread of
-// the warp or block must call them. V is float, int, unsigned or u64.
+// All are butterfly reductions: every thread gets the result, with the same bits. Every thread of the warp or block
+// must call them. V is float, int, unsigned or u64.
 #pragma once
 #include "types.cuh"
 
@@ -19,7 +19,7 @@ struct Max {
     }
 };
 
-// Over each run of N adjacent lanes, N a power of two up to 32. Every lane ends up with the result of its run.
+// Over each group of N adjacent lanes, N a power of two up to 32. Every lane gets the result of its group.
 template <int N = 32, class V, class Op>
 __device__ __forceinline__ V warp_reduce(V v, Op op) {
 #pragma unroll
@@ -37,8 +37,8 @@ __device__ __forceinline__ V warp_max(V v) {
     return warp_reduce<N>(v, Max());
 }
 
-// Over a one-dimensional block of THREADS threads, 32 times a power of two. Every thread ends up with the result. May
-// be called again at once; what the block wrote to shared memory before the call is visible after it.
+// Over a one-dimensional block of THREADS threads, 32 times a power of two. Every thread gets the result. Calls may
+// follow one another without a barrier. Shared memory that the block wrote before the call is visible after it.
 template <int THREADS, class V, class Op>
 __device__ __forceinline__ V block_reduce(V v, Op op) {
     constexpr int WARPS = THREADS / 32;
@@ -49,7 +49,7 @@ __device__ __forceinline__ V block_reduce(V v, Op op) {
         return v;
     }
     __shared__ V part[WARPS];
-    __syncthreads();  // the reads of the last call are done
+    __syncthreads();  // the previous call's reads are done
     if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = v;
     __syncthreads();
     return warp_reduce<WARPS>(part[threadIdx.x % WARPS], op);

@@ -1,22 +1,23 @@
-// Rotary positions, and the way of new keys and values into the cache.
+// RoPE, and the append of new keys and values to the KV cache.
 #include "ptx.cuh"
 #include "types.cuh"
 
 constexpr int THREADS = 256;
 
-// Which line of keys or values is that of a token's head kv. own: the pages of its sequence.
+// Line of `keys` or `values` that holds head kv of the token at `position`. own: the sequence's row of the block table.
 __device__ __forceinline__ size_t line_of(const int* own, int position, int kv, int kv_heads) {
     const size_t page = own[position / PAGE];
     return (page * kv_heads + kv) * PAGE + position % PAGE;
 }
 
-// Query heads in place, key heads into the cache: with p = positions[r], c = rope[p, i], s = rope[p, size / 2 + i],
-//   (a[i], a[i + size / 2]) <- (a[i] c - a[i + size / 2] s, a[i + size / 2] c + a[i] s)   for i < size / 2;
-// value heads go into the cache as they are. qkv [rows, (heads + 2 kv_heads) size], rope [*, size] float32: cosines,
-// then sines; keys, values [P, kv_heads, PAGE, size]; token t of a sequence is in page table[seq, t / PAGE].
+// Rotate query heads in place and key heads into the KV cache: with p = positions[r], c = rope[p, i],
+// s = rope[p, size / 2 + i],
+//   (a[i], a[i + size / 2]) <- (a[i] c - a[i + size / 2] s, a[i + size / 2] c + a[i] s)   for i < size / 2.
+// Value heads are copied to the KV cache. qkv [rows, (heads + 2 kv_heads) size]; rope [*, size] float32: cosines, then
+// sines; keys, values [P, kv_heads, PAGE, size]; token t of a sequence is in page table[seq, t / PAGE].
 //
-// LAUNCH: grid (ceil(rows (heads + 2 kv_heads) size / 16 / 256)), block 256: a thread eight i of a head, dependent.
-// PRECOND: size a multiple of 16; rows of one sequence have different positions (spare rows may share theirs).
+// LAUNCH: grid (ceil(rows (heads + 2 kv_heads) size / 16 / 256)), block 256: a thread rotates 8 pairs, dependent.
+// PRECOND: size is a multiple of 16. Rows of one sequence have different positions (padding rows may share theirs).
 template <class T>
 __global__ void __launch_bounds__(THREADS)
     rope_append(T* qkv, const float* rope, const int* seqs, const int* positions, const int* table, T* keys, T* values,
@@ -55,9 +56,9 @@ __global__ void __launch_bounds__(THREADS)
     store8(to + size / 2, b);
 }
 
-// New keys and values into the cache as they are: for models without rotary positions. Arrays as above.
+// Append new keys and values to the KV cache without rotation. Arrays as above.
 //
-// LAUNCH: grid (ceil(rows 2 kv_heads size / 8 / 256)), block 256: a thread eight elements, dependent.
+// LAUNCH: grid (ceil(rows 2 kv_heads size / 8 / 256)), block 256: a thread copies 8 elements, dependent.
 // PRECOND: as above.
 template <class T>
 __global__ void __launch_bounds__(THREADS)

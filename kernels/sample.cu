@@ -12,7 +12,7 @@ constexpr int BINS = 8 * 41, CANDIDATES = 4096, HELD = CANDIDATES / THREADS, AT_
 
 // A row while a token is drawn.
 struct Draw {
-    Rules rules;
+    Adjusted row;
     int size;  // V
     float largest, temperature;
 
@@ -37,7 +37,7 @@ __device__ __noinline__ u64 measure_row(const Draw d, unsigned bound, bool weigh
     u64 sum = 0;
 #pragma unroll 1
     for (int v = threadIdx.x; v < d.size; v += THREADS) {
-        float x = d.rules.logit(v);
+        float x = d.row.logit(v);
         if (order(x) >= bound) sum += weights ? weight(d.exponent_of(x)) : 1;
     }
     return block_sum<THREADS>(sum);
@@ -53,7 +53,7 @@ __device__ __forceinline__ unsigned lowest_kept(const Draw& d, int top_k, float 
     u64 total = 0;
 #pragma unroll 8
     for (int v = threadIdx.x; v < d.size; v += THREADS) {
-        float y = d.exponent_of(d.rules.logit(v));
+        float y = d.exponent_of(d.row.logit(v));
         total += weight(y);
         if (weight(y)) atomicAdd(&bins[d.bin(y)], 1u);
     }
@@ -63,7 +63,7 @@ __device__ __forceinline__ unsigned lowest_kept(const Draw& d, int top_k, float 
     const u64 weighty = block_max<THREADS>(upto);                     // tokens that have a weight
 #pragma unroll 8
     for (int v = threadIdx.x; v < d.size; v += THREADS) {
-        float x = d.rules.logit(v), y = d.exponent_of(x);
+        float x = d.row.logit(v), y = d.exponent_of(x);
         if (d.bin(y) < used && weight(y)) list[atomicAdd(&length, 1u)] = order(x);
     }
     total = block_sum<THREADS>(total);
@@ -117,7 +117,7 @@ __device__ __forceinline__ int pick(const Draw& d, Weight kept, u64 random) {
     const int length = (d.size + WARPS - 1) / WARPS;
     u64 sum = 0;
 #pragma unroll 8
-    for (int v = warp * length + lane; v < min(d.size, (warp + 1) * length); v += 32) sum += kept(d.rules.logit(v));
+    for (int v = warp * length + lane; v < min(d.size, (warp + 1) * length); v += 32) sum += kept(d.row.logit(v));
     u64 upto = block_scan<THREADS>(sum);
     const u64 target = __umul64hi(random, block_max<THREADS>(upto));
     u64 ends = __shfl_sync(0xffffffffu, upto, 31), starts = __shfl_sync(0xffffffffu, upto - sum, 0);
@@ -126,12 +126,12 @@ __device__ __forceinline__ int pick(const Draw& d, Weight kept, u64 random) {
     const int each = (length + THREADS - 1) / THREADS, from = stretch * length + threadIdx.x * each;
     const int to = min(from + each, min(d.size, (stretch + 1) * length));
     sum = 0;
-    for (int v = from; v < to; v++) sum += kept(d.rules.logit(v));
+    for (int v = from; v < to; v++) sum += kept(d.row.logit(v));
     upto = before + block_scan<THREADS>(sum);
     if (upto - sum <= target && target < upto) {
         u64 running = upto - sum;
         for (int v = from; v < to; v++) {
-            running += kept(d.rules.logit(v));
+            running += kept(d.row.logit(v));
             if (running > target) {
                 token = v;
                 break;
@@ -142,35 +142,34 @@ __device__ __forceinline__ int pick(const Draw& d, Weight kept, u64 random) {
     return token;
 }
 
-// logits [B, size]; last [B] rows of seqs and positions [R]; temperature to stop_from [S + 1], stop_ids [S + 1, 32],
-// counts [S + 1, size]; out [B]. best [B] and tickets [B] are 0 before and after.
+// logits [B, size]; last [B] rows of seqs and positions [R]; rules [S + 1], counts [S + 1, size]; out [B]. best [B] and
+// tickets [B] are 0 before and after.
 //
 // LAUNCH: grid (any; blocks share out a row, B), block 512, dependent.
 // PRECOND: all but logits and counts was complete when this step's first kernel started: it is read before the wait.
 __global__ void __launch_bounds__(THREADS, 1)
-    sample(const float* logits, const int* last, const int* seqs, const int* positions, const float* temperature,
-           const int* top_k, const float* top_p, const float* min_p, const float* repetition, const float* presence,
-           const float* frequency, const u64* seed, const int* stop_ids, const int* stop_from, int* counts, int* out,
-           u64* best, int* tickets, int size) {
+    sample(const float* logits, const int* last, const int* seqs, const int* positions, const Rules* rules, int* counts,
+           int* out, u64* best, int* tickets, int size) {
     grid_launch();
     const int row = blockIdx.y, seq = seqs[last[row]], position = positions[last[row]] + 1;
+    const Rules& r = rules[seq];
     Draw d;
     d.size = size;
-    d.temperature = temperature[seq];
-    Rules& rules = d.rules;
-    rules.logits = logits + size_t(row) * size;
-    rules.repetition = repetition[seq], rules.presence = presence[seq], rules.frequency = frequency[seq];
-    const bool penalised = rules.repetition != 1.f || rules.presence != 0.f || rules.frequency != 0.f;
-    rules.counts = penalised ? counts + size_t(seq) * size : nullptr;
-    rules.banned = position < stop_from[seq] ? stop_ids + seq * STOP_IDS : nullptr;
+    d.temperature = r.temperature;
+    Adjusted& l = d.row;
+    l.logits = logits + size_t(row) * size;
+    l.repetition = r.repetition_penalty, l.presence = r.presence_penalty, l.frequency = r.frequency_penalty;
+    const bool penalised = l.repetition != 1.f || l.presence != 0.f || l.frequency != 0.f;
+    l.counts = penalised ? counts + size_t(seq) * size : nullptr;
+    l.banned = position < r.stop_from ? r.stop_ids : nullptr;
     grid_wait();
 
     // The largest, and of equals the first: order above, index from the end below.
     u64 mine = 0;
     auto see = [&](float x, int v) { mine = max(mine, u64(order(x)) << 32 | (0xffffffffu - v)); };
     const int first = blockIdx.x * THREADS + threadIdx.x, step = gridDim.x * THREADS;
-    if (size % 4 == 0 && !rules.counts && !rules.banned) {  // logits as they are: 16 bytes a load, all on their way
-        const float4* quads = reinterpret_cast<const float4*>(rules.logits);
+    if (size % 4 == 0 && !l.counts && !l.banned) {  // logits as they are: 16 bytes a load, all on their way
+        const float4* quads = reinterpret_cast<const float4*>(l.logits);
 #pragma unroll 1
         for (int i = first; i < size / 4; i += AT_ONCE * step) {
             float4 x[AT_ONCE];
@@ -185,7 +184,7 @@ __global__ void __launch_bounds__(THREADS, 1)
         }
     } else {
 #pragma unroll 8
-        for (int v = first; v < size; v += step) see(rules.logit(v), v);
+        for (int v = first; v < size; v += step) see(l.logit(v), v);
     }
     mine = block_max<THREADS>(mine);
     __shared__ u64 most;
@@ -205,15 +204,15 @@ __global__ void __launch_bounds__(THREADS, 1)
     if (top == NOT_A_NUMBER || !(fabsf(d.largest) < __uint_as_float(0x7f800000u))) {
         token = -1;
     } else if (d.temperature >= __uint_as_float(0x00800000u)) {
-        const float p = top_p[seq];
-        const int k = top_k[seq];
+        const float p = r.top_p;
+        const int k = r.top_k;
         const unsigned lowest = (k > 0 && k < size) || p < 1.f ? lowest_kept(d, k, p) : 0;
-        const u64 least = u64(min_p[seq] * ONE);
+        const u64 least = u64(r.min_p * ONE);
         auto kept = [&](float x) -> u64 {
             u64 w = weight(d.exponent_of(x));
             return order(x) >= lowest && w >= least ? w : 0;
         };
-        token = pick(d, kept, philox(seed[seq], position));
+        token = pick(d, kept, philox(r.seed, position));
     }
     if (threadIdx.x == 0) {
         out[row] = token;

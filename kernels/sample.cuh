@@ -7,8 +7,22 @@ constexpr int STOP_IDS = 32;
 constexpr float ONE = 1099511627776.f;  // 2^40, weight of the largest token
 constexpr unsigned NOT_A_NUMBER = 0xffffffffu;
 
-// How a row's logits are changed before anything is chosen.
+// How a sequence samples: RULES of engine/ops/sampling.py, byte for byte.
 struct Rules {
+    float temperature;
+    int top_k;
+    float top_p;
+    float min_p;
+    float repetition_penalty;
+    float presence_penalty;
+    float frequency_penalty;
+    int stop_from;
+    u64 seed;
+    int stop_ids[STOP_IDS];
+};
+
+// A row's logits as its rules change them before anything is chosen.
+struct Adjusted {
     const float* logits;  // [V]
     const int* counts;    // [V], or null: no penalties
     const int* banned;    // [STOP_IDS], ids first, then -1; or null: no bans

@@ -102,13 +102,13 @@ struct InRegisters {
                 if (work.has(slot)) load_columns(work, slot, slot);
     }
 
-    __device__ __forceinline__ void multiply_slot(const W& work, float (&acc)[TILES][COLS][4], int slot, int step) {
+    __device__ __forceinline__ void multiply_slot(const W& work, typename F::template Acc<S>& acc, int slot, int step) {
         if constexpr (!F::KEPT) load_columns(work, 0, step);
-        F::multiply(acc, a[slot], b[F::KEPT ? slot : 0]);
+        F::template multiply<S>(acc, a[slot], b[F::KEPT ? slot : 0]);
     }
 
     // acc += the group's weights times x. Short streams end in their first round, so that has no loads to skip.
-    __device__ __forceinline__ void multiply_group(const W& work, float (&acc)[TILES][COLS][4], int group) {
+    __device__ __forceinline__ void multiply_group(const W& work, typename F::template Acc<S>& acc, int group) {
         const int steps = (work.own.most(work.steps) + DEPTH - 1) / DEPTH * DEPTH;
         for (int step = 0; step < steps; step += DEPTH) {
             bool last = step + DEPTH >= steps;
@@ -216,7 +216,7 @@ struct InRing {
         }
     }
 
-    __device__ __forceinline__ void multiply_group(const W& work, float (&acc)[TILES][COLS][4], int) {
+    __device__ __forceinline__ void multiply_group(const W& work, typename F::template Acc<S>& acc, int) {
 #pragma unroll 1
         for (int i = 0; i < work.count(); i++) {
             cp_async_wait<DEPTH - 1>();
@@ -230,7 +230,7 @@ struct InRing {
             typename F::A w[TILES];
 #pragma unroll
             for (int r = 0; r < TILES; r++) w[r] = F::read(weights(slot, r));
-            F::multiply(acc, w, x);
+            F::template multiply<S>(acc, w, x);
             fill(work, slot, DIRECTLY);
             slot = slot + 1 < DEPTH ? slot + 1 : 0;
         }

@@ -1,8 +1,8 @@
-// Numbers to measure with, made where they are used: a model of any shape without a checkpoint.
+// Random weights generated on the device, for measurements of a model of any shape without a checkpoint.
 #include "types.cuh"
 
-// out[i] = factor * (sum of the four bytes of hash(i + start) - 510): nearly normal, of deviation 147.8 * factor.
-// hash is the finaliser of MurmurHash3; engine/tools/bench/synthetic.py computes the same numbers on the CPU.
+// out[i] = factor * (sum of the four bytes of hash(i + start) - 510): nearly normal, standard deviation 147.8 * factor.
+// hash is the finaliser of MurmurHash3. engine/tools/bench/synthetic.py computes the same bits on the CPU.
 //   out [count] T
 // LAUNCH: any grid, block 256.
 template <class T>

@@ -1,7 +1,7 @@
-// Storage types and how they become float and go back; every kernel includes this.
+// Storage types T (bf16, half, float) and conversions to and from float32, in which all arithmetic is done.
 //
-// T is bf16, half or float in storage; arithmetic is float32. Pack8<T> is eight T's as they lie in memory, in
-// registers: load it early (one or two 16-byte loads), unpack it when it is needed.
+// Pack8<T> is eight elements of T in registers, not yet converted: load it early (one or two 16-byte loads), unpack it
+// when it is needed.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -9,7 +9,7 @@
 using bf16 = __nv_bfloat16;
 typedef unsigned long long u64;  // NVRTC has no <cstdint>
 
-constexpr int PAGE = 64;  // tokens in a page of the cache; as in engine/sizes.py
+constexpr int PAGE = 64;  // tokens per page of the KV cache; as in engine/sizes.py
 
 __device__ __forceinline__ float to_float(float v) { return v; }
 __device__ __forceinline__ float to_float(half v) { return __half2float(v); }
@@ -31,7 +31,7 @@ __device__ __forceinline__ bf16 from_float<bf16>(float v) {
     return __float2bfloat16_rn(v);
 }
 
-// Two values as T in one 32-bit register, lo in the low half: how mma fragments hold them. T is bf16 or half.
+// Two values as T in one 32-bit register, lo in the low half, as mma fragments hold them. T is bf16 or half.
 template <class T>
 __device__ __forceinline__ unsigned pack2(float lo, float hi);
 template <>
@@ -66,7 +66,7 @@ struct Pack8<float> {
     float4 lo, hi;
 };
 
-// p is 16-byte aligned. Plain loads: never marked read-only, because such loads may be moved above grid_wait().
+// p is 16-byte aligned. Plain loads, not ld.global.nc: the compiler may move read-only loads across grid_wait().
 template <class T>
 __device__ __forceinline__ Pack8<T> load8(const T* p) {
     return {*reinterpret_cast<const uint4*>(p)};
@@ -88,13 +88,13 @@ __device__ __forceinline__ void unpack8<float>(const Pack8<float>& p, float (&v)
     v[4] = p.hi.x, v[5] = p.hi.y, v[6] = p.hi.z, v[7] = p.hi.w;
 }
 
-// Eight T at p, 16-byte aligned, as floats.
+// Load eight T from p, 16-byte aligned, as floats.
 template <class T>
 __device__ __forceinline__ void load8(const T* p, float (&v)[8]) {
     unpack8<T>(load8(p), v);
 }
 
-// p is 16-byte aligned.
+// Store eight floats as T to p, 16-byte aligned.
 template <class T>
 __device__ __forceinline__ void store8(T* p, const float (&v)[8]) {
    *reinterpret_cast<uint4*>(p) =
@@ -107,7 +107,7 @@ __device__ __forceinline__ void store8<float>(float* p, const float (&v)[8]) {
     q[1] = make_float4(v[4], v[5], v[6], v[7]);
 }
 
-// Four floats as T at p, which is aligned to their size.
+// Store four floats as T to p, which is aligned to their size.
 template <class T>
 __device__ __forceinline__ void store4(T* p, float4 v) {
     *reinterpret_cast<uint2*>(p) = make_uint2(pack2<T>(v.x, v.y), pack2<T>(v.z, v.w));

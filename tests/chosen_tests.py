@@ -1,5 +1,5 @@
-"""Which tests are run on a change of a kernel, and in which order: what launches it, the most different and the
-cheapest first. From surveys (survey.py) of the test files, which are kept in build/mutants/ until something changes."""
+"""Chooses the tests to run on a changed kernel, and their order: tests that launch it, the most informative per second
+first. Based on surveys (survey.py) of the test files, which build/mutants/ keeps until a file changes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SURVEYS = ROOT / "build" / "mutants"
-COMPILE = 1.2  # seconds of an instance
+COMPILE = 1.2  # seconds to compile an instance
 FILES = (
     *sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "tests" / "ops").glob("test_*.py")),
     "tests/engine/test_kernels.py", "tests/engine/test_batch_invariance.py", "tests/test_bench.py",
@@ -25,7 +25,7 @@ Instance = tuple[str, str]  # file, name with template arguments
 
 @dataclass(frozen=True)
 class KernelTest:
-    """One test as a survey has seen it."""
+    """One test, as recorded by a survey."""
 
     id: str
     seconds: float
@@ -37,12 +37,12 @@ class KernelTest:
 
 
 def kernel_of(instance: Instance) -> tuple[str, str]:
-    """File and kernel, without template arguments."""
+    """(file, kernel without template arguments)."""
     return instance[0], instance[1].split("<")[0].strip()
 
 
 def survey(ask: Callable[[str, Path], None], jobs: int) -> list[KernelTest]:
-    """All tests that launch kernels. ask: writes the survey of a test file to a path; done only for what changed."""
+    """All tests that launch kernels. ask: writes the survey of a test file; called for changed files."""
     SURVEYS.mkdir(parents=True, exist_ok=True)
     paths = {file: SURVEYS / f"{file.replace('/', '-')}-{_digest(file)}.json" for file in FILES}
     missing = [(file, path) for file, path in paths.items() if not path.exists()]
@@ -55,7 +55,7 @@ def survey(ask: Callable[[str, Path], None], jobs: int) -> list[KernelTest]:
 
 
 def _digest(file: str) -> str:
-    """Of all that a survey of the file follows from: the file, what it imports, the operations and the kernels."""
+    """Digest of everything that a survey depends on: the test file, its imports, the operations and the kernels."""
     helpers = [p for p in (ROOT / "tests").rglob("*.py") if not p.name.startswith("test_") and p.stem not in OURS]
     sources = [*(ROOT / "engine" / "ops").glob("*.py"), *(ROOT / "kernels").glob("*.cu*"), *helpers]
     total = hashlib.sha256((ROOT / file).read_bytes())
@@ -65,7 +65,7 @@ def _digest(file: str) -> str:
 
 
 def choose(tests: Iterable[KernelTest], kernels: Collection[tuple[str, str]], seconds: float) -> list[KernelTest]:
-    """Tests that launch one of the kernels, for at most about so many seconds of compiling and running."""
+    """Tests that launch one of the kernels; compiling and running them takes at most about `seconds`."""
     files = {file for file, _ in kernels}
     left = {t: _news(t, kernels) for t in tests}
     left = {t: news for t, news in left.items() if news}
@@ -86,7 +86,7 @@ def choose(tests: Iterable[KernelTest], kernels: Collection[tuple[str, str]], se
 
 
 def _news(test: KernelTest, kernels: Collection[tuple[str, str]]) -> frozenset[object]:
-    """What a test may show that others do not: its function, the instances, template arguments and pairs of them."""
+    """What a test covers: its function, instances, template arguments, and pairs of them."""
     found: set[object] = set()
     for instance in test.instances:
         if kernel_of(instance) in kernels:

@@ -1,4 +1,4 @@
-"""Fixtures that every test may use, and what a run of the whole suite must show: every kernel was executed."""
+"""Fixtures for all tests, and the check of a whole run that every kernel was executed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _run_over = threading.Event()
 
 @pytest.fixture(scope="session")
 def compiler() -> str:
-    """The C++ compiler; skips the test if there is none."""
+    """The C++ compiler; skips the test without one."""
     if not (found := build.compiler()):
         pytest.skip(NO_COMPILER)
     return found
@@ -27,7 +27,7 @@ def compiler() -> str:
 
 @pytest.fixture(scope="session", params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> Device:
-    """The emulated GPU, and a real one where there is one."""
+    """The emulated GPU, and a real one if there is one."""
     if request.param == "emulated":
         request.getfixturevalue("compiler")
         return EmulatedDevice(together=TOGETHER)
@@ -39,31 +39,49 @@ def device(request: pytest.FixtureRequest) -> Device:
 
 @pytest.fixture(scope="session")
 def shuffled(compiler: str) -> EmulatedDevice:
-    """The emulated GPU, every launch run under three schedules that must agree bit for bit."""
+    """The emulated GPU. Runs every launch under three schedules and fails unless they agree bit for bit."""
     return EmulatedDevice(schedules=3, together=TOGETHER)
 
 
 def pytest_configure() -> None:
-    """A shell's background jobs ignore Ctrl-C, and so would the programs that tests start and interrupt."""
+    """Restore Ctrl-C: background jobs of a shell ignore it, and programs started by tests would inherit that."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+COMPILING = {"device", "shuffled", "compiler", "jobs"}  # fixtures whose tests compile kernels, unless they are cached
+SLOW_FILES = {  # what takes their time
+    "test_ctrl_c.py": "processes", "test_forks.py": "processes", "test_forks_gpu.py": "processes",
+    "test_minilm.py": "a real model", "test_mutants.py": "processes", "test_nvrtc.py": "a compiler",
+    "test_probe_processes.py": "processes", "test_random_mutants.py": "processes", "test_signals.py": "processes",
+    "test_smollm2.py": "a real model", "test_smollm2_text.py": "a real model", "test_streams.py": "processes",
+}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that compile kernels, and those of SLOW_FILES, as slow; others say so themselves.
+
+    A warm cache of compiled kernels changes nothing: what is fast must not depend on it."""
+    for item in items:
+        if COMPILING & set(getattr(item, "fixturenames", ())) or item.path.name in SLOW_FILES:
+            item.add_marker("slow")
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Compile kernels on the second core while the tests run on the first."""
+    """Compile kernels on a second core while the tests run on the first."""
     if whole_suite(session.config) and build.compiler():
         threading.Thread(target=build.compile_all, args=(on_the_cpu(), _run_over.is_set), daemon=True).start()
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """A kernel that was never executed fails the whole run."""
+    """Fail the whole run if a kernel was never executed."""
     _run_over.set()
     if exitstatus == pytest.ExitCode.OK and whole_suite(session.config) and build.compiler() and never_launched():
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """How many kernels were executed, and which were not."""
+    """Report how many kernels were executed, and which were not."""
     if not whole_suite(config):
         return
     if not build.compiler():

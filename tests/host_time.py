@@ -1,8 +1,8 @@
 """Host time of a decode step at batch 16: scheduling, text and stop search, on a runner that computes nothing.
 
-    python tests/host_time.py [MODEL]     MODEL gives the tokenizer; prints us a step, the best of five runs
+    python tests/host_time.py [MODEL]     MODEL provides the tokenizer; prints us per step, the best of five runs
 
-Processor time of this process: what other processes do meanwhile counts less than on the wall, but it does count.
+Measures CPU time of this process, which other processes disturb less than wall time.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ STOPS = {
 
 
 class Ticket:
-    """A step whose tokens are known."""
+    """A step whose tokens are already known."""
 
     def __init__(self, tokens: np.ndarray) -> None:
         self._tokens = tokens
@@ -43,24 +43,25 @@ class Ticket:
 
 
 class NoRunner:
-    """What Batch needs of a Runner, with random tokens that the vocabulary spells without digits."""
+    """The part of Runner that Batch needs; returns random tokens whose text has no digits."""
 
-    max_batch, prefill_rows, max_len = BATCH, 2048, 4096
+    max_batch, prefill_rows, max_len, window = BATCH, 2048, 4096, 0
+    swap = prefix = None
 
     def __init__(self, tokens: np.ndarray) -> None:
         self.table = PageTable(BATCH, self.max_len, 1 + BATCH * self.max_len // 64)
         self._tokens, self._step, self._rows = tokens, 0, 0
 
-    def admit(self, sequences: Any) -> None:
+    def set_sampling(self, sequences: Any) -> None:
         """Nothing."""
 
     def set_rows(self, rows: Any) -> None:
-        """Note how many."""
+        """Keep the number of rows."""
         self._rows = len(rows)
 
-    def prefill(self, chunks: Any) -> tuple[np.ndarray, None]:
+    def prefill(self, chunks: Any) -> Ticket:
         """One token a prompt."""
-        return np.full(sum(chunk.ends for chunk in chunks), self._tokens[0, 0]), None
+        return Ticket(np.full(sum(chunk.ends for chunk in chunks), self._tokens[0, 0]))
 
     def decode(self) -> Ticket:
         """The next row of tokens."""
@@ -69,7 +70,7 @@ class NoRunner:
 
 
 def measure(t: Tokenizer, tokens: np.ndarray, stop: tuple[str, ...]) -> float:
-    """us a step."""
+    """us per step."""
     engine: Any = Engine(NoRunner(tokens))  # pyright: ignore[reportArgumentType]
     params, search = SamplingParams(ignore_eos=True), StopSearch(stop) if stop else None
     request = Request([1, 2, 3], params, 0, STEPS, text=lambda: Text(t.incremental(), search))

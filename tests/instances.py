@@ -1,7 +1,7 @@
-"""Every kernel instance that the engine can ask a device for: file in kernels/ -> names with template arguments.
+"""Every kernel instance that the engine can request: file in kernels/ -> names with template arguments.
 
-Who writes a kernel adds its instances here, exactly as ops/*.py spells them for Device.kernel. Used by test_nvrtc.py,
-which compiles each for every supported GPU, and to compile what the tests run on the CPU ahead of time.
+A new kernel needs its instances here, spelled exactly as ops/*.py passes them to Device.kernel. test_nvrtc.py compiles
+them with NVRTC, and conftest.py compiles the CPU versions ahead of the tests.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ def each(kernel: str, *arguments: Iterable[object]) -> list[str]:
     return [f"{kernel}<{', '.join(map(str, chosen))}>" for chosen in product(*arguments)]
 
 
-# What the rule tells apart, by bytes of T: the smallest and the largest K of each class, few and many rows. And the
-# most shared memory that GPUs have, on which it depends where x is taken from.
+# The cases of the rule, by bytes of T: the smallest and the largest K of each class, few and many rows. And the shared
+# memory limits of GPUs, which decide whether x is staged.
 SHAPES = {size: [(rule(n, k, size), k) for k in KS for n in (16, 8192)] for size in (2, 4)}
 LIMITS = sorted({shared_limit(arch) for arch in (80, 89, 90)})
 
 
 def by_rule(kernel: str, t: str, *arguments: str) -> list[str]:
-    """The instances of a decode product for all shapes of the rule, without repetition."""
+    """The instances of a decode GEMM for all shapes of the rule, without duplicates."""
     size = 4 if t == "float" else 2
     found = dict.fromkeys(
         (shape.source(rows, k, size, limit)[0], shape.template(rows))
@@ -132,6 +132,7 @@ INSTANCES: dict[str, list[str]] = {
         *each("embed_plain", TYPES),
         *(name for key in KINDS for name in PACKED[key]),
     ],
+    "pages.cu": each("copy_pages", ("true", "false")),
     "pool.cu": ["pool"],
     "read_ceiling.cu": ["read_ceiling"],
     "rope.cu": [*each("rope_append", TYPES), *each("append", TYPES)],
@@ -169,11 +170,26 @@ TOGETHER: dict[str, list[list[str]]] = {
 }
 
 
+def kind(name: str) -> tuple[str, ...]:
+    """Kernel and template arguments without the numbers: "attend_decode<bf16, 64, 1, 1>" is ("attend_decode", "bf16").
+
+    Instances of a kind are the same code with other sizes."""
+    kernel, _, arguments = name.rstrip(">").partition("<")
+    return kernel, *(a for a in arguments.split(", ") if not a.isdigit())
+
+
+def _size(name: str) -> list[int]:
+    """The numbers among its template arguments, in order: head sizes, warps, tiles."""
+    return [int(a) for a in name.rstrip(">").partition("<")[2].split(", ") if a.isdigit()]
+
+
 def on(arch: int) -> dict[str, list[str]]:
-    """The instances that the engine can ask a GPU of this arch for: the measured shapes are for one kind of GPU, which
-    also has every quantised form; of those the others have one of each kind."""
+    """The instances to compile for a GPU of this arch: for the measured one all, including the shapes of its table and
+    every quantised format; for the others the largest of each kind, which finds instructions that an architecture
+    lacks."""
     if arch != MEASURED:
-        return INSTANCES
+        largest = {file: {kind(n): n for n in sorted(names, key=_size)} for file, names in INSTANCES.items()}
+        return {file: list(chosen.values()) for file, chosen in largest.items()}
     more = {
         "linear_decode.cu": [
             *(name for key in DECODE for name in measured(key)),

@@ -1,6 +1,6 @@
-"""Which loads ptxas has put before a kernel's grid_wait: read from the machine code, as no report says it.
+"""Counts the loads before a kernel's grid_wait in the machine code; ptxas does not report them.
 
-Called by ptxas.py. A cubin is an ELF file with one section .text.<kernel> of 16-byte instructions a kernel.
+A cubin is an ELF file with one section .text.<kernel> of 16-byte instructions per kernel.
 """
 
 from __future__ import annotations
@@ -8,14 +8,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-# The low twelve bits of an instruction say what it does; of a load, bit 86 says that it is not kept in L1. As nvdisasm
-# 13.0 spells them for sm_90: LDG.E.NA, LDGSTS, ACQBULK.
+# The low twelve bits of an instruction are its opcode; bit 86 of a load is L1::no_allocate. In nvdisasm 13.0 for sm_90:
+# LDG.E.NA, LDGSTS, ACQBULK.
 LOAD, COPY, WAIT, NOT_KEPT = 0x981, 0xFAE, 0x82E, 1 << 22
 
 
 def early_loads(cubin: bytes, kernel: str) -> int:
-    """Loads that do not stay in L1 (load_stream of ptx.cuh) and copies to shared memory before the first wait; 0 if the
-    kernel never waits."""
+    """Number of load_stream loads (ptx.cuh) and copies to shared memory before the first wait; 0 without a wait."""
     count = 0
     for low, high in _instructions(cubin, kernel):
         if low & 0xFFF == WAIT:
@@ -25,7 +24,7 @@ def early_loads(cubin: bytes, kernel: str) -> int:
 
 
 def _instructions(cubin: bytes, kernel: str) -> Iterator[tuple[int, int]]:
-    """The two 64-bit words of each instruction of a kernel. KeyError if there is no such kernel."""
+    """The two 64-bit words of every instruction of a kernel. KeyError if the kernel does not exist."""
     (table,) = struct.unpack_from("<Q", cubin, 0x28)
     size, count, names = struct.unpack_from("<HHH", cubin, 0x3A)
     sections = [struct.unpack_from("<I20xQQ", cubin, table + i * size) for i in range(count)]  # name, offset, bytes

@@ -1,4 +1,4 @@
-"""Runs tests on a copy of the tree in which a kernel was changed: what caught the change, if anything did."""
+"""Runs tests on a copy of the tree with a changed kernel, and reports which test caught the change."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from pathlib import Path
 from emulator import build
 
 ROOT = Path(__file__).resolve().parents[1]
-TIMEOUT = 600  # seconds a run of tests may take
+TIMEOUT = 600  # seconds for one run of tests
 
 
 class Survived(Exception):
-    """The tests passed although they should have failed, or could not be run."""
+    """The tests passed on a change that they must catch, or could not run."""
 
 
 class DoesNotCompile(Exception):
-    """The compiler refuses the change, so that no test is needed."""
+    """The compiler rejects the change, so no test is needed."""
 
 
 def lay_out(target: Path) -> Path:
-    """Copy what the tests need, with the package as pip would install it; the copy of kernels/."""
+    """Copy what the tests need, with the package laid out as installed; return the copy of kernels/."""
     package = target / "site" / "ostinato"
     skip = shutil.ignore_patterns("__pycache__", ".pytest_cache")
     shutil.copytree(ROOT / "engine", package, ignore=skip)
@@ -38,7 +38,7 @@ def lay_out(target: Path) -> Path:
 
 
 def lend_cache(target: Path) -> None:
-    """Give a copy what was compiled before, in a cache of its own: what a changed kernel becomes is not kept."""
+    """Copy the compile cache for a copy of the tree: binaries of a changed kernel must not enter the real cache."""
     own = target / "cache" / "ostinato" / "emulator"
     own.mkdir(parents=True)
     for path in build.cache_directory().glob("*.so"):
@@ -46,7 +46,7 @@ def lend_cache(target: Path) -> None:
 
 
 def keep_compiled(target: Path, changed: Collection[str]) -> None:
-    """What a copy compiled of kernels that are not among the changed files is of use to the next one."""
+    """Keep the binaries that a copy compiled from unchanged files, for the next copy."""
     stems = {Path(file).stem for file in changed}
     for path in (target / "cache" / "ostinato" / "emulator").glob("*.so"):
         if not path.is_symlink() and path.name.rpartition("-")[0] not in stems:
@@ -56,7 +56,7 @@ def keep_compiled(target: Path, changed: Collection[str]) -> None:
 
 
 def run_tests(target: Path, tests: Sequence[str], *more: str) -> str:
-    """Run tests of a copy; what failed first, empty if nothing did. DoesNotCompile if a kernel could not be made."""
+    """Run tests of a copy; return the first failure, or "". DoesNotCompile if a kernel does not compile."""
     paths = [target / "site", target / "tests", *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(map(str, paths)), "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "300",

@@ -1,12 +1,12 @@
-"""Do the tests notice mistakes? Makes one-line mistakes in kernels, one at a time, and runs the tests on each.
+"""Mutation tests: makes one-line mistakes in kernels, one at a time, and checks that the tests catch each.
 
-    python tests/mutants.py                         the mistakes below, each with the tests that must notice it
-    python tests/mutants.py --random 40 --seed 1    changes of operators, bounds, constants and barriers anywhere in
-                                                    kernels/ (random_mutants.py), with tests that launch what they reach
+    python tests/mutants.py                         the mistakes below, each with the tests that must catch it
+    python tests/mutants.py --random 40 --seed 1    random changes of operators, bounds, constants and barriers in
+                                                    kernels/ (random_mutants.py), with tests that launch the kernel
 
-`make mutants` and `make mutants RANDOM=40 SEED=1`; no GPU needed. Works on copies, laid out as an installed package,
-and prints what caught each mistake. Ends with 1 if one of those below survived, or if the tests fail on the kernels as
-they are; with --random also if less than 95 % were caught.
+`make mutants` and `make mutants RANDOM=40 SEED=1` run them; no GPU needed. Works on copies that are laid out as an
+installed package, and prints what caught each mistake. Exits with 1 if a mistake below survived or the tests fail on
+the unchanged kernels; with --random also if fewer than 95 % were caught.
 """
 
 from __future__ import annotations
@@ -32,10 +32,20 @@ class Mutant:
     file: str
     original: str
     replacement: str
-    tests: tuple[str, ...]  # what is run, as pytest takes it
+    tests: tuple[str, ...]  # arguments of pytest
 
 
 MUTANTS = (
+    Mutant(
+        "pages that come back to where they were", "pages.cu",
+        "uint4* in_host = host + (size_t(places[i])", "uint4* in_host = host + (size_t(pages[i] % 5)",
+        ("tests/ops/test_pages.py",),
+    ),
+    Mutant(
+        "the end of a page is not copied", "pages.cu",
+        "e < quads; e +=", "e < quads / 256 * 256; e +=",
+        ("tests/ops/test_pages.py",),
+    ),
     Mutant(
         "a missing barrier", "reduce.cuh",
         "part[threadIdx.x / 32] = v;\n    __syncthreads();\n", "part[threadIdx.x / 32] = v;\n",
@@ -175,7 +185,7 @@ MUTANTS = (
 
 
 def check(mutant: Mutant) -> str:
-    """Make the mistake in a copy of the tree and run its tests; what caught it."""
+    """Make the mistake in a copy of the tree and run its tests; return what caught it."""
     with tempfile.TemporaryDirectory() as directory:
         path = lay_out(Path(directory)) / mutant.file
         lend_cache(Path(directory))
@@ -189,14 +199,14 @@ def check(mutant: Mutant) -> str:
 
 
 def unchanged() -> str:
-    """Run the tests of all mutants on the kernels as they are; what failed, empty if nothing did."""
+    """Run the tests of all mutants on the unchanged kernels; return what failed, or ""."""
     with tempfile.TemporaryDirectory() as directory:
         lay_out(Path(directory))
         return run_tests(Path(directory), sorted({test for mutant in MUTANTS for test in mutant.tests}))
 
 
 def report(number: int, mutant: Mutant) -> tuple[bool, str]:
-    """Check one mutant: was it caught, and the lines to print."""
+    """Check one mutant; return (caught, lines to print)."""
     try:
         verdict, caught = f"caught by {check(mutant)}", True
     except (Survived, subprocess.TimeoutExpired) as e:

@@ -1,10 +1,10 @@
-"""Rates of the NumPy backend beside what BLAS reaches, on 1 thread and on all, idle and with busy processes beside.
+"""Speed of the NumPy backend compared with BLAS, on 1 thread and on all, on an idle and on a busy machine.
 
     python tests/numpy_rates.py [--tokens 512] [--busy 10] [--rounds 3]
 
-A line for each round: tokens of a prompt and of decoding each second, with the prompt's rate as a share of sgemm's,
-measured in the same round on as many threads. Rounds of 1 and N threads take turns, so that what else the machine does
-falls on both. The model is random, of the shape of smollm2-135m.
+Prints one line per round: tokens/s of prefill and of decode, and the prefill rate as a share of sgemm's, measured in
+the same round with the same number of threads. Rounds with 1 and N threads alternate, so that other load affects both.
+The model has random weights and the shape of smollm2-135m.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ from ostinato.tools.bench.synthetic import checkpoint, shape
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """How long it takes."""
+    """Seconds of one call."""
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
 
 
 def sgemm(team: Team) -> float:
-    """FLOP/s of BLAS, each thread with a product of its own; the best of five."""
+    """FLOP/s of BLAS with one product per thread; the best of five."""
     a = np.random.default_rng(0).random((1024, 1024), np.float32)
     taken = [seconds(lambda: team.run(team.count, lambda _: a @ a, lambda i, product: None)) for _ in range(5)]
     return 2 * 1024**3 * team.count / min(taken)
 
 
 def spin() -> None:
-    """A process that wants a core."""
+    """Keep one core busy."""
     while True:
         pass
 
 
 @contextlib.contextmanager
 def busy(count: int) -> Iterator[None]:
-    """So many processes that each want a core."""
+    """Processes that each keep one core busy."""
     others = [multiprocessing.Process(target=spin, daemon=True) for _ in range(count)]
     for other in others:
         other.start()
@@ -64,7 +64,7 @@ def busy(count: int) -> Iterator[None]:
 
 
 def measure(on: Runner, ops: NumpyOps, team: Team, tokens: int, decoded: int) -> tuple[float, float, float]:
-    """Tokens a second of a prompt and of decoding, and the prompt's FLOP/s over those of sgemm."""
+    """(tokens/s of prefill, tokens/s of decode, FLOP/s of prefill over those of sgemm)."""
     ops.use(team)
     prompt = np.random.default_rng(1).integers(0, on.c.vocab, tokens).tolist()
     batch, times = Batch(on), [time.perf_counter()]

@@ -1,4 +1,4 @@
-"""The cublas backend for tests: on a GPU the library itself, elsewhere NumPy products in its place."""
+"""The cublas backend for tests: cuBLAS on a GPU, NumPy products on the emulator."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ostinato.ops.gpu import CupyDevice
 
 
 def cublas(device: Device, dtype: Any) -> CublasOps:
-    """Operations of the backend on this device."""
+    """The operations of the cublas backend on this device."""
     return CublasOps(device, dtype, None if isinstance(device, CupyDevice) else _numpy_gemm)
 
 

@@ -1,7 +1,7 @@
-"""What NVRTC says of kernel instances on a GPU that need not be there: registers, spills, threads of a block.
+"""Compiles kernel instances with NVRTC, without a GPU, and reads registers, spills and threads per block.
 
-Called by test_nvrtc.py, in processes of their own because NVRTC compiles one program at a time. Results are kept in
-the emulator's cache directory, keyed by the sources, the instances, the architecture and the compiler's version.
+Runs in processes of its own, because NVRTC compiles one program at a time. Results are kept in the emulator's cache
+directory, keyed by sources, instances, architecture and compiler version.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from machine_code import early_loads
 
 from ostinato.ops.device import KERNELS, headers_hash, kernel_source
 
-REGISTERS = 65536  # of a multiprocessor, on every architecture
+REGISTERS = 65536  # per SM, on every architecture
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What one instance needs."""
+    """Resources of one instance."""
 
-    registers: int  # a thread
-    stack: int  # bytes of local memory a thread: arrays that did not fit into registers
-    spills: int  # bytes stored and loaded because registers ran out
-    threads: int  # of a block at most: __launch_bounds__
-    shared: int  # bytes, static
-    early: int  # loads of weights before the first grid_wait, in the order of the machine code
+    registers: int  # per thread
+    stack: int  # bytes of local memory per thread: arrays that are not in registers
+    spills: int  # bytes of register spills, stores and loads
+    threads: int  # maximum per block: __launch_bounds__
+    shared: int  # bytes of static shared memory
+    early: int  # loads of weights before the first grid_wait in the machine code
 
 
 class CompileError(Exception):
-    """NVRTC refused the source; the message is its log."""
+    """NVRTC rejected the source; the message is its log."""
 
 
 def include_directory() -> Path | None:
@@ -49,7 +49,7 @@ def include_directory() -> Path | None:
 
 
 def missing() -> str:
-    """Why nothing can be compiled here, or an empty string."""
+    """Why nothing can be compiled here; "" if it can."""
     if not _found("cuda.bindings.nvrtc"):
         return "cuda-bindings is not installed: install ostinato[test]"
     if not include_directory():
@@ -64,7 +64,7 @@ def missing() -> str:
 
 
 def usage(file: str, names: list[str], arch: int) -> dict[str, Usage]:
-    """Compile instances of kernels/<file> for sm_<arch>; what each needs. CompileError with the log if that fails."""
+    """Compile instances of kernels/<file> for sm_<arch>; name -> Usage. CompileError with the log if that fails."""
     from cuda.bindings import nvrtc
 
     version = nvrtc.nvrtcVersion()[1:]
@@ -86,7 +86,7 @@ def _found(module: str) -> bool:
 
 
 def _compile(file: str, names: list[str], arch: int) -> tuple[str, str, bytes, dict[str, str]]:
-    """Log, PTX, machine code, and the mangled name of each instance."""
+    """(log, PTX, cubin, instance -> mangled name)."""
     from cuda.bindings import nvrtc
 
     options = [f"--gpu-architecture=sm_{arch}", "-std=c++17", f"-I{KERNELS}", f"-I{include_directory()}"]
@@ -117,7 +117,7 @@ def _text(program, size, get) -> str:
 
 
 def _parse(log: str, ptx: str, cubin: bytes, symbol: str) -> Usage:
-    """ptxas's lines about one kernel, and its code; a line that is missing is an error, not a zero."""
+    """Parse ptxas's lines about one kernel. A missing line is an error, not a zero."""
     part = log.split(f"Compiling entry function '{symbol}'", 1)[1].split("Compiling entry function", 1)[0]
     function = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part)
     used = re.search(r"Used (\d+) registers", part)

@@ -1,7 +1,7 @@
-"""`make mutants RANDOM=n`: makes n random changes in kernels/, and says what caught each, or that it survived.
+"""`make mutants RANDOM=n`: makes n random changes in kernels/, and reports which test caught each.
 
-A survivor whose machine code is the same as before in the instances that its tests launch is equivalent, as is what
-harmless_changes.py lists: no test can tell, and it is not counted.
+A survivor is equivalent, and not counted, if the machine code of the instances that its tests launch is unchanged, or
+if harmless_changes.py lists it.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from mutant_runs import ROOT, DoesNotCompile, Survived, keep_compiled, lay_out, 
 from random_mutants import Change, draw, reached
 
 KERNELS = ROOT / "kernels"
-ENOUGH = 0.95  # of the changes that are not equivalent
-COMPARED = 8  # instances whose machine code is compared, at most
+ENOUGH = 0.95  # required share of caught changes among those that are not equivalent
+COMPARED = 8  # maximum number of instances whose machine code is compared
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a change: "caught", "survived", "equivalent", or "refused" by the compiler; and why."""
+    """The verdict on a change: "caught", "survived", "equivalent", or "refused" by the compiler; and the reason."""
 
     change: Change
     verdict: str
@@ -44,7 +44,7 @@ class Outcome:
 
 
 def judge(change: Change, tests: list[KernelTest], seconds: float) -> Outcome:
-    """Make a change in a copy of the tree, and run some seconds' worth of tests that launch what it reaches."""
+    """Make a change in a copy of the tree, and run tests that launch the affected kernels, for about `seconds`."""
     if why := harmless(change):
         return Outcome(change, "equivalent", f"{why} (harmless_changes.py)")
     kernels = reached(KERNELS, change)
@@ -70,7 +70,7 @@ def judge(change: Change, tests: list[KernelTest], seconds: float) -> Outcome:
 
 
 def _run(target: Path, chosen: list[KernelTest]) -> str:
-    """Run the chosen tests of a copy in their order, with an end to what runs for ever."""
+    """Run the chosen tests of a copy in order, with a limit of CPU time against endless loops."""
     order = target / "order"
     order.write_text("".join(f"{t.id}\n" for t in chosen), encoding="utf-8")
     limit = 30 + 4 * int(sum(t.seconds for t in chosen))
@@ -79,13 +79,13 @@ def _run(target: Path, chosen: list[KernelTest]) -> str:
 
 
 def same_code(changed: Path, instances: list[Instance]) -> bool:
-    """Does the compiler make the same of these instances of two versions of kernels/?"""
+    """Whether these instances compile to the same machine code from two versions of kernels/."""
     both = (KERNELS, changed)
     return all(len({build.machine_code(file, (name,), d) for d in both}) == 1 for file, name in instances)
 
 
 def outcomes(changes: Iterator[Change], count: int, jobs: int, judged: partial[Outcome]) -> Iterator[Outcome]:
-    """What becomes of `count` changes that compile, as it becomes known; no more than these are made."""
+    """Yield the outcomes of `count` changes that compile, as they finish."""
     with ThreadPoolExecutor(jobs) as pool:
         while count:
             for done in as_completed([pool.submit(judged, change) for change in islice(changes, count)]):
@@ -95,8 +95,8 @@ def outcomes(changes: Iterator[Change], count: int, jobs: int, judged: partial[O
 
 
 def run_random(count: int, seed: int, jobs: int, seconds: float, report: Path | None) -> int:
-    """Print what becomes of `count` random changes, and of how many; 0 if enough of them are caught."""
-    build.runtime()  # once, not once a job
+    """Print the outcomes of `count` random changes and their totals; return 0 if enough are caught."""
+    build.runtime()  # once, not once per job
     tests = survey(_survey_file, jobs)
     found: list[Outcome] = []
     for outcome in outcomes(draw(KERNELS, seed), count, jobs, partial(judge, tests=tests, seconds=seconds)):
@@ -111,7 +111,7 @@ def run_random(count: int, seed: int, jobs: int, seconds: float, report: Path | 
 
 
 def _survey_file(file: str, path: Path) -> None:
-    """Run a test file on the kernels as they are and write down what its tests launch."""
+    """Run a test file on the unchanged kernels and record what its tests launch."""
     with tempfile.TemporaryDirectory() as directory:
         lay_out(Path(directory))
         part = Path(directory) / "survey.json"

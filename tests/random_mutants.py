@@ -1,8 +1,7 @@
-"""Every one-token change that `make mutants RANDOM=n` can make in kernels/, and which kernels a change reaches.
+"""All one-token changes that `make mutants RANDOM=n` can make in kernels/, and the kernels that a change affects.
 
-An operator, a bound, a constant or a barrier becomes another one; comments, preprocessor lines, static_asserts and what
-is only for speed are left alone. A change reaches the kernels whose code names, directly or through what it names, the
-declaration that was changed.
+A change replaces an operator, bound, constant or barrier. Comments, preprocessor lines, static_asserts and code that is
+only for speed stay unchanged. A change affects the kernels that use the changed declaration, directly or indirectly.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-# Not compiled for the CPU: the emulator has functions of its own in place of these instructions.
+# Not compiled for the CPU: the emulator replaces these instructions.
 LEFT_OUT = ("ptx.cuh",)
 
-# What no test on a CPU can miss: text, what the compiler checks itself, and what is only for speed.
+# Changes here cannot be detected by a test on a CPU: text, compile-time checks, code that is only for speed.
 _BLANK = re.compile(
     r"//[^\n]*|/\*.*?\*/|^[ \t]*#(?:[^\n]*\\\n)*[^\n]*|\"[^\"\n]*\"|\bstatic_assert\([^;]*;"
     r"|^[ \t]*template\s*<[^\n]*|\b__launch_bounds__\((?:[^()]|\([^()]*\))*\)|\bgrid_launch\(\);"
@@ -36,7 +35,7 @@ _SIGN = r"(?<= )(?:{})(?= )"
 
 
 def _signs(signs: dict[str, str]) -> str:
-    """A pattern of operators that stand between two blanks, as clang-format puts binary ones; longest first."""
+    """A pattern of binary operators, which clang-format puts between blanks; longest first."""
     return _SIGN.format("|".join(map(re.escape, sorted((s for s in signs if not s.isalpha()), key=len, reverse=True))))
 
 
@@ -59,19 +58,19 @@ class Change:
     line: int
     before: str
     after: str
-    text: str  # of the line
+    text: str  # the line
 
     def apply(self, source: str) -> str:
         return source[: self.start] + self.after + source[self.end :]
 
 
 def blanked(source: str) -> str:
-    """The source with blanks where nothing is changed; every character keeps its place."""
+    """The source with blanks in place of code that must not change; every other character keeps its position."""
     return _BLANK.sub(lambda m: re.sub(r"[^\n]", " ", m.group()), source)
 
 
 def changes(file: str, source: str) -> Iterator[Change]:
-    """All changes of a file: of a constant two or three, of everything else one."""
+    """All changes of a file: two or three per constant, one per other token."""
     text, lines = blanked(source), source.splitlines()
     for kind, pattern in _KINDS.items():
         for found in pattern.finditer(text):
@@ -95,7 +94,7 @@ def _replacements(kind: str, token: str) -> tuple[str, ...]:
 
 
 def draw(kernels: Path, seed: int) -> Iterator[Change]:
-    """Every change once, in an order that follows from the seed; the kinds take turns while they last."""
+    """Every change once, in an order that depends on the seed; the kinds alternate."""
     files = sorted(p for p in kernels.iterdir() if p.suffix in (".cu", ".cuh") and p.name not in LEFT_OUT)
     every = [c for path in files for c in changes(path.name, path.read_text(encoding="utf-8"))]
     rng = random.Random(seed)
@@ -114,18 +113,18 @@ _DECORATION = re.compile(r"template\s*<(?:[^<>]|<[^<>]*>)*>|__launch_bounds__\((
 
 @dataclass(frozen=True)
 class Declaration:
-    """One at the top of a file: what it is called, and every word in it."""
+    """A top-level declaration: its name, and every word in it."""
 
     start: int
     end: int
     names: frozenset[str]
     words: frozenset[str]
-    kernel: str  # its name, if it is a __global__ function
+    kernel: str  # name of a __global__ function; "" for others
 
 
 @cache
 def declarations(source: str) -> list[Declaration]:
-    """The declarations at the top of a file, in order."""
+    """The top-level declarations of a file, in order."""
     text = re.sub(r"//[^\n]*", lambda m: " " * len(m.group()), source)
     found, start, depth, at = [], 0, 0, 0
     while at < len(text):
@@ -159,7 +158,7 @@ def _declaration(text: str, start: int, end: int) -> Declaration:
 
 
 def reached(kernels: Path, change: Change) -> set[tuple[str, str]]:
-    """(file, kernel) of every kernel that the change may matter to."""
+    """(file, kernel) of every kernel that the change may affect."""
     return {(path.name, name) for path in sorted(kernels.glob("*.cu")) for name in _reached_in(kernels, path, change)}
 
 

@@ -1,9 +1,9 @@
-"""What reading safetensors costs by the safetensors package and by weights/safetensors.py: seconds and memory.
+"""Time and memory of reading a safetensors file with the safetensors package and with weights/safetensors.py.
 
-    python tests/safetensors_rates.py [GB]     a file of 0.8 GB of bfloat16 by default, read three times each way
+    python tests/safetensors_rates.py [GB]     a file of 0.8 GB of bfloat16 by default, read three times per method
 
-Every tensor ends as the float32 matrix that the NumPy backend keeps, in a process of its own. Memory is what the
-process held at most (VmHWM) less its float32 matrix: pages of the file, and copies.
+Every tensor becomes the float32 matrix that the NumPy backend keeps. Each run is a process of its own; memory is its
+peak (VmHWM) minus the float32 matrix, that is, pages of the file and copies.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-ROWS, COLUMNS = 4096, 8192  # of a tensor, 64 MiB
-SLICE = 256  # rows read at a time
+ROWS, COLUMNS = 4096, 8192  # shape of a tensor of 64 MiB
+SLICE = 256  # rows per read
 WAYS = ("package: whole tensors", "package: slices of rows", "ours: views of the mapped file")
 
 
 def write(file: Path, tensors: int) -> None:
-    """A checkpoint of random numbers."""
+    """Write a checkpoint of random numbers."""
     from safetensors.numpy import save_file
 
     rng = np.random.default_rng(0)
@@ -55,7 +55,7 @@ def read(way: str, file: Path) -> None:
 
 
 def once(way: str, file: Path) -> None:
-    """Print what reading took, as JSON."""
+    """Read once and print time and memory as JSON."""
     began = time.perf_counter()
     read(way, file)
     seconds = time.perf_counter() - began
@@ -64,7 +64,7 @@ def once(way: str, file: Path) -> None:
 
 
 def main(gigabytes: float) -> None:
-    """Measure each way three times, in turn."""
+    """Measure each method three times, alternating."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.safetensors"
         write(file, max(1, round(gigabytes * 1e9 / (ROWS * COLUMNS * 2))))

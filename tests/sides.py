@@ -1,4 +1,4 @@
-"""One step of a small model on both sides, NumPy and kernels, for the tests of the fused operations."""
+"""One step of a small model in NumPy and with the kernels, for tests of fused operations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ostinato.sizes import PAGE
 
 F32, I32 = np.dtype(np.float32), np.dtype(np.int32)
 EPS = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-18}
-PAGES, SEQUENCES = 13, 4  # pages of the cache; sequences of three pages
+PAGES, SEQUENCES = 13, 4  # pages of the KV cache; sequences of three pages
 
 SMALL = flat(hidden=64, heads=4, kv_heads=2, head_dim=32, ffn=96, vocab=209, max_len=192, eps=1e-5)
 rng = np.random.default_rng(11)
@@ -29,7 +29,7 @@ START = rng.bit_generator.state
 
 
 def same_numbers() -> None:
-    """From here on the same numbers are drawn."""
+    """Reset the random generator."""
     rng.bit_generator.state = START
 
 
@@ -39,7 +39,7 @@ def random(*shape):
 
 @dataclass
 class Case:
-    """One step on both sides: `host` in NumPy and `gpu` on the device, each with ops, w, b, s and cache."""
+    """One step: `host` in NumPy, `gpu` on the device, each with ops, w, b, s and cache."""
 
     c: ModelConfig
     host: Any
@@ -47,14 +47,14 @@ class Case:
 
 
 def decode_step(rows, last=None):
-    """Rows of sequences at any position; from the fourth row on spare ones."""
+    """Rows of sequences at random positions; padding rows from the fourth row on."""
     seqs = np.minimum(np.arange(rows), SEQUENCES).astype(I32)
     positions = np.where(seqs < SEQUENCES, rng.integers(0, 3 * PAGE, rows), 0).astype(I32)
     return step(seqs, positions, np.arange(rows) if last is None else last, PassKind.DECODE)
 
 
 def prefill_step(rows, last):
-    """A sequence of 64 rows, one of 40 and 24 spare rows, and so on."""
+    """A sequence of 64 rows, one of 40 rows and 24 padding rows, and so on."""
     seqs, positions = np.full(rows, SEQUENCES, I32), np.zeros(rows, I32)
     for tile in range(rows // 64):
         count = 64 if tile % 2 == 0 else 40
@@ -124,14 +124,14 @@ def case(device, dtype, c, s, forms: Mapping[str, Sequence[str]] | None = None) 
 
 
 def ready(side, norm, b=None):
-    """What wrote b.x would have seen to a part of the next norm, of this weight: add a product with zeros to it."""
+    """Prepare the deferred RMSNorm of b.x with this weight, as its writer would: add a GEMM with zeros to b.x."""
     b = b or side.b
     side.ops.device.write(b.attn, np.zeros(b.attn.shape, b.attn.dtype))
     side.ops.linear_add(b.attn, side.w.o, b, side.s, norm)
 
 
 def close(found, expected, dtype, factors=1):
-    """factors: rounded values that are multiplied with one another."""
+    """Assert that arrays agree up to rounding. factors: number of rounded values in each product."""
     found, expected = found.astype(float), expected.astype(float)
     assert np.isfinite(found).all()
     assert np.abs(found - expected).max() <= factors * EPS[dtype] * max(1.0, np.abs(expected).max())

@@ -1,8 +1,8 @@
-"""A pytest plugin of `make mutants`: which kernels a test launches and how long it takes; and tests in a given order.
+"""A pytest plugin of `make mutants`: records the kernels and the time of every test; runs tests in a given order.
 
 pytest -p survey --survey FILE          FILE: JSON, node id -> {"seconds": s, "instances": [[file, name], ...]}
 pytest -p survey --order FILE           only the tests whose node ids are the lines of FILE, in their order
-pytest -p survey --cpu SECONDS          the process ends when it has used the CPU for so long
+pytest -p survey --cpu SECONDS          ends the process after this CPU time
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 class Survey:
-    """Writes down what each test launches on the emulated device, and its seconds without those of compiling."""
+    """Records the kernels that each test launches on the emulated device, and its time without compiling."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.tests, self.compiling, self.instances = path, {}, 0.0, {}

@@ -1,4 +1,4 @@
-"""Captured graphs on a GPU: what a failed capture says, how a graph is read and timed, updates, ranges."""
+"""Captured graphs on a GPU: messages of failed captures, reading and timing a graph, updates, NVTX ranges."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def _forked(gpu: Any) -> None:
 BROKEN: dict[str, tuple[Callable[[Any], Any], str]] = {
     "allocation": (lambda gpu: gpu.empty((1000,), F32), "it allocates 4000 bytes of device memory"),
     "wait": (lambda gpu: gpu.synchronize(), "operation not permitted when stream is capturing"),
-    "wait-in-silence": (_swallowed, "it did what a capture forbids"),
-    "query-in-silence": (lambda gpu: gpu.stream.done, "it did what a capture forbids"),
+    "swallowed-wait": (_swallowed, "it made a call that a capture forbids"),
+    "swallowed-query": (lambda gpu: gpu.stream.done, "it made a call that a capture forbids"),
     "read": (lambda gpu: gpu.read(gpu.spare), "D2H transfers are disallowed"),
     "write": (lambda gpu: gpu.write(gpu.spare, np.ones(64, np.float32)), "H2D transfers are disallowed"),
     "no-blocks": (lambda gpu: _launch(gpu, grid=0), r"launch of fill_random<float> with grid \(0,\)"),
@@ -82,7 +82,7 @@ def test_a_failed_capture_names_layer_operation_and_cause(gpu: Any, fault: str, 
     def attend() -> None:
         calls.append(1)
         _launch(gpu)
-        if len(calls) == 5:  # three layers to warm up, then the second one of the capture
+        if len(calls) == 5:  # three layers of warm-up, then the second layer of the capture
             breaks(gpu)
 
     ops: Any = SimpleNamespace(norm=lambda: _launch(gpu), attend=attend)
@@ -128,7 +128,7 @@ def test_the_nodes_of_a_step_add_up_to_its_replay(gpu: Any, graph: str, shape: s
 
 def test_updated_graphs_give_the_right_tokens(gpu: Any) -> None:
     found = update.measure(Settings("tiny", TINY, (2,), prompt_len=9, max_tokens=12), "cuda", load.choose)
-    assert len(found.rows) == len(update.WAYS) and found.kernels > 10
+    assert len(found.rows) == len(update.METHODS) and found.kernels > 10
     assert found.rows[0].capture_us < found.rows[3].capture_us and all(row.launch_us > 0 for row in found.rows)
 
 

@@ -1,4 +1,4 @@
-"""`ostinato compare`: its sums against the textbook's, its text, and a whole run on NumPy."""
+"""`ostinato compare`: sums against the textbook formulas, the windows of text, and a whole run on NumPy."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def test_replayed_equals_eager(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["compare", LLAMA, *options.split()]) == 0
     out, err = capsys.readouterr()
     report = json.loads(out)
-    for graph in ("off", "layer", "step"):  # told as soon as it is known
-        line = rf"compare: numpy, graph {graph}: [\d.]+ ms a step, mean_kl 0, perplexity_ratio 1\n"
+    for graph in ("off", "layer", "step"):  # printed as soon as a row is measured
+        line = rf"compare: numpy, graph {graph}: [\d.]+ ms per step, mean_kl 0, perplexity_ratio 1\n"
         assert re.search(line, err)
     assert [(r["backend"], r["graph"]) for r in report["rows"]] == [("numpy", g) for g in ("off", "layer", "step")]
     for row in report["rows"]:
@@ -87,10 +87,10 @@ def test_settings_out_of_range(options: dict, says: str) -> None:
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
-        pytest.param({}, "cuda, graph step: 0.250 ms a step", id="speed-only"),
+        pytest.param({}, "cuda, graph step: 0.250 ms per step", id="speed-only"),
         pytest.param(
             {"agreement": {"mean_kl": 2e-4, "perplexity_ratio": 1.0003}, "equals_eager": False},
-            "cuda, graph step: 0.250 ms a step, mean_kl 0.0002, perplexity_ratio 1.0003, not the bits of graph off",
+            "cuda, graph step: 0.250 ms per step, mean_kl 0.0002, perplexity_ratio 1.0003, bits differ from graph off",
             id="other-bits",
         ),
     ],

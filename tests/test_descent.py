@@ -1,4 +1,4 @@
-"""Coordinate descent over launch shapes: on a made-up clock, and what its axes propose."""
+"""Coordinate descent over launch shapes: with a simulated clock, and the candidates of its axes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RING = Launch(2, 8, 1, 1, ring=True)
 
 
 def distance(shape: DecodeShape, goal: DecodeShape, part: str) -> float:
-    """How many fields of one part differ, by how much."""
+    """Sum of the differences of the fields of one launch."""
     launch, other = getattr(shape, part), getattr(goal, part)
     steps = sum(abs(getattr(launch, f.name) - getattr(other, f.name)) for f in fields(Launch))
     return steps + abs(shape.warps - goal.warps)
@@ -43,7 +43,7 @@ def test_descent_takes_what_gains(ms: float, taken: bool) -> None:
 
 
 def test_descent_times_a_winner_again() -> None:
-    times = iter([1.0, 0.5, 1.0, 1.0])  # the start, a lucky candidate, the same again, the start again
+    times = iter([1.0, 0.5, 1.0, 1.0])  # start, a lucky candidate, the candidate again, start again
     found = descent.descend({A: SHAPE}, [lambda key, shape: [FAST]], lambda table: next(times))
     assert found == {A: SHAPE} and next(times, None) is None
 

@@ -1,4 +1,4 @@
-"""`ostinato doctor`: what it says of every kind of driver, and a whole run here."""
+"""`ostinato doctor`: its report for every kind of driver, and a whole run on this machine."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def gpu(arch: int = 90) -> doctor.Gpu:
 def test_doctor_on_the_driver(driver: doctor.Driver, cards: int, ok: list[bool | None], says: str) -> None:
     found = list(doctor.examine_driver(driver, cards))
     assert [f.ok for f in found] == ok
-    assert all(bool(f.mend) == (f.ok is False) for f in found)
-    assert says in " ".join(f.found + f.mend for f in found)
+    assert all(bool(f.fix) == (f.ok is False) for f in found)
+    assert says in " ".join(f.found + f.fix for f in found)
 
 
 @pytest.mark.parametrize(

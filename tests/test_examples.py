@@ -1,4 +1,4 @@
-"""The examples run on NumPy; those of CuPy on the emulator with a stand-in for it, and on a GPU if there is one."""
+"""The examples run on NumPy. Those that use CuPy run on the emulator with a stand-in for CuPy, and on a GPU."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from configs import flat
 from emulator import EmulatedDevice, build
+from products import cublas
 
 import ostinato
+from ostinato.ops.cublas import CublasOps
+from ostinato.ops.cuda import CudaOps
 from ostinato.tools import doctor
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -191,6 +195,61 @@ def test_streams_on_the_emulator(tmp_path: Path, forked: bool) -> None:
     assert used == forked  # the other stream is left in the capture, the first one has ended it
 
 
+class CapturableDevice(EmulatedDevice):
+    """The emulated GPU with a stream that can be captured."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stream = Stream()
+        Stream.current = [self.stream]
+
+    def launch(self, *args: Any, **options: Any) -> None:
+        self.stream.issue(lambda: EmulatedDevice.launch(self, *args, **options))
+
+
+def on_stream(device: CapturableDevice) -> CublasOps:
+    """The backend cublas with NumPy's products, which are captured as well."""
+    gemm = cublas(device, "float32")._gemm
+    return CublasOps(device, "float32", lambda *args: device.stream.issue(lambda: gemm(*args)))
+
+
+ONE_LAYER = flat(
+    layers=2, hidden=64, heads=4, kv_heads=2, head_dim=16, ffn=96, vocab=80, max_len=256, eps=1e-5, tied=True
+)
+
+
+def test_one_layer_on_the_emulator(compiler: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same bits by all three ways, and two backends that agree."""
+    device = CapturableDevice()
+    backends = [CudaOps(device, "float32"), on_stream(device)]
+    assert load("one_layer").compare(backends, ONE_LAYER, context=70, steps=2) < 1e-5
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["backend", "cuda", "cublas"]
+
+
+def test_one_layer_notices_other_bits(compiler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part that changes something from run to run, which a graph must not."""
+    device, example = CapturableDevice(), load("one_layer")
+    ops = CudaOps(device, "float32")
+    parts, result = example.prepared(ops, ONE_LAYER, 5)
+    ids = iter(range(100))
+
+    def drifting(*_: Any) -> Any:
+        return [*parts, lambda: None], lambda: result() + next(ids)
+
+    monkeypatch.setattr(example, "prepared", drifting)
+    with pytest.raises(SystemExit, match="other bits"):
+        example.measure(ops, ONE_LAYER, 5, 1)
+
+
+def test_one_layer_captures_what_the_parts_launch(compiler: str) -> None:
+    """An embedding, and five kernels a layer; nothing runs while they are captured."""
+    device, example = CapturableDevice(), load("one_layer")
+    parts, _ = example.prepared(CudaOps(device, "float32"), ONE_LAYER, 5)
+    before = sum(device.launches.values())
+    graphs = [example.captured(device.stream, [part]) for part in parts]
+    assert ([graph.kernels for graph in graphs], sum(device.launches.values())) == ([1, 5, 5], before)
+
+
 def test_the_stand_in_refuses_a_fork_without_a_join() -> None:
     stream, other, event = Stream(), Stream(), SimpleNamespace()
     stream.begin_capture()
@@ -200,7 +259,7 @@ def test_the_stand_in_refuses_a_fork_without_a_join() -> None:
         stream.end_capture()
 
 
-ON_GPU = ("two_kernels", "rnn", "streams")
+ON_GPU = ("two_kernels", "one_layer", "rnn", "streams")
 
 
 @pytest.mark.skipif(bool(GPUS), reason="there is a GPU here")
@@ -217,7 +276,8 @@ def test_example_without_a_gpu(name: str, capsys: pytest.CaptureFixture[str], mo
 @pytest.mark.gpu
 @pytest.mark.skipif(not GPUS, reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize(
-    ("name", "says"), [("two_kernels", "as expected"), ("rnn", "as NumPy"), ("streams", "as NumPy")]
+    ("name", "says"),
+    [("two_kernels", "as expected"), ("one_layer", "as expected"), ("rnn", "as NumPy"), ("streams", "as NumPy")],
 )
 def test_example_on_the_gpu(name: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
     example = load(name)

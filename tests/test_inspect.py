@@ -1,4 +1,4 @@
-"""`ostinato inspect`: which operation a node is of, equal layers, what is written of them, and whole runs on NumPy."""
+"""`ostinato inspect`: the operation of each node, equal layers, the output files, and whole runs on NumPy."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ DOWN = np.zeros((8, 16), np.float32)
 
 
 def graph(*calls: tuple[str, str, int], args: tuple = ()) -> Graph:
-    """A recorded graph of (part, operation, nodes)."""
+    """A captured graph from (part, operation, number of nodes)."""
     ops: Any = None
     return Graph(ops, [Call(part, name, args, {}, nodes) for part, name, nodes in calls])
 
 
 def kernels(*names: str, early: bool = True) -> Opened:
-    """A chain of kernels as the driver would tell it."""
+    """A chain of kernels, as the driver would describe it."""
     facts = [Fact("kernel", name, (3, 1, 1), (64, 1, 1), 512, 40) for name in names]
     return Opened(facts, [Edge(i, i + 1, early) for i in range(len(names) - 1)])
 
@@ -201,7 +201,11 @@ def test_command_shows_the_calls_where_nothing_is_captured(
         pytest.param([LLAMA, "--graph", "off"], "--graph", id="no-graph"),
         pytest.param([LLAMA, "--png", "no/such/file.png"], "png: expected a file in a directory", id="png"),
         pytest.param([LLAMA, "--dot", "no/such/file.dot"], "dot: expected a file in a directory", id="dot"),
-        pytest.param([LLAMA, "--prompt-len", "100", "--backend", "numpy"], "expected fewer than 128", id="too-long"),
+        pytest.param(
+            [LLAMA, "--prompt-len", "100", "--backend", "numpy"],
+            "expected fewer than the model's maximum of 128",
+            id="too-long",
+        ),
     ],
 )
 def test_command_refuses(capsys: pytest.CaptureFixture[str], args: list[str], says: str) -> None:

@@ -1,4 +1,4 @@
-"""The real encoder, fetched once into the cache: vectors and similarities against transformers, alone, in batches."""
+"""The real encoder, downloaded once: vectors and similarities against transformers, alone and in batches."""
 
 from __future__ import annotations
 

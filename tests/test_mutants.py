@@ -1,4 +1,4 @@
-"""The mistakes that `make mutants` makes can still be made, and it notices when tests do not fail."""
+"""The mistakes of `make mutants` still apply to the kernels, and a surviving mistake is reported."""
 
 from __future__ import annotations
 

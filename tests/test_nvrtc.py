@@ -1,4 +1,7 @@
-"""Every kernel instance compiles for every supported GPU, keeps its values in registers and fits its launch bound."""
+"""Every kernel compiles for every supported GPU, keeps its values in registers and fits its launch bound.
+
+For sm_90 every instance is compiled, for the other architectures the largest of each kind: instances.py.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
-from instances import INSTANCES, QUANTISED, on
+from instances import INSTANCES, QUANTISED, kind, on
 from ptxas import REGISTERS, CompileError, Usage, missing, usage
 
 from ostinato.ops.device import KERNELS
@@ -51,7 +54,7 @@ def loads(key: str) -> int:
 
 
 def test_weights_are_on_their_way_before_the_wait(jobs: Jobs):
-    """Of a decode product, all that a warp has in flight at a time: what ptxas moves behind the wait comes late."""
+    """A decode GEMM issues all loads of its pipeline before the wait: ptxas has moved none of them below it."""
     late = {}
     for name, u in jobs["linear_decode.cu", 90].result().items():
         _, _, tiles, _, depth, *_ = name.split("Shape<")[1].split(", ")
@@ -70,11 +73,21 @@ def test_every_kernel_has_an_instance(file: str):
 
 @pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: f"sm_{arch}")
 def test_clusters(jobs: Jobs, arch: int, monkeypatch):
-    """The emulator's exercise of clusters: below sm_90 the functions are those of a block alone."""
+    """The emulator's test kernel for clusters also compiles below sm_90, where a cluster is one block."""
     source = (Path(__file__).parent / "emulator" / "kernels" / "clusters.cu").read_text()
     monkeypatch.setattr("ptxas.kernel_source", lambda file: source)
     found = usage("clusters.cu", ["sum_of_cluster<1>", "sum_of_cluster<8>"], arch)
     assert not {name: u for name, u in found.items() if u.spills or u.stack}
+
+
+def test_other_architectures_get_one_of_each_kind():
+    for arch in ARCHS:
+        for file, names in INSTANCES.items():
+            kinds = [kind(name) for name in on(arch)[file]]
+            assert set(kinds) == {kind(name) for name in names}
+            assert arch == 90 or len(kinds) == len(set(kinds))
+    assert "attend_decode<float, 256, 1, 1>" in on(80)["attend_decode.cu"]
+    assert len(on(90)["attend_decode.cu"]) > len(INSTANCES["attend_decode.cu"])
 
 
 PLANTED = {

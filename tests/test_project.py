@@ -1,4 +1,4 @@
-"""The rules of the repository that no tool knows: who imports what, how long a file is, what a wheel holds."""
+"""Rules of the repository that no tool checks: imports between folders, lengths of functions, contents of a wheel."""
 
 from __future__ import annotations
 
@@ -205,10 +205,12 @@ def test_packages_are_the_folders() -> None:
     config.read(ROOT / "setup.cfg", encoding="utf-8")
     listed = set(config["options"]["packages"].split())
     folders = {p.parent.relative_to(ROOT / "engine") for p in sources("engine")}
-    expected = {".".join(["ostinato", *folder.parts]) for folder in folders} | {"ostinato.kernels", "ostinato.weights"}
+    expected = {".".join(["ostinato", *folder.parts]) for folder in folders} | {"ostinato.kernels"}
+    expected |= {".".join(["ostinato", *p.parent.relative_to(ROOT).parts]) for p in sources("weights")}
     assert listed == expected
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_wheel_holds_kernels_and_nothing_else(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
@@ -221,6 +223,7 @@ def test_wheel_holds_kernels_and_nothing_else(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.startswith(f"ostinato-{ostinato.__version__}-")
     names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
     expected = {f"ostinato/kernels/{p.name}" for p in sources("kernels", suffixes=(".cu", ".cuh"))}
     expected |= {f"ostinato/weights/{p.relative_to(ROOT / 'weights').as_posix()}" for p in sources("weights")}

@@ -1,4 +1,4 @@
-"""Random changes of kernels: what is changed and what is not, which kernels a change reaches, which tests are run."""
+"""Random changes of kernels: which tokens change, which kernels a change affects, which tests run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ostinato.ops.device import KERNELS
 
 
 def made(source: str) -> list[str]:
-    """What becomes of the source, a change at a time."""
+    """The source after each change."""
     return [c.apply(source) for c in changes("a.cu", source)]
 
 
@@ -62,7 +62,7 @@ def test_draw_is_every_change_once_in_an_order_of_its_own():
 
 
 def change_of(file: str, text: str) -> Change:
-    """The first change on the line that has this text."""
+    """The first change on the line with this text."""
     source = (KERNELS / file).read_text(encoding="utf-8")
     return next(c for c in changes(file, source) if text in source.splitlines()[c.line - 1])
 
@@ -126,7 +126,7 @@ def fail(error: Exception) -> str:
     ],
 )
 def test_judge(monkeypatch, tmp_path, run, same, verdict):
-    """In a copy in which nothing but the one token differs."""
+    """The copy of the tree differs from the original in one token."""
     seen = []
 
     def lay_out(target: Path) -> Path:

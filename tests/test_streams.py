@@ -1,4 +1,4 @@
-"""The command as a process whose standard streams are closed, full or not UTF-8, and Ctrl-C while it starts."""
+"""The command as a process: standard streams that are closed, full or not UTF-8, and Ctrl-C during start-up."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HALF = "expected Unicode text, found half a surrogate pair at character"
 
 
 def shell(command: str, **environment: str) -> tuple[int, bytes, list[str]]:
-    """Exit status, stdout, and the lines of stderr without those of a model that is being loaded."""
+    """(exit status, stdout, lines of stderr without those about loading a model)."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(["bash", "-c", command], capture_output=True, env={**plain, **environment}, timeout=60)
     lines = [line.removeprefix("ostinato: ") for line in done.stderr.decode().splitlines()]
@@ -88,7 +88,7 @@ def test_chat_survives_a_line_that_is_not_text() -> None:
 
 @pytest.mark.parametrize("imported", ["argparse", "numpy", "ostinato.config", "tokenizers"])
 def test_ctrl_c_while_importing(imported: str) -> None:
-    """-X importtime tells when a module was imported: Ctrl-C comes right after."""
+    """Ctrl-C is sent right after the import of a module, which -X importtime reports."""
     command = [sys.executable, "-X", "importtime", "-m", "ostinato", "generate", str(FIXTURES / "llama"), "x"]
     command += ["--backend", "numpy"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

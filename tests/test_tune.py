@@ -1,4 +1,4 @@
-"""`ostinato tune`: what is searched and printed, whole runs, and that its shapes are what is launched."""
+"""`ostinato tune`: the search, its output, whole runs, and that the tuned shapes are launched."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TINY = flat(
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache directory of the test's own."""
+    """A cache directory for this test."""
     monkeypatch.setenv("OSTINATO_CACHE", str(tmp_path))
 
 
@@ -85,23 +85,23 @@ def test_code_is_the_shape(shape: DecodeShape, code: str | None) -> None:
 
 @pytest.fixture
 def ops(compiler: str) -> Iterator[CudaOps]:
-    """The backend on an emulated device that has launched nothing yet."""
+    """The cuda backend on a new emulated device."""
     yield CudaOps(EmulatedDevice(), "bfloat16")
 
 
 def asked(batches: tuple[int, ...], max_tokens: int = 2) -> Settings:
-    """To tune TINY at the step in the middle of so many."""
+    """Settings to tune TINY."""
     return Settings("tiny", TINY, batches, ("cuda",), ("step",), prompt_len=3, max_tokens=max_tokens)
 
 
 def steps_of(ops: CudaOps, settings: Settings) -> tune.Steps:
-    """Steps of TINY that can be timed."""
+    """Steps of TINY to time."""
     _, c, w = open_model(settings, "cuda", lambda backend, dtype, stored: (ops, ""))
     return tune.Steps(ops, c, w, settings)
 
 
 def product(ops: CudaOps) -> list[str]:
-    """The kernels that a product with one row launches; it is right."""
+    """Check a GEMM with one row, and return the kernels that it launches."""
     rng = np.random.default_rng(0)
     weight, x = rng.standard_normal((32, 64), np.float32), rng.standard_normal((1, 64), np.float32).astype(ops.dtype)
     packed, out = ops.weight([weight]), ops.device.empty((1, 32), np.dtype(np.float32))
@@ -134,7 +134,7 @@ def test_doctor_says_which_shapes(ops: CudaOps, monkeypatch: pytest.MonkeyPatch)
 def test_a_whole_run(
     ops: CudaOps, spilled: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each step costs one, and less with two tiles for the head: that is found, kept and printed unless it spills."""
+    """Steps cost 1, and less with two tiles for the head: the search finds, keeps and prints that, unless it spills."""
     head, two_tiles = (80, 64, 2), tuple(f"Shape<4, 1, 2, {rows}, 2, 2, REGISTERS>>" for rows in (1, 8))
     monkeypatch.setattr(EmulatedDevice, "local_bytes", lambda self, kernel: spilled * kernel.name.endswith(two_tiles))
     few = {"TILES": (1, 2), "DEPTHS": (2,), "WARPS": (4,), "BLOCKS": (2,), "SPLITS": (1,), "RING": (), "REGISTERS": ()}
@@ -165,7 +165,7 @@ def test_a_whole_run(
 
 
 def test_a_step_is_timed(ops: CudaOps) -> None:
-    """The step as it is captured, with the table that is asked for."""
+    """The timed step is captured with the given table."""
     steps = steps_of(ops, asked((1,), max_tokens=64))
     ops.device.launches.clear()
     table = {key: decode_shape(*key) for key in steps.keys.values()}
@@ -192,7 +192,7 @@ def test_clusters_where_there_are_some_and_warps_at_first(
 
 
 def test_only_what_can_be_launched_is_tried(ops: CudaOps) -> None:
-    """Of four warps: not four tiles, and not eight blocks of a cluster."""
+    """With four warps, four tiles and clusters of eight blocks are not tried."""
     steps, key = steps_of(ops, asked((1, 2))), (80, 64, 2)
     shape = DecodeShape(4, Launch(1, 2, 2, 2), Launch(1, 3, 2, 2), Launch(1, 2, 2, 2))
 
@@ -204,7 +204,7 @@ def test_only_what_can_be_launched_is_tried(ops: CudaOps) -> None:
 
 
 def test_plans_differ_by_what_is_launched(ops: CudaOps) -> None:
-    """Blocks of a cluster, blocks on a multiprocessor; not what makes no difference to so few rows of weights."""
+    """Plans differ by cluster size and blocks per SM, but not by fields without effect on so few rows of weights."""
     steps, key = steps_of(ops, asked((1,))), (80, 64, 2)
 
     def plan(**how: Any) -> tuple:

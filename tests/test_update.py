@@ -1,4 +1,4 @@
-"""`ostinato bench update` on NumPy, its graphs replaced by ones that replay a side's recording."""
+"""`ostinato bench update` on NumPy, with fake graphs that replay a side's recording."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STEPS = 6
 
 
 class FakeGraph:
-    """A graph of one side's step."""
+    """A fake CudaGraph of one side's step."""
 
     def __init__(self, run: Any, works: str) -> None:
         self.run, self.works = run, works
@@ -33,7 +33,7 @@ class FakeGraph:
 
 
 class FakeExecutable:
-    """Runs the side whose parameters it has; works: which ways of changing them it has not forgotten."""
+    """Runs the side whose parameters it has. works: the update methods that take effect; others are ignored."""
 
     def __init__(self, graph: FakeGraph) -> None:
         self.run, self.works = graph.run, graph.works
@@ -51,7 +51,7 @@ class FakeExecutable:
 
 
 def sides(works: str = "set update", alike: bool = False) -> tuple[Any, tuple[update.Side, update.Side]]:
-    """Two batches of two sequences on NumPy, or one of them twice."""
+    """Two batches of two sequences on NumPy, or one batch twice."""
     ops = NumpyOps()
     w = load.weights(ops, synthetic.checkpoint(TINY, ops.device, ops.dtype), TINY)
     session = Session(ops, TINY, w, "off", Load(4, 9, STEPS))
@@ -68,7 +68,7 @@ def sides(works: str = "set update", alike: bool = False) -> tuple[Any, tuple[up
 def test_every_way_gives_the_tokens_of_the_loop() -> None:
     device, both = sides()
     rows = update.compare(device, both, STEPS)
-    assert [row.way for row in rows] == [way.name for way in update.WAYS]
+    assert [row.way for row in rows] == [method.name for method in update.METHODS]
     for row in rows:
         assert row.host_us == pytest.approx(row.capture_us + row.change_us + row.launch_us)
         assert row.launch_us > 0 and row.wall_ms * 1e3 >= row.launch_us
@@ -108,7 +108,7 @@ def test_table(capsys: pytest.CaptureFixture[str]) -> None:
         pytest.param(["--batch", "17"], "batch: expected an integer in [1, 16], found 17", id="batch"),
         pytest.param(["--backend", "numpy"], "--backend", id="no-graphs"),
         pytest.param(["--json", "no/such/file.json"], "json: expected a file in a directory", id="json"),
-        pytest.param([LLAMA], "prompt_len + max_tokens: expected fewer than 128", id="too-long"),
+        pytest.param([LLAMA], "prompt_len + max_tokens: expected fewer than the model's", id="too-long"),
     ],
 )
 def test_command_refuses(capsys: pytest.CaptureFixture[str], args: list[str], says: str) -> None:

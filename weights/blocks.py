@@ -92,10 +92,11 @@ def _sixes(b: np.ndarray, at: int) -> Fields:
 
     The first four are the low 6 bits of a byte. Of the last four the low 4 bits share a byte, scale and minimum;
     the high 2 bits are the rest of the bytes of the first four."""
-    low, mid, high = b[:, at : at + 4], b[:, at + 4 : at + 8], b[:, at + 8 : at + 12]
-    scales = np.concatenate([low & 63, high & 15 | low >> 2 & 48], axis=1)
-    mins = np.concatenate([mid & 63, high >> 4 | mid >> 2 & 48], axis=1)
-    return {"d": _halves(b, 0), "dmin": _halves(b, 2), "scales": scales, "mins": mins}
+    low, mid, high = b[:, at : at + 12].copy().view("<u4").T  # four bytes at a time
+    six, four, two = (np.uint32(0x01010101 * bits) for bits in (63, 15, 48))
+    scales = np.stack([low & six, high & four | low >> 2 & two], axis=1)
+    mins = np.stack([mid & six, high >> 4 & four | mid >> 2 & two], axis=1)
+    return {"d": _halves(b, 0), "dmin": _halves(b, 2), "scales": scales.view(np.uint8), "mins": mins.view(np.uint8)}
 
 
 def _bits(packed: np.ndarray, bits: int, count: int) -> np.ndarray:

@@ -14,6 +14,7 @@ import numpy as np
 from ..errors import CheckpointError, found
 from . import safetensors, split
 from .files import is_gguf, let_go, read_json
+from .methods import joined
 from .quantised import Quantised
 from .tensor import Tensor
 from .translate import translate
@@ -75,13 +76,14 @@ class Checkpoint:
         """A matrix as the file stores it if it is quantised, else None."""
         return self._tensor(name).stored()
 
-    def bytes(self, name: str) -> np.ndarray:
-        """The stored bytes of a tensor [n] uint8, a view of the file."""
-        return self._tensor(name).raw
+    def spans(self, name: str) -> tuple[np.ndarray, ...]:
+        """The stored bytes of a tensor, each [n] uint8, a view of a file: several where several entries form it."""
+        return self._tensor(name).spans
 
     def let_go(self, name: str) -> None:
         """Give the memory back that the file's pages with a tensor take, once its numbers are somewhere else."""
-        let_go(self._tensor(name).raw)
+        for span in self._tensor(name).spans:
+            let_go(span)
 
     def _open(self) -> dict[str, Tensor]:
         if self._tensors is None:
@@ -112,10 +114,11 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
 
 def _open_directory(path: Path) -> Checkpoint:
     generation = path / "generation_config.json"
+    config, tensors = joined(path, read_json(path / "config.json"), safetensors.read_directory(path))
     return Checkpoint(
         path,
-        config=read_json(path / "config.json"),
-        tensors=safetensors.read_directory(path),
+        config=config,
+        tensors=tensors,
         generation_config=read_json(generation) if generation.exists() else None,
         directory=path,
     )

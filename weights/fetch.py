@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 import zlib
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -99,11 +101,24 @@ def _cached(name: str, alias: Alias, progress: bool) -> Path:
     if not _complete(home, alias):
         try:
             home.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=home.parent) as work:
-                _fetch(name, alias, home, Path(work), progress)
+            with work_folder(home.parent, name) as work:
+                _fetch(name, alias, home, work, progress)
         except OSError as e:
             raise DownloadError(f"model {name}: could not be put into the cache {home.parent}: {e}") from e
     return home / alias.target
+
+
+@contextmanager
+def work_folder(parent: Path, name: str) -> Iterator[Path]:
+    """A new folder, removed at the end by the process that made it.
+
+    The finalizer of a tempfile.TemporaryDirectory removes it also when a child ends that was forked meanwhile."""
+    work, maker = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=parent)), os.getpid()
+    try:
+        yield work
+    finally:
+        if os.getpid() == maker:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def _complete(home: Path, alias: Alias) -> bool:

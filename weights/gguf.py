@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import CheckpointError, UnsupportedModel, found
+from ..keys import Keys
 from .files import GGUF_MAGIC, map_file
 from .kinds import GGUF_KINDS
 from .tensor import Tensor, check_name, check_shape
@@ -46,6 +47,20 @@ class Gguf(NamedTuple):
 
     metadata: dict[str, Any]  # int, float, bool, str, or a list of one of these
     tensors: dict[str, Tensor]  # by GGUF name
+
+
+def number(keys: Keys, key: str, default: float = 0.0) -> float:
+    """A number of the metadata as the shortest decimal of its float32: 1e-05, not 9.999999747378752e-06."""
+    stored = keys.get(key, default)
+    if type(stored) not in (int, float):
+        keys.wrong(key, "a number", stored)
+    with np.errstate(over="ignore"):  # a float64 key may hold more
+        return float(str(np.float32(stored)))
+
+
+def value(keys: Keys, key: str) -> Any:
+    """A value of the metadata as it is, a number with a fraction as `number` gives it; None when absent."""
+    return number(keys, key) if type(keys.get(key)) is float else keys.get(key)
 
 
 def read_file(path: Path) -> Gguf:

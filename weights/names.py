@@ -77,6 +77,9 @@ def check(checkpoint: Checkpoint, c: Any) -> list[Entry]:
         entry = _as_stored(checkpoint, t, c, planned)
         for name, shape in zip(entry.tensors, entry.shapes, strict=True):
             _check_tensor(checkpoint, name, shape)
+            if entry.kind == "transposed" and checkpoint.quantised(name) is not None:
+                raise UnsupportedModel(f"{checkpoint.source}: tensor {name}: quantised, and of a family that stores "
+                                       "matrices as [in, out]: expected F32, F16 or BF16")  # fmt: skip
         wanted.update(entry.tensors)
         entries.append(entry)
     for name in checkpoint.names():
@@ -135,5 +138,10 @@ def _same(checkpoint: Checkpoint, a: str, b: str) -> bool:
     """Whether two tensors hold the same numbers in the same form."""
     if (checkpoint.shape(a), checkpoint.stored(a)) != (checkpoint.shape(b), checkpoint.stored(b)):
         return False
-    x, y = checkpoint.bytes(a), checkpoint.bytes(b)
-    return x is y or all(np.array_equal(x[i : i + COMPARED], y[i : i + COMPARED]) for i in range(0, len(x), COMPARED))
+    return all(map(_same_bytes, checkpoint.spans(a), checkpoint.spans(b)))
+
+
+def _same_bytes(x: np.ndarray, y: np.ndarray) -> bool:
+    if x is y or len(x) != len(y):
+        return x is y
+    return all(np.array_equal(x[i : i + COMPARED], y[i : i + COMPARED]) for i in range(0, len(x), COMPARED))

@@ -57,10 +57,12 @@ class Planes:
     def _integers(self) -> np.ndarray:
         """[N, K]: codes less their zeros, in a type that holds every difference."""
         if self.code == "e4m3":
-            return E4M3[self.codes]
+            return np.take(E4M3, self.codes, mode="clip")  # twice as fast as E4M3[codes]
         if self.zeros is not None:
-            grouped = self.codes.reshape(*self.zeros.shape, self.group)
-            return np.subtract(grouped, self.zeros[..., None], dtype=np.int16).reshape(self.codes.shape)
+            grouped, zeros = self.codes.reshape(*self.zeros.shape, self.group), self.zeros[..., None]
+            if self.code != "s8" and zeros.dtype == np.uint8:  # codes of 6 bits at most, which int8 holds: much faster
+                return np.subtract(grouped.view(np.int8), zeros.view(np.int8)).reshape(self.codes.shape)
+            return np.subtract(grouped, zeros, dtype=np.int16).reshape(self.codes.shape)
         if not self.zero:
             return self.codes
         return self.codes.view(np.int8) - np.int8(self.zero)
@@ -135,16 +137,23 @@ class Quantised(ABC):
         return planes
 
     def numbers(self, first: int = 0, last: int | None = None, out: np.ndarray | None = None) -> np.ndarray:
-        """Rows first .. last - 1 [rows, K] float32, written to `out` if it is given. Memory beside them: some chunks.
+        """Rows first .. last - 1 [rows, K] float32, written to `out` if it is given and rounded to its type. Memory
+        beside them: some chunks.
 
         CheckpointError for a scale that is NaN or infinite."""
         n, k = self.shape
         last = n if last is None else last
         out = np.empty((last - first, k), np.float32) if out is None else out
         step = max(1, CHUNK // k // self.align) * self.align
+        chunk = None if out.dtype == np.float32 else np.empty((min(step, last - first), k), np.float32)
         for i in range(first, last, step):
             end = min(i + step, last)
-            self._numbers(i, end, out[i - first : end - first])
+            rows = out[i - first : end - first]
+            if chunk is None:
+                self._numbers(i, end, rows)
+            else:
+                self._numbers(i, end, chunk[: end - i])
+                rows[...] = chunk[: end - i]
         return out
 
     def _numbers(self, first: int, last: int, out: np.ndarray) -> None:

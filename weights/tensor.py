@@ -41,6 +41,11 @@ class Tensor:
             )
         return PLAIN[self.kind]
 
+    @property
+    def spans(self) -> tuple[np.ndarray, ...]:
+        """The stored bytes, views of mapped files: one, or more where several entries form the tensor."""
+        return (self.raw,)
+
     def numbers(self) -> np.ndarray:
         """The tensor [shape]: a read-only view where the file holds it as it is wanted, else a new array."""
         dtype = self.dtype  # before decoding: it refuses what cannot be decoded

@@ -11,13 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..errors import CheckpointError, UnsupportedModel, found
 from ..keys import Keys
 from ..models.families import GGUF
 from ..models.families.family import Family, GgufForm
-from .gguf import Gguf
+from . import gguf_rope
+from .gguf import Gguf, number, value
 from .kinds import PLAIN
 from .tensor import Tensor
 
@@ -37,15 +36,6 @@ LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-ROPE_FREQS = "rope_freqs.weight"
-ROPE_FACTORS = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_factors_long.weight"}
-_LENGTH = {"original_context_length": "original_max_position_embeddings"}
-_SCALING = {  # by rope.scaling.type: what follows it, and its name in rope_scaling
-    "linear": _LENGTH,
-    "yarn": {**_LENGTH, "yarn_log_multiplier": "mscale_all_dim",
-             "yarn_beta_fast": "beta_fast", "yarn_beta_slow": "beta_slow"},
-    "longrope": {**_LENGTH, "attn_factor": "attention_factor"},
-}  # fmt: skip
 _BLOCK = re.compile(r"blk\.(\d+)\.([a-z_]+)\.(weight|bias)", re.ASCII)
 
 
@@ -56,11 +46,14 @@ def translate(path: Path, gguf: Gguf) -> tuple[dict[str, Any], dict[str, Tensor]
         Keys(gguf.metadata, str(path)).unsupported("general.architecture", f"one of {', '.join(GGUF)}", arch)
     keys, form = Keys(gguf.metadata, str(path), prefix=f"{arch}."), GGUF[arch].gguf or GgufForm(arch)
     config = _config(keys, gguf.tensors, GGUF[arch], form)
-    if unread := keys.unread():
+    unread = keys.unread()
+    if rope := [key for key in unread if key.startswith(f"{arch}.rope.")]:
+        keys.unsupported(rope[0].removeprefix(f"{arch}."), "nothing", keys.values[rope[0]])
+    if unread:
         _log.warning("%s: keys that the engine does not know, and ignores: %s", path, ", ".join(unread))
     tensors: dict[str, Tensor] = {}
     for name, tensor in gguf.tensors.items():
-        if name in (ROPE_FREQS, *ROPE_FACTORS.values()):  # now in config["rope_scaling"]
+        if name in gguf_rope.TENSORS:  # now in config["rope_scaling"]
             continue
         target = hf_name(name, form.names)
         if target in tensors:
@@ -99,20 +92,6 @@ def _ordered(tensor: Tensor, config: dict[str, Any], paired: bool) -> Tensor:
     return replace(tensor, heads=heads)
 
 
-def _number(keys: Keys, key: str, default: float = 0.0) -> float:
-    """A float32 as the shortest decimal that rounds to it: 1e-05, not 9.999999747378752e-06."""
-    value = keys.get(key, default)
-    if type(value) not in (int, float):
-        keys.wrong(key, "a number", value)
-    with np.errstate(over="ignore"):  # a float64 key may hold more
-        return float(str(np.float32(value)))
-
-
-def _value(keys: Keys, key: str) -> Any:
-    """The value as it is, a number with a fraction as _number gives it; None when absent."""
-    return _number(keys, key) if type(keys.get(key)) is float else keys.get(key)
-
-
 def _config(keys: Keys, tensors: dict[str, Tensor], family: Family, form: GgufForm) -> dict[str, Any]:
     """config.json of the model; values are as the file has them, their ranges are the engine's to check."""
     embed = tensors.get("token_embd.weight")
@@ -132,9 +111,9 @@ def _config(keys: Keys, tensors: dict[str, Tensor], family: Family, form: GgufFo
         "intermediate_size": keys.needed("feed_forward_length"),
         "vocab_size": embed.shape[0],
         "max_position_embeddings": keys.needed("context_length"),
-        "rms_norm_eps": _number(keys, "attention.layer_norm_rms_epsilon", 1e-6),
-        "rope_theta": _number(keys, "rope.freq_base", 10000.0),
-        "rope_scaling": _rope_scaling(keys, tensors),
+        "rms_norm_eps": number(keys, "attention.layer_norm_rms_epsilon", 1e-6),
+        "rope_theta": number(keys, "rope.freq_base", 10000.0),
+        "rope_scaling": gguf_rope.rope_scaling(keys, tensors),
         "hidden_act": "silu",
         "tie_word_embeddings": "output.weight" not in tensors,
         "torch_dtype": _dtype(tensors),
@@ -150,7 +129,7 @@ def _config(keys: Keys, tensors: dict[str, Tensor], family: Family, form: GgufFo
         config["attention_bias"] = True
     for key, name in form.keys.items():
         if keys.get(key) is not None:
-            config[name] = _value(keys, key)
+            config[name] = value(keys, key)
     _head_parts(keys, config)
     return config
 
@@ -183,51 +162,3 @@ def _eos(vocabulary: Keys) -> Any:
     ids = [vocabulary.get(f"{key}_token_id") for key in ("eos", "eot")]
     ids = [i for n, i in enumerate(ids) if i is not None and i not in ids[:n]]
     return ids if len(ids) > 1 else next(iter(ids), None)
-
-
-def _rope_scaling(keys: Keys, tensors: dict[str, Tensor]) -> dict[str, Any] | None:
-    """rope_scaling of config.json. Llama 3 keeps only the finished divisors of the frequencies, as a tensor."""
-    kind, factor = keys.get("rope.scaling.type", "none"), _number(keys, "rope.scaling.factor", 1.0)
-    if keys.get("rope.scale_linear") is not None:  # the older spelling
-        kind, factor = "linear", _number(keys, "rope.scale_linear", 1.0)
-    if ROPE_FREQS in tensors:
-        if kind != "none":
-            keys.unsupported("rope.scaling.type", f"none beside the tensor {ROPE_FREQS}", kind)
-        return _llama3(keys, tensors[ROPE_FREQS])
-    factors = {key: tensors[name] for key, name in ROPE_FACTORS.items() if name in tensors}
-    if kind == "none" and factors:
-        kind = "longrope"  # a converter may leave it to the tensors to say so
-    if kind == "none" or (kind == "linear" and factor == 1.0):
-        return None
-    scaling: dict[str, Any] = {"rope_type": kind} if factors else {"rope_type": kind, "factor": factor}
-    for key, tensor in factors.items():
-        scaling[key] = [float(str(x)) for x in np.asarray(tensor.numbers(), np.float32).reshape(-1)]
-    keys.skip("rope.scaling.finetuned")  # says how the model was made
-    for key, name in _SCALING.get(str(kind), {}).items():
-        if keys.get(f"rope.scaling.{key}") is not None:
-            scaling[name] = _value(keys, f"rope.scaling.{key}")
-    if "mscale_all_dim" in scaling:  # llama.cpp takes mscale for 1
-        scaling["mscale"] = 1.0
-    return scaling
-
-
-def _llama3(keys: Keys, stored: Tensor) -> dict[str, Any]:
-    """The llama3 parameters whose divisors are those in rope_freqs.weight [d/2], or UnsupportedModel.
-
-    Every Llama 3.x was released with low 1, high 4 and length 8192; the factor alone differs."""
-    divisors = np.asarray(stored.numbers(), np.float64).reshape(-1)
-    low, high, length, factor = 1.0, 4.0, 8192, float(divisors.max())
-    theta = _number(keys, "rope.freq_base", 10000.0)
-    with np.errstate(all="ignore"):  # what is not a number does not match either
-        wavelength = 2 * np.pi * theta ** (np.arange(len(divisors)) / len(divisors))
-        smooth = np.clip((length / wavelength - low) / (high - low), 0, 1)
-        expected = 1 / ((1 - smooth) / factor + smooth)
-    if not np.allclose(divisors, expected, rtol=1e-4):
-        raise UnsupportedModel(f"{keys.name}: tensor {ROPE_FREQS}: expected the divisors of Llama 3's RoPE scaling")
-    return {
-        "rope_type": "llama3",
-        "factor": float(np.float32(factor)),
-        "low_freq_factor": low,
-        "high_freq_factor": high,
-        "original_max_position_embeddings": length,
-    }

@@ -13,34 +13,26 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_type_hints
 
 from ..checks import unicode
+from ..config import SamplingParams
 from ..errors import EngineError, RequestError
 from ..report import print_json, say, tell_warnings, terminal
 from ..tools import tune
 from ..tools.bench import command as bench
 from ..tools.inspect import command as inspect
+from ..tools.options import add, several
 from . import embed, stdin
 
 if TYPE_CHECKING:
-    from .. import LLM, RequestOutput, SamplingParams, Stream
+    from .. import LLM, RequestOutput, Stream
 
 INTERRUPTED, CLOSED_PIPE = 130, 141  # exit statuses: 128 and the signal, as shells have it
 
+_SAMPLING = [f for f in fields(SamplingParams) if "help" in f.metadata]  # options of generate and chat
 _OF_STDOUT = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}  # without a file's name
-
-SAMPLING = {  # option -> (type, help); names and defaults are those of SamplingParams
-    "max_tokens": (int, "tokens to generate at most (default: what fits)"),
-    "temperature": (float, "0 = always the most probable token (default), at most 2"),
-    "top_p": (float, "sample from the fewest tokens whose probabilities reach this"),
-    "top_k": (int, "sample from this many most probable tokens"),
-    "min_p": (float, "drop tokens less probable than this times the most probable one"),
-    "repetition_penalty": (float, "divides the logits of tokens seen before"),
-    "presence_penalty": (float, "taken off the logits of tokens generated before"),
-    "frequency_penalty": (float, "taken off once for each time a token was generated"),
-    "seed": (int, "same seed, same text"),
-}
 
 
 class Parser(argparse.ArgumentParser):
@@ -61,6 +53,7 @@ def parser() -> Parser:
 
     generate = commands.add_parser("generate", help="continue a prompt", description="Continue a prompt.")
     _model_options(generate)
+    _memory_option(generate)
     generate.add_argument("prompt", metavar="PROMPT", help="the text to continue; - reads it from stdin")
     generate.add_argument("--chat", action="store_true", help="PROMPT is a message; use the model's chat template")
     generate.add_argument(
@@ -74,6 +67,7 @@ def parser() -> Parser:
         "chat", help="talk to a model", description="Talk to a model; /reset forgets, /exit ends."
     )
     _model_options(chat)
+    _memory_option(chat)
     chat.add_argument("--system", help="message of the role system to begin with")
     _sampling_options(chat)
     chat.set_defaults(run=run_chat)
@@ -103,26 +97,32 @@ def parser() -> Parser:
 
 def _model_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("model", metavar="MODEL", help="a directory, a .gguf file, an alias (smollm2-135m), or org/name")
-    p.add_argument("--backend", choices=("auto", "cuda", "cublas", "numpy"), default="auto", help="default: auto")
-    p.add_argument("--graph", choices=("step", "layer", "off"), default="step", help="what one graph covers (step)")
-    p.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto", help="default: auto")
+    add(p, "--backend", "--graph", "--dtype")
     p.add_argument("--max-len", type=int, help="tokens of a prompt and its completion (default: what the model allows)")
     p.add_argument("--nvtx", action="store_true", help="named ranges for CUDA profilers, such as nsys")
 
 
+def _memory_option(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--gpu-memory", type=float, metavar="X", help="device memory to take: a share up to 1, above 1 GB")
+
+
 def _sampling_options(p: argparse.ArgumentParser) -> None:
-    for name, (kind, text) in SAMPLING.items():
-        p.add_argument(
-            f"--{name.replace('_', '-')}", dest=name, type=kind, help=text, metavar="N" if kind is int else "X"
-        )
-    p.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; may be given several times")
-    p.add_argument("--ignore-eos", action="store_true", help="go on after the model's end token")
+    """An option for each field of SamplingParams that has a help text, by its name and type."""
+    kinds = get_type_hints(SamplingParams)
+    for f in _SAMPLING:
+        kind = next(t for t in (bool, int, float, str) if t in (kinds[f.name], *get_args(kinds[f.name])))
+        how: dict[str, Any] = {"type": kind, "metavar": {int: "N", float: "X", str: "TEXT"}.get(kind)}
+        if kind is bool:
+            how = {"action": "store_true"}
+        elif kind is str:
+            how["action"] = "append"
+        p.add_argument(f"--{f.name.replace('_', '-')}", dest=f.name, default=None, help=f.metadata["help"], **how)
 
 
 def _compare_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("model", metavar="MODEL", help="a directory, a .gguf file, an alias (smollm2-135m), or org/name")
-    p.add_argument("--backends", default="cuda,cublas", help="which, separated by commas (default: cuda,cublas)")
-    p.add_argument("--graphs", default="off,layer,step", help="which, separated by commas (default: off,layer,step)")
+    several(p, "--backends", "cuda,cublas")
+    several(p, "--graphs", "off,layer,step")
     p.add_argument("--reference", help="backend that the others are measured against (default: cublas, or the first)")
     p.add_argument(
         "--windows", type=int, default=4, metavar="N", help="pieces of text to compare logits on (4); 0 = none"
@@ -130,7 +130,7 @@ def _compare_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--tokens", type=int, default=256, metavar="N", help="tokens in a piece (256)")
     p.add_argument("--decode", type=int, default=128, metavar="N", help="tokens decoded to measure speed (128)")
     p.add_argument("--batch", type=int, default=1, metavar="N", help="sequences decoded at once to measure speed (1)")
-    p.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto", help="default: auto")
+    add(p, "--dtype")
     p.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
 
@@ -139,14 +139,11 @@ def _load(args: argparse.Namespace) -> LLM:
 
     tell_warnings()
     return LLM(args.model, backend=args.backend, graph=args.graph, dtype=args.dtype, max_batch=1, max_len=args.max_len,
-               nvtx=args.nvtx)  # fmt: skip
+               gpu_memory=args.gpu_memory, nvtx=args.nvtx)  # fmt: skip
 
 
 def _params(args: argparse.Namespace) -> SamplingParams:
-    from .. import SamplingParams
-
-    given: dict[str, Any] = {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
-    return SamplingParams(**given, stop=args.stop or (), ignore_eos=args.ignore_eos)
+    return SamplingParams(**{f.name: getattr(args, f.name) for f in _SAMPLING if getattr(args, f.name) is not None})
 
 
 def run_generate(args: argparse.Namespace) -> int:

@@ -1,1 +1,1 @@
-"""CUDA graphs: recorded once by stream capture, replayed, opened node by node."""
+"""CUDA graphs: stream capture, replay, and inspection node by node."""

@@ -1,7 +1,8 @@
-"""Parts of a step, run eagerly or recorded once and replayed: CUDA graphs on a GPU, Recording elsewhere.
+"""Runs the parts of a step eagerly, or captures them once and replays them.
 
-A graph replays the same operations on the same arrays, so whatever changes from step to step has to live in arrays.
-With CUDA graphs this module imports CuPy, else it touches only what it is given.
+On a GPU a capture becomes a CUDA graph; on a CPU a `Recording` replays its list of calls. A replay repeats the same
+operations on the same arrays, so every value that changes from step to step lives in an array. CuPy is imported only
+for a GPU.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,17 +19,17 @@ from ..ops.base import Ops
 from ..ops.device import Device
 from ..ops.observer import OpsObserver
 
-Part = tuple[str, Callable[[], None]]  # a name for messages, and what runs it
-Make = Callable[[Any], Iterable[Part]]  # the parts of a step over given operations
+Part = tuple[str, Callable[[], None]]  # (name for messages, function that runs the part)
+Make = Callable[[Any], Iterable[Part]]  # Ops -> the parts of a step
 
 
 @dataclass
 class CaptureReport:
-    """What making the graphs took."""
+    """Number of graphs captured, and what they cost."""
 
     graphs: int = 0
     seconds: float = 0.0
-    bytes: int = 0  # device memory the graphs hold
+    bytes: int = 0  # of device memory
 
     def __add__(self, other: CaptureReport) -> CaptureReport:
         return CaptureReport(self.graphs + other.graphs, self.seconds + other.seconds, self.bytes + other.bytes)
@@ -36,21 +37,22 @@ class CaptureReport:
 
 @dataclass
 class Call:
-    """One operation of a step, as it was recorded."""
+    """One recorded operation of a step."""
 
-    part: str  # that called it: "layer 3"
-    name: str  # of the method of Ops
-    args: tuple
+    part: str  # the part that called it: "layer 3"
+    name: str  # the method of Ops
+    args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    nodes: int = 0  # of the CUDA graph that it added, which has its nodes in the order of the calls
+    nodes: int = 0  # nodes it added to the CUDA graph; the graph holds them in call order
 
 
 class Recording(OpsObserver):
-    """Keeps every operation with its arguments. It runs them too if `run`: under a stream capture, which then records
-    what they launch. Else it only notes them, as a capture does.
+    """Keeps every operation with its arguments.
 
-    part: whose operations come now; "" once all are done. count(): how many nodes the capture has so far, an error if
-    it is no longer valid; asked after every operation, so that one that broke it in silence is found."""
+    run=True also executes them, so that a stream capture records their launches; run=False only keeps them.
+    part: the part that is being recorded; "" after the last one. count(): the number of nodes captured so far; it
+    raises if the capture has become invalid. It is called after every operation, so an operation that silently
+    invalidates the capture is named."""
 
     def __init__(self, ops: Ops, run: bool) -> None:
         super().__init__(ops)
@@ -59,7 +61,7 @@ class Recording(OpsObserver):
         self.count: Callable[[], int] = lambda: 0
 
     def around(self, name: str, operation: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> None:
-        """Note an operation, and run it if `run`."""
+        """Record one operation, and execute it if `run`."""
         noted = Call(self.part, name, args, kwargs)
         self.calls.append(noted)
         if self._run:
@@ -70,12 +72,12 @@ class Recording(OpsObserver):
             self._busy = False
 
     def take(self) -> list[Call]:
-        """The operations since the last take, which are those of one graph."""
+        """Return the operations since the last call: those of one graph."""
         calls, self.calls, self._seen = self.calls, [], 0
         return calls
 
     def place(self) -> str:
-        """Where the recording is, for messages: "layer 3, operation attend"."""
+        """The current position, for messages: "layer 3, operation attend"."""
         if not self.part:
             return "at the end of the capture"
         names = [c.name for c in self.calls if c.part == self.part]
@@ -86,15 +88,15 @@ class Recording(OpsObserver):
 
 @dataclass
 class Graph:
-    """One or more parts, recorded. `calls` keeps every array alive that the CUDA graph points to."""
+    """One or more captured parts. `calls` keeps alive every array that the CUDA graph points to."""
 
     ops: Ops
     calls: list[Call]
-    executable: Any = None  # cupy.cuda.Graph, or None where the recording itself is replayed
+    executable: Any = None  # cupy.cuda.Graph; None: replay `calls`
     stream: Any = None
 
     def launch(self) -> None:
-        """Run what was recorded on the arrays as they are now; does not wait."""
+        """Replay on the current contents of the arrays; does not wait."""
         if self.executable is not None:
             self.executable.launch(self.stream)
             return
@@ -104,13 +106,13 @@ class Graph:
 
 @dataclass
 class Program:
-    """A step or pass of one size, ready to be run again and again."""
+    """A decode step or prefill pass of one size, prepared for repeated runs."""
 
     eager: Callable[[], None]
-    graphs: list[Graph] | None = field(default=None)  # None: run eagerly
+    graphs: list[Graph] | None = field(default=None)  # None: run `eager`
 
     def run(self) -> None:
-        """One step; does not wait."""
+        """Run one step; does not wait."""
         if self.graphs is None:
             self.eager()
             return
@@ -119,10 +121,10 @@ class Program:
 
 
 def program(device: Device, ops: Ops, make: Make, scope: str, label: str, report: CaptureReport) -> Program:
-    """The parts of make(ops) recorded by scope: "off" (not at all), "layer" (a graph a part) or "step" (one graph).
+    """Capture the parts of make(ops). scope: "off" (eager), "layer" (one graph per part) or "step" (one graph).
 
-    On a GPU the parts run once before, to warm every kernel, so the rows must be spare ones. CaptureError names
-    `label`, the part, the operation and the cause. Adds to the report."""
+    On a GPU the parts run once before the capture, to compile and load every kernel, so the rows must be padding rows.
+    Adds counts, time and memory to `report`. CaptureError names `label`, part, operation and cause."""
 
     def eager() -> None:
         for _, run in make(ops):
@@ -130,46 +132,43 @@ def program(device: Device, ops: Ops, make: Make, scope: str, label: str, report
 
     if scope == "off":
         return Program(eager)
-    gpu, started = device.stream is not None, time.perf_counter()
-    if gpu:
+    started = time.perf_counter()
+    if device.is_gpu:
         eager()
         device.synchronize()
         gc.collect()
     before = device.free_memory()
-    recording = Recording(ops, run=gpu)
+    recording = Recording(ops, run=device.is_gpu)
     parts = list(make(recording))
     groups = [parts] if scope == "step" else [[part] for part in parts]
     graphs = [_capture(device, ops, recording, group, label) for group in groups]
     device.synchronize()
     report.graphs += len(graphs)
     report.seconds += time.perf_counter() - started
-    if gpu:
+    if device.is_gpu:
         report.bytes += max(0, before - device.free_memory())
     return Program(eager, graphs)
 
 
 def _capture(device: Device, ops: Ops, recording: Recording, parts: list[Part], label: str) -> Graph:
-    """Record parts in order, on a GPU by stream capture."""
-    stream = device.stream
+    """Record parts in order; on a GPU by stream capture."""
 
     def run() -> None:
-        if stream is not None:
-            recording.count = _counter(stream)
+        if device.is_gpu:
+            recording.count = _counter(device.stream)
         for recording.part, part in parts:
             part()
         recording.part = ""
 
     try:
-        executable = None if stream is None else _stream_capture(stream, run)
-        if stream is None:
-            run()
+        executable = _stream_capture(device.stream, run) if device.is_gpu else run()
     except Exception as e:
         raise CaptureError(f"{label}, {recording.place()}: cannot be captured: {e}") from e
-    return Graph(ops, recording.take(), executable, stream)
+    return Graph(ops, recording.take(), executable, device.stream)
 
 
 def _counter(stream: Any) -> Callable[[], int]:
-    """Tells how many nodes a capture of a stream, which has just begun, has so far. CaptureError once it is spoilt."""
+    """A function that returns the number of nodes in the stream's current capture. CaptureError once it is invalid."""
     from cuda.bindings import driver
 
     handle = driver.CUstream(stream.ptr)
@@ -178,14 +177,14 @@ def _counter(stream: Any) -> Callable[[], int]:
 
     def count() -> int:
         if tuple(driver.cuStreamIsCapturing(handle)) != sound:
-            raise CaptureError("it did what a capture forbids, such as waiting for the device")
+            raise CaptureError("it made a call that a capture forbids, such as waiting for the device")
         return driver.cuGraphGetNodes(graph)[2]
 
     return count
 
 
 def _stream_capture(stream: Any, run: Callable[[], None]) -> Any:
-    """The cupy.cuda.Graph of what run() launches on the stream, instantiated and uploaded."""
+    """Capture what run() launches on the stream; return it as an instantiated and uploaded cupy.cuda.Graph."""
     with no_collection(), stream, _allocation_guard()():
         stream.begin_capture()
         graph = captured(run, stream.end_capture)
@@ -194,29 +193,27 @@ def _stream_capture(stream: Any, run: Callable[[], None]) -> Any:
 
 
 def captured(
-    run: Callable[[], None], end: Callable[[], Any], tell: Callable[[BaseException, bool], None] | None = None
+    run: Callable[[], None], end: Callable[[], Any], tell: Callable[[BaseException, Any], None] | None = None
 ) -> Any:
-    """What end() gives after run(): the graph of a stream capture that has begun.
+    """Call run() inside a stream capture that has begun, and return end(): its graph.
 
-    The capture is ended whatever run() raises, so that the stream can be used again. tell(error, lost) learns of the
-    error before it is raised again; lost: the capture could not be ended as a graph."""
+    The capture is ended even if run() raises, so that the stream can be used again. tell(error, graph) is called before
+    the error is raised again. graph: what was captured so far; None: the capture did not end as a valid graph."""
     try:
         run()
     except BaseException as e:
-        lost = False
-        try:
-            end()
-        except Exception:  # the first error is the one to raise
-            lost = True
+        graph = None
+        with suppress(Exception):  # the first error is the one to raise
+            graph = end()
         if tell is not None:
-            tell(e, lost)
+            tell(e, graph)
         raise
     return end()
 
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """No garbage collection inside: it could free device memory or unload a module, which invalidates a capture."""
+    """Disable garbage collection: freeing device memory or unloading a module would invalidate a capture."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -227,8 +224,8 @@ def no_collection() -> Iterator[None]:
 
 
 def _allocation_guard() -> Any:
-    """A CuPy memory hook that refuses allocation: a graph has no memory of its own, so a temporary made while capturing
-    would be given away and overwritten by every replay."""
+    """A CuPy memory hook that refuses allocation. A graph owns no memory: the pool would hand a temporary that was
+    allocated during capture to somebody else, and every replay would overwrite it."""
     import cupy
 
     class NoAllocation(cupy.cuda.MemoryHook):

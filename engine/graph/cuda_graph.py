@@ -1,7 +1,6 @@
-"""What the CUDA driver tells of a captured graph, and what it can do with one: mark it, run it, change it.
+"""A captured CUDA graph as the driver sees it: read its nodes and edges, add event records, launch it, update it.
 
-For tools that look at a step or change it; a step is captured and replayed without it (capture.py). Calls the driver
-through cuda-bindings.
+Only tools use this; capture.py captures and replays a step without it. Calls the driver through cuda-bindings.
 """
 
 from __future__ import annotations
@@ -17,24 +16,24 @@ from ..ops.device import Device
 from ..ops.driver import call
 from .capture import Graph, captured, no_collection
 
-COPIES = 32  # of a graph, to see what one takes
+COPIES = 32  # executable graphs made to measure the memory of one
 
 
 @dataclass(frozen=True)
 class Fact:
-    """A node of a graph as the driver has it."""
+    """One node of a graph, as the driver describes it."""
 
     kind: str  # "kernel", "memcpy", "memset", "empty", "graph", ...
-    name: str  # of the kernel as it was asked for, or the kind
+    name: str  # the kernel's name with its template arguments; other nodes: the kind
     grid: tuple[int, ...] = ()
     block: tuple[int, ...] = ()
     shared: int = 0  # bytes of dynamic shared memory
-    registers: int = 0  # of a thread
+    registers: int = 0  # per thread
 
 
 @dataclass(frozen=True)
 class Edge:
-    """Node `target` comes after node `source`; programmatic: it may begin before that one has ended."""
+    """Node `target` depends on node `source`. programmatic: it may begin before `source` has ended."""
 
     source: int
     target: int
@@ -43,17 +42,17 @@ class Edge:
 
 @dataclass(frozen=True)
 class Opened:
-    """What a graph consists of, in the order in which it was captured."""
+    """The nodes and edges of a graph, in capture order."""
 
     nodes: list[Fact]
     edges: list[Edge]
 
 
 class CudaGraph:
-    """A captured graph: a recipe, of which `executable` makes something to be launched."""
+    """A captured graph (cudaGraph_t). `executable` instantiates it for launching."""
 
     def __init__(self, device: Device, handle: int, owner: Any = None) -> None:
-        """handle: cudaGraph_t. owner: what must live as long as this; None: the graph is ours to destroy."""
+        """handle: cudaGraph_t. owner: the object that owns the handle and is kept alive; None: destroy it here."""
         from cuda.bindings import driver
 
         self.device, self._driver, self._owner = device, driver, owner
@@ -61,13 +60,13 @@ class CudaGraph:
 
     @cached_property
     def nodes(self) -> list[Any]:
-        """The driver's handles of its nodes, in the order of their capture."""
+        """The driver's node handles, in capture order."""
         _, count = self._call("cuGraphGetNodes", self.handle)
         return self._call("cuGraphGetNodes", self.handle, count)[0]
 
     @staticmethod
     def of(device: Device, graph: Graph) -> CudaGraph:
-        """The recipe of a step's graph."""
+        """The cudaGraph_t that a step's executable graph was instantiated from."""
         return CudaGraph(device, graph.executable.graph, graph)
 
     def __del__(self) -> None:
@@ -75,7 +74,7 @@ class CudaGraph:
             self._driver.cuGraphDestroy(self.handle)
 
     def read(self) -> Opened:
-        """Its nodes and edges. CaptureError if the driver does not list the nodes in an order they can run in."""
+        """Read nodes and edges. CaptureError if the driver does not list the nodes in an order they can run in."""
         names = {int(f.handle): f.name for f in getattr(self.device, "functions", {}).values()}
         facts = [self._fact(node, names) for node in self.nodes]
         index = {int(node): i for i, node in enumerate(self.nodes)}
@@ -92,33 +91,35 @@ class CudaGraph:
         if kind != "kernel":
             return Fact(kind, kind)
         p = self._call("cuGraphKernelNodeGetParams", node)
-        function = p.func if int(p.func) else self._call("cuKernelGetFunction", p.kern)  # a library's may be the latter
+        function = p.func if int(p.func) else self._call("cuKernelGetFunction", p.kern)  # CUkernel: a library's kernel
         registers = self._driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_NUM_REGS
         name = names.get(int(function)) or readable(self._call("cuFuncGetName", function).decode())
         return Fact(kind, name, (p.gridDimX, p.gridDimY, p.gridDimZ), (p.blockDimX, p.blockDimY, p.blockDimZ),
                     p.sharedMemBytes, self._call("cuFuncGetAttribute", registers, function))  # fmt: skip
 
     def parameters(self) -> list[tuple[Any, Any]]:
-        """(node, its kernel, grid, block and arguments) of every kernel, as Executable.set takes them."""
+        """(node, CUDA_KERNEL_NODE_PARAMS) of every kernel node, as Executable.set takes them."""
         kernel = self._driver.CUgraphNodeType.CU_GRAPH_NODE_TYPE_KERNEL
         return [(n, self._call("cuGraphKernelNodeGetParams", n)) for n in self.nodes
                 if self._call("cuGraphNodeGetType", n) == kernel]  # fmt: skip
 
     def executable(self) -> Executable:
-        """Instantiate it, and bring it to the device."""
+        """Instantiate the graph and upload it to the device."""
         return Executable(self, self._call("cuGraphInstantiate", self.handle, 0))
 
     def again(self, run: Callable[[], None]) -> CudaGraph:
-        """The graph of what run() launches now on the same stream, as this one was made, but not instantiated."""
+        """Capture what run() launches on the same stream now, as this graph was captured; not instantiated."""
         stream = self._driver.CUstream(self.device.stream.ptr)
         relaxed = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
         with no_collection():
             self._call("cuStreamBeginCapture", stream, relaxed)
-            return CudaGraph(self.device, int(captured(run, lambda: self._call("cuStreamEndCapture", stream))))
+            return captured(run, lambda: CudaGraph(self.device, int(self._call("cuStreamEndCapture", stream))))
 
-    def marked(self, begin: bool, after: int | None) -> Executable:
-        """A copy that notes when it begins, and when node `after` has ended. The marks hang beside the chain of nodes,
-        whose edges are all as they were: a mark between two nodes would keep the second one from starting early."""
+    def with_events(self, begin: bool, after: int | None) -> Executable:
+        """An executable copy with event-record nodes: one before the first node, one after node `after`.
+
+        The event nodes are siblings of the chain and change none of its edges: an event between two nodes would turn a
+        programmatic edge into a full one."""
         copy = CudaGraph(self.device, int(self._call("cuGraphClone", self.handle)))
         made, first = [self._call("cuEventCreate", 0) for _ in range(2)], self.nodes[0]
         if begin:
@@ -134,14 +135,14 @@ class CudaGraph:
         return executable
 
     def device_bytes(self) -> int:
-        """Device memory that one executable graph takes: of many, as the driver takes memory in large pieces."""
+        """Device memory of one executable graph: the mean of COPIES, as the driver allocates in large pieces."""
         before = self.device.free_memory()
         held = [self.executable() for _ in range(COPIES)]
         self.device.synchronize()
         return max(0, before - self.device.free_memory()) // len(held)
 
     def _versioned(self, name: str) -> str:
-        """The function that knows of edge data: CUDA 12 calls it _v2, in CUDA 13 it is the only one."""
+        """The variant of a driver function that takes edge data: `_v2` in CUDA 12, the plain name in CUDA 13."""
         return f"{name}_v2" if hasattr(self._driver, f"{name}_v2") else name
 
     def _call(self, name: str, *args: Any) -> Any:
@@ -149,14 +150,13 @@ class CudaGraph:
 
 
 class Executable:
-    """A graph that can be launched, and whose nodes' parameters can be changed."""
+    """An instantiated graph (cudaGraphExec_t): launch it, change the parameters of its nodes."""
 
     def __init__(self, graph: CudaGraph, handle: Any) -> None:
         self._driver, self.handle, self._graph = graph._driver, handle, graph
         self._stream = self._driver.CUstream(graph.device.stream.ptr)
         self._call("cuGraphUpload", handle, self._stream)
-
-        self.begin: Any = None  # events of `marked`
+        self.begin: Any = None  # events of `with_events`
         self.end: Any = None
 
     def __del__(self) -> None:
@@ -166,19 +166,19 @@ class Executable:
                 self._driver.cuEventDestroy(event)
 
     def us_until(self, last: Executable) -> float:
-        """us from this one's beginning to the mark of `last`, in their latest launches, which are done."""
+        """us from this graph's `begin` event to the `end` event of `last`; the latest launches of both are done."""
         return 1e3 * self._call("cuEventElapsedTime", self.begin, last.end)
 
     def launch(self) -> None:
-        """Run it on the device's stream; does not wait."""
+        """Launch on the device's stream; does not wait."""
         self._call("cuGraphLaunch", self.handle, self._stream)
 
     def set(self, node: Any, parameters: Any) -> None:
-        """Give a kernel node, of the graph this was made of, other parameters; launches so far keep the old ones."""
+        """Set a kernel node's parameters (node: of the source graph). Launches already issued keep the old ones."""
         self._call("cuGraphExecKernelNodeSetParams", self.handle, node, parameters)
 
     def update(self, graph: CudaGraph) -> None:
-        """Take all parameters of another graph of the same structure. DeviceError if it has another one."""
+        """Take all parameters of another graph. DeviceError if its structure differs."""
         self._call("cuGraphExecUpdate", self.handle, graph.handle)
 
     def _call(self, name: str, *args: Any) -> Any:
@@ -186,7 +186,7 @@ class Executable:
 
 
 def readable(name: str) -> str:
-    """A compiled kernel's name without the encoding of C++: "cublas::gemv" of "_ZN6cublas4gemvILi1EEEvv"."""
+    """Demangle a C++ kernel name, without its template arguments: "_ZN6cublas4gemvILi1EEEvv" is "cublas::gemv"."""
     rest, parts = re.sub(r"^_ZN?", "", name) if name.startswith("_Z") else "", []
     while found := re.match(r"\d+", rest):
         end = found.end() + int(found[0])

@@ -1,7 +1,6 @@
-"""Named ranges around what runs, which profilers show: every operation and part in eager mode, every graph in replay.
+"""NVTX ranges for profilers: around every operation and part in eager mode, around every graph in replay.
 
-For who asks for them with EngineConfig.nvtx; otherwise nothing of this is in the way of a step.
-Imports CuPy, which carries NVTX.
+EngineConfig.nvtx turns them on; without it a step does not pass through this module. NVTX comes with CuPy.
 """
 
 from __future__ import annotations
@@ -20,16 +19,16 @@ from .capture import CaptureReport, Graph, Make, Part, Program, program
 
 
 class Ranges:
-    """The ranges of one device. RequestError if it is none that a CUDA profiler looks at."""
+    """NVTX ranges on one device. RequestError if the device is not a GPU."""
 
     def __init__(self, device: Device) -> None:
-        if device.stream is None:
+        if not device.is_gpu:
             raise RequestError(f"nvtx: expected a backend on a GPU, whose profilers show ranges, found {device.name}")
         self._push, self._pop = _library()
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """A range of this name around the body."""
+        """A context manager: one range of this name."""
         self._push(name)
         try:
             yield
@@ -37,15 +36,15 @@ class Ranges:
             self._pop()
 
     def ops(self, ops: Ops) -> Any:
-        """The same operations, each in a range of its name."""
+        """Wrap every operation in a range of its name."""
         return _NamedOps(ops, self)
 
     def parts(self, parts: Iterable[Part]) -> list[Part]:
-        """The same parts of a step, each in a range of its name."""
+        """Wrap every part of a step in a range of its name."""
         return [(name, partial(self._run, name, run)) for name, run in parts]
 
     def program(self, device: Device, ops: Ops, make: Make, scope: str, label: str, report: CaptureReport) -> Program:
-        """capture.program, its parts in ranges when run eagerly, and its graphs when replayed."""
+        """capture.program with ranges around the parts (eager mode) and around the graphs (replay)."""
         step = program(device, ops, lambda over: self.parts(make(over)), scope, label, report)
         if step.graphs is not None:
             step.graphs = [self._graph(graph, label) for graph in step.graphs]
@@ -62,7 +61,7 @@ class Ranges:
 
 
 def prepared(ops: Ops, wanted: bool) -> tuple[Any, Callable[..., Program]]:
-    """(operations, graph.program) for a runner: in ranges if they are wanted, else as they are."""
+    """(ops, function `program`) for a runner. wanted: with NVTX ranges, else unchanged."""
     if not wanted:
         return ops, program
     ranges = Ranges(ops.device)
@@ -71,7 +70,7 @@ def prepared(ops: Ops, wanted: bool) -> tuple[Any, Callable[..., Program]]:
 
 @dataclass
 class _NamedGraph(Graph):
-    """A graph that is replayed in a range."""
+    """A graph that replays inside a range."""
 
     ranges: Any = None
     name: str = ""
@@ -82,7 +81,7 @@ class _NamedGraph(Graph):
 
 
 class _NamedOps(OpsObserver):
-    """Puts every operation into a range of its name."""
+    """Wraps every operation in a range of its name."""
 
     def __init__(self, ops: Ops, ranges: Ranges) -> None:
         super().__init__(ops)
@@ -94,7 +93,7 @@ class _NamedOps(OpsObserver):
 
 
 def _library() -> tuple[Callable[[str], None], Callable[[], None]]:
-    """(push, pop) of the profiler's library."""
+    """(push, pop) of NVTX."""
     from cupy.cuda import nvtx
 
     return nvtx.RangePush, nvtx.RangePop

@@ -1,4 +1,4 @@
-"""The mathematics: a module for each ModelConfig.arch, whose parts(ops, c, w, b, s, caches) yields the forward pass."""
+"""The forward pass of each ModelConfig.arch: a module whose parts(ops, c, w, b, s, caches) yields it as callables."""
 
 from . import bert, decoder, gpt2
 

@@ -1,12 +1,12 @@
-"""A pre-norm decoder with rotary positions, grouped attention and a gated MLP: every family but GPT-2.
+"""A pre-norm decoder with RoPE, grouped-query attention and a gated MLP: every decoder family but GPT-2.
 
-c ModelConfig · spec LayerSpec · w Weights, or LayerWeights of a layer · b Buffers · s Step · caches one Cache a layer.
-What a layer is, its spec says: the families differ in data, see families/.
+c ModelConfig · spec LayerSpec · w Weights, or LayerWeights of a layer · b Buffers · s Step · caches: a Cache per layer.
+The families differ in data only, which spec and c hold; see families/.
 """
 
 
 def layer(ops, c, spec, w, b, s, cache, following):
-    """One decoder layer: reads and writes the residual stream b.x [R, D]. following: weight of the norm after it."""
+    """One decoder layer: updates the residual stream b.x [R, D]. following: weight of the next layer's first norm."""
     ops.norm_qkv(c, spec, w, b, s, cache)
     ops.attend(b.qkv, s, cache, spec.heads, spec.window, b.attn, b.scratch, spec.scale)
     ops.linear_add(b.attn, w.o, b, s, w.mlp_norm, spec.residual_scale)
@@ -15,12 +15,12 @@ def layer(ops, c, spec, w, b, s, cache, following):
 
 
 def head(ops, c, w, b, s):
-    """b.logits of rows s.last of b.x."""
+    """Compute b.logits from rows s.last of b.x."""
     ops.norm_head(c, w, b, s)
 
 
 def parts(ops, c, w, b, s, caches):
-    """The forward pass as callables, to be run, or captured one by one or together; the result is b.logits."""
+    """The forward pass as callables, to run or to capture separately or together. The result is b.logits."""
     norms = [*(lw.attn_norm for lw in w.layers), w.norm]
     yield lambda: ops.embed_tokens(s, w.embed, b, norms[0], c.embed_scale)
     for spec, lw, cache, following in zip(c.layers, w.layers, caches, norms[1:], strict=True):

@@ -1,11 +1,11 @@
 """GPT-2: pre-norm decoder with learned positions, LayerNorm with bias, and a GELU MLP.
 
-c ModelConfig · spec LayerSpec · w Weights, or LayerWeights of a layer · b Buffers · s Step · caches one Cache a layer.
+c ModelConfig · spec LayerSpec · w Weights, or LayerWeights of a layer · b Buffers · s Step · caches: a Cache per layer.
 """
 
 
 def layer(ops, c, spec, w, b, s, cache):
-    """One decoder layer: reads and writes the residual stream b.x [R, D]."""
+    """One decoder layer: updates the residual stream b.x [R, D]."""
     ops.layer_norm(b.x, w.attn_norm, w.attn_norm_bias, c.eps, b.h)
     ops.linear_append(spec, w, b, s, cache)
     ops.attend(b.qkv, s, cache, spec.heads, spec.window, b.attn, b.scratch, spec.scale)
@@ -16,14 +16,14 @@ def layer(ops, c, spec, w, b, s, cache):
 
 
 def head(ops, c, w, b, s):
-    """b.logits of rows s.last of b.x."""
+    """Compute b.logits from rows s.last of b.x."""
     last = b.h[: len(s.last)]
     ops.layer_norm(b.x, w.norm, w.norm_bias, c.eps, last, rows=s.last)
     ops.head(last, w.head, b.logits, w.head_bias)
 
 
 def parts(ops, c, w, b, s, caches):
-    """The forward pass as callables, to be run, or captured one by one or together; the result is b.logits."""
+    """The forward pass as callables, to run or to capture separately or together. The result is b.logits."""
     yield lambda: ops.embed_at(s.ids, w.embed, s.positions, w.positions, b.x)
     for spec, lw, cache in zip(c.layers, w.layers, caches, strict=True):
         yield lambda spec=spec, lw=lw, cache=cache: layer(ops, c, spec, lw, b, s, cache)

@@ -1,7 +1,7 @@
-"""Tables of rotary angles, and the order of a head's rows that they are for. NumPy only; computed in float64.
+"""RoPE: tables of cosines and sines, and the order of a head's rows that they assume. NumPy only, in float64.
 
-Kernels turn element i of a head with element i + d/2, for all i < d/2. Partial and interleaved rotary embeddings become
-that by the order of the rows of q and k: pairs stand where kernels look for them, and those that do not turn have
+Kernels rotate element i of a head with element i + d/2, for all i < d/2. Partial and interleaved RoPE use the same
+kernels: the rows of the q and k weights are permuted so that partners are d/2 apart, and pairs that are not rotated get
 angle 0.
 """
 
@@ -20,8 +20,8 @@ KINDS = ("linear", "llama3", "yarn", "longrope")
 def table(rope: Rope | None, d: int, max_len: int) -> np.ndarray:
     """[max_len, d] float32: row t holds the cosines of the d/2 angles t * frequency, then their sines.
 
-    None: cosines 1, sines 0, which turn nothing. max_len also chooses between the two lists of longrope: keys of both
-    must not meet in one cache."""
+    rope=None: cosines 1 and sines 0, the identity. max_len also selects one of longrope's two lists: the keys of one KV
+    cache must all use the same list."""
     turning = 0 if rope is None else (rope.rotary or d) // 2
     cosines, sines = np.ones((max_len, d // 2), np.float32), np.zeros((max_len, d // 2), np.float32)
     if rope is not None:
@@ -32,7 +32,7 @@ def table(rope: Rope | None, d: int, max_len: int) -> np.ndarray:
 
 
 def frequencies(rope: Rope, rotary: int, max_len: int) -> np.ndarray:
-    """[rotary/2] float64, radians a token: theta^(-2i/rotary), scaled as the checkpoint asks.
+    """[rotary/2] float64, radians per token: theta^(-2i/rotary), scaled as the checkpoint says.
 
     UnsupportedModel for a scaling that is not in KINDS."""
     plain = rope.theta ** (-np.arange(0, rotary, 2, dtype=np.float64) / rotary)
@@ -51,7 +51,7 @@ def frequencies(rope: Rope, rotary: int, max_len: int) -> np.ndarray:
 
 
 def order(rope: Rope | None, d: int) -> np.ndarray | None:
-    """[d] which row of a head, as the checkpoint has it, stands at each place; None: all stay where they are."""
+    """[d]: for each row of a head, the index of the checkpoint's row to put there; None: keep the order."""
     if rope is None:
         return None
     rotary = rope.rotary or d
@@ -62,7 +62,7 @@ def order(rope: Rope | None, d: int) -> np.ndarray | None:
 
 
 def _llama3(plain: np.ndarray, scaling: RopeScaling) -> np.ndarray:
-    """Short wavelengths as they are, long ones divided by the factor, those between a blend of the two."""
+    """Keep short wavelengths, divide the frequency of long ones by the factor, blend in between."""
     turns = scaling.original_max_len * plain / (2 * math.pi)  # full turns within the training length
     blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     blend = np.clip(blend, 0, 1)
@@ -70,10 +70,10 @@ def _llama3(plain: np.ndarray, scaling: RopeScaling) -> np.ndarray:
 
 
 def _yarn(plain: np.ndarray, theta: float, scaling: RopeScaling) -> np.ndarray:
-    """Frequencies of many turns as they are, those of few divided by the factor, between them a line over the index."""
+    """Keep frequencies of many turns, divide those of few by the factor, interpolate linearly in the index between."""
     rotary = 2 * len(plain)
 
-    def index(turns: float) -> float:  # of the frequency that makes so many turns within the training length
+    def index(turns: float) -> float:  # index of the frequency with this many turns within the training length
         return rotary * math.log(scaling.original_max_len / (2 * math.pi * turns)) / (2 * math.log(theta))
 
     low, high = index(scaling.beta_fast), index(scaling.beta_slow)

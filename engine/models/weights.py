@@ -1,6 +1,6 @@
-"""The weights of a model on a device, made in one place: load.weights.
+"""The weights of a model on a device. run/load.py creates them.
 
-Names as in the families' tables. Array: float32. Weight: what Ops.weight returned.
+Names are those of the families' tables. Array: float32. Weight: what Ops.weight returns.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Weight = Any
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """One layer; what the layer has not is None."""
+    """One layer. A tensor that the layer does not have is None."""
 
     qkv: Weight  # [(H + 2 G) d, D]
     o: Weight  # [D, H d]
@@ -28,21 +28,21 @@ class LayerWeights:
     k_norm: Array = None  # [d]
     o_bias: Array = None  # [D]
     gate_up: Weight = None  # [2 F, D], gate rows first
-    up: Weight = None  # [F, D], of an MLP without gate
+    up: Weight = None  # [F, D], of an MLP without a gate
     up_bias: Array = None  # [F]
     down_bias: Array = None  # [D]
-    rope: Array = None  # [T, d] cosines, then sines of a position's angles; layers of one Rope share it
+    rope: Array = None  # [T, d]: d/2 cosines, then d/2 sines per position; layers with the same Rope share it
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A model; what the model has not is None."""
+    """A model. A tensor that the model does not have is None."""
 
     layers: tuple[LayerWeights, ...]
     embed: Weight  # [V, D]
     norm: Array  # [D]
-    head: Weight  # [V, D]; the embedding itself where they are tied
+    head: Weight  # [V, D]; tied: the embedding itself
     norm_bias: Array = None  # [D]
-    positions: Array = None  # [T, D], learned ones
-    head_bias: Array = None  # [V], bans tokens
-    max_len: int = 0  # positions that the tables of LayerWeights.rope reach
+    positions: Array = None  # [T, D], learned
+    head_bias: Array = None  # [V]: bans tokens that the tokenizer does not have
+    max_len: int = 0  # number of positions in the tables LayerWeights.rope

@@ -70,16 +70,7 @@ class Step:
 class Sampling:
     """How each sequence picks its next token; indexed by sequence, so a row's place in the batch never matters."""
 
-    temperature: Array  # [S + 1] float32, 0 = greedy
-    top_k: Array  # [S + 1] int32, 0 = off
-    top_p: Array  # [S + 1] float32, 1 = off
-    min_p: Array  # [S + 1] float32, 0 = off
-    repetition: Array  # [S + 1] float32, 1 = off
-    presence: Array  # [S + 1] float32, 0 = off
-    frequency: Array  # [S + 1] float32, 0 = off
-    seed: Array  # [S + 1] uint64
-    stop_ids: Array  # [S + 1, STOP_IDS] int32, ids first, then -1; banned while positions[r] + 1 < stop_from
-    stop_from: Array  # [S + 1] int32, first position a stop token may take (min_tokens)
+    rules: Array  # [S + 1, RULES.itemsize] uint8: a record a sequence, see engine/ops/sampling.py
     counts: Array  # [S + 1, V] int32, 2 * times generated + (1 if in the prompt); kept only with penalties on
 
 
@@ -132,6 +123,7 @@ class Ops:
     device: Any  # Device: allocates, copies, launches
     tile: int = PAGE  # rows of a pass over prompts or texts are a multiple of it, and prompts begin at one
     pass_rows: int = 1 << 16  # rows of the largest pass that is worth it; prefill_rows may ask for fewer
+    exact: bool = True  # a row's bits depend on its sequence alone: not on its company, nor on how a prompt is cut
 
     @property
     def align(self) -> int:
@@ -218,6 +210,17 @@ class Ops:
 
     def append(self, qkv: Array, s: Step, cache: Cache, heads: int) -> None:
         """Store k and v as they are at (seqs[r], positions[r]) of the cache.  qkv [R, (H + 2 G) d] T"""
+        raise NotImplementedError
+
+    def save_pages(self, pool: Array, host: Array, pages: Array, places: Array) -> None:
+        """host[places[i]] = pool[:, pages[i]]: pages of the KV cache to host memory (Device.pinned).
+
+        pool [2 L, P, G, PAGE, d] and host [N, 2 L, G, PAGE, d] T; pages, places [n] int32, no place twice"""
+        raise NotImplementedError
+
+    def load_pages(self, pool: Array, host: Array, pages: Array, places: Array) -> None:
+        """pool[:, pages[i]] = host[places[i]]: back again, perhaps to other pages; arrays as for save_pages, no page
+        twice."""
         raise NotImplementedError
 
     def attend(

@@ -30,7 +30,7 @@ def pieces(matrix: Quantised, dtype: Any) -> Iterator[tuple[int, np.ndarray]]:
     """(first row, some rows [n, K] in dtype) of a quantised matrix, in order."""
 
     def decoded(first: int, last: int) -> tuple[int, np.ndarray]:
-        return first, matrix.numbers(first, last).astype(dtype, copy=False)
+        return first, matrix.numbers(first, last, np.empty((last - first, matrix.shape[1]), dtype))
 
     with _pool() as pool:
         ahead: deque[Any] = deque()

@@ -48,6 +48,11 @@ class Device:
     stream: Any = None  # where a GPU's work is issued and captured; None: there is nothing to capture
     cache_bytes: int = 0  # of the last cache before the memory; 0 = not known
 
+    @property
+    def is_gpu(self) -> bool:
+        """Whether work is issued to a stream and done later; else a call has done its work when it returns."""
+        return self.stream is not None
+
     @cached_property
     def launches(self) -> Counter[str]:
         """How often each kernel, or library function, was launched so far, by name; replays of a graph do not count."""
@@ -100,6 +105,10 @@ class Device:
         """Bytes that could still be allocated."""
         raise NotImplementedError
 
+    def total_memory(self) -> int:
+        """Bytes of memory that the machine has, used or not."""
+        raise NotImplementedError
+
     def trim(self) -> None:
         """Give memory that no array uses any more back to the machine."""
 
@@ -115,7 +124,10 @@ class Device:
         """How many clusters of `cluster` blocks can be on the machine at once."""
         raise NotImplementedError
 
-    def launch(self, kernel: Any, grid: Dim, block: Dim, args: Sequence[Any], shared=0, dependent=False, cluster=1):
+    def launch(
+        self, kernel: Any, grid: Dim, block: Dim, args: Sequence[Any], shared: int = 0, dependent: bool = False,
+        cluster: int = 1,
+    ) -> None:  # fmt: skip
         """Run a kernel. args: device arrays, NumPy scalars of the parameter's exact type, or None for a null pointer.
 
         shared: bytes of dynamic shared memory. dependent: the kernel may start before its predecessor has ended,
@@ -123,16 +135,16 @@ class Device:
         along x, that run at the same time and reach each other's shared memory; at most 8, and 1 below sm_90."""
         raise NotImplementedError
 
-    def mark(self) -> Any:
-        """The moment at which the work issued before is done, for `wait` and `elapsed`; does not wait."""
+    def record_event(self) -> Any:
+        """An event that completes when all work issued before it is done, for `wait` and `elapsed`; does not wait."""
         raise NotImplementedError
 
-    def wait(self, mark: Any) -> None:
-        """Wait for a mark, not for what was issued after it; raises DeviceError if any work has failed."""
+    def wait(self, event: Any) -> None:
+        """Wait for an event, not for work issued after it. DeviceError if any work has failed."""
         raise NotImplementedError
 
     def elapsed(self, first: Any, last: Any) -> float:
-        """Milliseconds between two marks; waits for all issued work."""
+        """Milliseconds between two events; waits for all issued work."""
         raise NotImplementedError
 
     def about(self) -> dict[str, str]:
@@ -170,10 +182,13 @@ class HostDevice(Device):
             return 1024 * next(int(line.split()[1]) for line in f if line.startswith("MemAvailable:"))
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
-    def mark(self):
+    def total_memory(self):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+    def record_event(self):
         return time.perf_counter()
 
-    def wait(self, mark):
+    def wait(self, event):
         pass
 
     def elapsed(self, first, last):

@@ -1,31 +1,30 @@
 """Everything but the matrix products, on a GPU: norms, rotary positions, attention, SiLU, sampling, the next step.
 
 DeviceOps is the base of the backends cuda and cublas, which add weights, embed and linear. It checks what it is given,
-chooses grids, and launches kernels/norm.cu, rope.cu, elementwise.cu, attend_decode.cu, attend_prefill.cu and sample.cu
-through a Device; every launch is a dependent one.
+chooses grids, and launches kernels/norm.cu, rope.cu, elementwise.cu, attend_decode.cu, attend_prefill.cu, pages.cu and
+sample.cu through a Device; every launch but those of pages.cu is a dependent one.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
 
 from ..errors import DeviceError, UnsupportedModel
-from ..sizes import MAIL, MAX_BATCH, PAGE, STOP_IDS
+from ..sizes import MAIL, MAX_BATCH, PAGE
 from .attend_shapes import HEAD_SIZES, PACKED_HEAD, DecodeTile, attend_blocks, prefill_shared
 from .base import Array, Cache, Ops, PassKind, Sampling, Step, expect_decode
 from .device import Device
 from .products import address, c_type, expect
+from .sampling import RULES
 from .scratch import Scratch
 
 SAMPLED = 2048  # logits a block of sample looks at, at least
 WIDEST = 48 * 1024  # bytes of a row that a norm keeps in shared memory
 
 I32, F32 = np.dtype(np.int32), np.dtype(np.float32)
-_SAMPLING = {"top_k": I32, "stop_ids": I32, "stop_from": I32, "counts": I32, "seed": np.dtype(np.uint64)}  # else F32
 
 
 class DeviceOps(Ops):
@@ -189,6 +188,24 @@ class DeviceOps(Ops):
         sizes = (*(np.int32(v) for v in sizes), scale)
         self._launch("attend_decode.cu", name, grid, 256, *arrays, *state, *sizes, shared=tile.shared)
 
+    def save_pages(self, pool, host, pages, places):
+        self._copy_pages("save_pages", "true", pool, host, pages, places)
+
+    def load_pages(self, pool, host, pages, places):
+        self._copy_pages("load_pages", "false", pool, host, pages, places)
+
+    def _copy_pages(self, op: str, save: str, pool: Array, host: Array, pages: Array, places: Array) -> None:
+        """Not a dependent launch, and none starts early behind it: kernels read the KV cache before they wait."""
+        parts, total, *page = pool.shape
+        expect(op, "pool", pool, self.dtype, (parts, total, *page))
+        expect(op, "host", host, self.dtype, (len(host), parts, *page))
+        expect(op, "pages", pages, I32, (len(pages),))
+        expect(op, "places", places, I32, (len(pages),))
+        quads = math.prod(page) * self.dtype.itemsize // 16
+        grid = (min(-(-quads // 256), 4), parts, len(pages))
+        kernel = self.device.kernel("pages.cu", f"copy_pages<{save}>")
+        self.device.launch(kernel, grid, (256,), [pool, host, pages, places, np.int32(total), np.int32(quads)])
+
     # -- sampling ---------------------------------------------------------------------------------------------------
 
     def sample(self, logits: Array, s: Step, sampling: Sampling, out: Array, scratch: Scratch) -> None:
@@ -197,14 +214,11 @@ class DeviceOps(Ops):
         expect("sample", "last", s.last, I32, (rows,))
         expect("sample", "out", out, I32, (rows,))
         self._expect_step("sample", s, len(s.seqs))
-        shapes = {"stop_ids": (len(s.table), STOP_IDS), "counts": (len(s.table), vocab)}
-        for name in (f.name for f in fields(sampling)):
-            expect("sample", name, getattr(sampling, name), _SAMPLING.get(name, F32), shapes.get(name, (len(s.table),)))
+        expect("sample", "rules", sampling.rules, np.dtype(np.uint8), (len(s.table), RULES.itemsize))
+        expect("sample", "counts", sampling.counts, I32, (len(s.table), vocab))
         if len(scratch.best) < rows:
             raise DeviceError(f"sample: expected scratch for {rows} rows, found it for {len(scratch.best)}")
-        g = sampling
-        rules = (g.temperature, g.top_k, g.top_p, g.min_p, g.repetition, g.presence, g.frequency, g.seed)
-        arrays = (logits, s.last, s.seqs, s.positions, *rules, g.stop_ids, g.stop_from, g.counts, out)
+        arrays = (logits, s.last, s.seqs, s.positions, sampling.rules, sampling.counts, out)
         blocks = max(1, self.device.multiprocessors // rows)  # of a row: all of them at once
         grid = (min(blocks, -(-vocab // SAMPLED)), rows)
         self._launch("sample.cu", "sample", grid, 512, *arrays, scratch.best, scratch.scanned, np.int32(vocab))

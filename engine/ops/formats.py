@@ -107,7 +107,7 @@ _FORMS = (
     _form("u4", 32, 128, nested=True, mins=True),  # Q4_K
     _form("u5", 32, 256, nested=True, mins=True),  # Q5_K
     _form("u6", 16, 128, nested=True),  # Q6_K
-    _form("s8", 32, 64, nested=True),  # IQ4_XS
+    _form("s8", 32, 128, nested=True),  # IQ4_XS
 )
 FORMS: dict[int | str, Form] = {**PLAIN, **{form.key: form for form in _FORMS}}
 

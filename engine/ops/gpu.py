@@ -43,7 +43,7 @@ class CupyDevice(Device):
         self._configs: dict[tuple, Any] = {}
         self._clusters: dict[tuple, int] = {}
         self._rooms: dict[int, Arguments] = {}
-        self._mark = _marks(cupy)
+        self._event = _event_class(cupy)
         self.end_at_fork()
 
     def empty(self, shape, dtype):
@@ -75,6 +75,9 @@ class CupyDevice(Device):
     def free_memory(self):
         pool = self._cupy.get_default_memory_pool()
         return self._cupy.cuda.runtime.memGetInfo()[0] + pool.free_bytes()
+
+    def total_memory(self):
+        return self._cupy.cuda.runtime.memGetInfo()[1]
 
     def trim(self):
         self._cupy.get_default_memory_pool().free_all_blocks()
@@ -141,12 +144,12 @@ class CupyDevice(Device):
             config.attrs, config.numAttrs = attributes, len(attributes)
         return config
 
-    def mark(self):
-        return self.stream.record(self._mark())
+    def record_event(self):
+        return self.stream.record(self._event())
 
-    def wait(self, mark):
+    def wait(self, event):
         try:
-            mark.synchronize()
+            event.synchronize()
         except self._cupy.cuda.runtime.CUDARuntimeError as e:
             raise DeviceError(f"{self.name}: {e}") from e
 
@@ -173,16 +176,16 @@ class _Function:
             self.raw.max_dynamic_shared_size_bytes = self.shared = shared
 
 
-def _marks(cupy: Any) -> type:
-    """CuPy's events, but that those in a forked child's memory are left alone: to destroy one there is an error."""
+def _event_class(cupy: Any) -> type:
+    """CuPy's Event, except that a forked child does not destroy the events it inherits, which would be an error."""
     process = os.getpid()
 
-    class Mark(cupy.cuda.Event):
+    class Event(cupy.cuda.Event):
         def __del__(self) -> None:
             if os.getpid() == process:
                 super().__del__()
 
-    return Mark
+    return Event
 
 
 def _versions(runtime: Any) -> dict[str, str]:

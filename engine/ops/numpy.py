@@ -132,6 +132,12 @@ class NumpyOps(Ops):
         cache.k[page, :, slot] = x[:, heads : heads + groups]
         cache.v[page, :, slot] = x[:, heads + groups :]
 
+    def save_pages(self, pool, host, pages, places):
+        host[places] = pool[:, pages].swapaxes(0, 1)
+
+    def load_pages(self, pool, host, pages, places):
+        pool[:, pages] = host[places].swapaxes(0, 1)
+
     def attend(self, qkv, s, cache, heads, window, out, scratch, scale=None):
         scale = np.float32(1 / math.sqrt(cache.k.shape[3]) if scale is None else scale)
         if s.kind.tiled:

@@ -1,6 +1,6 @@
 """How the next token is chosen: the definition that every backend computes, bit for bit, written in NumPy.
 
-One row, logits l [V] float32, the rules of its sequence, and `position`, where the token to come will stand:
+One row, logits l [V] float32, the rules of its sequence (RULES), and `position`, where the token to come will stand:
 
 1. Bans: stop tokens are minus infinity while position < stop_from.
 2. Penalties: seen = in the prompt or generated, count = times generated. Repetition r: l / r if l > 0 else l * r where
@@ -16,7 +16,7 @@ One row, logits l [V] float32, the rules of its sequence, and `position`, where 
    kept total; the token is the first, by index, at which the running sum of kept weights exceeds the target.
 
 A token thus depends on its logits, rules, seed and position, never on the row or the batch.
-kernels/sample.cu computes the same and the tests compare the two. Imports NumPy only.
+kernels/sample.cu computes the same and the tests compare the two.
 """
 
 from __future__ import annotations
@@ -25,7 +25,23 @@ from typing import Any
 
 import numpy as np
 
+from ..sizes import STOP_IDS
+
 Array = Any
+
+# The rules of a sequence. kernels/sample.cuh has the same as struct Rules; what SamplingParams has too is named alike.
+RULES = np.dtype([
+    ("temperature", np.float32),  # 0 = greedy
+    ("top_k", np.int32),  # 0 = off
+    ("top_p", np.float32),  # 1 = off
+    ("min_p", np.float32),  # 0 = off
+    ("repetition_penalty", np.float32),  # 1 = off
+    ("presence_penalty", np.float32),  # 0 = off
+    ("frequency_penalty", np.float32),  # 0 = off
+    ("stop_from", np.int32),  # first position a stop token may take (min_tokens)
+    ("seed", np.uint64),
+    ("stop_ids", np.int32, STOP_IDS),  # ids first, then -1; banned while position < stop_from
+], align=True)  # fmt: skip
 
 ONE = 1 << 40  # weight of the largest token
 LOG2E = np.float32(1.4426950408889634)
@@ -36,20 +52,34 @@ TINY = np.finfo(np.float32).tiny  # temperatures below it, subnormal, are 0
 MASK = (1 << 32) - 1
 
 
-def adjust(logits: Array, counts: Array, repetition: float, presence: float, frequency: float, banned: Array) -> Array:
-    """Steps 1 and 2: a new array [V] float32. counts [V] int32 as in Sampling.counts; banned: ids, negative = none."""
+def off(count: int) -> Array:
+    """Rules [count] that change nothing: greedy, no penalty, no stop token."""
+    rules = np.zeros(count, RULES)
+    rules["top_p"] = rules["repetition_penalty"] = 1
+    rules["stop_ids"] = -1
+    return rules
+
+
+def as_bytes(rules: Array) -> Array:
+    """Sampling.rules [S + 1, bytes] uint8 of rules [S + 1]: a device has no arrays of records."""
+    return rules.view(np.uint8).reshape(len(rules), RULES.itemsize)
+
+
+def adjust(logits: Array, counts: Array, rules: Any, position: int) -> Array:
+    """Steps 1 and 2: a new array [V] float32. counts [V] int32 as in Sampling.counts."""
     x = np.array(logits, np.float32)
-    x[banned[banned >= 0]] = -np.inf
-    if not penalised(repetition, presence, frequency):
+    if position < rules["stop_from"]:
+        x[rules["stop_ids"][rules["stop_ids"] >= 0]] = -np.inf
+    if not penalised(rules):
         return x
-    r, count = np.float32(repetition), (counts >> 1).astype(np.float32)
+    r, count = rules["repetition_penalty"], (counts >> 1).astype(np.float32)
     x = np.where(counts != 0, np.where(x > 0, x / r, x * r), x)
-    return np.where(count > 0, x - np.float32(frequency) * count - np.float32(presence), x)
+    return np.where(count > 0, x - rules["frequency_penalty"] * count - rules["presence_penalty"], x)
 
 
-def penalised(repetition: float, presence: float, frequency: float) -> bool:
+def penalised(rules: Any) -> bool:
     """Whether any penalty is on, so that counts are read and kept."""
-    return repetition != 1 or presence != 0 or frequency != 0
+    return rules["repetition_penalty"] != 1 or rules["presence_penalty"] != 0 or rules["frequency_penalty"] != 0
 
 
 def weights(x: Array, temperature: float) -> Array:
@@ -92,32 +122,30 @@ def draw(w: Array, kept: Array, u: int) -> int:
     return int(np.searchsorted(running, np.uint64(u * int(running[-1]) >> 64), side="right"))
 
 
-def choose(x: Array, temperature: float, top_k: int, top_p: float, min_p: float, u: int) -> int:
+def choose(x: Array, rules: Any, u: int) -> int:
     """Steps 3 to 7 for adjusted logits x [V] float32 and 64 random bits u."""
     best = int(np.argmax(x))  # NaN counts as the largest
     if not np.isfinite(x[best]):
         return -1
-    if temperature < TINY:
+    if rules["temperature"] < TINY:
         return best
-    w = weights(x, temperature)
-    return draw(w, keep(x, w, top_k, top_p, min_p), u)
+    w = weights(x, rules["temperature"])
+    return draw(w, keep(x, w, int(rules["top_k"]), rules["top_p"], rules["min_p"]), u)
 
 
-def sample_row(logits: Array, sampling: Any, seq: int, position: int) -> int:
-    """The token that sequence `seq` puts at `position`, or -1 if the logits [V] are no numbers."""
-    g = sampling
-    banned = g.stop_ids[seq] if position < g.stop_from[seq] else g.stop_ids[seq][:0]
+def sample_row(logits: Array, counts: Array, rules: Any, position: int) -> int:
+    """The token at `position` of a sequence with these rules, or -1 if the logits [V] are no numbers."""
     with np.errstate(over="ignore", invalid="ignore"):  # infinities are looked for afterwards
-        x = adjust(logits, g.counts[seq], g.repetition[seq], g.presence[seq], g.frequency[seq], banned)
-        u = philox(int(g.seed[seq]), position)
-        return choose(x, g.temperature[seq], int(g.top_k[seq]), g.top_p[seq], g.min_p[seq], u)
+        x = adjust(logits, counts, rules, position)
+        return choose(x, rules, philox(int(rules["seed"]), position))
 
 
 def sample(logits: Array, step: Any, sampling: Any, out: Array) -> None:
     """Ops.sample on the host: logits [B, V] of the rows step.last, out [B] int32; counts are kept up."""
-    g = sampling
+    every, counts = sampling.rules.view(RULES)[:, 0], sampling.counts
     for i, row in enumerate(step.last):
         seq = int(step.seqs[row])
-        out[i] = token = sample_row(logits[i], g, seq, int(step.positions[row]) + 1)
-        if token >= 0 and penalised(g.repetition[seq], g.presence[seq], g.frequency[seq]):
-            g.counts[seq, token] += 2
+        rules = every[seq]
+        out[i] = token = sample_row(logits[i], counts[seq], rules, int(step.positions[row]) + 1)
+        if token >= 0 and penalised(rules):
+            counts[seq, token] += 2

@@ -170,20 +170,74 @@ DECODE: dict[Key, DecodeShape] = {
     (128256, 4096, 2): DecodeShape(
         16, Launch(1, 4, 2, 2), Launch(2, 8, 2, 1, ring=True), Launch(2, 4, 1, 1, staged=True)
     ),
-    (4096, 4096, "u4 g32"): DecodeShape(
-        16, Launch(2, 4, 1, 1), Launch(2, 2, 1, 1, staged=True), Launch(1, 1, 1, 1, staged=True)
-    ),
-    (4096, 14336, "u4 g32"): DecodeShape(
-        16, Launch(2, 5, 1, 1, staged=True, ring=True), Launch(2, 2, 1, 1, staged=True), Launch(1, 1, 1, 1, staged=True)
-    ),
     (6144, 4096, "u4 g32"): DecodeShape(
-        16, Launch(2, 4, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True), Launch(1, 1, 1, 1, staged=True)
+        16, Launch(2, 4, 1, 1, staged=True), Launch(2, 4, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True)
+    ),
+    (4096, 4096, "u4 g32"): DecodeShape(
+        16, Launch(2, 4, 1, 1), Launch(2, 2, 1, 1, staged=True), Launch(2, 2, 1, 1, 2, staged=True)
     ),
     (28672, 4096, "u4 g32"): DecodeShape(
-        16, Launch(2, 4, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True), Launch(1, 1, 1, 1, staged=True)
+        16, Launch(2, 4, 1, 1, staged=True, ring=True), Launch(2, 4, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True)
+    ),
+    (4096, 14336, "u4 g32"): DecodeShape(
+        16, Launch(2, 5, 1, 1, staged=True, ring=True), Launch(2, 4, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True)
+    ),
+    (6144, 4096, "u4 g128"): DecodeShape(
+        16, Launch(2, 3, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True), Launch(1, 2, 1, 1, staged=True)
+    ),
+    (4096, 4096, "u4 g128"): DecodeShape(
+        16, Launch(2, 2, 1, 1), Launch(2, 3, 1, 1, staged=True), Launch(1, 3, 1, 1, 2, staged=True)
+    ),
+    (28672, 4096, "u4 g128"): DecodeShape(
+        16,
+        Launch(2, 2, 1, 1, staged=True, ring=True),
+        Launch(2, 2, 1, 1, staged=True, ring=True),
+        Launch(1, 2, 1, 1, staged=True),
+    ),
+    (4096, 14336, "u4 g128"): DecodeShape(
+        16, Launch(2, 2, 1, 1, staged=True, ring=True), Launch(2, 2, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True)
+    ),
+    (6144, 4096, "s8 g32"): DecodeShape(
+        16, Launch(1, 6, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True), Launch(1, 2, 1, 1, staged=True)
+    ),
+    (4096, 4096, "s8 g32"): DecodeShape(
+        16, Launch(2, 3, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True), Launch(1, 4, 1, 1, 2, staged=True)
+    ),
+    (28672, 4096, "s8 g32"): DecodeShape(
+        16, Launch(2, 2, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True), Launch(1, 4, 1, 1, staged=True)
+    ),
+    (4096, 14336, "s8 g32"): DecodeShape(
+        16, Launch(2, 3, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True), Launch(1, 2, 1, 1, staged=True)
+    ),
+    (128256, 4096, "s8 g32"): DecodeShape(
+        16, Launch(1, 6, 1, 1, staged=True), Launch(1, 4, 1, 1, staged=True), Launch(1, 2, 1, 1, staged=True)
+    ),
+    (5120, 4096, "u4 g32 nested min"): DecodeShape(
+        16, Launch(1, 2, 1, 1, staged=True), Launch(1, 2, 1, 1, staged=True), Launch(1, 1, 1, 1, staged=True)
+    ),
+    (1024, 4096, "u6 g16 nested"): DecodeShape(
+        16, Launch(1, 2, 1, 1, staged=True, ring=True), Launch(1, 2, 1, 1, staged=True), Launch(1, 1, 1, 1, staged=True)
+    ),
+    (6144, 4096, "u4 g32 nested min"): DecodeShape(
+        16, Launch(1, 2, 1, 1, staged=True), Launch(1, 2, 1, 1, staged=True), Launch(1, 1, 1, 1, staged=True)
+    ),
+    (4096, 4096, "u4 g32 nested min"): DecodeShape(
+        16, Launch(2, 2, 1, 1), Launch(1, 2, 1, 1, staged=True), Launch(1, 1, 1, 1, 2, staged=True)
+    ),
+    (28672, 4096, "u4 g32 nested min"): DecodeShape(
+        16, Launch(2, 2, 1, 1, staged=True), Launch(2, 1, 1, 1, staged=True), Launch(1, 1, 1, 1, staged=True)
+    ),
+    (4096, 14336, "u6 g16 nested"): DecodeShape(
+        16,
+        Launch(1, 2, 1, 1, staged=True, ring=True),
+        Launch(2, 1, 1, 1, 2, staged=True),
+        Launch(1, 1, 1, 1, staged=True),
+    ),
+    (4096, 14336, "u4 g32 nested min"): DecodeShape(
+        16, Launch(2, 1, 1, 1), Launch(2, 1, 1, 1, staged=True), Launch(1, 1, 1, 1, staged=True)
     ),
     (128256, 4096, "u6 g16 nested"): DecodeShape(
-        16, Launch(1, 2, 1, 1, staged=True), Launch(2, 1, 1, 1, staged=True), Launch(1, 1, 1, 1, staged=True)
+        16, Launch(2, 1, 1, 1, staged=True), Launch(1, 2, 1, 1, staged=True), Launch(1, 1, 1, 1, staged=True)
     ),
 }
 
@@ -214,12 +268,12 @@ def rule(n: int, k: int, form: int | str) -> DecodeShape:
 
 
 def _quantised_rule(k: int, step: int) -> DecodeShape:
-    """Two row tiles a warp share what is worked out of x; a step is long, so that few are in flight."""
-    if step == 256:
-        launch = Launch(1, 1, 2, 2, staged=True)
-        return DecodeShape(8 if k >= 2048 else 4, launch, launch, Launch(1, 1, 1, 1, staged=True))
-    launch = Launch(2, 128 // step, 1, 1, staged=True)
-    return DecodeShape(16 if k >= 16 * step else 8, launch, launch, Launch(1, 1, 1, 1, staged=True))
+    """Two row tiles of a warp share what is worked out of x; a step is long, so that few are in flight. Columns of a
+    long K do not fit into shared memory but by clusters, which the rule has none of: they come from L2."""
+    deep = 256 // step
+    single, narrow = Launch(1 if step == 256 else 2, deep, 1, 1, staged=True), Launch(1, deep, 1, 1, staged=True)
+    warps = 16 if k >= 16 * step else 8 if k >= 8 * step else 4
+    return DecodeShape(warps, single, narrow, Launch(1, max(1, deep // 2), 1, 1, staged=True))
 
 
 @dataclass(frozen=True)

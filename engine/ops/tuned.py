@@ -10,14 +10,13 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 from ..errors import CheckpointError, DeviceError
 from ..keys import Keys
-from ..weights.fetch import cache_dir
+from ..weights.fetch import cache_dir, work_folder
 from ..weights.files import read_json
 from .device import Device, headers_hash, kernel_source
 from .formats import FORMS
@@ -68,8 +67,8 @@ def save(file: Path, device: Device, chosen: Mapping[Key, DecodeShape]) -> None:
     content = {"device": device.name, "kernels": kernels_hash(), "shapes": entries}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".tune-", dir=file.parent) as work:
-            new = Path(work) / file.name
+        with work_folder(file.parent, "tune") as work:
+            new = work / file.name
             new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
             os.replace(new, file)
     except OSError as e:

@@ -1,14 +1,17 @@
 """The sequences that run together: one pass over prompts, or one decode step, at a time. For one thread.
 
-One-step-ahead scheduling: while the host looks at the tokens of a step, the device already works on the next one, which
-needs nothing from the host as long as the same sequences go on. A sequence that turns out to have ended with the
-earlier step has one token too many in the later one: it is dropped. No number of anybody else depends on it. No step is
-launched ahead while a sequence waits that could start.
+One-step-ahead scheduling: while the host looks at the tokens of a pass, the device already works on the next one. A
+decode step needs nothing from the host as long as the same sequences go on. A sequence that turns out to have ended
+with the earlier step has one token too many in the later one: it is dropped. No number of anybody else depends on it.
+
+While somebody decodes, prefill passes and decode steps take turns, and a prefill pass has few rows: so a long prompt
+delays nobody's next token by more than one such pass.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,44 +19,52 @@ from ..errors import DeviceError, EngineError, RequestError
 from ..process import forks
 from .base_runner import Progress, silent
 from .runner import Row, Runner, Ticket
-from .scheduler import Chunk, Scheduler
+from .scheduler import Scheduler
 from .sequence import Event, Sequence
+
+BETWEEN = 512  # rows of a prefill pass while somebody decodes: passes of so many are graphs, and take a few steps' time
+
+
+class Launched(NamedTuple):
+    """A pass under way."""
+
+    ticket: Ticket
+    rows: list[Sequence]  # that get a token from it, in order
+    wants_logits: bool  # for logprobs: the next pass of its kind overwrites what they are made of
+    filled: int = 0  # prompt tokens that it puts into the KV cache; 0 of a decode step
 
 
 class Batch:
-    """The scheduler of a runner that nobody else uses, and the decode steps under way. lookahead: False for tests.
+    """The scheduler of a runner that nobody else uses, and the passes under way. lookahead: False for tests.
 
     progress(done, all) is told of the tokens of the prompts that are run together."""
 
     def __init__(self, runner: Runner, lookahead: bool = True, progress: Progress = silent) -> None:
         self.runner, self.lookahead, self._progress = runner, lookahead, progress
         self._filled = 0  # tokens of prompts since progress began with 0
-        self.scheduler = Scheduler(runner.max_batch, runner.prefill_rows, runner.table)
-        self._flight: deque[tuple[Ticket, list[Sequence]]] = deque()
+        self.scheduler = Scheduler(runner.max_batch, runner.table, runner.swap, runner.prefix, runner.window)
+        self._flight: deque[Launched] = deque()
         self._started: list[Sequence] = []  # whose rows stand on the device
+        self._sure = 0  # further steps of these rows that need no page, and with which no row is certain to end
+        self._wants = False  # whether one of these wants logprobs
+        self._prefilled = False  # the pass launched last was over prompts
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to do: nobody waits or runs, no step is under way."""
+        """Whether there is nothing to do: nobody waits or runs, no pass is under way."""
         return not self._flight and self.scheduler.idle
 
     def step(self, drain: bool = False) -> list[Event]:
-        """Run one pass over prompts if any can start, else a decode step. [] if neither completed a token.
+        """Launch what there is to launch, at most one pass ahead, and wait for the oldest pass: the tokens that it
+        completed, perhaps none.
 
-        drain: for whoever waits for room between two steps: nobody begins, and no step is launched ahead."""
-        if not self._flight:
-            admitted = [] if drain else self.scheduler.admit()
-            if admitted:
-                self.runner.admit(admitted)
-            if chunks := self.scheduler.prefill():
-                return self._prefill(chunks)
-            if not self.scheduler.running:
-                return []
-            self._launch()
-        ticket, rows = self._flight.popleft()
-        if not drain and self._may_launch_ahead(rows):
-            self._launch()
-        return self._read(ticket, rows)
+        drain: for whoever waits for room between two steps: nobody begins, and no pass is launched ahead."""
+        if not drain:
+            self._admit()
+        ahead = self.lookahead and not drain
+        while len(self._flight) < 1 + ahead and self._launch():
+            pass
+        return self._read(self._flight.popleft()) if self._flight else []
 
     def end(self, seq: Sequence, reason: str) -> Event:
         """End a sequence that waits or runs; its slot and pages are free at once."""
@@ -71,7 +82,7 @@ class Batch:
     def forked(self) -> EngineError:
         """In a forked child: why the sequences that were running cannot go on."""
         device = self.runner.device
-        if device.stream is not None:
+        if device.is_gpu:
             forks.never_destroy(tuple(self._flight))
         try:
             device.check()
@@ -97,41 +108,94 @@ class Batch:
             self._started = []  # other rows stood there meanwhile
             self.scheduler.give_back(slot)
 
-    def _prefill(self, chunks: list[Chunk]) -> list[Event]:
-        """One pass over prompts: the first tokens of those that it completes."""
-        left = sum(len(seq.prompt) - seq.prefilled for seq in self.scheduler.running)
-        self._progress(self._filled, self._filled + left)
-        tokens, logits = self.runner.prefill(chunks)
-        self.scheduler.filled(chunks)
-        done = sum(chunk.last - chunk.first for chunk in chunks)
-        self._progress(self._filled + done, self._filled + left)
-        self._filled = self._filled + done if done < left else 0
-        return self._accept([chunk.seq for chunk in chunks if chunk.ends], tokens.tolist(), logits)
+    def _admit(self) -> None:
+        """Let those begin, or go on, for whom there is room."""
+        admitted = self.scheduler.admit()
+        if not admitted:
+            return
+        for seq in admitted:
+            if (copies := self.scheduler.resume(seq)) is not None:
+                self.runner.swap_in(copies)
+        self.runner.set_sampling(admitted)
 
-    def _launch(self) -> None:
-        """Launch a decode step for the running sequences, whose rows go to the device first if they have changed."""
-        rows = list(self.scheduler.running)
-        if rows != self._started:
-            self.runner.set_rows([Row(seq.slot, seq.tokens[-1], len(seq.prompt) + len(seq.tokens) - 1) for seq in rows])
-            self._started = rows
+    def _launch(self) -> bool:
+        """Launch a prefill pass or a decode step; False if neither can be before a pass under way was read."""
+        while self.scheduler.running:
+            decoding = self.scheduler.decoding
+            if self._flight and self._flight[-1].wants_logits:
+                return False
+            if not (decoding and self._prefilled) and self._launch_prefill(bool(decoding)):
+                return True
+            if decoding and self._launch_decode(decoding):
+                return True
+            if self._flight:
+                return False
+            self._preempt()  # nothing but pages can be lacking
+        return False
+
+    def _launch_prefill(self, between: bool) -> bool:
+        """Launch a pass over prompts. between: somebody waits for the next decode step."""
+        rows = self.runner.prefill_rows
+        chunks = self.scheduler.prefill(min(BETWEEN, rows) if between else rows)
+        if not chunks:
+            return False
+        done = sum(chunk.last - chunk.first for chunk in chunks)
+        self._tell_progress(0, done)
+        ticket, rows = self.runner.prefill(chunks), [chunk.seq for chunk in chunks if chunk.ends]
+        self._flight.append(Launched(ticket, rows, _want_logits(rows), done))
+        self._prefilled = True
+        return True
+
+    def _launch_decode(self, rows: list[Sequence]) -> bool:
+        """Launch a decode step for the rows, which go to the device first if they are others than before."""
+        if rows == self._started and self._sure:
+            self._sure -= 1
+        elif not self._start(rows):
+            return False
         ticket = self.runner.decode()
         for seq in rows:
             seq.ahead += 1
-        self._flight.append((ticket, rows))
+        self._flight.append(Launched(ticket, rows, self._wants))
+        self._prefilled = False
+        return True
 
-    def _may_launch_ahead(self, rows: list[Sequence]) -> bool:
-        """Whether a step can follow before the tokens of the one in flight are known."""
-        wants_logits = any(seq.params.logprobs is not None for seq in rows)  # the next step overwrites them
-        return self.lookahead and not wants_logits and rows == self.scheduler.running and self.scheduler.steady()
+    def _start(self, rows: list[Sequence]) -> bool:
+        """See that the rows stand on the device and have pages for a step; False if that cannot be now."""
+        if any(seq.ahead for seq in rows) and (rows != self._started or any(_left(seq) < 1 for seq in rows)):
+            return False
+        if not self.scheduler.grow(rows):
+            return False
+        if rows != self._started:
+            self.runner.set_rows([Row(s.slot, s.tokens[s.computed - 1], s.length - 1) for s in rows])
+            self._started, self._wants = rows, _want_logits(rows)
+        self._sure = min(min(self.scheduler.spare(seq), _left(seq) - 1) for seq in rows)
+        return True
 
-    def _read(self, ticket: Ticket, rows: list[Sequence]) -> list[Event]:
-        """Wait for a step; the tokens of sequences that have ended meanwhile are dropped."""
-        tokens = ticket.tokens().tolist()
-        wanted = any(seq.params.logprobs is not None for seq in rows)
-        logits = ticket.logits() if wanted else None
-        for seq in rows:
-            seq.ahead -= 1
-        return self._accept(rows, tokens, logits)
+    def _preempt(self) -> None:
+        """Have a sequence make room for the others. No pass is under way."""
+        self._started = []  # it may come back with another slot
+        if (copies := self.scheduler.preempt()) is not None:
+            self.runner.swap_out(copies)
+
+    def _tell_progress(self, done: int, under_way: int) -> None:
+        """done: tokens of prompts that a pass has completed; under_way: those of a pass that begins."""
+        left = sum(len(seq.prompt) - seq.prefilled for seq in self.scheduler.running)
+        left += under_way + sum(launched.filled for launched in self._flight)
+        self._filled += done
+        self._progress(self._filled, self._filled + left)
+        if not left:
+            self._filled = 0
+
+    def _read(self, launched: Launched) -> list[Event]:
+        """Wait for a pass; the tokens of sequences that have ended meanwhile are dropped."""
+        tokens = launched.ticket.tokens().tolist()
+        logits = launched.ticket.logits() if launched.wants_logits else None
+        if launched.filled:
+            self._tell_progress(launched.filled, 0)
+        else:
+            for seq in launched.rows:
+                seq.ahead -= 1
+        return self._accept(launched.rows, tokens, logits)
 
     def _accept(self, rows: list[Sequence], tokens: list[int], logits: np.ndarray | None) -> list[Event]:
         """Give the rows their next tokens; those that end are released."""
@@ -141,6 +205,10 @@ class Batch:
                 continue
             if token < 0:
                 events.append(self._no_token(seq))
+                continue
+            seq.computed += 1
+            if seq.computed <= len(seq.tokens):
+                events += self._replayed(seq, token)
                 continue
             event = seq.accept(token, None if seq.params.logprobs is None or logits is None else logits[i])
             if event.finish_reason is not None:
@@ -155,3 +223,23 @@ class Batch:
             f"and {len(seq.tokens)} generated"
         )
         return self.end(seq, "error")
+
+    def _replayed(self, seq: Sequence, token: int) -> list[Event]:
+        """A token that was generated before its sequence began anew. Where sums depend on the company (Ops.exact) it
+        may be another one: then the text that was given out cannot be continued."""
+        expected = seq.tokens[seq.computed - 1]
+        if token == expected:
+            return []
+        seq.error = DeviceError(f"replay after preemption: expected token {expected} as number {seq.computed}, "
+                                f"found {token}; a larger swap_gb avoids replays")  # fmt: skip
+        return [self.end(seq, "error")]
+
+
+def _want_logits(rows: list[Sequence]) -> bool:
+    """Whether somebody wants logprobs."""
+    return any(seq.params.logprobs is not None for seq in rows)
+
+
+def _left(seq: Sequence) -> int:
+    """Tokens that it may still get, beside those of the steps under way."""
+    return seq.max_tokens - seq.computed - seq.ahead

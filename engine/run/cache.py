@@ -1,17 +1,16 @@
-"""Who owns which pages of the key/value cache. NumPy only: the arrays themselves are the runner's.
+"""The block table: which page of the KV cache holds which tokens of a sequence. NumPy only: the arrays of the cache
+are the runner's.
 
-Page 0 belongs to the spare sequence: rows that fill up a bucket write there and nobody reads it. A sequence gets all
-pages of its prompt and its longest completion when it is admitted, so that it never runs out half way.
+A sequence has pages for the tokens that have been launched, and grows by a page when it comes to the end of one.
 """
 
 from __future__ import annotations
-
-import heapq
 
 import numpy as np
 
 from ..errors import CacheFull
 from ..sizes import PAGE
+from .pages import PagePool
 
 
 def pages_of(tokens: int) -> int:
@@ -20,50 +19,107 @@ def pages_of(tokens: int) -> int:
 
 
 class PageTable:
-    """Pages 1..pages-1 shared out among `slots` sequences of at most `max_len` tokens.
+    """The block table of `slots` sequences of at most `max_len` tokens on a pool of `pages` pages.
 
-    `host` [slots + 1, pages of max_len] int32 is what Step.table must equal; `changed` says that it no longer does."""
+    `host` [slots + 1, pages of max_len] int32 is what Step.table must equal in the rows of the sequences that run;
+    `stale` has the rows in which it no longer does."""
 
     def __init__(self, slots: int, max_len: int, pages: int) -> None:
         self.pages = pages
+        self.pool = PagePool(pages)
         self.host = np.zeros((slots + 1, pages_of(max_len)), np.int32)
+        self.stale: set[int] = set()
         self.clear()
 
     def clear(self) -> None:
-        """Every page is free, whoever had it."""
-        self._free = list(range(1, self.pages))  # a heap: the lowest first, so that a sequence's tend to be neighbours
-        self._owned: dict[int, list[int]] = {}
+        """Every page is free and holds nothing, whoever had it."""
+        self.pool.clear()
+        self._owned: dict[int, list[int]] = {}  # by slot: the pages of its tokens in order, 0 for one let go of
         self.host[...] = 0
-        self.changed = True
+        self.stale.update(range(len(self.host)))
 
     @property
     def free(self) -> int:
-        """Pages that belong to nobody."""
-        return len(self._free)
+        """Pages that nobody uses, those kept for their prefix included."""
+        return self.pool.free
 
     def check(self, tokens: int) -> None:
         """CacheFull if so many tokens would not fit even into an empty cache."""
         if pages_of(tokens) > self.pages - 1:
-            raise CacheFull(f"prompt and max_tokens: expected at most {(self.pages - 1) * PAGE} tokens, "
-                            f"which is the whole key/value cache (cache_tokens), found {tokens}")  # fmt: skip
+            raise CacheFull(f"prompt and max_tokens: expected at most {(self.pages - 1) * PAGE} tokens, which is the "
+                            f"whole KV cache (cache_tokens, gpu_memory), found {tokens}")  # fmt: skip
 
     def fits(self, tokens: int) -> bool:
-        """Whether so many tokens can be admitted now."""
-        return pages_of(tokens) <= len(self._free)
+        """Whether there are free pages for so many tokens."""
+        return pages_of(tokens) <= self.free
 
-    def admit(self, slot: int, tokens: int) -> None:
-        """Give the slot pages for so many tokens; the caller has asked `fits`."""
+    def allocate(self, slot: int, tokens: int = 0) -> None:
+        """Begin a sequence in a free slot, with pages for so many tokens. CacheFull if there are too few."""
         if slot in self._owned or not self.fits(tokens):
             raise CacheFull(f"slot {slot}: expected a free slot and {pages_of(tokens)} free pages, "
                             f"found {self.free} free pages, slots {sorted(self._owned)} taken")  # fmt: skip
-        own = [heapq.heappop(self._free) for _ in range(pages_of(tokens))]
-        self._owned[slot] = own
-        self.host[slot, : len(own)] = own
-        self.changed = True
+        self._owned[slot] = []
+        self.grow(slot, tokens)
+
+    def owned(self, slot: int) -> int:
+        """Pages of a sequence, those let go of included: its tokens reach so far."""
+        return len(self._owned[slot])
+
+    def in_use(self, slot: int) -> list[tuple[int, int]]:
+        """(index in the sequence, page) of the pages that a sequence has."""
+        return [(i, page) for i, page in enumerate(self._owned[slot]) if page]
+
+    def reach(self, slot: int) -> int:
+        """Tokens that a sequence could have with all free pages."""
+        return (self.owned(slot) + self.free) * PAGE
+
+    def grow(self, slot: int, tokens: int) -> bool:
+        """Give a sequence pages up to its first `tokens` tokens. False, and nothing is given, if too few are free."""
+        lacking = pages_of(tokens) - self.owned(slot)
+        if lacking > self.free:
+            return False
+        for _ in range(lacking):
+            self._append(slot, self.pool.take())
+        return True
+
+    def restore(self, slot: int, indices: list[int]) -> list[int]:
+        """Give a new sequence pages in these places, ascending and without a gap; the pages before them it has let go
+        of. The pages."""
+        self._owned[slot] = [0] * indices[0]
+        self.grow(slot, (indices[-1] + 1) * PAGE)
+        return self._owned[slot][indices[0] :]
+
+    def share(self, slot: int, key: bytes) -> bool:
+        """Give a sequence the page of a key as its next one, which it must not write. False if there is none."""
+        page = self.pool.share(key)
+        if page is not None:
+            self._append(slot, page)
+        return page is not None
+
+    def keep(self, slot: int, index: int, key: bytes) -> None:
+        """Have a sequence's page number `index` found by a key: see PagePool.keep."""
+        if page := self._owned[slot][index]:
+            self.pool.keep(page, key)
+
+    def let_go(self, slot: int, tokens: int) -> None:
+        """Give back the pages of a sequence that hold only tokens before number `tokens`: no layer sees them again."""
+        own, row = self._owned[slot], self.host[slot]
+        for i in range(tokens // PAGE - 1, -1, -1):
+            if not own[i]:
+                break
+            self.pool.give_back(own[i])
+            own[i] = row[i] = 0
+            self.stale.add(slot)
 
     def release(self, slot: int) -> None:
-        """Take the slot's pages back; its row of the table points at page 0 again."""
-        for page in self._owned.pop(slot):
-            heapq.heappush(self._free, page)
-        self.host[slot] = 0
-        self.changed = True
+        """Give back all pages of a sequence, the last ones first: a prefix outlives what it is a prefix of."""
+        for page in reversed(self._owned.pop(slot)):
+            if page:
+                self.pool.give_back(page)
+        self.host[slot] = 0  # on the device the row may stay as it is: nothing looks at it before it is written again
+
+    def _append(self, slot: int, page: int) -> None:
+        own = self._owned[slot]
+        self.host[slot, len(own)] = page
+        own.append(page)
+        self.stale.add(slot)

@@ -151,7 +151,7 @@ class Encoder(BaseRunner[EncoderBucket]):
         s = Step(*state.step, table=state.table, last=state.first, kind=PassKind.ENCODER)
         make = partial(self._parts, self._buffers.first(rows), s, state, out)
         step = self._program(device, self.ops, make, scope, f"graph {scope}, bucket {rows}", self.captured)
-        if scope == "off" and device.stream is not None:
+        if scope == "off" and device.is_gpu:
             step.run()  # compiles the kernels, which would else count as the first text's time
             device.synchronize()
         return EncoderBucket(rows, host.array.copy(), host, state.array, out, step)

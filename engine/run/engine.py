@@ -11,32 +11,47 @@ takes over (turn.py). A hand-over costs 20 to 50 us, a fifth of a decode step of
 
 from __future__ import annotations
 
+import heapq
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 
-from ..errors import DeviceError, RequestError
+from ..errors import DeviceError, QueueFull, RequestError
 from ..process import forks
 from ..process.interrupts import held
 from .base_runner import Progress, silent
 from .batch import Batch
 from .handle import Handle
 from .runner import Runner
+from .scheduler import Counters
 from .sequence import Event, Request, Sequence
 from .turn import Turn
 
 
 class Engine:
-    """Runs requests on a runner that nobody else uses. lookahead: False for tests.
+    """Runs requests on a runner that nobody else uses. lookahead: False for tests; now(): seconds, of any clock.
 
-    progress(done, all) is told of the tokens of the prompts that are run together."""
+    progress(done, all) is told of the tokens of the prompts that are run together. max_queue: sequences that may be
+    open beside max_batch of them; None: any number."""
 
-    def __init__(self, runner: Runner, lookahead: bool = True, progress: Progress = silent) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        lookahead: bool = True,
+        progress: Progress = silent,
+        max_queue: int | None = None,
+        now: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self.batch = Batch(runner, lookahead, progress)
+        self._most = None if max_queue is None else runner.max_batch + max_queue  # sequences at a time
+        self._now = now
+        self._deadlines: list[tuple[float, int, Handle]] = []  # a heap
+        self._dead: DeviceError | None = None  # what the device has failed with
         self._open: dict[Sequence, Handle] = {}  # taken in and not ended, in that order
         self._arrived: deque[Handle] = deque()  # added, not taken in yet
         self._aborted: deque[Handle] = deque()
@@ -48,24 +63,47 @@ class Engine:
     # -- requests: from any thread ------------------------------------------------------------------------------------
 
     def check(self, request: Request) -> None:
-        """CacheFull if the request could never run, RequestError if the engine is closed."""
+        """CacheFull if the request could never run, RequestError if the engine is closed, DeviceError if the device has
+        failed."""
         if self._closed:
             raise _closed()
-        self.batch.scheduler.table.check(request.reserve)
+        if self._dead is not None:
+            raise _failed(self._dead)
+        self.batch.scheduler.table.check(request.longest)
+
+    @property
+    def dead(self) -> DeviceError | None:
+        """What the device has failed with: every request ends with it, and the model must be opened again."""
+        return self._dead
+
+    @property
+    def counters(self) -> Counters:
+        """What has happened since the engine was made: a copy."""
+        return replace(self.batch.scheduler.counters)
 
     def add(self, request: Request, listen: bool = False, wake: Callable[[], None] | None = None) -> Handle:
         """Queue a request: it runs once a slot and pages are free, as long as somebody drives.
 
         listen: keep its events for `wait`. wake(): called by the thread that drives when there are new ones, or when
-        the request has ended; it must not block. CacheFull if it could never run."""
+        the request has ended; it must not block. CacheFull if it could never run, QueueFull if too many wait."""
         self.check(request)
-        handle = Handle(request, listen, wake, self)
+        handle = Handle(request, listen, wake, self, self._now())
         with held(), self._turn.lock:
+            self._expect_room(handle)
             self._arrived.append(handle)
             self._turn.wake()
-        if self._closed:  # meanwhile, and whoever saw to that may not have found this one
+        if self._closed or self._dead:  # meanwhile, and whoever saw to that may not have found this one
             self._see_to_orders()
         return handle
+
+    def _expect_room(self, handle: Handle) -> None:
+        """QueueFull if there are as many sequences as may be. The lock is held."""
+        if self._most is None:
+            return
+        found = len(self._open) + sum(len(other.sequences) for other in list(self._arrived))
+        if found + len(handle.sequences) > self._most:
+            raise QueueFull(f"request: expected at most {self._most} sequences at a time (max_batch and max_queue), "
+                            f"found {found} and {len(handle.sequences)} more")  # fmt: skip
 
     def abort(self, *handles: Handle) -> None:
         """End requests: now if nobody drives, else with the step that runs. The tokens they have stay.
@@ -138,6 +176,15 @@ class Engine:
                         self._step(drain=True)
         return found
 
+    def flush(self) -> None:
+        """Forget the KV pages that are kept for prompts to come. Between two steps of the requests that run."""
+        flushed = False
+        while not flushed:
+            with self._alone() as caught:
+                if not caught:
+                    self.batch.scheduler.table.pool.flush()
+                    flushed = True
+
     def close(self) -> None:
         """End every request with an error, now or with the step that runs; nothing can be added any more. A finalizer
         may call it."""
@@ -178,7 +225,8 @@ class Engine:
             self._turn.rouse()
 
     def _ordered(self) -> bool:
-        return bool(self._aborted) or (self._closed and bool(self._open or self._arrived))
+        over = self._closed or self._dead is not None
+        return bool(self._aborted) or (over and bool(self._open or self._arrived))
 
     def _has_work(self) -> bool:
         return bool(self._arrived or self._aborted) or not self.batch.idle
@@ -235,23 +283,41 @@ class Engine:
         return found
 
     def _orders(self) -> list[Event]:
-        """Take in who arrived and let go of who was aborted; the ends of the latter."""
+        """Take in who arrived and let go of who was aborted, or whose time is over; the ends of these."""
         while self._arrived:
             handle = self._arrived[0]
             for seq in handle.sequences:
                 self._open[seq] = handle
                 self.batch.scheduler.add(seq)
+            if (timeout := handle.request.schedule.timeout) is not None:
+                self._note_deadline(handle, handle.added + timeout)
             self._arrived.popleft()  # last: `abort_all` finds it in one place or the other
-        leaving = [seq for _ in range(len(self._aborted)) for seq in self._aborted.popleft().sequences]
-        reason = "abort"
-        if self._closed:
-            leaving, reason = list(self._open), "error"
-            for seq in leaving:
-                seq.error = _closed()
+        if self._closed or self._dead is not None:
+            for seq in self._open:
+                seq.error = _closed() if self._dead is None else _failed(self._dead)
+            return self._ends(list(self._open), "error")
+        if not (self._aborted or self._deadlines):
+            return []
+        aborted = [seq for _ in range(len(self._aborted)) for seq in self._aborted.popleft().sequences]
+        late = []
+        while self._deadlines and (self._deadlines[0][2].ended or self._deadlines[0][0] <= self._now()):
+            late += heapq.heappop(self._deadlines)[2].sequences
+        return self._ends(aborted, "abort") + self._ends(late, "timeout")
+
+    def _note_deadline(self, handle: Handle, deadline: float) -> None:
+        if len(self._deadlines) > 64 + 2 * len(self._open):  # most of them have ended long before
+            self._deadlines = [entry for entry in self._deadlines if not entry[2].ended]
+            heapq.heapify(self._deadlines)
+        heapq.heappush(self._deadlines, (deadline, handle.sequences[0].arrival, handle))
+
+    def _ends(self, leaving: list[Sequence], reason: str) -> list[Event]:
+        """The ends of those that have not ended yet."""
         return [self.batch.end(seq, reason) for seq in dict.fromkeys(leaving) if seq.finish_reason is None]
 
     def _fail(self, error: BaseException) -> None:
-        """End everybody who was taken in with an error, and begin anew."""
+        """End everybody who was taken in with an error, and begin anew; but not if it is the device that failed."""
+        if isinstance(error, DeviceError):
+            self._dead = error
         self.batch.clear()
         told = error if isinstance(error, Exception) else DeviceError(f"step: broken off by {type(error).__name__}")
         for seq in self._open:
@@ -266,6 +332,10 @@ class Engine:
             self._open.update(dict.fromkeys(self._arrived[0].sequences, self._arrived.popleft()))
         self._aborted.clear()
         self._fail(told)
+
+
+def _failed(error: DeviceError) -> DeviceError:
+    return DeviceError(f"engine: expected a device that works, found it failed before ({error}); open the model again")
 
 
 def _closed() -> RequestError:

@@ -29,8 +29,16 @@ class Driver(Protocol):
 class Handle:
     """What Engine.add returns. `ended` and `output` are for everybody, the other methods are the engine's."""
 
-    def __init__(self, request: Request, listen: bool, wake: Callable[[], None] | None, engine: Driver) -> None:
-        self.request = request
+    def __init__(
+        self,
+        request: Request,
+        listen: bool,
+        wake: Callable[[], None] | None,
+        engine: Driver,
+        added: float = 0.0,
+    ) -> None:
+        """added: when, by the clock of the engine."""
+        self.request, self.added = request, added
         self.engine: Driver | None = engine  # None once it has ended: who keeps the handle does not keep the model
         self.sequences = [Sequence(request, i) for i in range(request.params.n)]
         self.wake = wake
@@ -88,7 +96,8 @@ class Handle:
         later = tokens - len(outputs)  # the tokens that came from decode steps
         rate = later / (self._last - first) if later > 0 and self._last > first else None
         ids = self.request.ids
-        return RequestOutput(self.request.prompt, ids, outputs, len(ids), tokens, first - self.began, rate)
+        cached = self.sequences[0].cached
+        return RequestOutput(self.request.prompt, ids, outputs, len(ids), tokens, first - self.began, rate, cached)
 
 
 def _again(error: BaseException) -> BaseException:

@@ -1,4 +1,4 @@
-"""Weights, buffers, caches and graphs of one decoder on one device: prefill(chunks), set_rows(rows), decode().
+"""Weights, buffers, KV cache and graphs of one decoder on one device: prefill(chunks), set_rows(rows), decode().
 
 Holds all device memory, together with prefill.py, which runs the prompts; knows nothing of text, of who waits, or of
 when a sequence ends.
@@ -14,22 +14,20 @@ from typing import Any
 import numpy as np
 
 from ..config import EngineConfig, ModelConfig
-from ..errors import DeviceError
 from ..graph.capture import CaptureReport, Part, Program
 from ..models import MODELS
 from ..models.weights import Weights
 from ..ops.base import Array, Buffers, Cache, Mail, Ops, PassKind, Sampling, Step
-from ..ops.device import Device
+from ..ops.device import Device, headers_hash
 from ..sizes import DECODE_ROWS, MAIL, PAGE, PROMPTS
+from . import memory, prefix
 from .base_runner import BaseRunner, Progress, each, silent
 from .cache import PageTable, pages_of
 from .passes import Piece, spare_rows
 from .prefill import Prompts
-from .scheduler import Chunk
+from .scheduler import Chunk, Copies
 from .sequence import Sequence
 from .slots import SlotSampling
-
-_SHARE = {True: 0.85, False: 0.5}  # of the free memory that the cache may take: on a GPU, on the host
 
 
 @dataclass(frozen=True)
@@ -54,21 +52,21 @@ class DecodeBucket:
 
 @dataclass
 class Ticket:
-    """A decode step that was launched. At most MAIL are open at a time."""
+    """A pass that was launched. At most MAIL of a kind, decode steps or prefill passes, are open at a time."""
 
     device: Device
-    bucket: DecodeBucket
-    done: Any  # Device.mark behind the step
-    mail: np.ndarray  # [rows] int32, where the step leaves its tokens
+    done: Any  # event recorded behind the pass
+    mail: np.ndarray  # [rows] int32, where the pass leaves its tokens
+    scores: Array  # [rows, V] float32 of the device: the logits
 
     def tokens(self) -> np.ndarray:
-        """[rows] int32, once the step is done. DeviceError if the work before failed."""
+        """[rows] int32, once the pass is done. DeviceError if the work before failed."""
         self.device.wait(self.done)
         return self.mail.copy()
 
     def logits(self) -> np.ndarray:
-        """[rows, V] float32; waits for all work, and must be asked before the next step is launched."""
-        return self.device.read(self.bucket.logits[: len(self.mail)])
+        """[rows, V] float32; waits for all work, and must be asked before the next pass of its kind is launched."""
+        return self.device.read(self.scores)
 
 
 class Runner(BaseRunner[DecodeBucket]):
@@ -93,11 +91,16 @@ class Runner(BaseRunner[DecodeBucket]):
         self._sampling = SlotSampling(self.device, e.max_batch, c.vocab)
         self._mail, self._box = self.device.pinned((e.max_batch, MAIL), np.dtype(np.int32))
         self._place = 0  # where in the mail the next step leaves its tokens
+        self._first_tokens = FirstTokens(ops, whole, e.max_batch)
         sizes = [n for n in (1, 2, 4, 8, 16) if n < e.max_batch] + [e.max_batch]
         work = [self.decode_buffers(n) for n in sizes]
-        self.table = PageTable(e.max_batch, self.max_len, 1 + self._cache_pages(e))
-        shapes = [(self.table.pages, spec.kv_heads, PAGE, spec.head_dim) for spec in c.layers]
-        self.caches = [Cache(*(self.device.empty(shape, ops.dtype) for _ in "kv")) for shape in shapes]
+        self.memory = memory.plan(ops, c, e, self.max_len, (w,), (whole, *work))
+        self.table = PageTable(e.max_batch, self.max_len, self.memory.pages)
+        self.pool = self.device.empty(self.memory.shape, ops.dtype)
+        self.caches = [Cache(*self.pool[2 * i : 2 * i + 2]) for i in range(c.layer_count)]
+        self.swap = memory.swap_space(self.device, e, self.memory, ops.dtype)
+        self.window = 0 if any(not spec.window for spec in c.layers) else max(spec.window for spec in c.layers)
+        self.prefix = _prefix(ops, c) if e.prefix_cache and ops.exact else None
         self._table = self.device.upload(self.table.host)
         self.prompts = Prompts(self.ops, self._program, self._pass, whole, self._table, self._spare)
         self.steps_captured = CaptureReport()  # those of decode steps alone
@@ -109,7 +112,7 @@ class Runner(BaseRunner[DecodeBucket]):
         jobs = [partial(prepare, rows, b) for rows, b in zip(sizes, work, strict=True)]
         each([*jobs, *(partial(self.prompts.prepare, rows, e.graph) for rows in passes)], progress)
         self._current, self._rows = self._buckets[sizes[0]], 0
-        if self.device.stream is not None:
+        if self.device.is_gpu:
             self._warm_prompts()
 
     @property
@@ -124,23 +127,29 @@ class Runner(BaseRunner[DecodeBucket]):
 
     # -- steps ----------------------------------------------------------------------------------------------------
 
-    def admit(self, sequences: list[Sequence]) -> None:
-        """Tell the device how newly admitted sequences sample and where their pages are."""
+    def set_sampling(self, sequences: list[Sequence]) -> None:
+        """Tell the device how newly admitted sequences sample, and what those have generated that go on."""
         self._sampling.set(sequences)
+
+    def prefill(self, chunks: list[Chunk]) -> Ticket:
+        """Launch one pass over prompt chunks, for the next tokens of those that end their prompt, in order; does not
+        wait."""
         self._write_table()
-
-    def prefill(self, chunks: list[Chunk]) -> tuple[np.ndarray, np.ndarray | None]:
-        """Run prompt chunks in one pass. (tokens, logits) of those that end their prompt, in order; waits for them.
-
-        tokens [n] int32; logits [n, V] float32 or None when none of those sequences wants logprobs."""
         pieces = [Piece(k.seq.slot, k.seq.prompt[k.first : k.last], k.first) for k in chunks]
         ends = [i for i, k in enumerate(chunks) if k.ends]
         b, s = self.prompts.run(pieces, ends)
-        if not ends:
-            return np.empty(0, np.int32), None
-        self.ops.sample(b.logits, s, self._sampling.arrays, b.tokens, b.scratch)
-        wanted = any(k.ends and k.seq.params.logprobs is not None for k in chunks)
-        return self.device.read(b.tokens), self.device.read(b.logits) if wanted else None
+        if ends:
+            self.ops.sample(b.logits, s, self._sampling.arrays, b.tokens, b.scratch)
+        mail = self._first_tokens.send(len(ends))
+        return Ticket(self.device, self.device.record_event(), mail, b.logits)
+
+    def swap_out(self, copies: Copies) -> None:
+        """Launch the copies of pages to host memory; does not wait."""
+        self._swap(copies, self.ops.save_pages)
+
+    def swap_in(self, copies: Copies) -> None:
+        """Launch the copies of pages from host memory; does not wait."""
+        self._swap(copies, self.ops.load_pages)
 
     def set_rows(self, rows: list[Row]) -> None:
         """Set the rows of the decode steps to come. Their sequences are admitted, all earlier tokens in the cache."""
@@ -152,14 +161,16 @@ class Runner(BaseRunner[DecodeBucket]):
         self.device.write(self._current.state, state)
 
     def decode(self) -> Ticket:
-        """Launch one step for the rows of set_rows(), which then stand one token further; does not wait.
+        """Launch one step for the rows of set_rows(), which then stand one token further; does not wait. Their
+        sequences have pages for it.
 
         Keeps a mirror of the place that the device counts in Mail: whoever runs the program otherwise must call
         set_rows() again."""
+        self._write_table()
         self._current.program.run()
         mail = self._mail[: self._rows, self._place]
         self._place = (self._place + 1) % MAIL
-        return Ticket(self.device, self._current, self.device.mark(), mail)
+        return Ticket(self.device, self.device.record_event(), mail, self._current.logits[: self._rows])
 
     def logits(self, ids: list[int], decode_from: int | None = None, slot: int = 0) -> np.ndarray:
         """[T, V] float32: row t is what follows ids[:t + 1]. The slot has pages for all of them.
@@ -236,22 +247,48 @@ class Runner(BaseRunner[DecodeBucket]):
             yield name, partial(_head, ops, head, b, s, self._sampling.arrays, mail)
 
     def _write_table(self) -> None:
-        if self.table.changed:
-            self.device.write(self._table, self.table.host)
-            self.table.changed = False
+        for slot in self.table.stale:
+            self.device.write(self._table[slot], self.table.host[slot])
+        self.table.stale.clear()
 
-    def _cache_pages(self, e: EngineConfig) -> int:
-        """Pages for the sequences: cache_tokens, or what max_batch of max_len need, less if memory is short."""
-        c, wish = self.c, self.max_batch * pages_of(self.max_len)
-        page = 2 * sum(spec.kv_heads * spec.head_dim for spec in c.layers) * PAGE * self.ops.dtype.itemsize
-        free = self.device.free_memory()
-        share = _SHARE[self.device.stream is not None] if e.cache_tokens is None else 1
-        room = int(free * share) // page - 1  # one more page is the spare sequence's
-        pages = min(wish, max(room, 1)) if e.cache_tokens is None else pages_of(e.cache_tokens)
-        if pages > room:
-            raise DeviceError(f"key/value cache: expected {(pages + 1) * page >> 20} MiB free on {self.device.name}, "
-                              f"found {free >> 20} MiB")  # fmt: skip
-        return pages
+    def _swap(self, copies: Copies, copy: Callable[[Array, Array, Array, Array], None]) -> None:
+        assert self.swap is not None
+        for block, pages, places in self.swap.by_block(*copies):
+            there = (self.device.upload(np.array(numbers, np.int32)) for numbers in (pages, places))
+            copy(self.pool, block, *there)
+
+
+class FirstTokens:
+    """What prefill passes leave for the host: a token ring buffer of their own, so that to read the tokens of a pass
+    waits for nothing that was launched after it.
+
+    b: the buffers of prefill passes."""
+
+    def __init__(self, ops: Any, b: Buffers, spare: int) -> None:
+        i32, rows = np.dtype(np.int32), len(b.tokens)
+        self._ops, self._tokens = ops, b.tokens
+        self._mail, box = ops.device.pinned((rows, MAIL), i32)
+        zeros = ops.device.upload(np.zeros((5, rows), np.int32))
+        table = ops.device.empty((spare + 1, 1), i32)  # of which `advance` takes the number of the padding sequence
+        ops.device.write(b.tokens, np.zeros(rows, np.int32))
+        self._step = Step(*(zeros[i] for i in range(4)), table=table, last=zeros[4], kind=PassKind.DECODE)
+        self._box, self._place = Mail(box, zeros[4]), 0
+
+    def send(self, rows: int) -> np.ndarray:
+        """[rows] int32, where the first tokens of the buffers will stand."""
+        if not rows:
+            return self._mail[:0, 0]
+        place = np.full(len(self._tokens), self._place, np.int32)  # anew each time: a pass may have been broken off
+        self._ops.device.write(self._box.place, place)
+        self._ops.advance(self._step, self._tokens, self._box)
+        mail = self._mail[:rows, self._place]
+        self._place = (self._place + 1) % MAIL
+        return mail
+
+
+def _prefix(ops: Ops, c: ModelConfig) -> bytes:
+    """The beginning of the keys of the prefix cache."""
+    return prefix.root(repr(c), ops.name, ops.dtype.name, headers_hash())
 
 
 def _named(parts: Iterable[Callable[[], None]]) -> list[Part]:

@@ -7,6 +7,7 @@ tokenizer_config.json; the encoding itself is done by the `tokenizers` package.
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +16,7 @@ from typing import Any
 
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import WordLevel, WordPiece
+from tokenizers.pre_tokenizers import Metaspace, Sequence
 
 from ..checks import found, refuse, unicode
 from ..errors import CheckpointError, EngineError, RequestError, TokenizerError
@@ -39,6 +41,7 @@ class Tokenizer:
         self.names = names or {}
         self._backend = backend
         self._splitter: Any = None  # made when it is needed
+        self._pre_tokenizers = _pre_tokenizers(backend)
         self._lock = forks.Lock()  # encoding with or without control tokens is a switch of the backend
         backend.no_truncation()
         backend.no_padding()
@@ -107,9 +110,9 @@ class Tokenizer:
         ids: list[int] = []
         start = 0
         for i, begin, end in self._control_tokens(text):
-            ids += [*self._encode(restore(text[start:begin]), special=False).ids, i]
+            ids += [*self._encode(restore(text[start:begin]), special=False, begins=not ids).ids, i]
             start = end
-        return ids + self._encode(restore(text[start:]), special=False).ids
+        return ids + self._encode(restore(text[start:]), special=False, begins=not ids).ids
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """The text of these tokens from its beginning on; incomplete UTF-8 becomes U+FFFD."""
@@ -130,7 +133,8 @@ class Tokenizer:
             )
         return tuple(i for i in range(rows) if i not in self._ids)
 
-    def _encode(self, text: Any, special: bool) -> Any:
+    def _encode(self, text: Any, special: bool, begins: bool = True) -> Any:
+        """begins: whether the text is the beginning of a prompt, else it follows a control token."""
         if not isinstance(text, str):
             refuse("prompt", "a text", text)
         lost = unicode("prompt", text).encode().translate(None, self._kept)
@@ -138,6 +142,8 @@ class Tokenizer:
             raise RequestError(f"prompt: expected bytes that the vocabulary has, found 0x{lost[0]:02x}")
         with self._lock:
             self._backend.encode_special_tokens = not special
+            if self._pre_tokenizers is not None:
+                self._backend.pre_tokenizer = self._pre_tokenizers[begins]
             encoding = _guarded(self.source, lambda: self._backend.encode(text, add_special_tokens=False))
         if not special and not self._meant.isdisjoint(encoding.ids):  # a vocabulary may spell one by other means
             i = next(i for i in encoding.ids if i in self._meant)
@@ -172,6 +178,19 @@ class Tokenizer:
         if i is None:
             raise TokenizerError(f"{self.source}: {role}: expected a token, found {found(self.names[role])}")
         return i
+
+
+def _pre_tokenizers(backend: Backend) -> tuple[Any, Any] | None:
+    """The pre-tokenizer for text after a control token, and for the beginning; None if they are the same.
+
+    A Metaspace with the scheme "first" puts a space before the beginning of a prompt only."""
+    first: Any = backend.pre_tokenizer
+    later = copy.deepcopy(first)
+    steps = later if isinstance(later, Sequence) else [later]
+    spaces = [step for step in steps if isinstance(step, Metaspace) and step.prepend_scheme == "first"]
+    for step in spaces:
+        step.prepend_scheme = "never"
+    return (later, first) if spaces else None
 
 
 def _splitter(backend: Backend) -> Backend:

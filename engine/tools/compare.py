@@ -1,9 +1,16 @@
-"""`ostinato compare`: the same model on several backends and graph modes; how fast each is and how far they agree.
+"""`ostinato compare`: speed and agreement of one model on several backends and graph modes.
 
-Speed is that of LLM.generate, everything on the way included.
-Agreement is teacher-forced: every variant gets the same pieces of real text, all but the end of each as a prompt and
-the end token by token through its graphs, and its logits are held against the reference's at every position. The text
-is the language reference that every Python carries in pydoc_data.
+Speed is that of LLM.generate, end to end.
+
+Agreement is teacher-forced. Every variant gets the same windows of real text: the first tokens as a prompt, the last
+DECODED tokens one by one through its graphs. Its logits are compared with the reference's at every position. The text
+is Python's language reference, which every Python carries in pydoc_data.
+
+    max |diff|   largest difference of two logits
+    mean KL      KL divergence of the next token's probabilities from the reference's, mean over positions, nats
+    same top     share of positions with the same most probable token
+    ppl ratio    perplexity of the text, divided by the reference's
+    = eager      whether the logits have the bits of graph "off" on the same backend
 """
 
 from __future__ import annotations
@@ -24,24 +31,24 @@ from ..llm import LLM
 from ..report import console, say
 from ..text.tokenizer import Tokenizer
 
-PROMPT = 32  # tokens before the ones that are timed
-DECODED = 64  # tokens at the end of a piece that go through the graphs one by one, but at most half of it
-CHUNK = 64  # rows of logits looked at together, in float64
+PROMPT = 32  # tokens of the prompts whose completions are timed
+DECODED = 64  # tokens at the end of a window that are decoded one by one, but at most half of the window
+CHUNK = 64  # rows of logits that are compared together, in float64
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What to compare; RequestError names the first field that is out of range."""
+    """What to compare. RequestError names the first field that is out of range."""
 
     model: str
     backends: tuple[str, ...] = ("cuda", "cublas")
     graphs: tuple[str, ...] = ("off", "layer", "step")
-    reference: str | None = None  # backend the others are held against; None = cublas if compared, else the first
-    windows: int = 4  # pieces of text; 0 = speed only
-    tokens: int = 256  # in a piece
-    decode: int = 128  # tokens timed
-    batch: int = 1  # sequences timed together
-    repeats: int = 3  # timed runs, of which the median counts
+    reference: str | None = None  # backend the others are compared with; None = cublas if it runs, else the first
+    windows: int = 4  # windows of text; 0 = speed only
+    tokens: int = 256  # in a window
+    decode: int = 128  # tokens decoded in a timed run
+    batch: int = 1  # sequences decoded together in a timed run
+    repeats: int = 3  # timed runs; their median counts
     dtype: str = "auto"
 
     def __post_init__(self) -> None:
@@ -60,7 +67,7 @@ class Settings:
 
 @dataclass
 class Tally:
-    """Sums over positions of how one model's logits differ from another's."""
+    """How one variant's logits differ from the reference's, summed over positions."""
 
     positions: int = 0
     scored: int = 0  # positions whose next token is known
@@ -71,7 +78,7 @@ class Tally:
     nll: float = 0.0
 
     def add(self, reference: np.ndarray, logits: np.ndarray, ids: np.ndarray) -> None:
-        """Take in one piece of text.  reference, logits [T, V] float32; ids [T], the text itself"""
+        """Add one window.  reference, logits [T, V] float32; ids [T], its tokens"""
         for at in range(0, len(ids), CHUNK):
             r, g = (a[at : at + CHUNK].astype(np.float64) for a in (reference, logits))
             self.max_diff = max(self.max_diff, float(np.abs(r - g).max()))
@@ -86,7 +93,7 @@ class Tally:
             self.scored += len(following)
 
     def record(self) -> dict[str, float]:
-        """The means; perplexities are over the tokens of the text."""
+        """Means over positions. Perplexities are over the tokens of the text."""
         return {
             "max_logit_diff": self.max_diff,
             "mean_kl": self.kl / self.positions,
@@ -103,7 +110,7 @@ def _log_softmax(x: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Row:
-    """One backend with one graph mode."""
+    """One backend in one graph mode."""
 
     backend: str
     graph: str
@@ -111,14 +118,14 @@ class Row:
     dtype: str
     tokens_per_s: float  # all sequences together
     step_ms: float
-    graphs: int  # how many were captured
+    graphs: int  # captured
     agreement: dict[str, float] = field(default_factory=dict)  # Tally.record()
-    equals_eager: bool | None = None  # the same logits, bit for bit, as graph "off" of the same backend
+    equals_eager: bool | None = None  # logits equal graph "off" of the same backend bit for bit; None: not measured
 
 
 @dataclass
 class Report:
-    """What compare found."""
+    """The rows of a comparison."""
 
     settings: Settings
     rows: list[Row] = field(default_factory=list)
@@ -131,7 +138,7 @@ class Report:
 
 
 def text_windows(tokenizer: Tokenizer, count: int, tokens: int) -> list[np.ndarray]:
-    """`count` pieces of `tokens` ids, evenly spread over Python's language reference; each begins as a prompt does."""
+    """`count` windows of `tokens` ids, evenly spread over Python's language reference, each with a begin token."""
     from pydoc_data.topics import topics
 
     begin = tokenizer.encode("", bos=True)
@@ -144,9 +151,11 @@ def text_windows(tokenizer: Tokenizer, count: int, tokens: int) -> list[np.ndarr
 
 
 def compare(settings: Settings) -> Report:
-    """Measure every backend in every graph mode. Loads one at a time; says on stderr what it is at."""
+    """Measure every backend in every graph mode, one loaded model at a time. Progress goes to stderr.
+
+    RequestError names a setting that the model cannot take; DeviceError if a backend does not work."""
     report = Report(settings)
-    with tempfile.TemporaryFile() as file:  # the reference's logits: gigabytes for many windows of a large vocabulary
+    with tempfile.TemporaryFile() as file:  # reference logits: can be gigabytes
         windows, reference = [], None
         if settings.windows:
             say("compare", f"reference {settings.held_against}")
@@ -174,18 +183,19 @@ def compare(settings: Settings) -> Report:
 
 def _open(s: Settings, backend: str, graph: str) -> LLM:
     need = max(s.tokens if s.windows else 0, PROMPT + s.decode)
-    return LLM(s.model, backend=backend, graph=graph, dtype=s.dtype, max_batch=s.batch, max_len=need, quiet=True)
+    return LLM(s.model, backend=backend, graph=graph, dtype=s.dtype, max_batch=s.batch, max_len=need, quiet=True,
+               prefix_cache=False)  # fmt: skip
 
 
 def _summary(row: Row) -> str:
-    """What is known of a row as soon as it is measured: a run may be ended before its table."""
-    words = [f"{row.backend}, graph {row.graph}: {row.step_ms:.3f} ms a step"]
+    """A row as one line, printed as soon as it is measured: the run may be interrupted before the table."""
+    words = [f"{row.backend}, graph {row.graph}: {row.step_ms:.3f} ms per step"]
     words += [f"{name} {row.agreement[name]:.6g}" for name in ("mean_kl", "perplexity_ratio") if name in row.agreement]
-    return ", ".join([*words, *(["not the bits of graph off"] if row.equals_eager is False else [])])
+    return ", ".join([*words, *(["bits differ from graph off"] if row.equals_eager is False else [])])
 
 
 def _speed(s: Settings, llm: LLM) -> Row:
-    """Decode s.batch prompts together, s.repeats times after one that does not count."""
+    """Decode s.batch prompts together: once to warm up, then s.repeats times."""
     prompts = [w.tolist() for w in text_windows(llm.tokenizer, s.batch, PROMPT)]
     params = SamplingParams(max_tokens=s.decode, ignore_eos=True)
     rates = []
@@ -196,13 +206,13 @@ def _speed(s: Settings, llm: LLM) -> Row:
 
 
 def _logits(llm: LLM, windows: list[np.ndarray]) -> Iterator[np.ndarray]:
-    """[T, V] of each window, the last tokens by decode steps."""
+    """Logits [T, V] of each window; the last tokens are decoded step by step."""
     for ids in windows:
         yield llm.logits(ids.tolist(), decode_from=len(ids) - min(DECODED, len(ids) // 2))
 
 
 def _agreement(llm: LLM, windows: list[np.ndarray], reference: np.ndarray) -> tuple[dict[str, float], str]:
-    """Tally.record() against the reference, and a digest of every bit of the logits."""
+    """(Tally.record() against the reference, digest of all bits of the logits)."""
     tally, digest = Tally(), hashlib.blake2b(digest_size=16)
     for ids, expected, logits in zip(windows, reference, _logits(llm, windows), strict=True):
         tally.add(expected, logits, ids)
@@ -211,12 +221,12 @@ def _agreement(llm: LLM, windows: list[np.ndarray], reference: np.ndarray) -> tu
 
 
 def print_table(report: Report) -> None:
-    """The report as a table on stdout."""
+    """Print the report as a table on stdout."""
     from rich.table import Table
 
     s = report.settings
     devices = ", ".join(dict.fromkeys(r.device for r in report.rows))
-    table = Table(title=f"{s.model} on {devices}, batch {s.batch}, held against {s.held_against}")
+    table = Table(title=f"{s.model} on {devices}, batch {s.batch}, compared with {s.held_against}")
     heads = ("backend", "graph", "tokens/s", "ms/step", "max |diff|", "mean KL", "same top", "ppl ratio", "= eager")
     for i, head in enumerate(heads):
         table.add_column(head, justify="right" if i > 1 else "left")

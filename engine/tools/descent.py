@@ -1,4 +1,4 @@
-"""Coordinate descent over launch shapes: which are tried, in which order, and when one is taken. Touches nothing."""
+"""Coordinate descent over launch shapes: candidates, their order, and when one is accepted. Runs nothing itself."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 from ..ops.shapes import BLOCKS, DEPTHS, SPLITS, TILES, WARPS, DecodeShape, Key, Launch
 
 Table = dict[Key, DecodeShape]
-Axis = Callable[[Key, DecodeShape], Iterable[DecodeShape]]  # shapes that differ from the one given in one respect
+Axis = Callable[[Key, DecodeShape], Iterable[DecodeShape]]  # neighbours of a shape along one coordinate
 
-GAIN = 0.003  # a shape is taken if a step is faster by more than this
-REGISTERS, RING = (4,), (4, 8)  # depths to begin with when weights come the other way
-NEAR = 5  # depths tried at a time
+GAIN = 0.003  # relative gain of a step above which a shape is accepted
+REGISTERS, RING = (4,), (4, 8)  # pipeline depths to try when switching to registers or to the ring buffer
+NEAR = 5  # depths tried around the current one
 
 
 def descend(
@@ -23,10 +23,10 @@ def descend(
     over: Callable[[], bool] = lambda: False,
     taken: Callable[[Key, DecodeShape, float, float], None] = lambda key, shape, new, old: None,
 ) -> Table:
-    """The fastest table that changing one matrix along one axis at a time leads to; ends early once over().
+    """Minimise time(table), changing one matrix along one axis at a time. Stops early once over().
 
-    A change that seems faster by more than GAIN is timed again beside what it would replace, and must win again.
-    taken(key, shape, ms with it, ms before) is called after each step."""
+    A candidate that is faster by more than GAIN is timed again next to the current best, and must win again.
+    taken(key, shape, ms with it, ms before) is called for each accepted change."""
     best, ms, seen = dict(start), time(start), {tuple(start.values())}
     improved = True
     while improved and not over():
@@ -45,10 +45,10 @@ def descend(
 
 
 def axes(part: str, clusters: bool, warps: bool) -> tuple[Axis, ...]:
-    """What may change of the launch `part` ("single", "narrow" or "wide"), at most some fifteen shapes at a time.
+    """The axes of the launch `part` ("single", "narrow" or "wide"), each with at most about fifteen neighbours.
 
-    clusters: K may also be shared out over the blocks of one, which needs sm_90. warps: so may the number of its parts,
-    which is common to all three launches and decides the bits. Not all of these shapes are launchable."""
+    clusters: also try cluster split-K, which needs sm_90. warps: also try the number of K parts, which all three
+    launches share and which decides the bits. Not all of these shapes are launchable."""
 
     def tiling(key: Key, shape: DecodeShape) -> list[DecodeShape]:
         return [_changed(shape, part, tiles=t, split=s) for t in TILES for s in (SPLITS if clusters else (1,))]
@@ -59,7 +59,7 @@ def axes(part: str, clusters: bool, warps: bool) -> tuple[Axis, ...]:
 
     def stream(key: Key, shape: DecodeShape) -> list[DecodeShape]:
         now = getattr(shape, part)
-        once, left = divmod(key[1] // 16, shape.warps)  # the depth that takes all of K at once
+        once, left = divmod(key[1] // 16, shape.warps)  # depth at which a warp holds its whole part of K in registers
         ways = [
             (now.ring, now.once, now.depth),
             *((False, False, d) for d in REGISTERS),
@@ -85,7 +85,7 @@ def _changed(shape: DecodeShape, part: str, **fields: Any) -> DecodeShape:
 
 
 def _cut(shape: DecodeShape, warps: int, tiles_k: int) -> DecodeShape:
-    """K in so many parts. A launch that takes it at once needs the depth that goes with that."""
+    """Split K into `warps` parts. A fully register-resident launch needs the matching depth."""
 
     def fit(launch: Launch) -> Launch:
         return replace(launch, depth=tiles_k // warps) if launch.once else launch

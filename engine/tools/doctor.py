@@ -1,7 +1,7 @@
-"""`ostinato doctor`: what this machine has, which backends work, and the command that mends what does not.
+"""`ostinato doctor`: reports the machine and its backends, and for each fault the command that fixes it.
 
-Looks at the driver through ctypes, so
-that it works before anything else is installed; tries every backend on a small product. Never imports CuPy itself.
+The driver is read through ctypes, so this works before anything else is installed. Every backend runs a small product.
+CuPy is never imported here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 
 from ..report import print_json
 
-OLDEST = 80  # compute capability times ten that the kernels are written for
+OLDEST = 80  # lowest compute capability of the kernels, times ten
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Finding:
 
     name: str
     found: str
-    ok: bool | None = True  # None: not there, and nothing to mend
-    mend: str = ""  # a command, or what to do
+    ok: bool | None = True  # None: absent, but not a fault
+    fix: str = ""  # a command, or an instruction
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,15 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Driver:
-    """What libcuda says; version 0 when it is not there."""
+    """What libcuda reports; version 0 without libcuda."""
 
-    version: int = 0  # newest CUDA it runs, 13000 for 13.0
+    version: int = 0  # newest CUDA version it supports, 13000 for 13.0
     gpus: tuple[Gpu, ...] = ()
     problem: str = ""
 
 
 def driver() -> Driver:
-    """Ask libcuda for its version and its GPUs."""
+    """Read version and GPUs from libcuda."""
     try:
         lib = ctypes.CDLL("libcuda.so.1")
     except OSError as e:
@@ -77,14 +77,14 @@ def _gpu(lib: ctypes.CDLL, index: int) -> Gpu:
 
 
 def extra(d: Driver) -> str:
-    """The extra of setup.cfg whose wheels suit this driver: "cuda12", "cuda13", or "" without a GPU to run them."""
+    """The extra of setup.cfg for this driver: "cuda12", "cuda13", or "" without a usable GPU."""
     if not d.gpus or d.version < 12000:
         return ""
     return "cuda13" if d.version >= 13000 else "cuda12"
 
 
 def install_command(extras: str) -> str:
-    """The exact command that adds `extras` to this installation, be it a checkout or a wheel."""
+    """The command that adds `extras` to this installation, which may be a checkout or a wheel."""
     target = f"ostinato[{extras}]"
     try:
         origin = json.loads(metadata.distribution("ostinato").read_text("direct_url.json") or "{}")
@@ -99,7 +99,7 @@ def install_command(extras: str) -> str:
 
 
 def nvidia_cards(root: Path = Path("/sys/bus/pci/devices")) -> int:
-    """NVIDIA display devices on the PCI bus, whether or not a driver has them."""
+    """Number of NVIDIA display devices on the PCI bus, with or without a driver."""
     count = 0
     for device in root.glob("*"):
         try:
@@ -111,45 +111,45 @@ def nvidia_cards(root: Path = Path("/sys/bus/pci/devices")) -> int:
 
 
 def examine_driver(d: Driver, cards: int) -> Iterator[Finding]:
-    """The driver and its GPUs."""
+    """Check the driver and its GPUs."""
     if d.gpus:
         old = d.version < 12000
         found = f"runs CUDA up to {d.version // 1000}.{d.version % 1000 // 10}"
         yield Finding("driver", found, not old, "update the NVIDIA driver to 525 or newer" if old else "")
     elif cards:
-        mend = "install the NVIDIA driver (Debian: apt-get install nvidia-driver) and start the machine again"
+        fix = "install the NVIDIA driver (Debian: apt-get install nvidia-driver) and reboot"
         if d.version:
-            mend = "nvidia-smi   # says why the driver cannot be used; in a container, start it with --gpus all"
-        yield Finding("driver", f"{cards} NVIDIA card(s), but {d.problem or 'the driver sees no GPU'}", False, mend)
+            fix = "nvidia-smi   # says why the driver cannot be used; in a container, start it with --gpus all"
+        yield Finding("driver", f"{cards} NVIDIA card(s), but {d.problem or 'the driver sees no GPU'}", False, fix)
     else:
         yield Finding("driver", f"no NVIDIA GPU in this machine ({d.problem or 'the driver sees none'})", None)
     for i, gpu in enumerate(d.gpus):
         found = f"{gpu.name}, compute capability {gpu.arch / 10:.1f}, {gpu.memory / 2**30:.0f} GiB"
         new_enough = gpu.arch >= OLDEST
-        mend = "" if new_enough else f"the kernels need compute capability {OLDEST / 10:.1f}: use --backend numpy"
-        yield Finding(f"gpu {i}", found, new_enough, mend)
+        fix = "" if new_enough else f"the kernels need compute capability {OLDEST / 10:.1f}: use --backend numpy"
+        yield Finding(f"gpu {i}", found, new_enough, fix)
 
 
 def examine_wheels(d: Driver) -> Iterator[Finding]:
-    """CuPy, cuda-bindings, the runtime, the kernel compiler and the headers it includes."""
+    """Check CuPy, cuda-bindings, the CUDA runtime, NVRTC and the CUDA headers."""
     command = install_command(extra(d) or "cuda12")
-    bad = False if d.gpus else None  # without a GPU a missing wheel is nothing to mend
-    mend = command if d.gpus else ""
+    bad = False if d.gpus else None  # without a GPU a missing wheel is not a fault
+    fix = command if d.gpus else ""
     names = {p.name.lower(): p.version for p in metadata.distributions()}
     found = [f"{n} {v}" for n, v in sorted(names.items()) if n.startswith("cupy")]
     if len(found) > 1:
         remove = " ".join(n.split()[0] for n in found)
         yield Finding("cupy", " and ".join(found), False, f"{sys.executable} -m pip uninstall -y {remove} && {command}")
     else:
-        yield Finding("cupy", found[0] if found else "not installed", bool(found) or bad, "" if found else mend)
+        yield Finding("cupy", found[0] if found else "not installed", bool(found) or bad, "" if found else fix)
     for name, package in (("bindings", "cuda-bindings"), ("runtime", "nvidia-cuda-runtime")):
         there = [f"{n} {v}" for n, v in sorted(names.items()) if n in (package, f"{package}-cu12")]
-        yield Finding(name, ", ".join(there) or "not installed", bool(there) or bad, "" if there else mend)
+        yield Finding(name, ", ".join(there) or "not installed", bool(there) or bad, "" if there else fix)
     for name, look in (("nvrtc", _nvrtc), ("headers", _headers)):
         try:
             yield Finding(name, look())
-        except Exception as e:  # any failure of these libraries to load is the finding
-            yield Finding(name, _line(e), bad, mend)
+        except Exception as e:  # whatever the libraries raise is reported
+            yield Finding(name, _line(e), bad, fix)
 
 
 def _nvrtc() -> str:
@@ -169,18 +169,18 @@ def _headers() -> str:
 
 
 def examine_backends(d: Driver) -> Iterator[Finding]:
-    """Every backend on a small product, compared with NumPy's."""
+    """Check every backend: a small product, compared with NumPy."""
     for name in ("numpy", "cuda", "cublas"):
         try:
             yield Finding(name, try_backend(name))
-        except Exception as e:  # whatever a backend dies of is the finding
+        except Exception as e:  # whatever a backend raises is reported
             broken = bool(d.gpus) or name == "numpy"
-            mend = install_command(extra(d) or "cuda12") if d.gpus else ""
-            yield Finding(name, f"does not work: {_line(e)}", False if broken else None, mend)
+            fix = install_command(extra(d) or "cuda12") if d.gpus else ""
+            yield Finding(name, f"does not work: {_line(e)}", False if broken else None, fix)
 
 
 def try_backend(name: str) -> str:
-    """Compile, load and run one product on backend `name`; what it ran on. Raises whatever goes wrong."""
+    """Compile, load and run one product on backend `name`; return a description. Raises any error of the backend."""
     from ..ops.base import PassKind
     from ..run.load import choose
 
@@ -191,7 +191,7 @@ def try_backend(name: str) -> str:
     ops.linear(ops.device.upload(x), ops.weight([weight]), out, PassKind.DECODE)
     error = np.abs(ops.device.read(out) - x.astype(np.float32) @ weight.astype(ops.dtype).astype(np.float32).T).max()
     if not error < 1e-3:
-        raise ArithmeticError(f"a product of 16 x 64 x 64 is wrong by {error:.3g}")
+        raise ArithmeticError(f"product 16 x 64 x 64: expected an error below 1e-3, found {error:.3g}")
     shapes = getattr(ops, "shapes", None)
     return (
         f"works ({ops.device.name}, {np.dtype(ops.dtype).name}{f', launch shapes {shapes.source}' if shapes else ''})"
@@ -203,7 +203,7 @@ def _line(e: BaseException) -> str:
 
 
 def examine() -> list[Finding]:
-    """The whole report."""
+    """Run all checks."""
     d = driver()
     first = Finding("python", f"{platform.python_version()}, {platform.system()} {platform.machine()}, {_version()}")
     return [first, *examine_driver(d, nvidia_cards()), *examine_wheels(d), *examine_backends(d)]
@@ -217,7 +217,7 @@ def _version() -> str:
 
 
 def main(as_json: bool = False, only_extra: bool = False, graph_limits: bool = False) -> int:
-    """Print the report; 0 when nothing is to be mended, 1 otherwise. DeviceError if graph_limits and no GPU."""
+    """Print the report; return 0 without faults, 1 otherwise. DeviceError if graph_limits and no GPU."""
     if only_extra:
         print(extra(driver()))
         return 0
@@ -231,6 +231,6 @@ def main(as_json: bool = False, only_extra: bool = False, graph_limits: bool = F
     else:
         for f in findings:
             print(f"{'ok' if f.ok else '--' if f.ok is None else 'FAIL':5s} {f.name:9s} {f.found}")
-            if f.mend:
-                print(f"      mend: {f.mend}")
+            if f.fix:
+                print(f"      fix: {f.fix}")
     return int(any(f.ok is False for f in findings))

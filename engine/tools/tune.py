@@ -1,7 +1,7 @@
-"""`ostinato tune`: launch shapes of the decode products, chosen by timing the whole decode step on this GPU.
+"""`ostinato tune`: chooses the launch shapes of the decode GEMMs by timing the whole decode step on this GPU.
 
-The search itself is descent.py, the file that is written ops/tuned.py. Kernel by kernel the choice
-misleads, as in the step every kernel starts while the one before it ends: so every shape is tried inside the step.
+descent.py is the search; ops/tuned.py writes the file. Timing single kernels would mislead, because in the step every
+kernel starts while its predecessor ends. So every shape is timed inside the step.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from ..errors import DeviceError, RequestError
 from ..ops.device import Device
 from ..ops.shapes import DecodeShape, Key, Launch, Shapes, decode_shape, rule
 from ..report import console, say
-from .bench.options import chosen_model, numbers
 from .descent import Axis, Table, axes, descend
+from .options import add, chosen_model, numbers
 
 if TYPE_CHECKING:
     from ..config import ModelConfig
@@ -39,18 +39,17 @@ PARTS = {"single": range(1, 2), "narrow": range(2, 9), "wide": range(9, 17)}  # 
 def add_command(commands: Any) -> None:
     """Add `tune` to the subparsers of `ostinato`."""
     p = commands.add_parser("tune", help="fit the kernels to this GPU", description="Choose launch shapes by timing.")
-    p.add_argument("model", metavar="MODEL", nargs="?", help="a model, as for generate; or --shape")
-    p.add_argument("--shape", metavar="NAME", help="random weights: smollm2-135m, llama-3.2-1b or llama-3.1-8b")
+    add(p, "model", "--shape")
     p.add_argument("--batch", type=numbers, default=(1, 4, 16), metavar="N,N", help="sequences (1,4,16)")
-    p.add_argument("--seconds", type=float, default=120, metavar="S", help="of search, once the model is loaded (120)")
-    p.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto", help="default: auto")
+    p.add_argument("--seconds", type=float, default=120, metavar="S", help="search time, after loading (120)")
+    add(p, "--dtype")
     p.add_argument("--quant", default="", metavar="KIND", help="random weights quantised, as for bench decode")
     p.add_argument("--json", metavar="FILE", help="also write the choice and the times to a file")
     p.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Tune, keep the result in the user's cache, print it; the exit status."""
+    """Tune, write the result to the user's cache, print it; return the exit status."""
     from .bench.decode import Settings
     from .bench.report import check_outputs, write_json
 
@@ -67,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 class _Plan(Device):
-    """Notes what would be launched on a device, without compiling it."""
+    """A device that records launches without compiling kernels."""
 
     def __init__(self, device: Device) -> None:
         self.name, self.arch, self.multiprocessors = device.name, device.arch, device.multiprocessors
@@ -77,7 +76,7 @@ class _Plan(Device):
         return file, name
 
     def clusters(self, kernel: Any, block: Any, shared: int, cluster: int) -> int:
-        return sys.maxsize  # how many fit is known of compiled kernels only: plans differ by how many are asked for
+        return sys.maxsize  # the true number needs a compiled kernel; plans still differ in their cluster size
 
     def launch(self, kernel, grid, block, args, shared=0, dependent=False, cluster=1):
         self.planned.append((kernel, grid, block, shared, cluster))
@@ -85,15 +84,15 @@ class _Plan(Device):
 
 @dataclass(frozen=True)
 class Part:
-    """One of the launches of all matrices, which are searched for one after the other."""
+    """One of the three launches of every matrix. The launches are tuned one after the other."""
 
-    name: str  # of PARTS: a field of DecodeShape
-    batches: tuple[int, ...]  # that it is timed at
-    first: bool  # only its search may change how K is cut, which is one number for all parts
+    name: str  # key of PARTS: a field of DecodeShape
+    batches: tuple[int, ...]  # batch sizes at which it is timed
+    first: bool  # only the first search may change the number of K parts, which all launches share
 
 
 def parts(batches: Iterable[int]) -> list[Part]:
-    """The launches that are used at these batch sizes, in the order of the search."""
+    """The launches that these batch sizes use, in search order."""
     found: list[Part] = []
     for name, rows in PARTS.items():
         if mine := tuple(b for b in batches if b in rows):
@@ -102,7 +101,7 @@ def parts(batches: Iterable[int]) -> list[Part]:
 
 
 class Steps:
-    """Decode steps of one model at several batch sizes, which can be timed with any table."""
+    """Decode steps of one model at several batch sizes, timed with any table of shapes."""
 
     def __init__(self, ops: Any, c: ModelConfig, w: Weights, s: Settings) -> None:
         from ..ops.shapes import shared_limit
@@ -124,7 +123,7 @@ class Steps:
                     self.keys.setdefault(label, key)
 
     def ms(self, table: Table, batches: Iterable[int]) -> float:
-        """Median time of a captured step with these shapes, summed over the batch sizes."""
+        """Median ms of a captured step with these shapes, summed over the batch sizes."""
         from .bench.operations import chain_ms
 
         self._ops.shapes, total = Shapes(table, "being tuned", self._ops.device.arch), 0.0
@@ -135,7 +134,7 @@ class Steps:
         return total
 
     def search(self, start: Table, part: Part, seconds: float) -> Table:
-        """The best table for one part of the shapes. Compiles ahead what the first round needs."""
+        """Find the best table for one launch. Compiles the kernels of the first round in parallel beforehand."""
         end = clock.perf_counter() + seconds
         every = axes(part.name, clusters=self._ops.device.arch >= 90, warps=part.first)
 
@@ -163,13 +162,13 @@ class Steps:
     def _usable(
         self, key: Key, shape: DecodeShape, axis: Axis, part: Part, over: Callable[[], bool]
     ) -> list[DecodeShape]:
-        """Those of _others whose registers do not spill; none once over()."""
+        """The shapes of _others whose kernels do not spill registers; none once over()."""
         others = self._others(key, shape, axis, part)
         self._compile(others, over)
         return [] if over() else [other for plan, other in others.items() if not self._spills(plan)]
 
     def _others(self, key: Key, shape: DecodeShape, axis: Axis, part: Part) -> dict[tuple, DecodeShape]:
-        """Plan -> shape: those along an axis that can be launched, and that launch something else than `shape`."""
+        """Plan -> shape, for the neighbours along an axis that are launchable and launch differently from `shape`."""
         found: dict[tuple, DecodeShape] = {}
         for other in axis(key, shape):
             if not other.refusal(key, self._shared):
@@ -182,7 +181,7 @@ class Steps:
         return any(device.local_bytes(device.kernel(*k)) for k, *_ in plan if k[0] == "linear_decode.cu")
 
     def _plan(self, key: Key, shape: DecodeShape, batches: Iterable[int]) -> tuple:
-        """What the operations on a matrix launch with this shape."""
+        """The launches of the operations on a matrix with this shape."""
         ops = copy.copy(self._ops)
         ops.device = plan = _Plan(self._ops.device)
         ops.shapes = Shapes({key: shape}, "", self._ops.device.arch)
@@ -193,10 +192,10 @@ class Steps:
         return tuple(plan.planned)
 
     def _compile(self, plans: Iterable[tuple], over: Callable[[], bool]) -> int:
-        """Compile in parallel what plans launch, as far as time allows; how many kernels that are."""
+        """Compile the kernels of the plans in parallel until over(); return their number."""
         device = self._ops.device
         names = list(dict.fromkeys(kernel for plan in plans for kernel, *_ in plan))
-        with ThreadPoolExecutor(os.cpu_count() if device.stream is not None else 1) as pool:
+        with ThreadPoolExecutor(os.cpu_count() if device.is_gpu else 1) as pool:
             list(pool.map(lambda name: over() or device.kernel(*name), names))
         return len(names)
 
@@ -206,7 +205,7 @@ class Steps:
 
 @dataclass
 class Choice:
-    """What was chosen for a model."""
+    """The result of tuning a model."""
 
     settings: Settings
     device: str
@@ -214,11 +213,11 @@ class Choice:
     matrices: dict[str, Key]  # name -> key
     before: Table
     after: Table
-    ms: dict[int, tuple[float, float]] = field(default_factory=dict)  # batch -> a step before, after
+    ms: dict[int, tuple[float, float]] = field(default_factory=dict)  # batch -> ms per step (before, after)
 
 
 def tune(s: Settings, seconds: float, choose: Choose | None = None) -> Choice:
-    """Search for `seconds`, shared out over the parts that have a batch size, and write the file of this GPU."""
+    """Search for `seconds`, divided equally among the launches in use, and write the file of this GPU."""
     from ..ops import tuned
     from ..run.load import choose as usual
     from .bench.decode import open_model
@@ -226,12 +225,12 @@ def tune(s: Settings, seconds: float, choose: Choose | None = None) -> Choice:
     ops, c, w = open_model(s, "cuda", choose or usual)
     device: Any = ops.device
     file = tuned.path(device)
-    known = tuned.load(file, device)  # before the search, which a damaged file would make vain
+    known = tuned.load(file, device)  # a damaged file must fail before the search
     steps = Steps(ops, c, w, s)
     keys = list(dict.fromkeys(steps.keys.values()))
     before = {key: known.get(key) or decode_shape(*key, ops.device.arch) for key in keys}
     by_rule = {key: rule(*key) for key in keys}
-    steps.ms(before, s.batches)  # clocks and caches
+    steps.ms(before, s.batches)  # warm-up of clocks and caches
     best = min((by_rule, before), key=lambda table: steps.ms(table, s.batches)) if by_rule != before else before
     every = parts(s.batches)
     for part in every:
@@ -243,7 +242,7 @@ def tune(s: Settings, seconds: float, choose: Choose | None = None) -> Choice:
 
 
 def record(found: Choice) -> dict[str, Any]:
-    """What --json writes."""
+    """All results, for JSON."""
     tables = {"before": found.before, "after": found.after}
     shapes = [{"matrix": name, "n": key[0], "k": key[1], "form": key[2],
                **{when: asdict(table[key]) for when, table in tables.items()}}
@@ -254,7 +253,7 @@ def record(found: Choice) -> dict[str, Any]:
 
 
 def print_choice(found: Choice) -> None:
-    """Tables on stdout, and lines for DECODE of ops/shapes.py."""
+    """Print tables, and lines for DECODE of ops/shapes.py, on stdout."""
     from rich.table import Table as Columns
 
     shapes = Columns("matrix", "N x K", "before", "after", title=f"{found.settings.model} on {found.device}")
@@ -267,11 +266,11 @@ def print_choice(found: Choice) -> None:
     console(160).print(shapes, times)
     for key, shape in sorted(found.after.items()):
         print(f"    {key}: {_code(shape)},")
-    say("tune", f"written to {found.file}, which is used from now on")
+    say("tune", f"written to {found.file}; this GPU uses it from now on")
 
 
 def _code(shape: DecodeShape) -> str:
-    """A shape as shapes.py has it, short enough for a line."""
+    """A shape as source code of shapes.py, in one line."""
     return f"DecodeShape({shape.warps}, {', '.join(map(_launch, (shape.single, shape.narrow, shape.wide)))})"
 
 

@@ -1,4 +1,4 @@
-"""Runs kernels/*.cu on the CPU: EmulatedDevice stands where CupyDevice stands on a machine with a GPU."""
+"""Runs kernels/*.cu on the CPU: EmulatedDevice takes the place of CupyDevice."""
 
 from .device import EmulatedDevice
 from .kernel import KernelFault

@@ -1,7 +1,6 @@
-"""Compiles kernels for the CPU with the system's C++ compiler, once: results stay in a cache directory.
+"""Compiles kernels for the CPU with the system's C++ compiler, and keeps the results in a cache directory.
 
-Called by device.py for one instance, by conftest.py for many at once. A result is keyed by everything that went in:
-the kernel, its headers, the emulator's, the flags, the compiler and the CPU.
+The key of a result covers all its inputs: the kernel, its headers, the emulator's headers, flags, compiler and CPU.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ KERNEL_FLAGS = [
 ]  # fmt: skip
 RUNTIME_FLAGS = [*FLAGS, "-O3", "-march=native", "-Wall", "-Wextra", "-Werror"]
 KEPT = 30 * 86400
-_locks: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)  # by what is being compiled
+_locks: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)  # one per library
 _INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.M)
 
 
 class CompileError(Exception):
-    """The C++ compiler refused a kernel; the message is the compiler's."""
+    """The C++ compiler rejected a kernel; the message is the compiler's."""
 
 
 @cache
@@ -50,12 +49,12 @@ def compiler() -> str | None:
 
 @cache
 def cache_directory() -> Path:
-    """Where compiled kernels stay for KEPT seconds: ostinato/emulator in the user's cache directory."""
+    """The directory of compiled kernels, ostinato/emulator in the user's cache directory; files stay KEPT seconds."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     directory = Path(base) / "ostinato" / "emulator"
     directory.mkdir(parents=True, exist_ok=True)
     for old in directory.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # another process may be faster
+        with contextlib.suppress(FileNotFoundError):  # another process may delete it first
             if time.time() - old.stat().st_mtime > KEPT:
                 old.unlink()
     return directory
@@ -63,7 +62,7 @@ def cache_directory() -> Path:
 
 @cache
 def runtime() -> ctypes.CDLL:
-    """The compiled scheduler, to which kernels are linked when they are loaded."""
+    """The compiled scheduler, which kernels are linked to when they are loaded."""
     sources = sorted((HERE / "runtime").glob("*.cpp"))
     target = cache_directory() / f"runtime-{_digest(_machine(), *(p.read_bytes() for p in sources))}.so"
     if not target.exists():
@@ -72,11 +71,11 @@ def runtime() -> ctypes.CDLL:
 
 
 def shared_object(file: str, names: tuple[str, ...], directory: Path = KERNELS) -> Path:
-    """The shared library with the instances `names` of <directory>/<file>, compiled if it was not before."""
+    """The shared library with the instances `names` of <directory>/<file>; compiles it if necessary."""
     sources, entries = _sources(file, directory), _entries(names)
     key = _digest(_machine(), *KERNEL_FLAGS, *sources.values(), entries)
     target = cache_directory() / f"{Path(file).stem}-{key}.so"
-    with _locks[target]:  # a background thread may be at it
+    with _locks[target]:  # a background thread may be compiling it
         if target.exists():
             return target
         with tempfile.TemporaryDirectory() as work:
@@ -86,8 +85,8 @@ def shared_object(file: str, names: tuple[str, ...], directory: Path = KERNELS) 
 
 
 def machine_code(file: str, names: tuple[str, ...], directory: Path) -> str:
-    """The instances `names` of <directory>/<file> as optimised assembly, without checks and line numbers: of two
-    versions of a kernel that differ in nothing that matters it is the same."""
+    """The instances `names` of <directory>/<file> as optimised assembly, without checks and line numbers. Two versions
+    of a kernel with the same meaning usually give the same text."""
     sources, entries = _sources(file, directory), _entries(names)
     flags = [flag for flag in KERNEL_FLAGS if not flag.startswith(("-fsanitize", "-fno-sanitize", "-g", "-O"))]
     with tempfile.TemporaryDirectory() as work:
@@ -100,7 +99,7 @@ def machine_code(file: str, names: tuple[str, ...], directory: Path) -> str:
 
 
 def compile_all(instances: Iterable[tuple[str, tuple[str, ...]]], stop: Callable[[], bool]) -> None:
-    """Compile instances (file, names) one after the other until `stop`; errors are left to those who ask for them."""
+    """Compile (file, names) one by one until `stop`. Errors are ignored; the instance's user will see them."""
     for file, names in instances:
         if stop():
             return
@@ -109,7 +108,7 @@ def compile_all(instances: Iterable[tuple[str, tuple[str, ...]]], stop: Callable
 
 
 def source_line(library: Path, offset: int) -> str:
-    """FILE:LINE of the code at `offset` of a compiled kernel; empty if binutils are missing."""
+    """FILE:LINE of the code at `offset` of a compiled kernel; "" without binutils."""
     if not (tool := shutil.which("addr2line")):
         return ""
     shown = subprocess.run([tool, "-i", "-e", str(library), hex(offset)], capture_output=True, text=True).stdout
@@ -118,7 +117,7 @@ def source_line(library: Path, offset: int) -> str:
 
 @cache
 def parameter_names(file: str, directory: Path = KERNELS) -> dict[str, list[str]]:
-    """The parameter names of every kernel in a file and its headers, by the kernel's name."""
+    """Kernel name -> its parameter names, for every kernel in a file and its headers."""
     found = {}
     for name in _sources(file, directory):
         found |= kernel_parameters(_path(name, directory).read_text(encoding="utf-8"))
@@ -144,13 +143,13 @@ def _sources(file: str, directory: Path) -> dict[str, str]:
 
 
 def _entries(names: tuple[str, ...]) -> str:
-    """What makes a library of a kernel's source: its instances, by name."""
+    """C++ source of a library's entries: its instances, by name."""
     entries = ", ".join(f"EMU_ENTRY({name})" for name in names)
     return f'\nextern "C" const emu::Entry* const emu_entries[] = {{{entries}}};\n'
 
 
 def _write(work: str, file: str, sources: dict[str, str], entries: str) -> list[str]:
-    """Put a kernel, its headers and its entries into a directory; the arguments with which it compiles there."""
+    """Write a kernel, its headers and its entries to a directory; return the compiler's arguments."""
     for name, text in sources.items():
         Path(work, name).write_text(text + (entries if name == file else ""), encoding="utf-8")
     return ["-include", "emu/cuda.h", f"-I{work}", f"-I{HERE}"]

@@ -1,8 +1,8 @@
-"""EmulatedDevice: kernels/*.cu on the CPU, through the interface that the GPU has, and checked at every launch.
+"""EmulatedDevice: runs kernels/*.cu on the CPU behind the Device interface, and checks every launch.
 
-Made by the fixtures of conftest.py. A launch raises KernelFault, which names kernel, block, thread and argument, when
-the kernel leaves an array, waits where others do not come, uses early what a predecessor still writes, and so on (the
-README beside this file lists what is found); and when host code passes what the kernel does not take.
+A launch raises KernelFault, which names kernel, block, thread and argument, if the kernel accesses memory outside an
+array, waits at a barrier that other threads do not reach, reads data too early, and so on (README.md in this folder has
+the list), or if host code passes wrong arguments.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ launched: Counter[tuple[str, str]] = Counter()  # (file, kernel without template
 class EmulatedDevice(HostDevice):
     """A GPU of compute capability 9.0 in ordinary memory.
 
-    schedules: how often each launch is run, from the same memory, with threads and blocks in another order; all must
-    leave the same bits. directory: where kernels are read from. together: by file, instances that are compiled at once.
+    schedules: number of runs of each launch, from the same memory, with threads and blocks in different orders; all
+    must leave the same bits. directory: source of the kernels. together: groups of instances to compile in one run, by
+    file.
     """
 
     name, arch, multiprocessors = "emulated", 90, 4

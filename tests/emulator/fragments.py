@@ -1,6 +1,6 @@
-"""Operands that show how an instruction rounds: the same on every machine, for gpu_fragments.py and its tests.
+"""Operands that reveal the rounding of an instruction, the same on every machine, for gpu_fragments.py and its tests.
 
-`cases` yields a run of every kernel of kernels/fragments.cu.
+`cases` yields runs of every kernel of kernels/fragments.cu.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def numbers(rng: np.random.Generator, layout: tuple[int, int], count: int, low: 
 
 
 def operand(rng: np.random.Generator, layout: tuple[int, int], kind: str, count: int, second: bool) -> np.ndarray:
-    """Bits of `count` numbers for one side of a product."""
+    """Bits of `count` numbers for one operand of a product."""
     top = (1 << layout[0]) - 1
     bias = top // 2
     low, high = {
@@ -45,7 +45,7 @@ def operand(rng: np.random.Generator, layout: tuple[int, int], kind: str, count:
 
 
 def sums(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Bits of float32 accumulators: zeros, ordinary, far apart, anything."""
+    """Bits of float32 accumulators: zeros, ordinary numbers, distant exponents, random bits."""
     choice = rng.integers(0, 4, count)
     parts = [np.zeros(count, np.uint32)]
     parts += [numbers(rng, (8, 23), count, low, high) for low, high in ((124, 130), (100, 150), (0, 254))]
@@ -62,7 +62,7 @@ def product(format: str, kind: str, count: int) -> tuple[np.ndarray, np.ndarray,
         flip = (rng.random((count, 32, 1, 1)) < 0.8) & np.ones((1, 1, 2, pair), bool)
         a[:, :, 2:] = np.where(flip, a[:, :, :2] ^ np.uint32(1 << sum(layout)), a[:, :, 2:])
         b[:, :, 1] = b[:, :, 0]
-    if kind == "zero_large":  # in the first half of k, zeros times the largest numbers
+    if kind == "zero_large":  # the first half of k: zeros times the largest numbers
         a[:, :, :2] = 0
         b[:, :, 0] = numbers(rng, layout, b[:, :, 0].size, 2 ** layout[0] - 10, 2 ** layout[0] - 3).reshape(
             b[:, :, 0].shape
@@ -83,7 +83,7 @@ def exponents(count: int) -> np.ndarray:
 
 
 def floats(count: int) -> np.ndarray:
-    """Any float32 bits but NaN [count]."""
+    """Random float32 bits without NaN [count]."""
     rng = np.random.default_rng(8)
     return numbers(rng, (8, 23), count, 0, 254).view(np.float32)
 
@@ -95,7 +95,7 @@ class Case(NamedTuple):
     kernel: str
     block: int  # threads; the grid is the first size of the arrays
     arrays: list[np.ndarray]  # arguments
-    output: int  # which of them
+    output: int  # index of the output
 
 
 def cases(count: int) -> Iterator[Case]:

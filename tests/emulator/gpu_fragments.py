@@ -1,11 +1,11 @@
-"""Do the CPU bodies of ptx.cuh give the very bits of a GPU? Run by hand, in three steps:
+"""Compares the CPU versions of ptx.cuh with a GPU, bit for bit. Run by hand, in three steps:
 
     python tests/emulator/gpu_fragments.py record GPU.npz [COUNT]    on a GPU; needs NumPy and CuPy, no C++ compiler
     python tests/emulator/gpu_fragments.py compare GPU.npz           anywhere with a C++ compiler
-    python tests/emulator/gpu_fragments.py keep GPU.npz              a part of it becomes recorded.npz, for the tests
+    python tests/emulator/gpu_fragments.py keep GPU.npz              stores a part as recorded.npz, for the tests
 
-COUNT warps a case (default 256). `compare` prints, for each case and candidate set of adding rules (products in a
-group, bits kept), how many results differ.
+COUNT: warps per case (default 256). `compare` prints the number of different results for each case and each candidate
+rule of adding (products per group, bits kept).
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def compare(source: str) -> None:
 
 
 def keep(source: str) -> None:
-    """Store the first results of every case, and more where the rules have their corners, beside this file."""
+    """Store the first results of every case, and more for the corner cases, next to this file."""
     with np.load(source) as recorded:
         results = {name: recorded[name] for name in recorded.files}
     count = int(results["count"])

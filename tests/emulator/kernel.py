@@ -1,4 +1,4 @@
-"""A compiled kernel instance, and the comparison of what host code passes with what it takes."""
+"""A compiled kernel instance, and the check of its launch arguments."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ MAX_CLUSTER = 8  # blocks
 
 
 class KernelFault(RuntimeError):
-    """A kernel, or the host code that launched it, did what it must not."""
+    """A fault of a kernel, or of the host code that launched it."""
 
 
 @dataclass(frozen=True)
 class Argument:
-    """An array that a launch was given."""
+    """An array argument of a launch."""
 
     index: int
     allocation: Allocation
@@ -46,9 +46,9 @@ class EmulatedKernel:
 
     @classmethod
     def load(cls, file: str, name: str, directory: Path, names: tuple[str, ...]) -> EmulatedKernel:
-        """Load the instance `name` of <directory>/<file>, compiled with all of `names` unless that was done before."""
+        """Load the instance `name` of <directory>/<file>. Compiles it if necessary, together with all of `names`."""
         path = build.shared_object(file, names, directory)
-        build.runtime()  # before the kernel, which is linked to it
+        build.runtime()  # the kernel is linked to it
         loaded = ctypes.CDLL(str(path))
         entries = (ctypes.POINTER(Entry) * len(names)).in_dll(loaded, "emu_entries")
         entry = entries[names.index(name)].contents
@@ -59,11 +59,11 @@ class EmulatedKernel:
         return f"{self.file} {self.name}"
 
     def argument(self, i: int) -> str:
-        """How a message calls argument `i`."""
+        """The name of argument `i` in messages."""
         return f"argument {i} ({self.parameters[i]})" if i < len(self.parameters) else f"argument {i}"
 
     def launch(self, grid: Dim, block: Dim, shared: int, cluster: int) -> Launch:
-        """A launch of these sizes; KernelFault if no GPU would take them."""
+        """A launch with these sizes. KernelFault if a GPU would reject them."""
         sizes, threads = (*grid, 1, 1)[:3], (*block, 1, 1)[:3]
         if min(sizes) < 1 or max(sizes[1:]) > 65535:
             raise KernelFault(f"{self}: grid {grid} is out of range")
@@ -79,7 +79,7 @@ class EmulatedKernel:
         return launch
 
     def values(self, args: Sequence[Any], memory: Memory) -> list[Any]:
-        """The arguments as C objects; KernelFault if they do not fit the parameters."""
+        """The arguments as C objects. KernelFault if they do not match the parameters."""
         if len(args) != self.entry.count:
             raise KernelFault(f"{self}: expected {self.entry.count} arguments {self.parameters}, found {len(args)}")
         return [self._value(i, a, memory) for i, a in enumerate(args)]

@@ -1,4 +1,4 @@
-"""The C structures of emu/machine.h and emu/entry.h, and the memory that every launch uses."""
+"""The C structures of emu/machine.h and emu/entry.h, and the memory for launches."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Entry(ctypes.Structure):
 
 
 class Region(ctypes.Structure):
-    """Memory of the earlier kernels of a dependent chain; mask marks the bytes that they wrote."""
+    """Memory of the earlier kernels of a chain of dependent launches; mask: the bytes that they wrote."""
 
     _fields_ = [("start", ctypes.c_void_p), ("bytes", ctypes.c_size_t), ("mask", ctypes.c_void_p)]
 
 
 class Launch(ctypes.Structure):
-    """One launch, and afterwards what went wrong; the fields are explained in emu/machine.h."""
+    """One launch, and its error afterwards. emu/machine.h describes the fields."""
 
     _fields_ = [
         ("grid", ctypes.c_uint * 3), ("block", ctypes.c_uint * 3), ("cluster", ctypes.c_uint),
@@ -50,7 +50,7 @@ class Launch(ctypes.Structure):
     ]  # fmt: skip
 
     def run(self, entry: Entry) -> str:
-        """Run every thread of the launch; what went wrong, empty if nothing did."""
+        """Run every thread of the launch; return the error, or ""."""
         stacks, shared = _memory()
         text = ctypes.create_string_buffer(1000)
         self.stacks, self.stack_bytes = stacks.ctypes.data, STACK

@@ -2,8 +2,8 @@
 
     | unreadable pages | guard  [ array ] | unreadable pages |
 
-A kernel that reads or writes behind an array (its size rounded up to 16 bytes) faults at once. What lies in front of
-it up to the page border, and the up to 15 bytes behind it, is filled with POISON and looked at after every launch.
+A kernel that reads or writes behind an array (its size rounded up to 16 bytes) faults immediately. The guard in front
+of the array and up to 15 bytes behind it are filled with POISON and checked after every launch.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Allocation:
         return np.asarray(self).view(self.dtype).reshape(self.shape)
 
     def overwritten(self) -> str:
-        """Where a guard was written ("3 bytes behind"); empty if none was."""
+        """Where a guard was overwritten ("3 bytes behind"); "" if it was not."""
         if self._back.size and self._back.min() != POISON:
             return f"{np.flatnonzero(self._back != POISON)[0] + 1} bytes behind"
         if self._front.size and self._front.min() != POISON:
@@ -63,10 +63,10 @@ class Allocation:
 
 
 class Memory:
-    """All living arrays of a device, found by address."""
+    """All live arrays of a device, by address."""
 
     def __init__(self) -> None:
-        self._starts: list[int] = []  # of the readable pages, sorted
+        self._starts: list[int] = []  # start addresses of the readable pages, sorted
         self._allocations: dict[int, weakref.ref[Allocation]] = {}
 
     def new(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -79,7 +79,7 @@ class Memory:
         return allocation.array()
 
     def find(self, address: int) -> Allocation | None:
-        """The allocation that has `address` in its pages or in the unreadable pages beside them."""
+        """The allocation whose pages, or the unreadable pages around them, contain `address`."""
         i = bisect_right(self._starts, address + GUARD) - 1
         for start in self._starts[max(i - 1, 0) : i + 1]:
             allocation = self._allocations[start]()

@@ -1,6 +1,6 @@
-"""CUDA C++ to C++: the three declarations that no macro can translate.
+"""Translates CUDA C++ to C++: the three kinds of declarations that no macro can translate.
 
-Called by build.py on a kernel and on each header. Lines keep their numbers, so that messages name the real place.
+Lines keep their numbers, so that compiler messages name the right line.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NAME = re.compile(r"(\w+)\s*$")
 
 
 def without_comments(source: str) -> str:
-    """The source with comments replaced by their line breaks."""
+    """The source without comments, but with their line breaks."""
     return _COMMENT.sub(lambda m: "\n" * m.group().count("\n") or " ", source)
 
 
@@ -35,7 +35,7 @@ def closing(source: str, opening: int) -> int:
 
 
 def split_commas(text: str) -> list[str]:
-    """Parts of `text` between commas that no bracket encloses; angle brackets count."""
+    """Split `text` at commas outside of all brackets, including angle brackets."""
     parts, depth = [""], 0
     for c in text:
         depth += (c in "([{<") - (c in ")]}>")
@@ -47,12 +47,12 @@ def split_commas(text: str) -> list[str]:
 
 
 def rewrite(source: str, file: str) -> str:
-    """What the C++ compiler gets for kernels/<file>."""
+    """The C++ version of a kernel file."""
     return f'#line 1 "kernels/{file}"\n' + _bounds(_shared(without_comments(source), file))
 
 
 def kernel_parameters(source: str) -> dict[str, list[str]]:
-    """The parameter names of every __global__ function, by its name."""
+    """Name of each __global__ function -> its parameter names."""
     source = without_comments(source)
     found = {}
     for match in _KERNEL.finditer(source):
@@ -63,7 +63,7 @@ def kernel_parameters(source: str) -> dict[str, list[str]]:
 
 
 def _kernel_head(source: str, start: int) -> tuple[str, int]:
-    """Name of the kernel whose declaration goes on at `start`, and where its parameter list opens."""
+    """(name of the kernel whose declaration continues at `start`, index of its parameter list)."""
     opening = source.index("(", start)
     while True:
         name = _NAME.search(source, start, opening)
@@ -73,7 +73,7 @@ def _kernel_head(source: str, start: int) -> tuple[str, int]:
 
 
 def _bounds(source: str) -> str:
-    """__launch_bounds__(n, ...) becomes a last parameter of type emu::LaunchBound<n>."""
+    """Replace __launch_bounds__(n, ...) by a last parameter of type emu::LaunchBound<n>."""
     out, done = [], 0
     for match in _KERNEL.finditer(source):
         _, opening = _kernel_head(source, match.end())

@@ -1,4 +1,4 @@
-"""One launch, run under one or several schedules, and what is looked at after each."""
+"""Runs one launch under one or several schedules, and checks memory after each."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ POISONS = (0xFF, 0x3C, 0x00)  # bytes of unwritten shared memory, by schedule
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to run a launch that must not change the result."""
+    """A variation of a launch that must not change its result."""
 
     seed: int  # order of threads and blocks: 0 as numbered, 1 reversed, others random
     poison: int
-    hide: bool  # before grid_wait the predecessors have written nothing
-    reason: str  # what is wrong if the result is another one than before
+    hide: bool  # before grid_wait the kernel sees none of the predecessors' writes
+    reason: str  # the fault, if the result differs
 
 
 def variants(schedules: int, dependent: bool) -> Iterator[Variant]:
-    """The first is the result, the others must agree with it."""
+    """The variants to run: the first gives the result, the others must agree with it."""
     if dependent and schedules > 1:
         yield Variant(0, POISONS[0], False, "")
     yield Variant(0, POISONS[0], dependent, "the result depends on what is read before grid_wait")
@@ -37,24 +37,24 @@ def variants(schedules: int, dependent: bool) -> Iterator[Variant]:
 
 
 class Chain:
-    """What those kernels read and wrote that may still run while the next one has not passed grid_wait.
+    """Memory of the kernels that may still run when the next one starts, that is, before its grid_wait returns.
 
-    The next one starts when every block of the last has called grid_launch or ended. So what ran before the last is
-    over, unless the last let go before it waited itself; and the last is over, its writes to be seen, if it never calls
-    grid_launch and ends with __threadfence.
+    The next kernel starts when every block of its predecessor has called grid_launch or ended. Kernels before the
+    predecessor have then ended, unless the predecessor called grid_launch before its own grid_wait. The predecessor has
+    ended, with visible writes, if it never calls grid_launch and ends with __threadfence.
     """
 
     def __init__(self) -> None:
-        self._masks: dict[Allocation, np.ndarray | None] = {}  # a byte each: written
+        self._masks: dict[Allocation, np.ndarray | None] = {}  # per byte: written
         self._last: tuple[list[Argument], dict[Allocation, np.ndarray]] = [], {}
 
     def clear(self) -> None:
-        """Everything launched before has ended."""
+        """Forget all kernels: everything launched so far has ended."""
         self._masks.clear()
         self._last = [], {}
 
     def add(self, launch: Launch, arrays: list[Argument], before: dict[Allocation, np.ndarray]) -> None:
-        """A kernel has run: with these arrays, which were as in `before`."""
+        """Add a kernel that has run with these arrays. before: their contents before it."""
         self._settle()
         if launch.triggered < 2:
             self._masks.clear()
@@ -62,7 +62,7 @@ class Chain:
             self._last = arrays, before
 
     def regions(self) -> ctypes.Array[Region]:
-        """The same as the runtime wants it; valid while the chain does not change."""
+        """The chain as C structures for the runtime; valid until the chain changes."""
         self._settle()
         return (Region * len(self._masks))(
             *(
@@ -72,7 +72,7 @@ class Chain:
         )
 
     def _settle(self) -> None:
-        """Find out what the last kernel wrote; left until somebody asks, because mostly nobody does."""
+        """Compute what the last kernel wrote. Deferred until it is needed, which is rare."""
         (arrays, before), self._last = self._last, ([], {})
         for argument in arrays:
             allocation = argument.allocation
@@ -85,7 +85,7 @@ class Chain:
 
 
 def run(kernel: EmulatedKernel, launch: Launch, arrays: list[Argument], schedules: int) -> dict[Allocation, np.ndarray]:
-    """Run a launch under every variant; what the arrays that it may write were like before. KernelFault if it fails."""
+    """Run a launch under every variant; return the previous contents of its writable arrays. KernelFault on a fault."""
     before = {a.allocation: a.allocation.pages.copy() for a in arrays if a.written}
     after: dict[Allocation, np.ndarray] = {}
     for i, variant in enumerate(variants(schedules, bool(launch.dependent))):
@@ -109,7 +109,7 @@ def run(kernel: EmulatedKernel, launch: Launch, arrays: list[Argument], schedule
 
 
 def _explain(kernel: EmulatedKernel, launch: Launch, message: str, arrays: list[Argument]) -> str:
-    """The runtime's message; of a fault: where in the source, and what lies at the address."""
+    """The runtime's message; for a memory fault also the source line, and what is at the address."""
     if not launch.faulted:
         return message
     base = ctypes.c_size_t.from_address(kernel.loaded._handle).value  # the link map begins with the load address
@@ -119,7 +119,7 @@ def _explain(kernel: EmulatedKernel, launch: Launch, message: str, arrays: list[
 
 
 def _place(kernel: EmulatedKernel, launch: Launch, arrays: list[Argument]) -> str:
-    """What lies at the address of a fault."""
+    """Describe the memory at the address of a fault."""
     behind_shared = launch.fault - launch.shared - launch.shared_bytes
     if launch.fault < 1 << 16:
         return f"through a null pointer (address {launch.fault:#x})"
@@ -138,5 +138,5 @@ def _place(kernel: EmulatedKernel, launch: Launch, arrays: list[Argument]) -> st
 
 
 def _label(kernel: EmulatedKernel, allocation: Allocation, arrays: list[Argument]) -> str:
-    """An array as a message calls it: by the argument it is."""
+    """The name of an array in messages: its argument."""
     return f"{kernel.argument(next(a.index for a in arrays if a.allocation is allocation))}, {allocation}"

@@ -1,4 +1,4 @@
-"""The emulator's types, conversions and collectives against NumPy, and its tensor core against a sum done by hand."""
+"""The emulator's types, conversions and collectives against NumPy, and its mma against explicit sums."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def emulated(compiler) -> EmulatedDevice:
 
 
 def run(device: EmulatedDevice, kernel: str, x: np.ndarray, dtype) -> np.ndarray:
-    """One thread a number."""
+    """Run a kernel with one thread per number."""
     out = device.empty(x.shape, np.dtype(dtype))
     device.launch(device.kernel("arithmetic.cu", kernel), (x.size // 256,), (256,), [device.upload(x), out])
     return device.read(out)
 
 
 def floats() -> np.ndarray:
-    """Random bits, every half and its neighbours, and the middle between two halves."""
+    """Random bits, every half and its adjacent floats, and the midpoints between two halves."""
     rng = np.random.default_rng(0)
     near = np.arange(65536, dtype=np.uint16).view(np.float16).astype(np.float32).view(np.uint32)
     random = rng.integers(0, 1 << 32, 1 << 16, dtype=np.uint32)

@@ -1,4 +1,4 @@
-"""Kernels whose blocks write into each other's shared memory give the same bits in every order."""
+"""Kernels that use distributed shared memory give the same bits in every order of threads and blocks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def emulated() -> EmulatedDevice:
 
 
 def add(compiled_for: int, cluster: int, groups: int) -> tuple[np.ndarray, np.ndarray]:
-    """What the kernel gave, and what it should; numbers whose sum depends on the order in which they are added."""
+    """(result, expected result) of a sum over numbers whose sum depends on the order of adding."""
     device = emulated()
     x = np.random.default_rng(compiled_for).normal(size=(groups, TURNS, compiled_for, COLUMNS)).astype(np.float32)
     out = device.empty((groups, TURNS, COLUMNS), np.dtype(np.float32))

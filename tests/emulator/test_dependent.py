@@ -1,4 +1,4 @@
-"""Which memory a dependent kernel may read before grid_wait: what no kernel that may still run has written."""
+"""Memory that a kernel may read before grid_wait: what no kernel that may still run has written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TOGETHER = {"dependent.cu": [*(f"writer<{w}>" for w in WRITERS), "early_reader"]
 
 
 def chain(first: str, second: str, read: int, element: int = 0, written: int = 32, sync: bool = False) -> np.ndarray:
-    """Two writers into arrays of their own, then the early reader of array `read`; what it read."""
+    """Launch two writers of different arrays, then a kernel that reads array `read` before grid_wait; return it."""
     device = EmulatedDevice(2, Path(__file__).parent / "kernels", TOGETHER)
     source, *targets, out = (device.upload(np.zeros(32, np.float32)) for _ in range(4))
     for i, (writer, target) in enumerate(zip((first, second), targets, strict=True)):
@@ -27,7 +27,7 @@ def chain(first: str, second: str, read: int, element: int = 0, written: int = 3
     return device.read(out)
 
 
-CHAINS = [  # first writer, second writer, array read, may it be read early?
+CHAINS = [  # first writer, second writer, array read, whether the early read is allowed
     pytest.param("BEFORE_WAIT", "BEFORE_WAIT", 0, False, id="the first may still run"),
     pytest.param("BEFORE_WAIT", "BEFORE_WAIT", 1, False, id="so may the second"),
     pytest.param("BEFORE_WAIT", "AFTER_WAIT", 0, True, id="the second waited for the first before it let go"),

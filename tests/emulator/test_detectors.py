@@ -1,4 +1,4 @@
-"""Every detector of the emulator catches the mistake it is for, and lets the same kernel without it run."""
+"""Every detector of the emulator catches its planted mistake, and passes the same kernel without the mistake."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def case(kernel: str, message: str, schedules: int = 1, **launch):
 
 
 def pair(kernel: str, message: str, schedules: int = 1, **launch):
-    """Two neighbours, a cluster."""
+    """A cluster of two blocks."""
     return case(kernel, message, schedules, grid=2, cluster=2, **launch)
 
 
@@ -96,11 +96,11 @@ CASES = [
 
 
 def run(kernel: str, schedules: int, grid=1, cluster=1, after_first=False, x=None, out=None) -> np.ndarray:
-    """Launch one of the planted kernels; what it wrote."""
+    """Launch one of the planted kernels and return what it wrote."""
     device = emulated(schedules)
     held = device.upload(np.arange(64 * cluster, dtype=np.float32) if x is None else x)
     target = device.upload(np.zeros(64 * cluster, np.float32) if out is None else out)
-    if after_first:  # its result is this kernel's input, and its input this kernel's output
+    if after_first:  # a preceding kernel writes this kernel's input and reads its output
         device.launch(device.kernel("planted.cu", "first"), (grid,), (64,), [target, held])
     function = device.kernel(PLANTED[kernel.split("<")[0]], kernel)
     device.launch(function, (grid,), (64,), [held, target], 256, dependent=after_first, cluster=cluster)
@@ -184,4 +184,4 @@ def test_memory_of_a_dead_array(compiler):
     device.launch(
         device.kernel("planted_memory.cu", "read_behind<false>"), (1,), (64,), [view, out]
     )  # a view keeps it alive
-    assert np.isnan(out).all()  # and nobody has written it
+    assert np.isnan(out).all()  # unwritten memory

@@ -1,4 +1,4 @@
-"""A run of the whole suite fails if a kernel was never executed; what counts as one."""
+"""A run of the whole suite fails if a kernel was never executed."""
 
 from __future__ import annotations
 

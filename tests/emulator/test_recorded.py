@@ -1,4 +1,4 @@
-"""The CPU bodies of ptx.cuh give the bits that a GPU gave: recorded.npz was made by gpu_fragments.py on an H200."""
+"""The CPU versions of ptx.cuh give the bits of a GPU; gpu_fragments.py recorded recorded.npz on an H200."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def emulated(compiler) -> EmulatedDevice:
 
 
 def run(device: EmulatedDevice, label: str) -> np.ndarray:
-    """The part of a case that was kept, on the CPU; as bits."""
+    """Run the recorded part of a case on the CPU; return the bits."""
     case, count = CASES[label], len(RECORDED[label])
     held = [device.upload(a[:count]) for a in case.arrays]
     device.launch(device.kernel("fragments.cu", case.kernel), (count,), (case.block,), held)

@@ -1,4 +1,4 @@
-"""Programs that tests run in a process of their own, around a small LLM."""
+"""Programs that tests run in separate processes, each with a small LLM."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ def answer(word): return llm.chat_prompt(say(word))
 
 
 def cases(programs: dict[str, str]) -> pytest.MarkDecorator:
-    """A test for each program, by its name."""
+    """One pytest parameter per program."""
     return pytest.mark.parametrize("program", [pytest.param(text, id=name) for name, text in programs.items()])
 
 
 def succeeds(*command: str) -> None:
-    """Run Python; it must print "as expected", complain of nothing and end well."""
-    # a process that forks while it has threads is warned of, from Python 3.12 on
+    """Run Python. It must print "as expected", write nothing to stderr and exit with 0."""
+    # Python 3.12 and later warn if a process with threads forks
     plain = [sys.executable, "-W", "ignore::DeprecationWarning", *command]
     done = subprocess.run(plain, capture_output=True, text=True, timeout=60)
     assert (done.stdout.strip(), done.stderr, done.returncode) == ("as expected", "", 0)
 
 
 def run(program: str) -> None:
-    """Run a program after BEGIN."""
+    """Run BEGIN, then a program."""
     succeeds("-c", BEGIN + program + "\nprint('as expected')\n")

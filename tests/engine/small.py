@@ -1,4 +1,4 @@
-"""Models small enough to run in milliseconds, made of random numbers, and a way to complete prompts with them."""
+"""Random models that run in milliseconds, and functions that complete prompts with them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ MODELS = {
 
 
 class Tensors:
-    """What load.weights needs of a checkpoint, with random tensors. Large enough that greedy choices differ."""
+    """A checkpoint of random tensors for load.weights. Values are large enough that greedy choices differ."""
 
     def __init__(self, c: ModelConfig, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
@@ -72,32 +72,32 @@ class Tensors:
 
 
 def model(c: ModelConfig = LLAMA, ops: Ops | None = None, **options: Any) -> tuple[Ops, ModelConfig, Weights]:
-    """Operations, configuration and weights of a random model, the same ones every time; options of load.weights."""
+    """(operations, configuration, weights) of a random model, always the same one. options: of load.weights."""
     ops = ops or NumpyOps()
     return ops, c, weights(ops, Tensors(c), c, **options)  # pyright: ignore[reportArgumentType]
 
 
 def runner(c: ModelConfig = LLAMA, ops: Ops | None = None, **options: Any) -> Runner:
-    """A Runner of a random model; options are EngineConfig's."""
+    """A Runner of a random model. options: fields of EngineConfig."""
     return Runner(*model(c, ops), EngineConfig(**{"max_batch": 4, "cache_tokens": 4096, **options}))
 
 
 def request(
     prompt: list[int], max_tokens: int = 8, seed: int = 0, stop: tuple[int, ...] = (), **params: Any
 ) -> Request:
-    """One prompt to be completed."""
+    """A request to complete one prompt."""
     return Request(prompt, SamplingParams(**params), seed, max_tokens, stop)
 
 
 def sequence(
     prompt: list[int], max_tokens: int = 8, seed: int = 0, stop: tuple[int, ...] = (), **params: Any
 ) -> Sequence:
-    """One completion to be made."""
+    """A sequence: one completion of a prompt."""
     return Sequence(request(prompt, max_tokens, seed, stop, **params))
 
 
 def events(on: Runner, sequences: list[Sequence], lookahead: bool = True, **options: Any) -> Iterator[Event]:
-    """What happens to the sequences, run together, until all have ended."""
+    """Run the sequences together until all have ended; return their events."""
     batch = Batch(on, lookahead, **options)
     for seq in sequences:
         batch.scheduler.add(seq)
@@ -106,7 +106,7 @@ def events(on: Runner, sequences: list[Sequence], lookahead: bool = True, **opti
 
 
 def complete(on: Runner, sequences: list[Sequence], lookahead: bool = True) -> list[list[int]]:
-    """The tokens of each sequence, run together; checks that every page is free again afterwards."""
+    """Run sequences together and return their tokens. Checks that all pages are free afterwards."""
     free = on.table.free
     for _ in events(on, sequences, lookahead):
         pass
@@ -115,7 +115,7 @@ def complete(on: Runner, sequences: list[Sequence], lookahead: bool = True) -> l
 
 
 def logits(on: Runner, ids: list[int], decode_from: int | None = None) -> np.ndarray:
-    """Runner.logits on a runner without sequences."""
+    """Engine.logits on a runner without sequences."""
     found = Batch(on).logits(ids, decode_from)
     assert found is not None
     return found

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ostinato import LLM, AsyncLLM, DeviceError, SamplingParams
+from ostinato import LLM, AsyncLLM, RequestError, SamplingParams
 from ostinato.run.runner import Ticket
 
 FIXTURE = Path(__file__).resolve().parents[1] / "fixtures/llama"
@@ -79,13 +79,13 @@ def test_a_task_that_leaves_frees_its_pages_within_a_step(llm: LLM, how: str) ->
 
 def test_an_error_of_a_step_reaches_the_task(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: Ticket) -> np.ndarray:
-        raise DeviceError("planted")
+        raise RuntimeError("planted")
 
     async def main() -> None:
         on = AsyncLLM(llm)
         with monkeypatch.context() as patch:
             patch.setattr(Ticket, "tokens", fail)
-            with pytest.raises(DeviceError, match="planted"):
+            with pytest.raises(RuntimeError, match="planted"):
                 await on.generate("ab", HOT)
         assert (await on.generate("ab", HOT))[0].completion_tokens == 20  # the thread goes on
         assert on._stop is not None
@@ -127,3 +127,57 @@ def test_an_owner_may_be_collected_anywhere(llm: LLM) -> None:
     thread.start()
     thread.join(5)
     assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("call", ["generate", "stream", "chat", "stream_chat"])
+def test_requests_are_made_beside_the_loop(llm: LLM, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    """Tokenising a long prompt and rendering a template take their time."""
+    threads, make = [], llm.request
+
+    def noted(*args, **options):
+        threads.append(threading.current_thread())
+        return make(*args, **options)
+
+    async def main() -> None:
+        on, given = AsyncLLM(llm), [{"role": "user", "content": "hi"}] if "chat" in call else "ab"
+        if "stream" in call:
+            assert len([chunk async for chunk in getattr(on, call)(given, HOT)]) == 20
+        else:
+            await getattr(on, call)(given, HOT)
+        assert on._stop is not None
+        on._stop()
+
+    monkeypatch.setattr(llm, "request", noted)
+    asyncio.run(main())
+    assert len(threads) == 1 and threading.main_thread() not in threads
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_a_stream_closed_before_its_request_is_made(llm: LLM, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    async def main() -> list:
+        on = AsyncLLM(llm)
+        stream = on.stream("ab", LONG)
+        if when == "before":
+            stream.close()
+        else:
+            make = stream._make
+            stream._make = lambda: (stream.close(), make())[1]
+        chunks = [chunk async for chunk in stream]
+        assert on._stop is not None
+        on._stop()
+        return chunks
+
+    assert asyncio.run(main()) == [] and free(llm)
+
+
+def test_a_bad_request_raises_at_the_first_chunk(llm: LLM) -> None:
+    async def main() -> None:
+        on = AsyncLLM(llm)
+        stream = on.stream("", LONG)
+        with pytest.raises(RequestError, match="prompt"):
+            await anext(stream)
+        assert [chunk async for chunk in stream] == []
+        assert on._stop is not None
+        on._stop()
+
+    asyncio.run(main())

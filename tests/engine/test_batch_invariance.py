@@ -1,7 +1,6 @@
-"""A sequence's logits have the same bits alone and in any batch, whatever the graph.
+"""Batch invariance: a sequence's logits have the same bits alone and in any batch, in every graph mode.
 
-And the inverse: products that are summed up in another order when they have more than one row must fail here, which
-shows that the test would notice.
+Two planted mistakes, GEMMs whose order of sums depends on the number of rows, show that the tests can fail.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ MORE_WARPS = {4: 8, 8: 12, 12: 16}
 
 
 class OtherOrder(Shapes):
-    """Every shape with another number of warps."""
+    """Launch shapes with a different number of warps, that is, of K parts."""
 
     def decode(self, n: int, k: int, itemsize: int) -> DecodeShape:
         shape = super().decode(n, k, itemsize)
@@ -37,7 +36,7 @@ class OtherOrder(Shapes):
 
 
 class Fickle(CudaOps):
-    """Sums up the head's products in another order when there is more than one row."""
+    """A planted mistake: the LM head sums in a different order if there is more than one row."""
 
     def norm_head(self, c, w, b, s):
         usual = self.shapes
@@ -48,14 +47,14 @@ class Fickle(CudaOps):
 
 
 def needle_logits(on: Runner, prompts: list[list[int]]) -> np.ndarray:
-    """[TOKENS, V] of the sequence whose prompt is NEEDLE, generated together with the others."""
+    """Logits [TOKENS, V] of the sequence with prompt NEEDLE, generated together with the others."""
     batch = [sequence(p, TOKENS, logprobs=0) for p in prompts]
     wanted = batch[prompts.index(NEEDLE)]
     return np.stack([np.array(e.logits) for e in events(on, batch) if e.seq is wanted])
 
 
 def batches_that_differ(ops: CudaOps, c: ModelConfig, graph: str, batches: int) -> int:
-    """In how many random batches of up to 16 the needle's logits have other bits than alone."""
+    """Number of random batches of up to 16 in which the needle's logits differ from those alone."""
     w = weights(ops, checkpoint(c, ops.device, ops.dtype), c)
     on = Runner(ops, c, w, EngineConfig(backend=ops.name, graph=graph, max_batch=16, max_len=c.max_len))
     alone, rng, differ = needle_logits(on, [NEEDLE]), np.random.default_rng(0), 0

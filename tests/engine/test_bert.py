@@ -1,4 +1,4 @@
-"""BERT over NumPy and over the kernels: the hidden states of transformers, for ragged batches as for texts alone."""
+"""BERT on NumPy and on the kernels: hidden states against transformers, for ragged batches and single texts."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from ostinato.weights.checkpoint import open_checkpoint
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 CHECKPOINTS = ["bert", "bert-masked"]
 ERRORS = {"float32": 2e-5, "float16": 0.01, "bfloat16": 0.06}  # hidden states have a standard deviation of 1
-PLAIN, TIMES = [0, 1, 2, 3], [2, 0, 3, 3, 1, 2, 0]  # which of the four prompts, in which order
+PLAIN, TIMES = [0, 1, 2, 3], [2, 0, 3, 3, 1, 2, 0]  # indices of the four prompts
 
 
 def load(name: str, ops: Ops) -> tuple[ModelConfig, Weights, dict[str, np.ndarray]]:
-    """Configuration, weights, and what transformers says."""
+    """(configuration, weights, expected results of transformers)."""
     with open_checkpoint(FIXTURES / name) as ck:
         c = model_config(ck.config, ck.generation_config, ck.source)
         return c, weights(ops, ck, c), dict(np.load(FIXTURES / name / "expected.npz"))
 
 
 def encode(ops: Ops, c: ModelConfig, w: Weights, texts: list[np.ndarray]) -> list[np.ndarray]:
-    """Hidden states [n, D] of texts of n tokens, whose rows follow one another without a gap."""
+    """Hidden states [n, D] of each text of n tokens; the rows of the texts are adjacent."""
     pages = [-(-len(ids) // PAGE) for ids in texts]
     table, taken = np.zeros((len(texts) + 1, max(pages)), np.int32), 1
     for i, n in enumerate(pages):
@@ -53,7 +53,7 @@ def encode(ops: Ops, c: ModelConfig, w: Weights, texts: list[np.ndarray]) -> lis
     for part in MODELS[c.arch].parts(ops, c, w, b, s, [Cache(up(nothing), up(nothing))]):
         part()
     x, bounds = ops.device.read(b.x), np.cumsum([0, *map(len, texts)])
-    assert np.isfinite(x).all()  # rows of nobody too
+    assert np.isfinite(x).all()  # padding rows too
     return [x[a:z] for a, z in pairwise(bounds)]
 
 

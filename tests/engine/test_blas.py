@@ -1,4 +1,4 @@
-"""Products of NumPy: a row has the same bits at any place that callers may put it, alone or not, on any threads."""
+"""NumPy GEMMs: a row has the same bits at every position, alone or with other rows, on any number of threads."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_rows_of_a_decode_step_have_the_same_bits_in_any_company(n: int, k: int)
 
 
 def test_a_matrix_vector_product_would_be_noticed() -> None:
-    """One row by the way of decode steps, more of them by that of prompts: what must never be mixed."""
+    """A planted mistake: one row is computed as in a decode step, several rows as in prefill."""
     weight, x = operands(960, 576, 32)
     one = product(x[:1], weight, way=blas.decode)
     assert not np.array_equal(one, product(x, weight)[:1])
@@ -65,12 +65,12 @@ def test_few_shapes_and_little_padding(rows: int, expected: list[int]) -> None:
 
 
 def by_itself(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """A BLAS that looks at one row of a product at a time."""
+    """A simulated BLAS that computes every row of a product separately."""
     return np.stack([a.dot(np.ascontiguousarray(row)) for row in b.T], 1)
 
 
 def at_the_end(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """One that sums up the last four rows of large products in another order."""
+    """A simulated BLAS that sums the last four rows of large products in a different order."""
     out = by_itself(a, b)
     if b.shape[1] > 64:
         out[:, -4:] = by_itself(a[:, ::-1].copy(), b[::-1, -4:])
@@ -78,7 +78,7 @@ def at_the_end(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def at_both_ends(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """One that does so with the first and the last eight rows of all, as OpenBLAS does for AVX2."""
+    """A simulated BLAS that does so with the first and last eight rows of all products, as OpenBLAS does for AVX2."""
     out = by_itself(a, b)
     for ends in (slice(8), slice(-8, None)):
         out[:, ends] = by_itself(a[:, ::-1].copy(), b[::-1, ends])
@@ -86,7 +86,7 @@ def at_both_ends(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def by_place(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """One with an order for even and one for odd rows."""
+    """A simulated BLAS with one order for even rows and another for odd rows."""
     out = by_itself(a, b)
     out[:, ::2] = by_itself(a[:, ::-1].copy(), b[::-1, ::2])
     return out

@@ -15,31 +15,31 @@ def test_pages_of(tokens: int, pages: int) -> None:
     assert pages_of(tokens) == pages
 
 
-def test_admit_gives_the_lowest_pages_and_release_takes_them_back() -> None:
+def test_allocate_gives_the_lowest_pages_and_release_takes_them_back() -> None:
     table = PageTable(slots=2, max_len=256, pages=6)
-    table.admit(0, 65)
-    table.admit(1, 128)
+    table.allocate(0, 65)
+    table.allocate(1, 128)
     assert table.host.tolist() == [[1, 2, 0, 0], [3, 4, 0, 0], [0, 0, 0, 0]]
     assert table.free == 1 and table.fits(64) and not table.fits(65)
     table.release(0)
-    table.admit(0, 192)
+    table.allocate(0, 192)
     assert table.host.tolist() == [[1, 2, 5, 0], [3, 4, 0, 0], [0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize(
     ("slot", "tokens"), [pytest.param(0, 64, id="slot taken"), pytest.param(1, 200, id="not enough pages")]
 )
-def test_admit_refuses_what_it_cannot_give(slot: int, tokens: int) -> None:
+def test_allocate_refuses_what_it_cannot_give(slot: int, tokens: int) -> None:
     table = PageTable(slots=2, max_len=256, pages=5)
-    table.admit(0, 100)
+    table.allocate(0, 100)
     with pytest.raises(CacheFull, match=f"slot {slot}: expected a free slot"):
-        table.admit(slot, tokens)
+        table.allocate(slot, tokens)
 
 
 @pytest.mark.parametrize(("tokens", "ok"), [(256, True), (257, False)])
 def test_check_is_about_the_whole_cache(tokens: int, ok: bool) -> None:
     table = PageTable(slots=2, max_len=512, pages=5)
-    table.admit(0, 200)  # taken now, but not for ever
+    table.allocate(0, 200)  # taken now, but not for ever
     if ok:
         table.check(tokens)
     else:
@@ -47,14 +47,14 @@ def test_check_is_about_the_whole_cache(tokens: int, ok: bool) -> None:
             table.check(tokens)
 
 
-def test_changed_says_when_the_device_copy_is_stale() -> None:
-    table = PageTable(slots=1, max_len=64, pages=2)
-    table.changed = False
-    table.admit(0, 1)
-    assert table.changed
-    table.changed = False
-    table.release(0)
-    assert table.changed
+def test_stale_has_the_rows_that_the_device_lacks() -> None:
+    table = PageTable(slots=2, max_len=128, pages=4)
+    table.stale.clear()
+    table.allocate(1, 1)
+    assert table.stale == {1}
+    table.stale.clear()
+    assert table.grow(1, 64) and table.stale == set()  # it has that page
+    assert table.grow(1, 65) and table.stale == {1}
 
 
 def test_no_page_is_lost_or_shared_in_a_long_random_run() -> None:
@@ -65,7 +65,7 @@ def test_no_page_is_lost_or_shared_in_a_long_random_run() -> None:
             table.release(slot)
             held.remove(slot)
         elif table.fits(tokens):
-            table.admit(slot, tokens)
+            table.allocate(slot, tokens)
             held.add(slot)
         owned = [page for row in table.host.tolist() for page in row if page]
         assert len(owned) == len(set(owned)) == 22 - table.free

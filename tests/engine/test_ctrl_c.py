@@ -24,7 +24,7 @@ from ostinato.run.runner import Ticket
 HOT = SamplingParams(temperature=1.5, seed=11, max_tokens=3, ignore_eos=True)
 LONG = SamplingParams(temperature=1.5, seed=11, max_tokens=40, ignore_eos=True)
 ENGINE = Path(ostinato.__file__).parent
-PARTS = ["engine", "turn", "handle", "batch", "scheduler", "cache"]
+PARTS = ["engine", "turn", "handle", "batch", "scheduler", "cache", "pages", "waiting"]
 NAMES = ["llm", "stream", "process/interrupts", *(f"run/{part}" for part in PARTS)]
 FILES = {str(ENGINE / f"{name}.py") for name in NAMES}
 CASES: dict[str, Callable[[LLM], Any]] = {

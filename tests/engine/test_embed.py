@@ -1,4 +1,4 @@
-"""LLM.embed and `ostinato embed`: vectors of texts by an encoder, and what is refused, of encoders and of decoders."""
+"""LLM.embed and `ostinato embed`: vectors of texts, and rejected calls of encoders and decoders."""
 
 from __future__ import annotations
 

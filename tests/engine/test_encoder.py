@@ -1,4 +1,4 @@
-"""The encoder's runner: vectors of transformers, graphs against eager at every bucket, the same bits in any company."""
+"""The Encoder: vectors against transformers, graphs against eager at every bucket, the same bits in any batch."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def texts(lengths: list[int], seed: int = 3) -> list[list[int]]:
 
 
 def vectors(on: Encoder, ids: list[list[int]], cls: bool = False) -> np.ndarray:
-    """One pass over some texts, into memory that held something else."""
+    """Run one pass over some texts; its memory is poisoned before."""
     on.device.write(on._current.out, np.full(on._current.out.shape, np.nan, np.float32))
     on.set_texts(ids, cls)
     on.launch()

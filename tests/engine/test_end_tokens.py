@@ -1,4 +1,4 @@
-"""Where end tokens come from, in order, and that the end of turn counts in a chat only."""
+"""End tokens: their sources, in order of precedence; the end-of-turn token ends chats only."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ QUESTION = [{"role": "user", "content": "hi"}]
 
 
 def checkpoint(folder: Path, **changes: Any) -> Path:
-    """The fixture "llama" with keys of files changed, named by prefix; None takes a key out."""
+    """The fixture "llama" with changed keys of its files; the prefix names the file, None removes the key."""
     path = Path(shutil.copytree(LLAMA, folder / "model"))
     files = {"config": "config.json", "generation": "generation_config.json", "tokenizer": "tokenizer_config.json"}
     for name, value in changes.items():
@@ -59,14 +59,15 @@ OTHER_END = {"generation_eos_token_id": 0, "config_eos_token_id": 0, "tokenizer_
 
 async def answers(llm: LLM, params: SamplingParams) -> list[RequestOutput]:
     on = AsyncLLM(llm)
-    return [await on.chat(QUESTION, params), *[c.output async for c in on.stream_chat(QUESTION, params) if c.output]]
+    stream = await on.stream_chat(QUESTION, params)
+    return [await on.chat(QUESTION, params), *[c.output async for c in stream if c.output]]
 
 
 def test_the_end_of_turn_ends_a_chat_and_nothing_else(opened: Open) -> None:
     with opened(**OTHER_END) as llm:
         assert llm.config.eos_ids == (0,)
         ids = llm.chat_prompt(QUESTION)
-        for seed in range(60):  # one whose answer has an end of turn before any other end
+        for seed in range(60):  # find a seed whose answer has an end-of-turn token before any other end
             params = SamplingParams(temperature=2.0, seed=seed, max_tokens=60)
             free = llm.generate([ids], params)[0]
             if 2 in free.token_ids[1:-1]:

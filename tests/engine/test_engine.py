@@ -242,7 +242,7 @@ def test_logits_wait_for_room_before_who_has_not_begun() -> None:
         engine.step()
 
 
-def test_a_failed_step_reaches_every_waiter(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_fails_reaches_every_waiter_and_all_who_come_later(monkeypatch: pytest.MonkeyPatch) -> None:
     together = threading.Barrier(3)
     tokens, calls = Ticket.tokens, []
 
@@ -259,10 +259,31 @@ def test_a_failed_step_reaches_every_waiter(llm: LLM, monkeypatch: pytest.Monkey
         except DeviceError as e:
             return str(e)
 
-    with monkeypatch.context() as patch, ThreadPoolExecutor(3) as pool:
+    with LLM(FIXTURE, backend="numpy", max_batch=3, quiet=True) as llm:
+        waits = llm.stream("ab", LONG)
+        assert llm.engine.dead is None
+        with monkeypatch.context() as patch, ThreadPoolExecutor(3) as pool:
+            patch.setattr(Ticket, "tokens", fail)
+            assert list(pool.map(call, range(3))) == ["planted"] * 3
+        with pytest.raises(DeviceError, match="planted"):
+            list(waits)
+        assert free(llm) and str(llm.engine.dead) == "planted"
+        with pytest.raises(DeviceError, match=r"found it failed before \(planted\); open the model again"):
+            llm.generate("ab", LONG)
+
+
+def test_an_error_that_is_not_the_devices_leaves_the_engine_alive(engine: Engine, monkeypatch: Any) -> None:
+    def fail(self: Ticket) -> np.ndarray:
+        raise RuntimeError("planted")
+
+    handle = engine.add(request([1], 5))
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="planted"):
         patch.setattr(Ticket, "tokens", fail)
-        assert list(pool.map(call, range(3))) == ["planted"] * 3
-    assert free(llm)
+        engine.wait(handle)
+    assert handle.ended and engine.dead is None
+    again = engine.add(request([1], 5))
+    engine.wait(again, end=True)
+    assert len(again.sequences[0].tokens) == 5
 
 
 # -- Ctrl-C ------------------------------------------------------------------------------------------------------------

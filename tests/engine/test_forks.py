@@ -1,4 +1,4 @@
-"""An LLM in processes that were forked after it was made: each program here runs by itself, and says what it saw."""
+"""An LLM in forked processes: every program runs in its own process and checks what it sees."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ def test_multiprocessing(tmp_path: Path, method: str) -> None:
 
 
 def test_actions_of_many_threads_are_all_kept() -> None:
-    """LLMs are made in several threads; who is gone is forgotten."""
+    """Threads register concurrently; entries of collected objects disappear."""
 
     class Thing:
         def act(self) -> None:

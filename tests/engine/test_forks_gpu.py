@@ -1,4 +1,4 @@
-"""A model on a GPU whose process is forked: in the child every call is a DeviceError, and its end is quiet."""
+"""Forking a process with a model on a GPU: in the child every call raises DeviceError, and its exit is silent."""
 
 from __future__ import annotations
 

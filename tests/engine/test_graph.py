@@ -27,8 +27,7 @@ PARTS = decoder.parts
 def decoded(on: Runner, rows: int, steps: int) -> list[np.ndarray]:
     """Tokens and logits of a few steps of `rows` sequences that start at position 0, working memory poisoned before."""
     for slot in range(rows):
-        on.table.admit(slot, 64)
-    on.admit([])
+        on.table.allocate(slot, 64)
     on.set_rows([Row(slot, 3 + slot, 0) for slot in range(rows)])
     got = []
     for _ in range(steps):
@@ -257,11 +256,12 @@ def test_a_capture_is_ended_once_and_the_first_error_raised(error: BaseException
     def run() -> None:
         raise error
 
-    def end() -> None:
+    def end() -> str:
         ended.append("end")
         if lost:
             raise RuntimeError("capture invalidated")
+        return "graph"
 
     with pytest.raises(type(error)) as caught:
-        graph.captured(run, end, lambda e, lost: told.append((e, lost)))
-    assert (caught.value, ended, told) == (error, ["end"], [(error, lost)])
+        graph.captured(run, end, lambda e, made: told.append((e, made)))
+    assert (caught.value, ended, told) == (error, ["end"], [(error, None if lost else "graph")])

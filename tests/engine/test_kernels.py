@@ -1,4 +1,4 @@
-"""The runner over the kernels, emulated or on a GPU: the same tokens as NumPy, whatever a graph covers."""
+"""The Runner on the kernels, emulated or on a GPU: the same tokens as on NumPy, in every graph mode."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_greedy_tokens_are_those_of_numpy(device: Device, name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_are_near_those_of_numpy(device: Device, name: str, ops: Callable, dtype: str, error: float) -> None:
     c, ids = small(name), [1, 5, 9, 13, 17]
-    c = changed(c, window=min(c.sizes.window, 3))  # Mistral's, narrower than the prompt
+    c = changed(c, window=min(c.sizes.window, 3))  # Mistral's sliding window, made smaller than the prompt
     expected = logits(runner(c, **OPTIONS), ids)
     on = runner(c, ops(device, dtype), **OPTIONS)
     np.testing.assert_allclose(logits(on, ids), expected, atol=error)
@@ -48,7 +48,7 @@ def test_logits_are_near_those_of_numpy(device: Device, name: str, ops: Callable
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt2-gelu"])
 def test_a_learned_position_is_there_up_to_the_last(device: Device, name: str) -> None:
-    """As many tokens as there are positions, graphs and a step ahead included; the first are those of transformers."""
+    """Generate up to the last learned position, with graphs and a step ahead; compare the first tokens."""
     known = np.load(FIXTURES / name / "expected.npz")
     ids = [known[f"prompt_{i}"].tolist() for i in (2, 3)]
     with LLM(FIXTURES / name, ops=CudaOps(device, "float32"), max_batch=2, quiet=True) as llm:
@@ -62,7 +62,7 @@ FAMILIES = ["qwen3-yarn", "smollm3", "granite", "phi3", "phi3-longrope", "minist
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_families_give_what_transformers_gives(device: Device, name: str) -> None:
-    """A ragged batch through graphs, and logits of prefill and of decode steps after it."""
+    """A ragged batch through graphs, then logits of prefill and of decode steps."""
     known = np.load(FIXTURES / name / "expected.npz")
     with LLM(FIXTURES / name, ops=CudaOps(device, "float32"), max_batch=4, max_len=128, quiet=True) as llm:
         params = SamplingParams(max_tokens=6, ignore_eos=True)
@@ -75,7 +75,7 @@ def test_families_give_what_transformers_gives(device: Device, name: str) -> Non
 @pytest.mark.parametrize("name", ["qwen3", "gpt2"])
 @pytest.mark.parametrize("scope", ["layer", "step"])
 def test_graphs_and_padded_buckets_give_the_bits_of_eager_and_alone(device: Device, scope: str, name: str) -> None:
-    """Logits of every step too, by logprobs: eager and one at a time against recorded and three of four rows."""
+    """Compares tokens and log probabilities: eager and alone, against graphs with three of four rows used."""
     c, rows = small(name), []
     for graph, batches in (("off", [[0], [1], [2]]), (scope, [[0, 1, 2]])):
         on = runner(c, CudaOps(device, "bfloat16"), graph=graph, **{**OPTIONS, "max_batch": 4})
@@ -99,7 +99,7 @@ def _together(on: Runner) -> list[np.ndarray]:
 
 
 def test_a_whole_model_under_every_schedule(shuffled: EmulatedDevice, device: Device) -> None:
-    """Three orders of threads agree on every launch, or the emulator raises; and with the order of one run."""
+    """The emulator raises unless three thread orders agree on every launch."""
     batch = [sequence(p, 3) for p in PROMPTS]
     got = complete(runner(small("mistral"), CudaOps(shuffled, "bfloat16"), **OPTIONS), batch)
     again = [sequence(p, 3) for p in PROMPTS]

@@ -1,4 +1,4 @@
-"""The front door, on tiny checkpoints: what it takes and what it gives."""
+"""The class LLM on tiny checkpoints: its arguments and its results."""
 
 from __future__ import annotations
 
@@ -188,14 +188,14 @@ def test_generate_in_one_call() -> None:
 
 
 @pytest.mark.parametrize(
-    ("quiet", "lines"), [pytest.param(True, 0, id="quiet"), pytest.param(False, 2, id="two lines")]
+    ("quiet", "lines"), [pytest.param(True, 0, id="quiet"), pytest.param(False, 3, id="three lines")]
 )
 def test_what_it_says_while_loading(quiet: bool, lines: int, capfd: pytest.CaptureFixture) -> None:
     with LLM(LLAMA, backend="numpy", graph="layer", max_batch=2, quiet=quiet):
         out, err = capfd.readouterr()
     assert out == "" and len(err.splitlines()) == lines
     if not quiet:
-        assert "backend numpy on CPU: float32" in err and f"graph layer: {2 * 5 + 8 * 4} recorded in" in err
+        assert "backend numpy on CPU: float32" in err and f"graph layer: {2 * 5 + 8 * 4} captured in" in err
 
 
 def test_auto_says_what_it_chose_and_why(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> None:

@@ -19,8 +19,7 @@ SMALL = changed(LLAMA, layers=1, max_len=128)
 def started(on: Runner, rows: int) -> Runner:
     """With so many sequences at position 0."""
     for slot in range(rows):
-        on.table.admit(slot, 64)
-    on.admit([])
+        on.table.allocate(slot, 64)
     on.set_rows([Row(slot, 3 + slot, 0) for slot in range(rows)])
     return on
 

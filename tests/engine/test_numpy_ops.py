@@ -1,4 +1,4 @@
-"""The NumPy operations against the slowest way to write each of them down; rows do not depend on one another."""
+"""The NumPy operations against naive implementations; rows do not depend on one another."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RNG = np.random.default_rng(5)
 
 
 def kind_of(rows: int) -> PassKind:
-    """Of a pass that has so many rows in the engine."""
+    """The kind of a pass with this many rows."""
     return PassKind.DECODE if rows <= DECODE_ROWS else PassKind.PREFILL
 
 
@@ -90,7 +90,7 @@ def test_layer_norm(rows: list[int] | None, keep: bool) -> None:
 
 @pytest.mark.parametrize("tanh", [False, True])
 def test_gelu(tanh: bool) -> None:
-    """Also where the result all but vanishes, and where a power or an exponential overflows."""
+    """Including arguments where the result nearly vanishes, and where a power or an exponential overflows."""
     x = np.concatenate([np.linspace(-14, 14, 3001), [0, -1e-30, 1e20, -1e20]]).astype(np.float32)
     cubic = [math.sqrt(2 / math.pi) * (v + 0.044715 * v**3) for v in x.tolist()]
     share = [(1 + math.tanh(v)) / 2 for v in cubic] if tanh else [math.erfc(-v / math.sqrt(2)) / 2 for v in x.tolist()]
@@ -136,12 +136,12 @@ def step(ids: list[int], seqs: list[int], positions: list[int], table: np.ndarra
 
 
 def cache_of(pages: int, groups: int, d: int) -> Cache:
-    """Full of NaN: whoever reads what nobody wrote is found out."""
+    """A KV cache full of NaN: a read of an unwritten token shows in the result."""
     return Cache(*(np.full((pages, groups, PAGE, d), np.nan, np.float32) for _ in "kv"))
 
 
 def naive_attend(q: np.ndarray, cache: Cache, table: np.ndarray, visible: int, window: int) -> np.ndarray:
-    """One row, one head and one token at a time.  q [H, d]"""
+    """Naive attention of one row: one head and one token at a time. q: [H, d]."""
     heads, d = q.shape
     share, out = heads // cache.k.shape[1], np.zeros((heads, d))
     for h in range(heads):
@@ -160,11 +160,11 @@ LENGTHS = [1, 2, PAGE - 1, PAGE, PAGE + 1, 2 * PAGE + 7]
 @pytest.mark.parametrize("window", [0, 1, 9, 70])
 @pytest.mark.parametrize(("heads", "groups"), [(3, 3), (6, 2), (8, 1)])
 def test_decode_appends_then_attends(heads: int, groups: int, window: int) -> None:
-    """A sequence of each length in one step, pages in no order, a spare row among them."""
+    """One step with a sequence of each length, scattered pages, and a padding row."""
     d, spare = 8, len(LENGTHS)
     pages = RNG.permutation(np.arange(1, 3 * spare + 1)).astype(np.int32)
     table = np.concatenate([pages.reshape(spare, 3), np.zeros((1, 3), np.int32)])
-    table[5] = np.sort(table[5])[0] + np.arange(3) if window == 9 else table[5]  # neighbours: no copy is made
+    table[5] = np.sort(table[5])[0] + np.arange(3) if window == 9 else table[5]  # adjacent: no copy is made
     cache = cache_of(3 * spare + 4, groups, d)
     for seq, length in enumerate(LENGTHS):
         for t in range(length - 1):
@@ -195,7 +195,7 @@ def test_decode_appends_then_attends(heads: int, groups: int, window: int) -> No
 @pytest.mark.parametrize("first", [0, 64, 128])
 @pytest.mark.parametrize("length", [1, 63, 64, 100])
 def test_prefill_attends_causally(first: int, length: int, window: int) -> None:
-    """Rows first .. first + length - 1 of a sequence, padded to whole tiles, equal one row at a time."""
+    """Rows first .. first + length - 1 of a sequence, padded to whole tiles, against naive attention row by row."""
     d, heads, groups = 8, 4, 2
     table = np.array([[3, 1, 4, 2], [0, 0, 0, 0]], np.int32)
     cache = cache_of(5, groups, d)

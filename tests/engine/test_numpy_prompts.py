@@ -1,4 +1,4 @@
-"""Prompts and texts on NumPy: the same bits however they are cut and whoever is beside them, and no work in vain."""
+"""Prompts and texts on NumPy: the same bits for every chunking and batch, and no wasted work."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ENCODER = changed(shape("minilm-l6"), layers=2, hidden=192, heads=3, kv_heads=3,
 
 
 class Counting(NumpyOps):
-    """Notes the rows of every product, padding included."""
+    """Records the number of rows of every product, including padding."""
 
     def __init__(self, threads: int = 1) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Counting(NumpyOps):
 
 
 def needle_logits(name: str, others: list[list[int]], threads: int, **options: int) -> np.ndarray:
-    """[TOKENS, V] of the needle, generated among others."""
+    """Logits [TOKENS, V] of the needle, generated together with others."""
     ops, c, w = model(MODELS[name], Counting(threads))
     on = Runner(ops, c, w, EngineConfig(**{"max_batch": 4, "cache_tokens": 4096, "graph": "off", **options}))
     batch = [sequence(prompt, TOKENS, logprobs=0) for prompt in (*others, NEEDLE)]
@@ -69,7 +69,7 @@ def test_a_text_has_the_same_bits_in_any_batch_on_any_threads() -> None:
 
 
 def test_short_texts_are_not_padded_to_a_page_each() -> None:
-    """32 texts of 10 tokens: at most 12 times the rows of one, and an eighth of what pages would take."""
+    """32 texts of 10 tokens need at most 12 times the rows of one text, an eighth of whole pages."""
     on, rows = encoder(), []
     ops = on.ops
     assert isinstance(ops, Counting)
@@ -91,7 +91,7 @@ def test_a_short_prompt_is_not_padded_to_a_page() -> None:
 def attend(
     tokens: int, heads: int, groups: int, window: int = 0, d: int = 16, team: Team = ONE
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Attention of a whole prompt, and the same written down for its last row."""
+    """(attention of a whole prompt, naive attention of its last row)."""
     rng, pages = np.random.default_rng(0), -(-tokens // PAGE)
     cache = Cache(*(rng.standard_normal((pages + 1, groups, PAGE, d), np.float32) for _ in "kv"))
     table = np.array([np.arange(pages, 0, -1), [0] * pages], np.int32)
@@ -120,7 +120,7 @@ def test_attention_over_several_blocks_of_keys(tokens: int, window: int) -> None
 
 
 def test_scores_take_no_more_memory_in_a_longer_prompt() -> None:
-    """Beside a copy of keys and values: 24 MB more if a tile kept the scores of all its tokens."""
+    """Scores of all tokens of a tile would take 24 MB more than the copy of keys and values."""
     peaks = []
     for tokens in (1024, 4096):
         tracemalloc.start()

@@ -1,4 +1,4 @@
-"""Ranges for profilers: what stands around what, and that nothing does unless it was asked for."""
+"""NVTX ranges: their nesting, and that there are none unless requested."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from ostinato.ops.numpy import NumpyOps
 
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Ranges opened, "/" where one was closed, and operations in capitals."""
+    """A log: names of opened ranges, "/" for a closed one, operations in capitals."""
     log: list[str] = []
     monkeypatch.setattr(nvtx, "_library", lambda: (log.append, lambda: log.append("/")))
     return log
 
 
 def program(scope: str, log: list[str]) -> graph.Program:
-    """Two parts of two operations, in ranges, on a device that records."""
-    device: Any = SimpleNamespace(stream=object(), name="GPU")
+    """A program of two parts with two operations each, in ranges."""
+    device: Any = SimpleNamespace(is_gpu=True, name="GPU")
     ranges = nvtx.Ranges(device)
     ops: Any = SimpleNamespace(norm=lambda: log.append("NORM"), attend=lambda: log.append("ATTEND"), name="x")
 
@@ -67,7 +67,7 @@ def test_a_range_is_closed_by_an_error(log: list[str]) -> None:
     def fails() -> None:
         raise ValueError("broken")
 
-    device: Any = SimpleNamespace(stream=object(), name="GPU")
+    device: Any = SimpleNamespace(is_gpu=True, name="GPU")
     ops: Any = SimpleNamespace(work=fails)
     with pytest.raises(ValueError, match="broken"):
         nvtx.Ranges(device).ops(ops).work()

@@ -1,4 +1,4 @@
-"""Text as tokens arrive: stop texts across tokens, what a stream may already give out; and log probabilities."""
+"""Text of arriving tokens: stop texts across tokens, text that a stream may already yield; and log probabilities."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ostinato.text.stop_search import StopSearch
 
 
 class Pieces:
-    """A Decoder whose token i is the i-th piece of text, a control token if it begins with "<|"; `held` comes last."""
+    """A Decoder whose token i is piece i of the text; "<|" begins a control token; `held` is the last piece."""
 
     def __init__(self, pieces: list[str], held: str = "") -> None:
         self.pieces, self.held = pieces, held
@@ -38,7 +38,7 @@ def make(pieces: list[str], stop: tuple[str, ...], held: str = "") -> Text:
     return Text(Pieces(pieces, held), StopSearch(stop) if stop else None)  # pyright: ignore[reportArgumentType]
 
 
-STOPS = [  # pieces, stop, text, certain characters after each piece, stopped
+STOPS = [  # pieces, stop, text, number of final characters after each piece, stopped
     pytest.param(["ab", "cd"], (), "abcd", [2, 4], False, id="no stop"),
     pytest.param(["ab", "cd"], ("x",), "abcd", [2, 4], False, id="not met"),
     pytest.param(["ab", "cde"], ("d",), "abc", [2, 3], True, id="inside a token"),
@@ -72,7 +72,7 @@ def test_stop_texts(pieces: list[str], stop: tuple[str, ...], text: str, certain
         seen += got.take()
         assert len(seen) == expected
     got.flush()
-    assert (got.full, got.stopped, seen + got.take()) == (text, stopped, text)  # nothing given out is taken back
+    assert (got.full, got.stopped, seen + got.take()) == (text, stopped, text)  # yielded text is never taken back
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -92,7 +92,7 @@ def test_stop_texts_are_found_as_a_plain_search_finds_them_however_the_text_is_c
 
 
 def test_a_token_costs_the_same_for_any_number_of_stop_texts() -> None:
-    """Counts the lines of Python that run, for a text full of their beginnings."""
+    """Counts executed lines of Python, on a text full of beginnings of stop texts."""
     text = "stop number 7 stop or 123 st stop number 9" * 5
 
     def lines(count: int) -> int:
@@ -144,7 +144,7 @@ def test_a_stop_text_before_min_tokens_does_not_count_later_either(
 def test_a_stop_text_passed_over_is_not_held_back() -> None:
     got = make(["ab"], ("ab", "bx"))
     got.push(0, search=False)
-    assert got.take() == "a"  # but for the beginning of another one
+    assert got.take() == "a"  # the rest may begin another stop text
 
 
 @pytest.mark.parametrize(

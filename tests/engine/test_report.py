@@ -1,4 +1,4 @@
-"""The bar of a prompt: once it takes long, on a terminal, gone when the prompt is done."""
+"""The progress bar of a prompt: appears on a terminal if prefill takes long, and disappears at its end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ostinato.run.engine import Engine
 
 
 class Bars:
-    """What was drawn: "begin", (done, all), "end"."""
+    """A log of drawn bars: "begin", (done, all), "end"."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, terminal: bool = True) -> None:
         self.drawn: list[object] = []
@@ -78,7 +78,7 @@ def test_no_bar(monkeypatch: pytest.MonkeyPatch, quiet: bool, terminal: bool, af
     for done in range(3):
         bar.update(done, 2)
     assert bars.drawn == []
-    assert threading.active_count() <= alive + 1  # a timer that was told to end may take a moment
+    assert threading.active_count() <= alive + 1  # a cancelled timer may need a moment to end
 
 
 def test_a_bar_goes_when_the_prompt_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

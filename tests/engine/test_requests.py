@@ -1,4 +1,4 @@
-"""Requests that are refused, calls that get in each other's way, and generation that is broken off."""
+"""Rejected requests, numbers of params, and streams that end early."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rotary table against the formulas, written out angle by angle."""
+"""RoPE tables against the formulas, angle by angle."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ YARN = RopeScaling("yarn", 4.0, original_max_len=64, beta_fast=8.0, beta_slow=1.
 
 
 def yarn(i: int, d: int, theta: float, s: RopeScaling) -> float:
-    """A frequency by its turns within the training length: an index is where a number of turns is reached."""
+    """A YaRN frequency from the published formula, by its number of turns within the training length."""
     bounds = [d * math.log(s.original_max_len / (2 * math.pi * n)) / (2 * math.log(theta)) for n in (s.beta_fast, 1.0)]
     low, high = (math.floor(bounds[0]), math.ceil(bounds[1])) if s.truncate else bounds
     low, high = max(low, 0), min(high, d - 1)
@@ -106,7 +106,7 @@ def test_without_rope_nothing_turns() -> None:
 
 
 def turned(head: np.ndarray, t: int, r: Rope) -> np.ndarray:
-    """One head as its checkpoint has it, pair by pair."""
+    """Rotate one head in the checkpoint's order, pair by pair."""
     out, rotary = head.copy(), r.rotary or len(head)
     for i in range(rotary // 2):
         a, b = (2 * i, 2 * i + 1) if r.interleaved else (i, i + rotary // 2)

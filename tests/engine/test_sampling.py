@@ -1,28 +1,19 @@
-"""The definition of sampling: against float64 and plain loops, and its distribution by chi-square."""
+"""The reference implementation of sampling: against float64 and plain loops, and a chi-square test."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from sampling_rules import records, rules
 
 from ostinato.ops import sampling
-from ostinato.ops.base import PassKind, Sampling, Step
-from ostinato.sizes import STOP_IDS
+from ostinato.ops.base import PassKind, Step
 
 F32, I32 = np.float32, np.int32
-OFF = {"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0, "repetition": 1, "presence": 0, "frequency": 0, "seed": 7}
-
-
-def rules(vocab: int, n: int = 1, **changes) -> Sampling:
-    """Sampling of n sequences with the same rules; everything off but temperature 1."""
-    kinds = {"top_k": I32, "seed": np.uint64}
-    arrays = {name: np.full(n, value, kinds.get(name, F32)) for name, value in {**OFF, **changes}.items()}
-    none = np.full((n, STOP_IDS), -1, I32)
-    return Sampling(**arrays, stop_ids=none, stop_from=np.zeros(n, I32), counts=np.zeros((n, vocab), I32))
 
 
 def test_philox_known_answers():
-    """The first vectors published with Random123 whose upper counter words are 0."""
+    """The vectors published with Random123 whose upper counter words are 0."""
     assert sampling.philox(0, 0) == 0xE169C58D6627E8D5
 
 
@@ -38,7 +29,7 @@ def test_weights_are_the_exponential():
 
 
 def expected(x, top_k, top_p, min_p):
-    """Probabilities in float64 of what is kept, ties included."""
+    """Probabilities of the kept tokens in float64, including ties."""
     p = np.exp(x.astype(float) - x.max())
     kept = np.ones(len(x), bool)
     if top_k:
@@ -69,7 +60,7 @@ CUTS = [
 @pytest.mark.parametrize("ties", [False, True], ids=["distinct", "ties"])
 @pytest.mark.parametrize(("top_k", "top_p", "min_p"), CUTS)
 def test_distribution(top_k, top_p, min_p, ties):
-    """Draws by counter: every token as often as its probability says, at the 0.1 % level."""
+    """Frequencies of tokens over many counters match the probabilities, at the 0.1 % level."""
     x = (np.random.default_rng(3).standard_normal(40) * 2).astype(F32)
     if ties:
         x = np.round(x)
@@ -105,24 +96,28 @@ def test_temperature_sharpens():
 )
 @pytest.mark.parametrize("temperature", [0, 1e-40, 1e-6])
 def test_greedy(logits, token, temperature):
-    g = rules(3, temperature=temperature)
-    g.top_k[:] = 1 if temperature > 1e-30 and token >= 0 else 0
-    found = sampling.sample_row(np.array(logits, F32), g, 0, 4)
+    g = rules(1, 3, temperature=temperature, top_k=1 if temperature > 1e-30 and token >= 0 else 0)
+    found = sampling.sample_row(np.array(logits, F32), g.counts[0], records(g)[0], 4)
     assert found == token or (temperature > 1e-30 and token >= 0 and logits[found] == logits[token])
 
 
 def test_penalties():
-    g = rules(6, repetition=2, presence=0.5, frequency=0.25)
+    g = rules(1, 6, repetition_penalty=2, presence_penalty=0.5, frequency_penalty=0.25)
     g.counts[0] = [0, 1, 2, 5, 1, 2]  # none, prompt, once, twice and prompt, prompt, once
     x = np.array([4, 4, 4, 4, -4, -4], F32)
-    found = sampling.adjust(x, g.counts[0], 2, 0.5, 0.25, np.array([], I32))
+    found = sampling.adjust(x, g.counts[0], records(g)[0], 4)
     np.testing.assert_array_equal(found, [4, 2, 2 - 0.75, 2 - 1, -8, -8 - 0.75])
 
 
+@pytest.mark.parametrize("name", ["repetition_penalty", "presence_penalty", "frequency_penalty"])
+def test_one_penalty_is_enough_for_counts(name):
+    assert not sampling.penalised(sampling.off(1)[0])
+    assert sampling.penalised(records(rules(1, 6, **{name: 0.5}))[0])
+
+
 def test_counts_follow_and_stop_tokens_wait():
-    g = rules(4, n=2, temperature=0, frequency=1)
-    g.frequency[1] = 0  # the second sequence has no penalty: its counts stay
-    g.stop_ids[:, 0], g.stop_from[:] = 3, 12
+    g = rules(2, 4, frequency_penalty=[1, 0], stop_from=12)  # the second sequence has no penalty: its counts stay
+    records(g)["stop_ids"][:, 0] = 3
     logits = np.tile(np.array([0, 1.5, 1, 9], F32), (2, 1))
     s = Step(
         *(np.array(v, I32) for v in ([0, 0], [1, 0], [10, 10], [11, 11], [[0], [0], [0]], [1, 0])), kind=PassKind.DECODE
@@ -139,9 +134,8 @@ def test_counts_follow_and_stop_tokens_wait():
 
 def test_a_seed_gives_the_same_tokens_in_any_row():
     x = np.random.default_rng(1).standard_normal((3, 50)).astype(F32)
-    g = rules(50, n=3)
-    g.seed[:] = [1, 2, 2**63 + 5]
-    alone = [sampling.sample_row(x[i], g, i, 100) for i in range(3)]
+    g = rules(3, 50, temperature=1, seed=[1, 2, 2**63 + 5])
+    alone = [sampling.sample_row(x[i], g.counts[i], records(g)[i], 100) for i in range(3)]
     s = Step(
         *(np.array(v, I32) for v in ([0] * 3, [2, 0, 1], [99] * 3, [100] * 3, [[0]] * 4, [2, 0, 1])),
         kind=PassKind.DECODE,
@@ -149,5 +143,5 @@ def test_a_seed_gives_the_same_tokens_in_any_row():
     out = np.zeros(3, I32)
     sampling.sample(x[[1, 2, 0]], s, g, out)  # row i of logits is of row last[i]: sequences 1, 2, 0
     assert out.tolist() == [alone[1], alone[2], alone[0]]
-    draws = {sampling.sample_row(x[0], g, 0, p) for p in range(60)}
+    draws = {sampling.sample_row(x[0], g.counts[0], records(g)[0], p) for p in range(60)}
     assert len(draws) > 10

@@ -10,8 +10,8 @@ from ostinato.run.scheduler import Scheduler
 from ostinato.run.sequence import Sequence
 
 
-def scheduler(slots: int = 2, prefill_rows: int = 128, pages: int = 9) -> Scheduler:
-    return Scheduler(slots, prefill_rows, PageTable(slots, 512, pages))
+def scheduler(slots: int = 2, pages: int = 9) -> Scheduler:
+    return Scheduler(slots, PageTable(slots, 512, pages))
 
 
 def add(s: Scheduler, lengths: list[int], max_tokens: int = 8) -> list[Sequence]:
@@ -50,23 +50,22 @@ CHUNKS = [  # prompt lengths, prefill_rows, [[(sequence, first, last), ...] a st
 
 @pytest.mark.parametrize(("lengths", "rows", "steps"), CHUNKS)
 def test_chunks(lengths: list[int], rows: int, steps: list[list[tuple[int, int, int]]]) -> None:
-    s = scheduler(prefill_rows=rows)
+    s = scheduler()
     sequences = add(s, lengths)
     s.admit()
     for expected in steps:
-        chunks = s.prefill()
+        chunks = s.prefill(rows)
         assert [(sequences.index(k.seq), k.first, k.last) for k in chunks] == expected
         assert sum(k.rows for k in chunks) <= rows and all(k.rows % 64 == 0 for k in chunks)
         assert all(k.first % 64 == 0 and k.ends == (k.last == len(k.seq.prompt)) for k in chunks)
-        s.filled(chunks)
-    assert s.prefill() == []
+    assert s.prefill(rows) == []
 
 
 def test_at_most_sixteen_prompts_in_a_step() -> None:
-    s = Scheduler(20, 64 * 20, PageTable(20, 64, 21))
+    s = Scheduler(20, PageTable(20, 64, 21))
     add(s, [1] * 20)
     s.admit()
-    assert len(s.prefill()) == 16
+    assert len(s.prefill(64 * 20)) == 16
 
 
 def test_a_place_is_taken_over_at_once_and_others_keep_theirs() -> None:
@@ -75,31 +74,6 @@ def test_a_place_is_taken_over_at_once_and_others_keep_theirs() -> None:
     s.admit()
     s.release(b)
     assert s.admit() == [d] and (a.slot, c.slot, d.slot) == (0, 2, 1)
-
-
-@pytest.mark.parametrize(("generated", "ahead", "steady"), [(1, 1, True), (6, 1, True), (7, 1, False), (6, 2, False)])
-def test_steady_looks_at_what_is_in_flight(generated: int, ahead: int, steady: bool) -> None:
-    s = scheduler()
-    (seq,) = add(s, [5], max_tokens=8)
-    s.admit()
-    seq.tokens, seq.ahead = [0] * generated, ahead
-    assert s.steady() is steady
-
-
-@pytest.mark.parametrize(
-    ("slots", "lengths", "steady"),
-    [
-        pytest.param(2, [5, 5], False, id="who waits could start"),
-        pytest.param(1, [5, 5], True, id="no slot"),
-        pytest.param(2, [300, 300], True, id="no pages"),
-    ],
-)
-def test_steady_looks_at_the_queue(slots: int, lengths: list[int], steady: bool) -> None:
-    s = scheduler(slots)
-    add(s, lengths[:1])
-    s.admit()
-    add(s, lengths[1:])
-    assert s.steady() is steady
 
 
 def test_clear_frees_everything() -> None:
@@ -114,7 +88,7 @@ def test_clear_frees_everything() -> None:
 def test_clear_begins_anew_after_what_was_broken_off() -> None:
     """Ctrl-C between taking the pages and the slot, and between leaving the queue and standing among the running."""
     s = scheduler(slots=2)
-    s.table.admit(0, 5)
+    s.table.allocate(0, 5)
     (gone,) = add(s, [5])
     s.waiting.remove(gone)
     s.clear()

@@ -1,4 +1,4 @@
-"""The one place that decides that a completion has ended, and what its events carry."""
+"""Sequence.accept: when a completion ends, and the contents of its events."""
 
 from __future__ import annotations
 

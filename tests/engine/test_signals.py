@@ -1,4 +1,4 @@
-"""An LLM among many descriptors, or few, and signals: what is not plain memory must not notice them."""
+"""An LLM in processes with many or few file descriptors, and with signals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stop texts of whole requests: control tokens count for them, and split tokens and characters make no difference."""
+"""Stop texts of whole requests: they may contain control tokens, and match across tokens and split characters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HOT = {"temperature": 2.0, "max_tokens": 60, "ignore_eos": True}
 
 @pytest.fixture
 def free(llm: LLM) -> tuple[int, RequestOutput, int]:
-    """A seed, what it gives without a stop text, and where in it the first control token is."""
+    """(a seed, its output without stop texts, index of the first control token in it)."""
     for seed in range(50):
         out = llm.generate("ab", SamplingParams(seed=seed, **HOT))[0]
         at = [i for i, token in enumerate(out.token_ids) if token in llm.tokenizer.control]

@@ -1,4 +1,4 @@
-"""Tasks that threads share out: every result once, whoever is slow, fails or forks; BLAS is held to one thread."""
+"""The thread team: every task commits once even if a helper is slow, fails or forks; BLAS uses one thread."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ostinato.ops.threads import Team
 
 
 def squares(team: Team, count: int) -> list[int]:
-    """i * i for every i below count, each committed once."""
+    """Compute i * i for every i below count on the team."""
     found: list[list[int]] = [[] for _ in range(count)]
     team.run(count, lambda i: i * i, lambda i, result: found[i].append(result))
     assert [len(results) for results in found] == [1] * count
@@ -31,7 +31,7 @@ def test_every_task_is_committed_once(size: int, count: int) -> None:
 
 
 def test_the_caller_does_what_a_helper_does_not_finish() -> None:
-    """A helper that never gets a core holds nobody up, and what it computes in the end is dropped."""
+    """A helper that gets no core delays no one, and its late result is dropped."""
     caller, go_on, late = threading.current_thread(), threading.Event(), threading.Event()
     computed: list[int] = []
     committed: list[tuple[int, str]] = []
@@ -50,7 +50,7 @@ def test_the_caller_does_what_a_helper_does_not_finish() -> None:
     assert sorted(i for i, _ in committed) == [0, 1, 2, 3]
     assert {who for _, who in committed} == {caller.name}
     go_on.set()
-    assert squares(team, 9)[8] == 64  # the helper is free again, or soon will be
+    assert squares(team, 9)[8] == 64  # works whether or not the helper is free again
     assert len(committed) == 4
 
 

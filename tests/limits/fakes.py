@@ -1,4 +1,4 @@
-"""Probes that are none."""
+"""Fake probes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def fake(name: str, feature: str = "streams", says: Any = "yes", run: Any = None
 
 
 def raiser(error: BaseException) -> Any:
-    """A function that raises it, whatever it is called with."""
+    """A function that raises this exception for any arguments."""
 
     def run(*args: Any) -> Any:
         raise error

@@ -1,4 +1,4 @@
-"""A GPU on which nothing ever happens: every call succeeds, no kernel runs, no copy is made, no graph does anything."""
+"""A fake GPU that does nothing: every call succeeds, but no kernel runs, no copy is made and no graph replays."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class Status(int):
 
 
 class Array(np.ndarray):
-    """A host array in the place of CuPy's."""
+    """A host array in place of a CuPy array."""
 
     set = MagicMock()
     data = property(lambda self: MagicMock(ptr=self.ctypes.data))  # pyright: ignore
 
 
 class Bindings:
-    """A module of cuda-bindings: its enums and structures are real, its functions say that all is well."""
+    """A module of cuda-bindings with real enums and structures; its functions do nothing and return success."""
 
     NODES = ("the only node",)
 
@@ -52,7 +52,7 @@ def _address() -> MagicMock:
 
 
 class Library:
-    """What ctypes.CDLL gives: its functions return 0 and do nothing."""
+    """A fake ctypes.CDLL whose functions do nothing and return 0."""
 
     def __init__(self, path: Any) -> None:
         pass
@@ -78,7 +78,7 @@ class IdleDevice(HostDevice):
 
 
 def idle_lab(driver: ModuleType, runtime: ModuleType) -> Lab:
-    """A Lab on that GPU; driver and runtime: of cuda-bindings, of which only the names are used."""
+    """A Lab on the fake GPU. driver, runtime: modules of cuda-bindings, for their names."""
     lab = object.__new__(Lab)
     lab.device, lab.arch = IdleDevice(), 90  # pyright: ignore
     lab.stream, lab.cupy, lab.linked = lab.device.stream, MagicMock(), MagicMock()

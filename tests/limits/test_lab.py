@@ -1,4 +1,4 @@
-"""What probes are made of: capture, comparison of numbers, the CUDA code and what it is linked with."""
+"""The Lab: capture, comparison of arrays, the CUDA code, and linking."""
 
 from __future__ import annotations
 
@@ -57,15 +57,18 @@ def test_a_refused_call_tells_what_became_of_the_capture(end: int, became: str) 
         CUstreamCaptureMode=SimpleNamespace(CU_STREAM_CAPTURE_MODE_RELAXED=2),
         cuStreamSynchronize=lambda stream: (Status(0),),
         cuStreamBeginCapture=lambda stream, mode: entered.append(mode) or (Status(0),),
-        cuStreamEndCapture=lambda stream: entered.append("end") or (Status(end), None),
+        cuStreamEndCapture=lambda stream: entered.append("end") or (Status(end), "graph"),
+        cuGraphDestroy=entered.append,
     )
     bare.stream = type("S", (), {"ptr": 7, "__enter__": lambda s: s, "__exit__": lambda s, *e: None})()
     with pytest.raises(Refused) as caught:
         bare.capture(raiser(RuntimeError("cudaErrorX: no")))
-    assert (caught.value.error, caught.value.detail, entered) == ("cudaErrorX", became, [2, "end"])
+    assert (caught.value.error, caught.value.detail) == ("cudaErrorX", became)
+    once = [2, "end", "graph"] if end == 0 else [2, "end"]  # a graph that nobody gets is destroyed
+    assert entered == once
     with pytest.raises(TypeError):  # a mistake of the probe stays one, and the capture is ended all the same
         bare.capture(raiser(TypeError("mine")))
-    assert entered == [2, "end"] * 2
+    assert entered == once * 2
 
 
 def test_the_device_runtime_is_looked_for_and_its_lack_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

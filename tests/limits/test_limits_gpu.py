@@ -1,4 +1,4 @@
-"""All probes on the GPU here: none fails by its own mistake, and CUDA answers as this project relies on."""
+"""All probes on this GPU: no probe has a bug, and CUDA answers as the engine needs it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SUPPORTED = (
     "host-function",
 )  # fmt: skip
 LOST = "the capture is lost"
-REFUSED = {  # probe -> error, and what became of the capture
+REFUSED = {  # probe -> (error, state of the capture)
     "fork-without-join": ("CUDA_ERROR_STREAM_CAPTURE_UNJOINED", ""),
     "copy-by-cupy": ("RuntimeError", "the capture goes on"),
     "stream-synchronize": ("cudaErrorStreamCaptureUnsupported", LOST),
@@ -40,7 +40,7 @@ REFUSED = {  # probe -> error, and what became of the capture
 
 @pytest.fixture(scope="module")
 def answers() -> dict[str, Outcome]:
-    """All probes in one run."""
+    """The outcomes of one run of all probes."""
     return {o.probe: o for o in runner.run(PROBES).outcomes}
 
 
@@ -62,7 +62,7 @@ def test_refused(answers: dict[str, Outcome], name: str) -> None:
 def test_the_pool_gives_away_what_a_capture_took(answers: dict[str, Outcome]) -> None:
     """Why the engine forbids allocation while it captures."""
     assert answers["pool-temporary-is-kept"].verdict == "wrong"
-    assert "gave the memory away" in answers["pool-temporary-is-kept"].detail
+    assert "reused the memory" in answers["pool-temporary-is-kept"].detail
 
 
 @pytest.mark.parametrize("name", ["dynamic-parallelism", "while-node", "if-node", "switch-node", "device-side-launch"])

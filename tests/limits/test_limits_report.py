@@ -1,4 +1,4 @@
-"""What `doctor --graph-limits` prints, of outcomes that were made up."""
+"""The output of `doctor --graph-limits` for given outcomes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_records() -> None:
     assert [(r["probe"], r["supported"], r["agrees"]) for r in rows] == [
         ("dynamic-parallelism", None, None),
         ("fork-and-join", True, True),
-        ("stream-query", False, False),  # "partly", and of its row nothing else was asked
+        ("stream-query", False, False),  # "partly", and no other probe of its row
         ("pool-temporary", True, False),
         ("pool-temporary-is-kept", False, None),
         ("host-function", False, None),

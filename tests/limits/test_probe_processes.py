@@ -1,4 +1,4 @@
-"""The process that runs probes, and who replaces it when one has spoiled it."""
+"""The worker process of probes, and its replacement after a fatal error."""
 
 from __future__ import annotations
 

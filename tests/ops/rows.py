@@ -1,4 +1,4 @@
-"""What the tests of DeviceOps share: a cache with scattered pages, and attention in float64."""
+"""Helpers for tests of DeviceOps: a KV cache with scattered pages, and attention in float64."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ EPS = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-19}  # of one 
 
 
 class RowOps(DeviceOps):
-    """DeviceOps without products."""
+    """DeviceOps without GEMMs."""
 
     name = "rows"
 
 
 def close(found: np.ndarray, expected: np.ndarray, eps: float) -> None:
-    """Finite, and at most eps apart in units of the largest expected value."""
+    """Assert that values are finite and at most eps apart, in units of the largest expected value."""
     found = found.astype(float)
     assert np.isfinite(found).all()
     assert np.abs(found - expected).max() <= eps * max(1.0, np.abs(expected).max())
@@ -40,26 +40,30 @@ def step(device: Device, seqs, positions, visible, table, kind: PassKind = PassK
 
 @dataclass
 class Memory:
-    """Keys and values of some sequences, scattered over pages; what no token stands in is NaN."""
+    """A KV cache with some sequences on scattered pages; all unwritten tokens are NaN."""
 
-    keys: list[np.ndarray]  # a sequence: [tokens, G, d]
+    keys: list[np.ndarray]  # per sequence: [tokens, G, d]
     values: list[np.ndarray]
     table: np.ndarray  # [S + 1, pages]
     cache: Cache
 
     @staticmethod
-    def of(device: Device, rng: np.random.Generator, lengths: list[int], g: int, d: int, dtype: np.dtype) -> Memory:
+    def of(
+        device: Device, rng: np.random.Generator, lengths: list[int], g: int, d: int, dtype: np.dtype, mean: float = 0
+    ) -> Memory:
+        """Of normal numbers; the keys' have this mean."""
         need = [-(-n // PAGE) for n in lengths]
         table = np.zeros((len(lengths) + 1, max(need)), I32)
         ids = rng.permutation(np.arange(1, sum(need) + 1))
         k, v = (np.full((sum(need) + 1, g, PAGE, d), np.nan, dtype) for _ in range(2))
-        keys, values = ([rng.standard_normal((n, g, d)).astype(dtype) for n in lengths] for _ in range(2))
+        keys = [(rng.standard_normal((n, g, d)) + mean).astype(dtype) for n in lengths]
+        values = [rng.standard_normal((n, g, d)).astype(dtype) for n in lengths]
         for s, n in enumerate(lengths):
             table[s, : need[s]], ids = ids[: need[s]], ids[need[s] :]
             for t in range(n):
                 k[table[s, t // PAGE], :, t % PAGE] = keys[s][t]
                 v[table[s, t // PAGE], :, t % PAGE] = values[s][t]
-        k[0, :, 0] = v[0, :, 0] = 1  # what spare rows have written
+        k[0, :, 0] = v[0, :, 0] = 1  # written by padding rows
         return Memory(keys, values, table, Cache(device.upload(k), device.upload(v)))
 
     def attend(self, queries: np.ndarray, seq: int, visible: int, window: int) -> np.ndarray:
@@ -74,7 +78,7 @@ class Memory:
 
 
 def scratch(device: Device, rows: int, heads: int, g: int, d: int, dtype: np.dtype, pages: int) -> Scratch:
-    """As DeviceOps.buffers makes it, with poison where contents are unspecified."""
+    """Scratch as DeviceOps.buffers creates it, poisoned where contents are unspecified."""
     tile = DecodeTile.of(dtype.itemsize, d, heads // g)
     units, splits = rows * g * tile.chunks, tile.splits(pages * PAGE)
     poison = lambda n: device.upload(np.full(n, np.nan, F32))  # noqa: E731

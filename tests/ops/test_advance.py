@@ -1,4 +1,4 @@
-"""The step to the next token, and the tokens that it sends to the host."""
+"""advance: the next step's inputs, and the token ring buffer in host memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ostinato.sizes import MAIL
 
 
 def advance(device) -> np.ndarray:
-    """Two steps of four rows, of which row 2 is spare and row 3 has no token; what the host finds in the mail."""
+    """Two steps of four rows; row 2 is a padding row, row 3 has no token. Returns the host's ring buffer."""
     s = step(device, [2, 0, 3, 1], [5, 9, 0, 0], [6, 10, 1, 1], np.zeros((4, 1)))
     s.ids = device.upload(np.array([1, 2, 3, 4], I32))
     host, box = device.pinned((4, MAIL), I32)
@@ -20,7 +20,7 @@ def advance(device) -> np.ndarray:
     mail = Mail(box, device.upload(np.array([0, MAIL - 1, 0, MAIL - 2], I32)))
     for tokens in ([70, 80, 90, -1], [71, 81, 91, -1]):
         RowOps(device, F32).advance(s, device.upload(np.array(tokens, I32)), mail)
-    device.wait(device.mark())
+    device.wait(device.record_event())
     found = host.copy()
     np.testing.assert_array_equal(device.read(s.ids), [71, 81, 3, 0])
     np.testing.assert_array_equal(device.read(s.positions), [7, 11, 0, 2])
@@ -41,33 +41,33 @@ def test_order_of_threads_does_not_matter(shuffled):
 
 
 def test_mail_goes_round(device):
-    """The host finds the last MAIL steps, of as many rows as a launch takes."""
+    """The ring buffer holds the last MAIL steps, for the maximum number of rows."""
     rows, steps = 256, 3 * MAIL + 1
     s = step(device, range(rows), [0] * rows, [1] * rows, np.zeros((rows + 1, 1)))
     host, box = device.pinned((rows, MAIL), I32)
     mail = Mail(box, device.upload(np.zeros(rows, I32)))
     for i in range(steps):
         RowOps(device, F32).advance(s, device.upload(np.arange(rows, dtype=I32) + 1000 * i), mail)
-    device.wait(device.mark())
+    device.wait(device.record_event())
     for i in range(steps - MAIL, steps):
         np.testing.assert_array_equal(host[:, i % MAIL], np.arange(rows) + 1000 * i)
     np.testing.assert_array_equal(device.read(mail.place), [steps % MAIL] * rows)
 
 
 def test_pinned_memory_is_one_memory(device):
-    """Rows of it are a device array as well; the host sees what was written to them, where it stands."""
+    """The host sees writes to the device view of pinned memory, also to rows of it."""
     host, box = device.pinned((3, MAIL), I32)
     assert (host.shape, host.dtype, box.shape, box.dtype) == ((3, MAIL), I32, (3, MAIL), I32)
     host[...] = 5
     s = step(device, [0], [0], [1], np.zeros((2, 1)))
     mail = Mail(box[1:2], device.upload(np.array([2], I32)))
     RowOps(device, F32).advance(s, device.upload(np.array([7], I32)), mail)
-    device.wait(device.mark())
+    device.wait(device.record_event())
     assert host.tolist() == [[5, 5, 5, 5], [5, 5, 7, 5], [5, 5, 5, 5]]
 
 
 def test_next_kernel_may_read_positions_early(device):
-    """What advance wrote is in memory when it ends: attention reads positions and visible before its own wait."""
+    """advance's writes are in memory when it ends: attention reads positions and visible before its grid_wait."""
     rng = np.random.default_rng(1)
     memory = Memory.of(device, rng, [70], 1, 32, F32)
     s, mail = (
@@ -101,7 +101,7 @@ def test_names_what_is_wrong(device, rows, tokens, box, place, message):
 
 
 def test_part_of_every_row_of_a_box_is_refused(device):
-    """The kernel knows no stride."""
+    """The kernel has no stride parameter."""
     mail = Mail(device.pinned((2, 2 * MAIL), I32)[1][:, :MAIL], device.empty((2,), I32))
     s = step(device, [0, 0], [0, 0], [1, 1], np.zeros((2, 1)))
     with pytest.raises(DeviceError, match=r"^advance: expected mail.box to be .*, not contiguous"):

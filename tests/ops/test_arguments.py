@@ -1,4 +1,4 @@
-"""The words that the driver gets for a kernel's arguments."""
+"""Packing of a kernel's arguments for the driver."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WORDS = [
 
 @pytest.mark.parametrize(("value", "low"), WORDS)
 def test_word(value: Any, low: int) -> None:
-    """As many bytes as the parameter has; twice, as a type is learnt the first time."""
+    """An argument has its parameter's size. Runs twice, because the first call caches the type."""
     bits = 64 if low >= 2**32 else 32
     assert word(value) % 2**bits == low and word(value) == word(value)
 

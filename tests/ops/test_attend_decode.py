@@ -1,4 +1,4 @@
-"""Decode attention against float64, and the promise that a row's bits depend on its own sequence alone."""
+"""Decode attention against float64; a row's bits depend on its own sequence only."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run(device, memory, dtype, heads, queries, seqs, visible, window):
     out = device.upload(np.full((rows, heads * d), np.nan, dtype))
     s = step(device, seqs, np.array(visible) - 1, visible, memory.table)
     work = scratch(device, rows, heads, g, d, np.dtype(dtype), memory.table.shape[1])
-    for _ in range(2):  # the second launch finds the tickets as the first one left them
+    for _ in range(2):  # the second launch uses the tickets that the first one reset
         ops.attend(device.upload(qkv), s, memory.cache, heads, window, out, work)
     assert not device.read(work.arrived).any()
     return device.read(out).reshape(rows, heads, d)
@@ -60,12 +60,22 @@ def test_shapes(device, dtype, heads, g, d):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize(("heads", "g"), [pytest.param(4, 2, id="2-heads"), pytest.param(32, 2, id="16-heads")])
 def test_scores_far_apart(device, dtype, heads, g):
-    """Weights overflow unless each is relative to its own head's largest score, over all tokens, warps and splits."""
+    """Weights overflow unless they are relative to the head's largest score over all tokens, warps and splits."""
     rng = np.random.default_rng(9)
     memory = Memory.of(device, rng, [600], g, 32, TYPES[dtype])
     queries = (300 * rng.standard_normal((1, heads, 32))).astype(TYPES[dtype])
     found = run(device, memory, TYPES[dtype], heads, queries, [0], [600], 0)
     close(found[0], memory.attend(queries[0], 0, 600, 0), 2 * EPS[dtype])
+
+
+@pytest.mark.parametrize("tokens", [600, 40])
+def test_all_scores_far_below_zero(device, tokens):
+    """The maximum is over tokens, warps and splits that are there: a 0 from anywhere else would drown all weights."""
+    rng = np.random.default_rng(10)
+    memory = Memory.of(device, rng, [tokens], 1, 32, TYPES["bfloat16"], mean=4)
+    queries = np.full((1, 2, 32), -100, TYPES["bfloat16"])  # scores of about -2,300
+    found = run(device, memory, TYPES["bfloat16"], 2, queries, [0], [tokens], 0)
+    close(found[0], memory.attend(queries[0], 0, tokens, 0), 2 * EPS["bfloat16"])
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
@@ -81,22 +91,23 @@ def test_lengths(device, dtype, window, n):
 
 @pytest.mark.parametrize("pages", [1, 2])
 def test_full_pages_of_the_last_sequence_of_the_table(device, pages):
-    """Warps whose tokens begin where the row ends look up no page: behind the table's end there is nothing to read."""
+    """Warps whose tokens begin at or beyond the row's end must not read the block table, here beyond its end."""
     rng, n = np.random.default_rng(8), pages * PAGE
     memory = Memory.of(device, rng, [n] * 4, 1, 32, TYPES["bfloat16"])
-    memory.table = memory.table[:4]  # without spare rows; a multiple of 16 bytes, behind which no page can be read
+    memory.table = memory.table[:4]  # without padding rows; memory ends right behind the table
     queries = rng.standard_normal((1, 2, 32)).astype(TYPES["bfloat16"])
     found = run(device, memory, TYPES["bfloat16"], 2, queries, [3], [n], 0)
     close(found[0], memory.attend(queries[0], 3, n, 0), 2 * EPS["bfloat16"])
 
 
-def test_more_tiles_than_splits(device):
-    """Beyond 64 tiles a split is two tiles, which the warps add up as they go."""
+@pytest.mark.parametrize("heads", [1, 8])
+def test_more_tiles_than_splits(device, heads):
+    """Beyond 64 tiles a split has two tiles: each head's sums are rescaled to its own new maximum."""
     rng = np.random.default_rng(3)
     n = 64 * 256 + 3
     memory = Memory.of(device, rng, [n], 1, 16, TYPES["float16"])
-    queries = rng.standard_normal((1, 1, 16)).astype(np.float16)
-    found = run(device, memory, np.float16, 1, queries, [0], [n], 0)
+    queries = rng.standard_normal((1, heads, 16)).astype(np.float16)
+    found = run(device, memory, np.float16, heads, queries, [0], [n], 0)
     close(found[0], memory.attend(queries[0], 0, n, 0), EPS["float16"])
 
 
@@ -106,22 +117,22 @@ def test_same_bits_alone_in_a_batch_and_on_any_grid(device, dtype, monkeypatch):
     lengths = [600, 1, 64, 257, 513]
     memory = Memory.of(device, rng, lengths, 1, 64, TYPES[dtype])
     queries = rng.standard_normal((7, 3, 64)).astype(TYPES[dtype])
-    seqs, visible = [*range(5), 5, 5], [*lengths, 1, 1]  # two spare rows
+    seqs, visible = [*range(5), 5, 5], [*lengths, 1, 1]  # two padding rows
     together = run(device, memory, TYPES[dtype], 3, queries, seqs, visible, 0)
     for r in range(5):
         alone = run(device, memory, TYPES[dtype], 3, queries[r : r + 1], [r], [lengths[r]], 0)
         np.testing.assert_array_equal(alone[0], together[r])
-    monkeypatch.setattr(device, "multiprocessors", 1)  # one block a row: it walks over all splits
+    monkeypatch.setattr(device, "multiprocessors", 1)  # one block per row takes all splits
     np.testing.assert_array_equal(run(device, memory, TYPES[dtype], 3, queries, seqs, visible, 0), together)
 
 
 @pytest.mark.parametrize("positions", [[69, 70, 71], [71, 69, 70], [63, 64, 65]], ids=["up", "mixed", "two-pages"])
 def test_rows_of_one_sequence_wait_for_each_other(shuffled, positions):
-    """A step may have several rows of a sequence: all of their tokens come from the kernel before, not only the own."""
+    """A step may have several rows of one sequence: all of their tokens are new, not only the row's own."""
     rng = np.random.default_rng(7)
     g, d, dtype = 1, 64, TYPES["bfloat16"]
     memory = Memory.of(shuffled, rng, [40, 72], g, d, dtype)
-    ops, seqs = RowOps(shuffled, dtype), [1, 0, 1, 1]  # the first and the last block are watched before grid_wait
+    ops, seqs = RowOps(shuffled, dtype), [1, 0, 1, 1]  # the first and last block are checked for early reads
     positions = [positions[0], 39, *positions[1:]]
     visible = [p + 1 for p in positions]
     new = np.stack([rng.standard_normal((4, g, d)).astype(dtype), rng.standard_normal((4, g, d)).astype(dtype)], 1)

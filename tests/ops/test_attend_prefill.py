@@ -1,4 +1,4 @@
-"""Prompt attention against float64, and the promise that a row's bits depend on what it sees alone."""
+"""Prefill attention against float64; a row's bits depend on its own visible tokens only."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ SHAPES = [  # heads, key/value heads, head size
 
 
 def tiles(parts: list[tuple[int, int, int]], spare: int, encoder: bool = False):
-    """Rows of a step for (sequence, first position, tokens): seqs, positions, visible, and which rows are real.
+    """(seqs, positions, visible, mask of real rows) of a pass over parts (sequence, first position, tokens).
 
-    Every part begins a tile; for an encoder it begins where the last one ends, and a token sees all of its part."""
+    Every part begins a tile. encoder: parts are adjacent, and a token attends to all of its part."""
     seqs, positions, visible = [], [], []
     for i, (seq, first, n) in enumerate(parts):
         fill = -n % PAGE if not encoder else -(len(seqs) + n) % PAGE if i + 1 == len(parts) else 0
@@ -49,7 +49,7 @@ def run(device, memory, dtype, heads, queries, parts, window=0, encoder=False):
     s = step(device, seqs, positions, visible, memory.table, kind)
     RowOps(device, dtype).attend(device.upload(qkv), s, memory.cache, heads, window, out, None)
     out = device.read(out)
-    assert np.isfinite(out.astype(float)).all()  # spare rows too: their numbers go on through the layer
+    assert np.isfinite(out.astype(float)).all()  # padding rows too: their values pass through the layer
     return out.reshape(len(seqs), heads, d)[real]
 
 
@@ -70,12 +70,21 @@ def test_shapes(device, dtype, heads, g, d):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_scores_far_apart(device, dtype):
-    """Weights overflow unless each is relative to its own row's largest score, over all keys that it has seen."""
+    """Weights overflow unless they are relative to the row's largest score so far."""
     rng = np.random.default_rng(9)
     memory, parts = Memory.of(device, rng, [140], 1, 32, TYPES[dtype]), [(0, 0, 140)]
     queries = (300 * rng.standard_normal((140, 2, 32))).astype(TYPES[dtype])
     found = run(device, memory, TYPES[dtype], 2, queries, parts)
     close(found, expected(memory, queries, parts), 2 * EPS[dtype])
+
+
+def test_all_scores_far_below_zero(device):
+    """The maximum is over the keys a row sees: a 0 from anywhere else would drown all weights."""
+    rng = np.random.default_rng(10)
+    memory, parts = Memory.of(device, rng, [140], 1, 32, TYPES["bfloat16"], mean=4), [(0, 0, 140)]
+    queries = np.full((140, 2, 32), -100, TYPES["bfloat16"])  # scores of about -2,300
+    found = run(device, memory, TYPES["bfloat16"], 2, queries, parts)
+    close(found, expected(memory, queries, parts), 2 * EPS["bfloat16"])
 
 
 BATCHES = [  # (sequence, first position, tokens)

@@ -1,4 +1,4 @@
-"""The cublas backend: on a GPU the library itself, elsewhere a NumPy product in its place and the kernels around it."""
+"""The cublas backend: cuBLAS on a GPU, NumPy products with the emulated kernels elsewhere."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ START = rng.bit_generator.state
 
 @pytest.fixture(autouse=True)
 def same_numbers():
-    """Every test draws the same numbers, alone and in any company."""
+    """Reset the random generator before each test."""
     rng.bit_generator.state = START
 
 

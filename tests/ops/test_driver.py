@@ -1,4 +1,4 @@
-"""Calls of CUDA libraries: what they give back, and what becomes of a status that is none of success."""
+"""Calls of CUDA libraries: results, and errors for a status other than success."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The composites that the cuda backend fuses, against those of base.py on NumPy operations."""
+"""The fused operations of the cuda backend, against their definitions in base.py on NumPy."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CONFIGS = [
 
 @pytest.fixture(autouse=True)
 def numbers():
-    """Every test draws the same numbers, alone and in any company."""
+    """Reset the random generator before each test."""
     same_numbers()
 
 
@@ -62,7 +62,7 @@ def test_norm_qkv(device, dtype, c, rows):
     queries = c.sizes.heads * c.sizes.head_dim
     close(device.read(t.gpu.b.qkv)[:, :queries], t.host.b.qkv[:, :queries], dtype)
     for mine, expected in ((t.gpu.cache.k, t.host.cache.k), (t.gpu.cache.v, t.host.cache.v)):
-        close(device.read(mine)[1:], expected[1:], dtype)  # page 0 belongs to the spare sequence
+        close(device.read(mine)[1:], expected[1:], dtype)  # page 0 belongs to the padding sequence
 
 
 @pytest.mark.parametrize("dtype", EPS)
@@ -139,7 +139,7 @@ def test_logits_have_the_same_bits_in_every_company(device, dtype):
 @pytest.mark.parametrize("dtype", EPS)
 @pytest.mark.parametrize("c", CONFIGS[1:4])
 def test_decode_bits_do_not_depend_on_the_batch(device, dtype, c):
-    """Every row of a batch of 16 alone and in batches of every size: the same queries, keys, values and activations."""
+    """Every row of a batch of 16 has the same bits alone and in every batch size, in all results."""
     s = step(
         np.arange(16, dtype=I32) % SEQUENCES, rng.permutation(3 * PAGE)[:16].astype(I32), range(16), PassKind.DECODE
     )
@@ -217,7 +217,7 @@ def test_every_schedule_gives_the_same_bits(shuffled):
     for s in (decode_step(3), decode_step(9), prefill_step(64, [63])):
         t = case(shuffled, "bfloat16", changed(SMALL, rope=None), s)
         g = t.gpu
-        if len(s.seqs) <= SEQUENCES:  # spare rows share a place in page 0, in any order
+        if len(s.seqs) <= SEQUENCES:  # padding rows write the same place in page 0, in any order
             ready(g, g.w.attn_norm)
             g.ops.norm_qkv(SMALL, SMALL.sizes, g.w, g.b, g.s, g.cache)
             g.ops.linear_append(SMALL.sizes, g.w, g.b, g.s, g.cache)

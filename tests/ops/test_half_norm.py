@@ -1,4 +1,4 @@
-"""The first half of a norm: what embed_tokens and linear_add leave beside the residual stream in a decode step."""
+"""RMSNorm with deferred scale: what embed_tokens and linear_add write beside the residual stream in a decode step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ostinato.errors import DeviceError
 from ostinato.ops.base import PassKind
 from ostinato.ops.scratch import squared_line
 
-FACTOR = {"bfloat16": 1, "float16": 16, "float32": 1}  # of kernels/norm.cuh
+FACTOR = {"bfloat16": 1, "float16": 16, "float32": 1}  # as in kernels/norm.cuh
 CONFIGS = [
     pytest.param(SMALL, id="64"),
     pytest.param(changed(SMALL, hidden=1040, heads=2, kv_heads=2, head_dim=48), id="1040"),  # 65 sums of squares
@@ -24,12 +24,12 @@ ROWS = [pytest.param(n, id=f"{n}-rows") for n in (1, 5, 8, 9, 16)]
 
 @pytest.fixture(autouse=True)
 def numbers():
-    """Every test draws the same numbers, alone and in any company."""
+    """Reset the random generator before each test."""
     same_numbers()
 
 
 def expect_half(device, dtype, c, side, norm):
-    """b.h and the sums of squares are those of b.x; what fills up a line stays 0."""
+    """Assert that b.h and the sums of squares match b.x, and that padding floats stay 0."""
     b, weight = side.b, device.read(norm)
     x = device.read(b.x)
     half = x * F32.type(1 / FACTOR[dtype]) * weight
@@ -69,10 +69,10 @@ def test_embed_tokens(device, dtype, c, rows):
 
 @pytest.mark.parametrize("hidden", [2048, 2064, 2112, 2560, 3072, 3584, 4032, 4096, 5120])
 def test_scales_of_every_width(device, hidden):
-    """A lane of find_scales has one quad of sums up to 2048 elements, two up to 4096, and goes round again beyond."""
+    """A lane of RowScales reads one quad of sums up to 2048 elements, two up to 4096, and loops beyond."""
     c = changed(SMALL, hidden=hidden, heads=1, kv_heads=1, head_dim=16, vocab=16, ffn=16)
     t = case(device, "bfloat16", c, decode_step(3))
-    x = device.read(t.gpu.b.x) * (1 + np.arange(hidden, dtype=F32) % 89 / 10)  # no two sums of squares are alike
+    x = device.read(t.gpu.b.x) * (1 + np.arange(hidden, dtype=F32) % 89 / 10)  # all sums of squares differ
     for side in (t.host, t.gpu):
         side.ops.device.write(side.b.x, x)
         ready(side, side.w.mlp_norm)
@@ -82,7 +82,7 @@ def test_scales_of_every_width(device, hidden):
 
 @pytest.mark.parametrize("dtype", EPS)
 def test_prompts_leave_it_to_the_norm(device, dtype):
-    """Only the residual stream is written."""
+    """In prefill only the residual stream is written."""
     t = case(device, dtype, SMALL, prefill_step(64, [0]))
     before = device.read(t.gpu.b.h)
     for side in (t.host, t.gpu):
@@ -120,7 +120,7 @@ def test_more_rows_than_the_buffers_were_made_for(device):
 
 @pytest.mark.parametrize("layout", ["gate_up", "rows"])
 def test_rows_of_weights_stand_in_tiles_of_their_own(device, layout):
-    """A tile of sixteen neighbours is what a sum of squares is of."""
+    """Every sum of squares covers one tile of sixteen adjacent elements."""
     g = case(device, "bfloat16", SMALL, decode_step(3)).gpu
     rows = 64 if layout == "gate_up" else 72
     weight = g.ops.weight([random(rows // 2, 128)] * 2, layout)

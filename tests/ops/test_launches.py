@@ -1,4 +1,4 @@
-"""How decode products are launched changes how fast they are, and not a bit of what they compute."""
+"""The launch shape of a decode GEMM does not change a bit of its result."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sides import F32, SMALL, case, close, decode_step, everywhere, ready, same_
 from ostinato.ops.shapes import Launch
 
 LONG = changed(SMALL, hidden=1040, heads=2, kv_heads=2, head_dim=48)  # 65 k tiles for 16 warps
-EVEN = changed(SMALL, hidden=256, heads=4, kv_heads=2, head_dim=64)  # two k tiles for each of 8 warps, in every matrix
+EVEN = changed(SMALL, hidden=256, heads=4, kv_heads=2, head_dim=64)  # two k tiles per warp in every matrix
 CLUSTER, ONCE = Launch(1, 3, 1, 1, 4, staged=True, ring=True), Launch(2, 2, 1, 1, once=True)
 LAUNCHES = [
     pytest.param(LONG, 16, Launch(2, 2, 1, 1, 2), "bfloat16", id="two-blocks"),
@@ -28,7 +28,7 @@ LAUNCHES = [
 
 @pytest.mark.parametrize(("c", "warps", "launch", "dtype"), LAUNCHES)
 def test_launches_do_not_change_bits(device, c, warps, launch, dtype):
-    """Clusters, tiles, depth, and how weights and x come: by all of them the sums that a plain launch gives."""
+    """Clusters, tiles, depth, weight pipeline and staging of x: all give the bits of a plain launch."""
     if launch.split > 1 and device.arch < 90:
         pytest.skip("clusters need a GPU of compute capability 9.0")
     found = []

@@ -1,4 +1,4 @@
-"""Packing, embed and linear of the cuda backend against float64 NumPy, and the promises about their bits."""
+"""Packing, embed and linear of the cuda backend against float64 NumPy, and their batch invariance."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ START = rng.bit_generator.state
 
 @pytest.fixture(autouse=True)
 def same_numbers():
-    """Every test draws the same numbers, alone and in any company."""
+    """Reset the random generator before each test."""
     rng.bit_generator.state = START
 
 
@@ -45,18 +45,18 @@ def random(shape, dtype=F32):
 
 
 def close(found, expected, eps):
-    """Both finite and at most eps apart, in units of the largest expected value."""
+    """Assert that both are finite and at most eps apart, in units of the largest expected value."""
     assert np.isfinite(found.astype(float)).all()
     assert np.abs(found.astype(float) - expected).max() <= eps * max(1.0, np.abs(expected).max())
 
 
 def kind_of(rows: int) -> PassKind:
-    """Of a pass that has so many rows in the engine."""
+    """The kind of a pass with this many rows."""
     return PassKind.DECODE if rows <= DECODE_ROWS else PassKind.PREFILL
 
 
 def unwritten(device, shape, dtype):
-    """A device array of NaN: what an operation leaves out shows."""
+    """A device array of NaN, so that unwritten elements show."""
     return device.upload(np.full(shape, np.nan, dtype))
 
 
@@ -109,7 +109,7 @@ def test_bias_and_residual(device, dtype, rows, to, with_bias, residual):
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("k", [64, 576, 1040])
 def test_decode_bits_do_not_depend_on_the_batch(device, dtype, k):
-    """A row alone, and in every batch of 2 to 16 at every place, gives the same bits."""
+    """A row has the same bits alone and at every place of every batch of 2 to 16."""
     ops, weight, _ = matrix(device, dtype, "rows", 0, (49,), k)
     x = random((16, k), ops.dtype)
 
@@ -126,7 +126,7 @@ def test_decode_bits_do_not_depend_on_the_batch(device, dtype, k):
 
 @pytest.mark.parametrize("dtype", TYPES)
 def test_prefill_bits_do_not_depend_on_the_rows_beside(device, dtype):
-    """64 rows alone, and at every place of 128 and 192 rows, give the same bits."""
+    """64 rows have the same bits alone and at every place of 128 and 192 rows."""
     ops, weight, _ = matrix(device, dtype, "rows", 0, (209,), 144)
     x = random((64, 144), ops.dtype)
     alone = unwritten(device, (64, 209), F32)
@@ -139,7 +139,7 @@ def test_prefill_bits_do_not_depend_on_the_rows_beside(device, dtype):
 
 
 def test_other_launch_shapes_are_taken_at_once(device):
-    """How a decode product is launched is worked out once, but not beyond the shapes it follows from."""
+    """The launch of a decode GEMM is cached, but a change of the launch shapes takes effect."""
     ops, weight, _ = matrix(device, "bfloat16", "rows", 0, (49,), 80)
     names = []
     for warps in (4, 8, 4):
@@ -158,7 +158,7 @@ def test_other_launch_shapes_are_taken_at_once(device):
 
 @pytest.mark.parametrize("dtype", TYPES)
 def test_prefill_bits_do_not_depend_on_the_shape(device, dtype, monkeypatch):
-    """Tiles beyond the last row tile and the last token, and a last step of K that is not full, in every shape."""
+    """In every shape: tiles beyond the last row tile and the last token, and a partial last step of K."""
     ops, weight, plain = matrix(device, dtype, "rows", 0, (209,), 336)
     x, found = random((192, 336), ops.dtype), []
     for shape in PREFILL[ops.dtype.itemsize]:
@@ -173,7 +173,7 @@ def test_prefill_bits_do_not_depend_on_the_shape(device, dtype, monkeypatch):
 
 @pytest.mark.parametrize("rows", [16, 64])
 def test_columns_do_not_mix(device, rows):
-    """A row of NaN and one of infinity leave the others as they are."""
+    """A row of NaN and a row of infinity do not change the other rows."""
     ops, weight, _ = matrix(device, "bfloat16", "rows", 0, (32,), 64)
     x = random((rows, 64), ops.dtype)
     clean, dirty = (unwritten(device, (rows, 32), F32) for _ in range(2))
@@ -195,7 +195,7 @@ def test_every_schedule_gives_the_same_bits(shuffled):
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize(("vocab", "k"), [(49, 80), (769, 16)])
 def test_embed(device, dtype, vocab, k):
-    """Rows come out of the packed table exactly."""
+    """embed returns the exact rows of the packed table."""
     ops, table, plain = matrix(device, dtype, "rows", 0, (vocab,), k)
     ids = np.concatenate([[0, vocab - 1], rng.integers(0, vocab, 67)]).astype(np.int32)
     out = unwritten(device, (len(ids), k), F32)
@@ -239,7 +239,7 @@ def test_bad_arrays(device, changed, message):
 
 @pytest.mark.parametrize(("rows", "kind"), [(16, PassKind.DECODE), (16, PassKind.PREFILL), (64, PassKind.ENCODER)])
 def test_the_kind_of_pass_decides_which_kernel_runs(device, rows, kind):
-    """And not the number of rows."""
+    """The number of rows does not decide."""
     ops, weight, plain = matrix(device, "bfloat16", "rows", 0, (49,), 80)
     x, out, before = random((rows, 80), ops.dtype), unwritten(device, (rows, 49), F32), Counter(device.launches)
     ops.linear(device.upload(x), weight, out, kind)

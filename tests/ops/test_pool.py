@@ -1,4 +1,4 @@
-"""Pooling the rows of texts: against float64, the same bits wherever the rows stand, and bad inputs."""
+"""Mean pooling: against float64, the same bits at every place of the rows, and bad inputs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ostinato.ops.base import Ops
 from ostinato.ops.device import Device
 from ostinato.ops.numpy import NumpyOps
 
-TEXTS = [(3, 5), (0, 1), (20, 300), (0, 0), (7, 9), (8, 64)]  # first row, rows; 0: nobody's
+TEXTS = [(3, 5), (0, 1), (20, 300), (0, 0), (7, 9), (8, 64)]  # (first row, rows); 0 rows: no text
 
 
 @pytest.fixture(params=[lambda device: NumpyOps(), lambda device: RowOps(device, F32)], ids=["numpy", "kernel"])

@@ -1,4 +1,4 @@
-"""Norms, rotary positions, SiLU and bias, against float64."""
+"""Norms, RoPE, GELU and SiLU against float64."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_rms_norm_of_many_rows(device):
 @pytest.mark.parametrize("form", ["pre-norm", "post-norm", "some-rows", "some-rows-kept"])
 @pytest.mark.parametrize("width", [4, 48, 384, 768, 5124])
 def test_layer_norm(device, dtype, width, form):
-    """With a mean far from 0, which must not cost digits; post-norm in place."""
+    """A mean far from 0 must not cost accuracy; post-norm works in place."""
     x, weight, bias = 20 + normal(5, width), normal(width), normal(width)
     rows = [3, 0] if "rows" in form else None
     taken = x if rows is None else x[rows]
@@ -70,7 +70,7 @@ def test_layer_norm(device, dtype, width, form):
 @pytest.mark.parametrize("tanh", [False, True], ids=["exact", "tanh"])
 @pytest.mark.parametrize("width", [1, 8, 13, 1536])
 def test_gelu(device, dtype, width, tanh):
-    """In place too; where a power overflows in T or in float32 the factor is 0 or 1."""
+    """Also in place; where a power overflows in T or in float32, the factor is 0 or 1."""
     x = (4 * normal(3, width)).astype(TYPES[dtype])
     x[:, 0] = [-6e4, 6e4, 1e19 if dtype != "float16" else 60]
     value = x.astype(float)
@@ -100,7 +100,7 @@ def test_head_norm(device, dtype, heads, g, d):
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize(("heads", "g", "d"), [(1, 1, 16), (9, 3, 64), (4, 1, 80), (8, 2, 128), (2, 2, 256)])
 def test_rope_append(device, dtype, heads, g, d):
-    """Rows of two sequences and one spare row; nothing but their places in the cache changes."""
+    """Rows of two sequences and one padding row; only their places in the KV cache change."""
     seqs, positions = [1, 0, 1, 2], [PAGE, PAGE - 1, 5, 0]
     table = np.array([[3, 1], [2, 4], [0, 0]])
     angle = rng.uniform(0, 6, (2 * PAGE, d // 2))
@@ -128,7 +128,7 @@ def test_rope_append(device, dtype, heads, g, d):
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize(("heads", "g", "d"), [(1, 1, 16), (3, 3, 80), (8, 2, 128), (2, 2, 256)])
 def test_append(device, dtype, heads, g, d):
-    """Rows of two sequences and one spare row; nothing but their places in the cache changes."""
+    """Rows of two sequences and one padding row; only their places in the KV cache change."""
     seqs, positions, table = [1, 0, 1, 2], [PAGE, PAGE - 1, 5, 0], np.array([[3, 1], [2, 4], [0, 0]])
     x = normal(4, heads + 2 * g, d).astype(TYPES[dtype])
     before = normal(2, 5, g, PAGE, d).astype(TYPES[dtype])

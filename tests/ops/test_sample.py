@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from rows import F32, I32, RowOps, scratch, step
+from sampling_rules import records, rules
 
 from ostinato.errors import DeviceError
 from ostinato.ops import sampling
 from ostinato.ops.base import Sampling
 from ostinato.sizes import STOP_IDS
-
-
-def rules(n: int, vocab: int, **changes) -> Sampling:
-    """Of n sequences; a change is a number for all or a list of n."""
-    off = {
-        "temperature": 0,
-        "top_k": 0,
-        "top_p": 1,
-        "min_p": 0,
-        "repetition": 1,
-        "presence": 0,
-        "frequency": 0,
-        "seed": 0,
-    }
-    kinds = {"top_k": I32, "seed": np.uint64}
-    arrays = {k: np.full(n, np.array(v, kinds.get(k, F32))) for k, v in {**off, **changes}.items()}
-    stop_ids = np.full((n, STOP_IDS), -1, I32)
-    return Sampling(**arrays, stop_ids=stop_ids, stop_from=np.zeros(n, I32), counts=np.zeros((n, vocab), I32))
 
 
 def run(device, logits: np.ndarray, g: Sampling, positions: list[int]) -> np.ndarray:
@@ -38,11 +21,10 @@ def run(device, logits: np.ndarray, g: Sampling, positions: list[int]) -> np.nda
     n = len(logits)
     s = step(device, range(n), positions, np.array(positions) + 1, np.zeros((n + 1, 1)))
     s.last = device.upload(np.arange(n)[::-1].astype(I32))
-    spare = {f.name: np.concatenate([getattr(g, f.name), getattr(g, f.name)[:1]]) for f in fields(g)}
-    on_device = Sampling(**{k: device.upload(v) for k, v in spare.items()})
+    on_device = Sampling(*(device.upload(np.concatenate([array, array[:1]])) for array in (g.rules, g.counts)))
     host = replace(s, **{name: device.read(array) for name, array in vars(s).items() if name != "kind"})
     expected, out = np.zeros(n, I32), device.upload(np.full(n, -7, I32))
-    sampling.sample(logits[::-1], host, replace(g, counts=g.counts), expected)
+    sampling.sample(logits[::-1], host, g, expected)
     work = scratch(device, n, 1, 1, 16, F32, 1)
     RowOps(device, F32).sample(device.upload(logits[::-1]), s, on_device, out, work)
     np.testing.assert_array_equal(device.read(out), expected)
@@ -107,7 +89,7 @@ def boundary(seed: int, position: int) -> np.ndarray:
     while far - near > 1:
         middle = near + (far - near) // 2
         x = np.array([-middle.view(F32), 0], F32)
-        first = sampling.choose(x, 1, 0, 1, 0, sampling.philox(seed, position)) == 0
+        first = sampling.choose(x, records(rules(1, 2, temperature=1))[0], sampling.philox(seed, position)) == 0
         near, far = (middle, far) if first else (near, middle)
     return -np.array([near, far]).view(F32)
 
@@ -164,7 +146,7 @@ def test_every_token_can_be_drawn(device, vocab):
     ],
 )
 def test_more_than_the_candidates_that_fit(device, cut):
-    """Nearly flat: thousands of tokens are kept, and the kernel has to search the row itself."""
+    """A nearly flat distribution keeps thousands of tokens, so the kernel searches the row in global memory."""
     run(device, normal(3, 1, 6000, scale=0.3), rules(1, 6000, temperature=1, seed=9, **cut), [17])
 
 
@@ -182,23 +164,44 @@ def test_neighbouring_floats(device, vocab, cut):
 
 
 def test_all_in_one_bin(device):
-    """More equal logits than candidates fit: the list is empty."""
+    """More equal logits than candidates fit leave the list empty."""
     run(device, np.zeros((1, 4500), F32), rules(1, 4500, temperature=1, top_k=7, top_p=0.6, seed=5), [2])
+
+
+@pytest.mark.parametrize("token", [0, 999])
+def test_bans_the_first_and_the_last_id(device, token):
+    logits, g = normal(6, 1, 1000), rules(1, 1000, stop_from=9)
+    logits[0, token], records(g)["stop_ids"][0, :2] = 40, [token, 5]
+    assert run(device, logits, g, [3]) != [token]
 
 
 @pytest.mark.parametrize("temperature", [0, 0.9])
 def test_penalties_and_bans(device, temperature):
     rng = np.random.default_rng(6)
-    g = rules(4, 900, temperature=temperature, seed=[1, 2, 3, 4], repetition=[1, 1.3, 0.8, 1], presence=[0, 0.4, 0, -1],
-              frequency=[0, 0.2, 0, 0.7])  # fmt: skip
+    g = rules(
+        4, 900, temperature=temperature, seed=[1, 2, 3, 4], repetition_penalty=[1, 1.3, 0.8, 1],
+        presence_penalty=[0, 0.4, 0, -1], frequency_penalty=[0, 0.2, 0, 0.7],
+    )  # fmt: skip
     g.counts[:] = rng.integers(0, 6, g.counts.shape)
-    g.stop_ids[:] = np.stack([rng.permutation(900)[:STOP_IDS] for _ in range(4)])  # as many as there may be
-    g.stop_ids[0, 3:], g.stop_ids[1, 20:], g.stop_from[:] = -1, -1, [0, 30, 31, 32]
+    stop_ids = records(g)["stop_ids"]
+    stop_ids[:] = np.stack([rng.permutation(900)[:STOP_IDS] for _ in range(4)])  # as many as there may be
+    stop_ids[0, 3:], stop_ids[1, 20:], records(g)["stop_from"] = -1, -1, [0, 30, 31, 32]
     logits = normal(7, 4, 900)
     for i in range(4):
-        logits[i, g.stop_ids[i][g.stop_ids[i] >= 0]] = 40  # sure to be taken unless banned
+        logits[i, stop_ids[i][stop_ids[i] >= 0]] = 40  # sure to be taken unless banned
     tokens = run(device, logits, g, [30] * 4)
-    assert [tokens[i] in g.stop_ids[i] for i in range(4)] == [True, True, True, False]
+    assert [tokens[i] in stop_ids[i] for i in range(4)] == [True, True, True, False]
+
+
+@pytest.mark.parametrize("penalty", ["presence_penalty", "frequency_penalty"])
+@pytest.mark.parametrize(
+    ("count", "taken"),
+    [pytest.param(1, 7, id="in-the-prompt"), pytest.param(2, 2, id="once"), pytest.param(5, 2, id="both")],
+)
+def test_penalties_of_what_was_generated(device, penalty, count, taken):
+    logits, g = np.full((1, 40), -1, F32), rules(1, 40, **{penalty: 2})
+    logits[0, [7, 2]], g.counts[0, 7] = [5, 4], count
+    assert run(device, logits, g, [3]) == [taken]
 
 
 def test_sequence_of_draws_is_the_same_alone(device):
@@ -206,7 +209,7 @@ def test_sequence_of_draws_is_the_same_alone(device):
     g = rules(3, 200, temperature=1, seed=[5, 6, 7])
     together = run(device, logits, g, [10, 11, 12])
     for i in range(3):
-        alone = Sampling(**{f.name: getattr(g, f.name)[i : i + 1] for f in fields(g)})
+        alone = Sampling(g.rules[i : i + 1], g.counts[i : i + 1])
         assert run(device, logits[i : i + 1], alone, [10 + i])[0] == together[i]
 
 
@@ -217,6 +220,6 @@ def test_order_of_threads_does_not_matter(shuffled):
 
 def test_names_what_is_wrong(device):
     g = rules(2, 50)
-    g.top_k = g.top_k.astype(F32)
-    with pytest.raises(DeviceError, match=r"sample: expected top_k to be int32 \[3\], found float32 \[3\]"):
+    g.counts = g.counts.astype(np.int64)
+    with pytest.raises(DeviceError, match=r"sample: expected counts to be int32 \[3, 50\], found int64 \[3, 50\]"):
         run(device, normal(1, 2, 50), g, [1, 1])

@@ -1,4 +1,4 @@
-"""The scalars of a family: of embeddings, scores, what is added to the residual stream, and logits."""
+"""The scale factors of a family: embeddings, attention scores, residual adds, and logits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCALE = 0.22  # no power of two
 
 @pytest.fixture(autouse=True)
 def numbers():
-    """Every test draws the same numbers, alone and in any company."""
+    """Reset the random generator before each test."""
     same_numbers()
 
 
@@ -72,7 +72,7 @@ def test_logits_are_scaled_and_bans_are_not(device, dtype, rows):
 @pytest.mark.parametrize("dtype", EPS)
 @pytest.mark.parametrize("rows", STEPS)
 def test_attend(device, dtype, rows):
-    """Against NumPy; and with queries twice as large at half the scale, on both sides."""
+    """Against NumPy; queries twice as large at half the scale give the same result."""
     t, got = case(device, dtype, SMALL, any_step(rows)), []
     qkv = random(rows, SMALL.sizes.qkv).astype(t.gpu.ops.dtype)
     for factor in (1, 2):
@@ -80,7 +80,7 @@ def test_attend(device, dtype, rows):
             side.ops.device.write(side.b.qkv, (qkv * factor).astype(side.b.qkv.dtype))
             side.ops.attend(side.b.qkv, side.s, side.cache, 4, 0, side.b.attn, side.b.scratch, scale=SCALE / factor)
             got.append(side.ops.device.read(side.b.attn).astype(F32))
-    real = t.host.s.seqs < len(t.host.s.table) - 1  # what spare rows see is nobody's
+    real = t.host.s.seqs < len(t.host.s.table) - 1  # results of padding rows are not used
     close(got[1][real], got[0][real], dtype, factors=2)
     for once, twice in zip(got[:2], got[2:], strict=True):
         np.testing.assert_array_equal(once[real], twice[real])
@@ -89,7 +89,7 @@ def test_attend(device, dtype, rows):
 @pytest.mark.parametrize("ops", [CudaOps, cublas, NumpyOps])
 @pytest.mark.parametrize("rows", [1, 16, 64])
 def test_a_scale_is_one_rounding_of_the_sum(device, ops, rows):
-    """With a power of two nothing is rounded: the bits are those of a scale of 1, shifted, with and without a bias."""
+    """A power of two rounds nothing: the bits are those of scale 1 with another exponent, with and without bias."""
     on = NumpyOps() if ops is NumpyOps else ops(device, "bfloat16")
     weight, x = on.weight([random(49, 80)]), on.device.upload(random(rows, 80).astype(on.dtype))
     bias, kind = random(49), PassKind.DECODE if rows <= 16 else PassKind.PREFILL

@@ -1,4 +1,4 @@
-"""Launch shapes: what they must keep whatever the table says."""
+"""Launch shapes: invariants of the rule and of the table."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MATRICES = [
 @pytest.mark.parametrize("itemsize", [2, 4])
 @pytest.mark.parametrize(("n", "k"), MATRICES)
 def test_decode_fits(n, k, itemsize):
-    """Registers of the resident blocks and shared memory stay within what an SM has; columns up to 16 are covered."""
+    """Registers and shared memory of the resident blocks fit on an SM; up to 16 columns are covered."""
     for arch, shape in ((89, rule(n, k, itemsize)), (90, decode_shape(n, k, itemsize))):
         for rows in (1, 8, 9, 16):
             assert shape.warps * 32 * shape.launch(rows).blocks <= 2048
@@ -38,7 +38,7 @@ def test_decode_fits(n, k, itemsize):
 
 
 def test_order_of_sums_is_one_number_a_matrix():
-    """No launch can cut K otherwise than another: all read `warps` of the shape."""
+    """All launches of a matrix split K in the same way, because they share `warps`."""
     for key in [(960, 576, 2), (4096, 14336, 2), *DECODE]:
         shape = decode_shape(*key)
         assert {shape.template(rows).split(", ")[0] for rows in range(1, 17)} == {f"Shape<{shape.warps}"}
@@ -96,13 +96,13 @@ def test_refusal(shape: DecodeShape, says: str) -> None:
 
 
 def test_rows_left_over_are_not_taken_at_once() -> None:
-    """A block has whole groups: 36 tiles are no groups of 8, and 58 rows no tiles."""
+    """Register-resident weights need whole groups: 36 tiles are not groups of 8, and 58 rows are not tiles."""
     for n, says in ((576, ""), (592, "single.once: expected tiles that divide 37,"), (570, "single.once: expected")):
         assert ONCE.refusal((n, 576, 2), shared_limit(90)).startswith(says) and bool(says) == (n != 576)
 
 
 def test_what_is_built_in_can_be_launched() -> None:
-    """By every GPU, whatever the rule gives; the table by the one it is for, and in order, so that a line is found."""
+    """The rule's shapes are launchable on every GPU, the table's on its own GPU; the table is sorted."""
     chosen = {(*key, size): rule(*key, size) for key in MATRICES for size in (2, 4)}
     assert {key: reason for key, s in chosen.items() if (reason := s.refusal(key, shared_limit(89)))} == {}
     assert {key: reason for key, s in DECODE.items() if (reason := s.refusal(key, shared_limit(MEASURED)))} == {}
@@ -131,7 +131,7 @@ def test_prefill_prefers_large_tiles_only_when_they_fill_the_gpu():
 @pytest.mark.parametrize("t", TYPES)
 @pytest.mark.parametrize("kernel", ["decode_store", "decode_add", "decode_gate", "decode_qkv", "decode_gelu"])
 def test_instances_are_complete(kernel, t):
-    """Every shape that the rule gives is compiled by the tests for every GPU."""
+    """tests/instances.py lists every shape of the rule, for every GPU."""
     itemsize = 4 if t == "float" else 2
     names = [name for name in INSTANCES["linear_decode.cu"] if name.startswith(f"{kernel}<{t}")]
     for shape in (rule(n, k, itemsize) for n, k in MATRICES):

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of tokenizers and templates."""
+"""Fixtures for tests of tokenizers and templates."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ostinato.text.tokenizer import Tokenizer
 
 @pytest.fixture(params=KINDS)
 def backend(request: pytest.FixtureRequest) -> Backend:
-    """One of every kind of tokenizer, as the tokenizers package has it."""
+    """One tokenizer of each kind, from the tokenizers package."""
     return KINDS[request.param]()
 
 

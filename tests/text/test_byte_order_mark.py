@@ -1,4 +1,4 @@
-"""Editors of one system put a byte order mark before UTF-8: in every text file of a checkpoint it is skipped."""
+"""A UTF-8 byte order mark, which some editors write, is skipped in every text file of a checkpoint."""
 
 from __future__ import annotations
 

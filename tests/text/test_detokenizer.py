@@ -1,4 +1,4 @@
-"""Decoding token by token: nothing lost, nothing late, and the same text as decoding at once."""
+"""Decoding token by token gives the same text as decoding all tokens together, as early as possible."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ UNFINISHED = {chr(code).encode()[:n] for code in CODES for n in range(1, len(chr
 
 
 def complete(data: bytes) -> str:
-    """The text of all bytes but an unfinished character at the end, found the slow way."""
+    """The text of all bytes except an unfinished character at the end; a slow reference implementation."""
     cut = max((n for n in range(1, 4) if n <= len(data) and data[-n:] in UNFINISHED), default=0)
     return data[: len(data) - cut].decode(errors="replace")
 
 
 def random_ids(t: Tokenizer, seed: int) -> list[int]:
-    """Tokens of real text cut anywhere, mixed with tokens at random: broken characters of every kind."""
+    """Tokens of real text, cut anywhere and mixed with random tokens: all kinds of broken characters."""
     rng = random.Random(seed)
     alphabet = [
         "a",
@@ -59,7 +59,7 @@ def test_pushed_text_is_the_decoded_text(backend: Backend, seed: int, skip_speci
     ids = random_ids(t, seed)
     d = t.incremental(skip_special)
     streamed = "".join([d.push(i) for i in ids]) + d.flush()
-    first = 0 if isinstance(backend.decoder, decoders.ByteLevel) else 1  # spaces that only a whole text drops
+    first = 0 if isinstance(backend.decoder, decoders.ByteLevel) else 1  # only a whole text drops its first space
     assert t.decode(ids, skip_special) == (streamed[first:] if streamed[:1] == " " else streamed)
 
 
@@ -105,7 +105,7 @@ def test_pushes(pushed: list[Any], shown: list[str]) -> None:
 
 def test_each_token_is_looked_at_once() -> None:
     seen: list[int] = []
-    d = Decoder(lambda i: seen.append(i) or b"\xe2\x82", 0)  # never a whole character
+    d = Decoder(lambda i: seen.append(i) or b"\xe2\x82", 0)  # never a complete character
     for i in range(1000):
         d.push(i)
     assert seen == list(range(1000))

@@ -1,4 +1,4 @@
-"""What families make of config.json: keys nobody reads, keys that must be neutral, rope tables, nested models."""
+"""config.json of each family: unknown keys, keys that must be neutral, RoPE tables, nested models."""
 
 from __future__ import annotations
 

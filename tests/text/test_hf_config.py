@@ -1,4 +1,4 @@
-"""config.json to ModelConfig: what is read, and every case that must be refused by file and key."""
+"""config.json to ModelConfig: the fields that are read, and every rejected case, by file and key."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
-ABSENT = object()  # take the key out
+ABSENT = object()  # remove the key
 
 
 def like(arch: str, **changes: Any) -> dict[str, Any]:
-    """LLAMA as another architecture, with keys changed or taken out."""
+    """LLAMA as another architecture, with changed or removed keys."""
     kinds = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
     more: dict[str, Any] = {"architectures": [f"{kinds[arch]}ForCausalLM"], "model_type": arch}
     more |= {"sliding_window": None} if arch == "mistral" else {"head_dim": 16} if arch == "qwen3" else {}

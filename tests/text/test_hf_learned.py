@@ -1,4 +1,4 @@
-"""config.json of GPT-2 and BERT to ModelConfig: what is read, and what must be refused by file and key."""
+"""config.json of GPT-2 and BERT to ModelConfig: the fields that are read, and rejected cases, by file and key."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ BERT: dict[str, Any] = {
     "pad_token_id": 0,
     "torch_dtype": "float16",
 }
-ABSENT = object()  # take the key out
+ABSENT = object()  # remove the key
 GPT2_CONFIG = flat(
     "gpt2", layers=3, hidden=64, heads=4, kv_heads=4, head_dim=16, ffn=256, vocab=256, max_len=128, eps=1e-5,
     rope=None, qkv_bias=True, activation="gelu_tanh", tied=True, dtype="float32", bos_id=5, eos_ids=(5,),

@@ -102,13 +102,8 @@ def test_refused(fields: dict[str, Any], message: str) -> None:
 
 def test_defaults_are_greedy_and_off() -> None:
     p = SamplingParams()
-    assert (p.temperature, p.max_tokens, p.seed, p.n, p.penalised) == (0.0, None, None, 1, False)
+    assert (p.temperature, p.max_tokens, p.seed, p.n) == (0.0, None, None, 1)
     assert p == SamplingParams() and hash(p) == hash(SamplingParams())
-
-
-@pytest.mark.parametrize("field", ["repetition_penalty", "presence_penalty", "frequency_penalty"])
-def test_penalised(field: str) -> None:
-    assert SamplingParams(**{field: 0.5}).penalised  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Templates that loop, grow, break out or are wrong: each ends in an error, soon, and the next rendering works."""
+"""Templates that loop, grow, escape or are wrong: each ends quickly in an error, and the next rendering works."""
 
 from __future__ import annotations
 

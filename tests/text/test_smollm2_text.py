@@ -1,4 +1,4 @@
-"""The vocabulary and chat template of the real model, fetched once into the cache."""
+"""The vocabulary and chat template of the real model, downloaded once."""
 
 from __future__ import annotations
 

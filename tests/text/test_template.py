@@ -1,4 +1,4 @@
-"""Chat templates: what they may do, that messages never become control tokens, and that nothing runs for ever."""
+"""Chat templates: allowed operations, control tokens in messages stay text, and limits of time and size."""
 
 from __future__ import annotations
 

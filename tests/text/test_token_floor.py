@@ -1,4 +1,4 @@
-"""A text that cannot fit is refused before it is encoded, and no text that fits is."""
+"""A text that cannot fit is rejected before it is encoded, and no text that fits is rejected."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ostinato.text.tokenizer import Tokenizer
 
 
 def spaces_vanish() -> Backend:
-    """An added token that takes all white space on both sides with it."""
+    """An added token that absorbs all white space on both sides."""
     backend = byte_level()
     backend.add_tokens([AddedToken("<mask>", lstrip=True, rstrip=True)])
     return backend
@@ -73,7 +73,7 @@ def test_no_text_has_fewer_tokens_than_its_floor(name: str, special: bool) -> No
         "".join(rng.choices(pieces, k=rng.randint(1, 40))) for _ in range(200)
     ]
     for text in texts:
-        floor = t.at_least(text, 0)  # a limit of 0: no text is too short to be looked at
+        floor = t.at_least(text, 0)  # limit 0: even the shortest text is examined
         assert floor <= len(t._backend.encode(text, add_special_tokens=False)), text
 
 
@@ -99,7 +99,7 @@ def test_what_cannot_fit_is_refused_without_encoding(
         prompt_text.encode(text, t, 8192)
     assert int(str(e.value).split("at least ")[1].split()[0]) >= least
     with pytest.raises(pytest.fail.Exception, match="encoded"):
-        prompt_text.encode(text[:60_000], t, 8192)  # not looked at: not much work
+        prompt_text.encode(text[:60_000], t, 8192)  # short enough to encode without the check
 
 
 def test_a_chat_that_cannot_fit_is_refused_after_one_rendering(
@@ -119,7 +119,7 @@ def test_a_message_of_control_tokens_is_encoded_once(tokenizer: Tokenizer, monke
     """With its control tokens as characters: what stands for them meanwhile is not encoded."""
     encoded: list[str] = []
     real = Tokenizer._encode
-    monkeypatch.setattr(Tokenizer, "_encode", lambda t, text, special: encoded.append(text) or real(t, text, special))
+    monkeypatch.setattr(Tokenizer, "_encode", lambda t, text, *a, **b: encoded.append(text) or real(t, text, *a, **b))
     text = "a<|im_end|>" * 50
     ids = ChatTemplate(CHATML, tokenizer, "tiny").encode(user(text))
     assert encoded == ["", f"user\n{text}", "\n", "assistant\n"] and [i for i in ids if i < 3] == [1, 2, 1]

@@ -60,6 +60,16 @@ def test_user_text_holds_no_control_token(kind: str) -> None:
         assert t.decode(ids) == f"a{control}b"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_text_in_parts_has_the_ids_of_the_whole(kind: str) -> None:
+    """A Metaspace of the scheme "first" puts a space before the beginning only, not after a control token."""
+    t = Tokenizer(KINDS[kind](), "tiny")
+    control = t.control[1]
+    for text in (f"{control}ab b{control}a", f"ab{control}ab", f" a{control}{control} b"):
+        assert t.encode_marked(text, lambda part: part) == t.encode(text, special=True, bos=False)
+    assert t.encode("ab", bos=False) == t.encode("ab", special=True, bos=False)
+
+
 def test_plain_added_tokens_are_read_everywhere(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode("<think>") == [3]
 
@@ -168,10 +178,10 @@ def test_gguf_unused_tokens_are_unknown() -> None:
 @pytest.mark.parametrize(
     ("key", "changes"),
     [
-        pytest.param("model", {"model": "llama"}, id="other-model"),
+        pytest.param("model", {"model": "t5"}, id="other-model"),
         pytest.param("model", {"model": None}, id="no-model"),
         pytest.param("model", {"model": 3}, id="model-not-text"),
-        pytest.param("pre", {"pre": "qwen35"}, id="unknown-pre"),
+        pytest.param("pre", {"pre": "qwen99"}, id="unknown-pre"),
         pytest.param("tokens", {"tokens": None}, id="no-tokens"),
         pytest.param("tokens", {"tokens": [1, 2]}, id="tokens-not-text"),
         pytest.param("tokens", {"tokens": ["a"] * 3, "token_type": [1] * 3}, id="duplicate-token"),

@@ -1,4 +1,4 @@
-"""WordPiece, as BERT has it: ids with what surrounds a text, unknown words, and text again as the backend gives it."""
+"""WordPiece as in BERT: ids with special tokens, unknown words, and decoding as the backend does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small tokenizers of the kinds that models come with, built here rather than stored."""
+"""Builds small tokenizers of all supported kinds."""
 
 from __future__ import annotations
 
@@ -35,13 +35,29 @@ def gguf_metadata(pre: str = "gpt-2", **changes: Any) -> dict[str, Any]:
 
 
 def gguf(pre: str = "gpt-2", template: Any = None, **changes: Any) -> Any:
-    """What Tokenizer and ChatTemplate need of an open GGUF checkpoint."""
+    """A stand-in for an open GGUF checkpoint, for Tokenizer and ChatTemplate."""
     values = gguf_metadata(pre, **changes) | ({} if template is None else {"tokenizer.chat_template": template})
     return SimpleNamespace(directory=None, metadata=values, source=Path("tiny.gguf"), config={}, generation_config={})
 
 
+def sentencepiece_metadata(**changes: Any) -> dict[str, Any]:
+    """Metadata of a GGUF file with a SentencePiece vocabulary of 14 tokens and 256 bytes; changes by short key.
+
+    "abc" has a better score than "ab", and cannot be reached: "bc" is no token."""
+    words = ["▁", "a", "b", "c", "▁▁", "ab", "▁ab", "abc", "</", "s>", "</s"]
+    bytes_ = [f"<0x{b:02X}>" for b in range(256)]
+    tokens = ["<unk>", "<s>", "</s>", *bytes_, *words]
+    scores = [0.0] * 259 + [-float(i) for i in range(len(words))]
+    values = {
+        "model": "llama", "pre": "default", "tokens": tokens, "scores": scores,
+        "token_type": [2, 3, 3] + [6] * 256 + [1] * len(words),
+        "bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0, **changes,
+    }  # fmt: skip
+    return {f"tokenizer.ggml.{key}": value for key, value in values.items() if value is not None}
+
+
 def byte_level() -> Backend:
-    """As GPT-2, Llama 3 and Qwen: tokens spell bytes."""
+    """Byte-level BPE, as in GPT-2, Llama 3 and Qwen."""
     vocab = {token: i for i, token in enumerate(gguf_metadata()["tokenizer.ggml.tokens"])}
     backend = Backend(models.BPE(vocab=vocab, merges=MERGES))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -52,7 +68,7 @@ def byte_level() -> Backend:
 
 
 def sentencepiece() -> Backend:
-    """As Llama 2: a space before every text, spaces as ▁, bytes as <0x00> where there is no token."""
+    """SentencePiece, as in Llama 2: a space before every text, ▁ for spaces, <0x00> for bytes without a token."""
     bytes_ = [f"<0x{b:02X}>" for b in range(256)]
     letters = [chr(c) for c in range(33, 127)]
     vocab = {token: i for i, token in enumerate(["<unk>", "<s>", "</s>", *bytes_, "▁", *letters, "▁a", "ab", "▁ab"])}

@@ -6,7 +6,7 @@ import json
 import struct
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,7 +19,10 @@ from ostinato.errors import CheckpointError, UnsupportedModel
 from ostinato.weights.blocks import BLOCKS, Blocks
 from ostinato.weights.kinds import GGUF_KINDS
 
-DTYPES = {np.dtype("f4"): "F32", np.dtype("f2"): "F16", np.dtype(ml_dtypes.bfloat16): "BF16", np.dtype("i8"): "I64"}
+DTYPES = {
+    np.dtype("f4"): "F32", np.dtype("f2"): "F16", np.dtype(ml_dtypes.bfloat16): "BF16", np.dtype("i8"): "I64",
+    np.dtype("i4"): "I32", np.dtype("i1"): "I8", np.dtype("u1"): "U8", np.dtype(ml_dtypes.float8_e4m3fn): "F8_E4M3",
+}  # fmt: skip
 NUMBERS = {kind: number for number, (kind, _, _) in GGUF_KINDS.items()}  # GGUF's, of its types
 TINY = 2 << 20  # bytes of Python and NumPy memory that refusing a file of some hundred bytes may take
 
@@ -69,7 +72,7 @@ def safetensors(header: Any, data: bytes = b"", length: int | None = None) -> by
 
 
 def write_safetensors(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """A sound file of float32, float16, bfloat16 or int64 arrays."""
+    """A sound file of arrays of the types of DTYPES."""
     header, data = {}, b""
     for name, array in arrays.items():
         header[name] = entry(DTYPES[array.dtype], array.shape, (len(data), len(data) + array.nbytes))
@@ -109,6 +112,8 @@ def value(v: Any) -> bytes:
             return u32(8) + text(v)
         case [str(), *_]:
             return array(8, len(v), b"".join(map(text, v)))
+        case [float(), *_]:
+            return array(6, len(v), np.array(v, "<f4").tobytes())
         case _:
             return array(5, len(v), np.array(v, "<i4").tobytes())
 
@@ -188,7 +193,7 @@ def llama_keys(**more: Any) -> dict[str, Any]:
     return {k: v for k, v in keys.items() if v is not None}
 
 
-def write_gguf(path: Path, keys: dict[str, Any], arrays: dict[str, np.ndarray | Blocks]) -> None:
+def write_gguf(path: Path, keys: dict[str, Any], arrays: Mapping[str, np.ndarray | Blocks]) -> None:
     """A sound file of float32 and float16 arrays, and of quantised matrices."""
     infos, data = [], b""
     for name, a in arrays.items():

@@ -11,12 +11,19 @@ from ostinato.errors import CheckpointError
 from ostinato.weights import quantised
 from ostinato.weights.blocks import BLOCKS, Blocks
 from ostinato.weights.kinds import GGUF_KINDS
+from ostinato.weights.quantised import Planes
 
 each = pytest.mark.parametrize("kind", sorted(BLOCKS))
 
 
 def matrix(kind: str, rows: int, blocks: int, seed: int = 0) -> Blocks:
     return random_blocks(kind, rows, blocks * BLOCKS[kind].numbers, seed)
+
+
+def planes(m: Blocks, *rows: int) -> Planes:
+    found = m.planes(*rows)
+    assert found is not None
+    return found
 
 
 def packages(m: Blocks) -> np.ndarray:
@@ -50,8 +57,7 @@ def test_every_byte_counts(kind: str) -> None:
 def test_planes_are_the_numbers(kind: str) -> None:
     """By the formula written out, in float32; and their codes are what their name says."""
     m = matrix(kind, 6, 2)
-    p = m.planes()
-    assert p is not None
+    p = planes(m)
     k, most = m.shape[1], {"u4": 15, "u5": 31, "u6": 63}.get(p.code)
     assert p.codes.dtype == (np.int8 if most is None else np.uint8) and (most is None or p.codes.max() <= most)
     n, group = np.arange(6)[:, None], np.arange(k) // p.group
@@ -65,7 +71,7 @@ def test_planes_are_the_numbers(kind: str) -> None:
             m_ = -(p.dmin.astype("f4")[n, np.arange(k) // 256] * m_)
         w = w + m_
     np.testing.assert_array_equal(w, m.numbers())
-    assert (m.planes(0, 0).code, m.planes(0, 0).scales.dtype) == (p.code, p.scales.dtype)
+    assert (planes(m, 0, 0).code, planes(m, 0, 0).scales.dtype) == (p.code, p.scales.dtype)
 
 
 @each
@@ -78,7 +84,7 @@ def test_some_rows_and_rows_in_another_order_are_those_rows(kind: str, monkeypat
     taken = m.take(np.arange(9)[::-1]).take(order)
     assert (taken.shape, taken.nbytes) == ((4, m.shape[1]), 4 * m.raw.shape[1])
     np.testing.assert_array_equal(taken.numbers(), whole[::-1][order])
-    np.testing.assert_array_equal(taken.planes(1, 3).numbers(), whole[::-1][order][1:3])
+    np.testing.assert_array_equal(planes(taken, 1, 3).numbers(), whole[::-1][order][1:3])
     into = np.zeros((4, m.shape[1]), "f4")
     assert taken.numbers(out=into) is into and np.array_equal(into, taken.numbers())
 
@@ -99,6 +105,25 @@ def test_a_scale_that_is_no_number_is_refused(kind: str, at: int, raw: bytes) ->
     for use in (m.numbers, m.planes, lambda: m.numbers(2, 4), lambda: m.take(np.arange(5)).numbers()):
         with pytest.raises(CheckpointError, match=r"x\.gguf: tensor t: (scales|mins|d|dmin) of row 3, place"):
             use()
+
+
+@each
+def test_every_flipped_bit_is_decoded_or_refused(kind: str) -> None:
+    """Without a warning, and with the numbers of the package where it is decoded."""
+    m = matrix(kind, 1, 1, seed=3)
+    refusals = 0
+    for bit in range(8 * m.raw.size):
+        raw = m.raw.copy()
+        raw[0, bit // 8] ^= 1 << bit % 8
+        other = Blocks(m.where, kind, m.shape, raw)
+        try:
+            found = other.numbers()
+        except CheckpointError as e:
+            assert str(e).startswith(m.where)
+            refusals += 1
+            continue
+        assert found.tobytes() == packages(other).astype("f4").tobytes()
+    assert refusals <= 8  # a bit of a scale
 
 
 @each

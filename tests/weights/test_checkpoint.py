@@ -17,6 +17,15 @@ from ostinato.weights.checkpoint import open_checkpoint
 EMBED = {"token_embd.weight": np.arange(96, dtype="f4").reshape(12, 8)}
 
 
+FACTORS = {f"rope_factors_{name}.weight": np.array(values, "f4")
+           for name, values in (("short", [1, 1.5]), ("long", [2, 3]))}  # fmt: skip
+
+
+def scaling(**keys: Any) -> dict[str, Any]:
+    """Keys of rope.scaling."""
+    return {f"llama__rope__scaling__{key}": value for key, value in keys.items()}
+
+
 def _open(path: Path, arrays: dict[str, np.ndarray] | None = None, **keys: Any):
     write_gguf(path / "x.gguf", llama_keys(**keys), {**EMBED, **(arrays or {})})
     return open_checkpoint(path / "x.gguf")
@@ -132,9 +141,34 @@ CONFIG = {
             {"llama__rope__scaling__type": "yarn", "llama__rope__scaling__factor": 4.0,
              "llama__rope__scaling__original_context_length": 16}, {},
             {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}},
-            id="other scaling",
+            id="YaRN",
         ),
         pytest.param({"llama__rope__scaling__type": "none"}, {}, {}, id="no scaling"),
+        pytest.param(scaling(type="none", factor=4.0), {}, {}, id="no scaling by a factor"),
+        pytest.param(scaling(factor=4.0), {}, {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, id="no type"),
+        pytest.param(scaling(factor=1.0), {}, {}, id="no type, a factor of 1"),
+        pytest.param(scaling(factor=0.0), {}, {}, id="no type, a factor of 0"),
+        pytest.param(
+            scaling(type="yarn", factor=2.0, yarn_beta_fast=4.0, yarn_beta_slow=0.5, yarn_attn_factor=0.9,
+                    yarn_ext_factor=1.0, yarn_log_multiplier=0.7, attn_factor=1.0, finetuned=True), {},
+            {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "beta_fast": 4.0, "beta_slow": 0.5,
+                              "attention_factor": 0.9, "mscale_all_dim": 0.7, "mscale": 1.0}}, id="YaRN, every key",
+        ),
+        pytest.param(
+            scaling(type="yarn", factor=2.0, yarn_attn_factor=1.0, yarn_log_multiplier=0.0), {},
+            {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "mscale_all_dim": 0.0}},
+            id="YaRN, factors that change nothing",
+        ),
+        pytest.param(
+            scaling(type="longrope", factor=4.0, original_context_length=16, attn_factor=1.25), FACTORS,
+            {"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [2.0, 3.0],
+                              "original_max_position_embeddings": 16, "attention_factor": 1.25}}, id="longrope",
+        ),
+        pytest.param(
+            scaling(original_context_length=16), FACTORS,
+            {"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [2.0, 3.0],
+                              "original_max_position_embeddings": 16}}, id="longrope by its tensors",
+        ),
     ],
 )  # fmt: skip
 def test_config_from_metadata(tmp_path: Path, keys: dict, arrays: dict, change: dict) -> None:
@@ -195,6 +229,19 @@ def test_other_divisors_are_refused(tmp_path: Path, divisors: list[float]) -> No
             {"llama__rope__scaling__type": "yarn"}, {"rope_freqs.weight": np.ones(2, "f4")},
             ["rope_freqs.weight", "'yarn'"], UnsupportedModel, id="two scalings",
         ),
+        *(
+            pytest.param(scaling(**keys), {}, [f"llama.rope.scaling.{word}", "expected"], UnsupportedModel, id=word)
+            for word, keys in {
+                "alpha": {"alpha": 1000.0}, "yarn_ext_factor": {"type": "yarn", "factor": 2.0, "yarn_ext_factor": 0.5},
+                "attn_factor": {"type": "yarn", "factor": 2.0, "attn_factor": 0.9}, "new_factor": {"new_factor": 1.0},
+                "yarn_attn_factor": {"type": "linear", "factor": 2.0, "yarn_attn_factor": 0.9},
+            }.items()
+        ),
+        pytest.param(
+            {"llama__rope__freq_base_swa": 1e4}, {}, ["llama.rope.freq_base_swa"], UnsupportedModel, id="two thetas"
+        ),
+        pytest.param(scaling(factor="4"), {}, ["rope.scaling.factor", "'4'"], CheckpointError, id="factor a string"),
+        pytest.param(scaling(type=3, factor=4.0), {}, ["rope.scaling.type", "3"], CheckpointError, id="type a number"),
         pytest.param(
             {}, {"token_embd.weight": np.ones(8, "f4")}, ["token_embd.weight", "[8]"], CheckpointError, id="embedding"
         ),

@@ -259,3 +259,14 @@ def test_cache_directory(monkeypatch: pytest.MonkeyPatch, environment: dict[str,
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert fetch.cache_dir() == Path(expected)
+
+
+def test_a_child_forked_meanwhile_leaves_the_folder(tmp_path: Path) -> None:
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom ostinato.weights.fetch import work_folder\n"
+        "with work_folder(Path(sys.argv[1]), 'model') as work:\n"
+        "    if not (child := os.fork()):\n        sys.exit(0)\n"
+        "    os.waitpid(child, 0)\n    assert work.is_dir()\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    assert list(tmp_path.iterdir()) == []

@@ -167,6 +167,21 @@ BROKEN = [
     pytest.param(one(kind=8), "tensor t", "Q8_0", "multiple of 32", id="row is no whole block"),
     pytest.param(one(sizes=(16, 2), kind=8), "tensor t", "multiple of 32", id="rows split a block"),
     pytest.param(one(sizes=(), kind=8), "tensor t", "multiple of 32", id="scalar of a block type"),
+    *(
+        pytest.param(one(sizes=(n - n // 2, 2), kind=i), "tensor t", kind, f"multiple of {n}", id=f"{kind} split")
+        for i, (kind, n, _) in GGUF_KINDS.items()
+        if kind in BLOCKS
+    ),
+    *(
+        pytest.param(one(sizes=(2**62 // n * n, 4), kind=i), "tensor t", kind, "ends at", id=f"{kind} overflows")
+        for i, (kind, n, _) in GGUF_KINDS.items()
+        if kind in BLOCKS
+    ),
+    *(
+        pytest.param(one(sizes=(n, 9), kind=i), "tensor t", kind, "the file at", id=f"{kind} cut")
+        for i, (kind, n, _) in GGUF_KINDS.items()
+        if kind in BLOCKS
+    ),
     pytest.param(one(sizes=(9,)), "tensor t", "[9]", id="data cut"),
     pytest.param(made([], [info("t")]), "tensor t", id="no data"),
     pytest.param(made([], [info("t")], DATA, counts=(2, None)), "tensor", id="a tensor too many counted"),

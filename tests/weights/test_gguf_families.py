@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from checkpoint_files import llama_keys, write_gguf
 
+from ostinato import LLM, SamplingParams
 from ostinato.config import ModelConfig
 from ostinato.models import rope
 from ostinato.models.families import model_config
@@ -38,6 +39,7 @@ SIZES = {
     "max_position_embeddings": "context_length", "rms_norm_eps": "attention.layer_norm_rms_epsilon",
     "head_dim": "attention.key_length", "sliding_window": "attention.sliding_window",
 }  # fmt: skip
+ENDS = {"tokenizer.ggml.bos_token_id": 0, "tokenizer.ggml.eos_token_id": 2}
 MULTIPLIERS = {
     "attention.scale": 0.4, "embedding_scale": 1.5, "residual_scale": 0.8, "logit_scale": 0.5,
 }  # fmt: skip
@@ -76,7 +78,9 @@ def in_pairs(a: np.ndarray, heads: int) -> np.ndarray:
     return a.reshape(heads, 2, -1, *a.shape[1:]).swapaxes(1, 2).reshape(a.shape)
 
 
-def write(path: Path, folder: Checkpoint, arch: str, paired: bool, more: dict[str, Any]) -> None:
+def write(
+    path: Path, folder: Checkpoint, arch: str, paired: bool, more: dict[str, Any], vocabulary: dict[str, Any] = ENDS
+) -> None:
     config = folder.config.get("text_config", folder.config)
     sizes = {f"{arch}.{gguf}": config[key] for key, gguf in SIZES.items() if config.get(key) is not None}
     arrays = {}
@@ -90,8 +94,7 @@ def write(path: Path, folder: Checkpoint, arch: str, paired: bool, more: dict[st
         for key in ("short", "long"):
             factors = np.array(config["rope_scaling"][f"{key}_factor"], "f4")
             arrays[f"rope_factors_{key}.weight"] = factors
-    ends = {"tokenizer.ggml.bos_token_id": 0, "tokenizer.ggml.eos_token_id": 2}
-    keys = {"general.architecture": arch, **sizes, **{f"{arch}.{k}": v for k, v in more.items()}, **ends}
+    keys = {"general.architecture": arch, **sizes, **{f"{arch}.{k}": v for k, v in more.items()}, **vocabulary}
     write_gguf(path, keys, arrays)
 
 
@@ -114,6 +117,29 @@ def test_a_gguf_file_is_the_same_model(
                 for mine, other in zip(x.tensors, y.tensors, strict=True):
                     np.testing.assert_array_equal(file.tensor(other), folder.tensor(mine).astype("f4"))
     assert [m for m in caplog.messages if "does not know" in m] == []
+
+
+WORDS = ["▁", "a", "b", "c", "ab", "▁ab", "▁c", "<", "/", "s", ">", "</", "s>"]
+SENTENCEPIECE = {
+    "tokenizer.ggml.model": "llama",
+    "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), *WORDS],
+    "tokenizer.ggml.scores": [0.0] * 259 + [-float(i) for i, _ in enumerate(WORDS)],
+    "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256 + [1] * len(WORDS),
+    "tokenizer.ggml.bos_token_id": 1,
+    "tokenizer.ggml.eos_token_id": 2,
+}
+
+
+def test_a_file_with_a_sentencepiece_vocabulary_generates(tmp_path: Path) -> None:
+    with open_checkpoint(FIXTURES / "llama") as folder:
+        write(tmp_path / "x.gguf", folder, "llama", True, {}, SENTENCEPIECE)
+    words = ["<s>", "▁ab", "▁", "</", "s>", "▁c"]
+    ids = [SENTENCEPIECE["tokenizer.ggml.tokens"].index(word) for word in words]
+    params = SamplingParams(max_tokens=6, temperature=0, ignore_eos=True)
+    with LLM(tmp_path / "x.gguf", backend="numpy", quiet=True) as llm:
+        by_text, by_ids = llm.generate(["ab </s> c", ids], params)
+    assert by_text.prompt_token_ids == by_ids.prompt_token_ids == ids
+    assert by_text.token_ids == by_ids.token_ids and len(by_text.token_ids) == 6
 
 
 def test_every_fourth_layer_of_smollm3_has_no_positions(tmp_path: Path) -> None:

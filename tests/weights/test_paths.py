@@ -15,7 +15,7 @@ from ostinato.errors import CheckpointError, EngineError, TokenizerError
 from ostinato.models.families import model_config
 from ostinato.text.template import ChatTemplate
 from ostinato.text.tokenizer import Tokenizer
-from ostinato.weights import fetch
+from ostinato.weights import fetch, hub
 from ostinato.weights.checkpoint import open_checkpoint
 from ostinato.weights.fetch import resolve
 
@@ -137,7 +137,7 @@ def test_the_cache_may_be_in_the_home_directory(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("name", ["absent/M.GGUF", "absent/m.Safetensors", "~/absent", "~nobody-of-this-name/x"])
 def test_the_hub_is_not_asked_for_files(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(fetch, "_from_hub", lambda name: pytest.fail(f"asked for {name}"))
+    monkeypatch.setattr(hub, "resolve", lambda name: pytest.fail(f"asked for {name}"))
     with pytest.raises(EngineError, match=r"expected an existing \.gguf file or directory"):
         resolve(name)
 

@@ -1,15 +1,16 @@
-"""`ostinato bench`: what a decode step costs beside reading its bytes, and what CUDA graphs give.
+"""`ostinato bench`: decode steps against the memory read ceiling, and what CUDA graphs gain.
 
-    decode.py      which combinations are measured, and the proof that the path that was asked for is the one that ran
-    session.py     a batch of sequences on a runner, and the clocks
-    operations.py  where the time of a step goes, and the bytes each operation must read
-    ceiling.py     how fast the device reads memory at all
-    update.py      what changing a graph for every token costs
-    synthetic.py   models of random weights
-    report.py      the table, the JSON file, the plot
-    graphs.py      samples a second with and without graphs, of encoders and decoders; graphs_report.py shows them
-    breakdown.py   a step's wall clock: launching, kernels, idle
+    decode.py      measures each backend, graph mode and batch size, and proves that the requested path ran
+    session.py     a batch of sequences on its own runner and engine, and the clocks
+    operations.py  time and bytes of each operation of a step
+    ceiling.py     the read bandwidth of the device
+    update.py      the cost of updating a graph for every token
+    synthetic.py   models with random weights
+    report.py      table, JSON file and plot
+    graphs.py      samples/s with and without graphs, for encoders and decoders; graphs_report.py prints them
+    breakdown.py   wall clock of a step: host, kernels, idle
     samples.py     the sentences that graphs.py runs over
+    check.py       compares a run with an earlier one on the same GPU
 
-Measures through the public methods of the runner, the loop and the device.
+Measures through the public methods of runner, engine and device.
 """

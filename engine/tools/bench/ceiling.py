@@ -1,4 +1,4 @@
-"""How fast a device reads its memory when it does nothing else. The figure that every other one is a share of."""
+"""The read ceiling: how fast a device reads memory when it does nothing else. Other rates are shares of it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 from ...ops.device import Device
 from .synthetic import random
 
-BLOCKS = (2, 4, 8, 16, 32)  # of 512 threads for each multiprocessor; the fastest counts
-STEP = 1 << 15  # bytes a block reads at a time
+BLOCKS = (2, 4, 8, 16, 32)  # blocks of 512 threads per multiprocessor; the fastest counts
+STEP = 1 << 15  # bytes that a block reads per iteration
 HOST_BYTES = 128 << 20
 HOST_COLUMNS = 1 << 12
 
 
 class Reader:
-    """A buffer several times as large as the last cache, and ways to read all of it.
+    """A buffer several times as large as the L2 cache, and functions that read all of it.
 
-    size: bytes, rounded up to whole steps; None = 16 times the cache. DeviceError if the device has not that much."""
+    size: bytes, rounded up to whole steps; None = 16 times the cache. DeviceError if the memory is not available."""
 
     def __init__(self, device: Device, size: int | None = None) -> None:
         self._device = device
@@ -35,7 +35,7 @@ class Reader:
             self.sums = np.empty(len(self.source), np.float32)
 
     def read(self, blocks: int = BLOCKS[-1]) -> None:
-        """Read the whole buffer; the last cache then holds nothing else. blocks: of each multiprocessor."""
+        """Read the whole buffer, which also evicts everything else from L2. blocks: per multiprocessor."""
         if not self._device.multiprocessors:
             np.dot(self.source, self._ones, out=self.sums)
             return
@@ -44,15 +44,15 @@ class Reader:
         self._device.launch(self._kernel, grid, (512,), args)
 
     def ceiling(self, repeats: int = 5, passes: int = 4) -> float:
-        """GB/s: of the fastest launch shape the median of `repeats` runs of `passes` readings each."""
+        """GB/s of the fastest launch shape: the median of `repeats` runs of `passes` reads each."""
         shapes = BLOCKS if self._device.multiprocessors else BLOCKS[:1]
         return passes * self.bytes / 1e6 / min(self._median_ms(blocks, repeats, passes) for blocks in shapes)
 
     def _median_ms(self, blocks: int, repeats: int, passes: int) -> float:
         self.read(blocks)
-        marks = [self._device.mark()]
+        events = [self._device.record_event()]
         for _ in range(repeats):
             for _ in range(passes):
                 self.read(blocks)
-            marks.append(self._device.mark())
-        return statistics.median(self._device.elapsed(a, b) for a, b in pairwise(marks))
+            events.append(self._device.record_event())
+        return statistics.median(self._device.elapsed(a, b) for a, b in pairwise(events))

@@ -1,7 +1,7 @@
-"""`ostinato bench decode`: a decode step of one model over batch sizes, backends and graph modes.
+"""`ostinato bench decode`: the decode step of one model over batch sizes, backends and graph modes.
 
-Weights are made or loaded once for each backend. Every row is measured twice over: by marks on the
-device around every single step, and on the wall around the engine's steps; and it proves its path, or is an error.
+Weights are created or loaded once per backend. Every row is measured twice: by device events around single steps, and
+by the host clock around the engine's steps. A row that did not run the requested path is an error.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ Choose = Callable[[str, str, str], tuple[Ops, str]]
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure; RequestError names the first field that is out of range."""
+    """What to measure. RequestError names the first field that is out of range."""
 
     model: str  # a checkpoint, or a name for `config`
-    config: ModelConfig | None = None  # random weights of this shape
+    config: ModelConfig | None = None  # use random weights of this shape
     batches: tuple[int, ...] = (1, 4, 8, 16)
     backends: tuple[str, ...] = ("cuda", "cublas")
     graphs: tuple[str, ...] = ("off", "layer", "step")
     prompt_len: int = 128
-    max_tokens: int = 128  # steps: those from token prompt_len + 1 on
+    max_tokens: int = 128  # steps to measure, from token prompt_len + 1 on
     dtype: str = "auto"
-    operations: bool = True  # also time every kind of operation by itself
-    repeats: int = 3  # passes over the steps, after one that does not count
+    operations: bool = True  # also time each kind of operation
+    repeats: int = 3  # passes over the steps, after one warm-up pass
     seed: int = 0
     quant: str = ""  # how random weights are quantised: a name of quantised.MIXES
-    read_bytes: int | None = None  # of the buffer that the ceiling is measured on
+    read_bytes: int | None = None  # size of the buffer that the read ceiling is measured on
 
     def __post_init__(self) -> None:
         for name, low, high in (("prompt_len", 1, 2**20), ("max_tokens", 2, 2**20), ("repeats", 1, 1000)):
@@ -73,30 +73,30 @@ class Settings:
             raise RequestError("batch, backend, graph: expected at least one of each, found none")
 
     def load(self, batch: int) -> Load:
-        """The work of a row."""
+        """The work of one row."""
         return Load(batch, self.prompt_len, self.max_tokens, self.seed)
 
 
 @dataclass
 class Measurement:
-    """One row: a backend and a graph mode at one batch size."""
+    """One row: one backend and graph mode at one batch size."""
 
     backend: str
     graph: str
     batch: int
-    step_ms: float  # median of single steps on the device
+    step_ms: float  # median of single steps, by device events
     p10_ms: float
     p90_ms: float
-    wall_ms: float  # a step of the generation loop, on the wall
-    tokens_per_s: float  # of all sequences together, by wall_ms
-    bytes: int  # a step must read
-    gb_per_s: float  # bytes by step_ms
-    percent: float  # of the ceiling
+    wall_ms: float  # mean time of an engine step, by the host clock
+    tokens_per_s: float  # of all sequences together, from wall_ms
+    bytes: int  # that a step must read
+    gb_per_s: float  # bytes / step_ms
+    percent: float  # of the read ceiling
     ttft_ms: float  # until every sequence has its first token
-    graphs: int  # recorded, for all batch sizes prepared
-    graph_bytes: int  # device memory they hold
+    graphs: int  # captured, for all prepared batch sizes
+    graph_bytes: int  # device memory of these graphs
     capture_s: float
-    kernels: dict[str, int]  # launched while the step was recorded (or run, without graphs): name -> times
+    kernels: dict[str, int]  # kernel -> launches while the step was captured, or run if not captured
 
 
 @dataclass
@@ -130,7 +130,7 @@ def decode(s: Settings, choose: Choose = loading.choose) -> Report:
 
 
 def tidy(device: Device) -> None:
-    """Free the memory of what is no longer used: sessions are rings of objects."""
+    """Free unused memory. Sessions are reference cycles, so this collects garbage first."""
     gc.collect()
     device.trim()
 
@@ -149,7 +149,7 @@ def load_model(
     also: Callable[[Checkpoint], Any] = lambda ck: None,
     quant: str = "",
 ) -> tuple[Ops, ModelConfig, Weights, Any]:
-    """A backend with weights: random ones of `config`, or a checkpoint's, and what `also` takes from the open one."""
+    """(ops, config, weights, also(checkpoint)). With `config` the weights are random, and the last item is None."""
     if config is not None:
         ops = choose(config)
         ck = synthetic.checkpoint(config, ops.device, ops.dtype, seed, mix_of(quant) if quant else None)
@@ -161,15 +161,15 @@ def load_model(
 
 
 def _choose(s: Settings, c: ModelConfig, backend: str, choose: Choose) -> Ops:
-    """The backend, once it is known that the model takes sequences of this length."""
+    """The backend. RequestError if the model cannot take sequences of this length."""
     if s.prompt_len + s.max_tokens >= c.max_len:
-        raise RequestError(f"prompt_len + max_tokens: expected fewer than {c.max_len}, which is what the model was "
-                           f"made for, found {s.prompt_len} + {s.max_tokens}")  # fmt: skip
+        raise RequestError(f"prompt_len + max_tokens: expected fewer than the model's maximum of {c.max_len}, "
+                           f"found {s.prompt_len} + {s.max_tokens}")  # fmt: skip
     return choose(backend, s.dtype, c.dtype)[0]
 
 
 def _backend(report: Report, ops: Ops, c: ModelConfig, w: Weights) -> None:
-    """All rows of one backend."""
+    """Measure all rows of one backend."""
     s = report.settings
     reader = Reader(ops.device, s.read_bytes)
     ceiling = report.ceilings[ops.name] = reader.ceiling()
@@ -192,16 +192,16 @@ def _backend(report: Report, ops: Ops, c: ModelConfig, w: Weights) -> None:
 
 
 def measure(ops: Ops, c: ModelConfig, w: Weights, graph: str, load: Load, repeats: int, ceiling: float) -> Measurement:
-    """One row. ceiling: GB/s."""
+    """Measure one row. ceiling: GB/s."""
     launches = ops.device.launches
     before = Counter(launches)
     session = Session(ops, c, w, graph, load)
-    recorded = launches - before  # nothing without graphs
+    recorded = launches - before  # empty without graphs
     served = [session.serve() for _ in range(repeats + 1)][1:]
     session.prefill()
     before = Counter(launches)
     steps = [ms for _ in range(repeats) for ms in session.step_times()]
-    stepped = launches - before  # nothing with CUDA graphs
+    stepped = launches - before  # empty with CUDA graphs
     made = session.runner.steps_captured
     parts = 1 if graph == "step" else c.layer_count + 2
     prove(ops, graph, recorded, stepped, made, len(session.runner.buckets) * parts)
@@ -218,13 +218,13 @@ def measure(ops: Ops, c: ModelConfig, w: Weights, graph: str, load: Load, repeat
 def prove(
     ops: Ops, graph: str, recorded: Counter[str], stepped: Counter[str], made: CaptureReport, graphs: int
 ) -> None:
-    """CaptureError unless this mode's graphs were recorded and replayed, DeviceError unless the backend's products ran.
+    """CaptureError unless this mode's graphs were captured and replayed; DeviceError unless the backend's GEMMs ran.
 
-    Kernels launched while graphs were recorded, and in the steps. graphs: of this mode, all batch sizes together."""
+    recorded, stepped: kernels launched during capture, and in the steps. graphs: expected for all batch sizes."""
     expected = 0 if graph == "off" else graphs
     if made.graphs != expected:
-        raise CaptureError(f"graph {graph}: expected {expected} graphs to be recorded, found {made.graphs}")
-    if expected and stepped and ops.device.stream is not None:
+        raise CaptureError(f"graph {graph}: expected {expected} captured graphs, found {made.graphs}")
+    if expected and stepped and ops.device.is_gpu:
         raise CaptureError(f"graph {graph}: expected steps that replay it, found launches of {', '.join(stepped)}")
     if not ops.device.multiprocessors:
         return
@@ -232,6 +232,6 @@ def prove(
     ours = any(n.startswith(("decode_", "prefill_")) for n in launched)
     found = {"cuda": ours, "cublas": "cublasGemmEx" in launched}
     if found != {name: name == ops.name for name in found}:
-        wanted = {"cuda": "kernels decode_* or prefill_*, no cublasGemmEx", "cublas": "cublasGemmEx and none of them"}
-        raise DeviceError(f"backend {ops.name}, graph {graph}: expected {wanted[ops.name]} to be launched, "
-                          f"found {', '.join(launched) or 'nothing'}")  # fmt: skip
+        wanted = {"cuda": "decode_* or prefill_* and no cublasGemmEx", "cublas": "cublasGemmEx, no decode_*, prefill_*"}
+        raise DeviceError(f"backend {ops.name}, graph {graph}: expected launches of {wanted[ops.name]}, "
+                          f"found {', '.join(launched) or 'none'}")  # fmt: skip

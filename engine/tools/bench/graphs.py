@@ -1,10 +1,10 @@
-"""`ostinato bench graphs`: samples a second without graphs, with a graph a layer and with one for the whole step.
+"""`ostinato bench graphs`: samples/s without graphs, with one graph per layer and with one graph per step.
 
-    encoder   a sample is one sentence from token ids to its embedding on the host; a batch of B is one call of B
-    decoder   a sample is one sentence as a prompt and `new_tokens` tokens generated after it; B are decoded at once
+    encoder   a sample is one sentence, from token ids to its embedding on the host; a batch is one call of B sentences
+    decoder   a sample is one sentence as a prompt and `new_tokens` generated tokens; a batch decodes B together
 
-Tokenizing is not part of it. Every batch size and graph mode runs over the same sentences; breakdown.py says where the
-time of a step goes: of a decoder's decode step, of an encoder's pass over B sentences.
+Tokenizing is not measured. Every batch size and graph mode runs over the same sentences. breakdown.py splits the time
+of one step: a decoder's decode step, or an encoder's pass over B sentences.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ MODES = ("off", "layer", "step")
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure; RequestError names the first field that is out of range."""
+    """What to measure. RequestError names the first field that is out of range."""
 
-    models: tuple[tuple[str, ModelConfig | None], ...]  # a checkpoint, or a name and a shape for random weights
+    models: tuple[tuple[str, ModelConfig | None], ...]  # (checkpoint, None), or (name, shape of random weights)
     batches: tuple[int, ...] = (1, 4, 8, 16)
     backend: str = "cuda"
     graphs: tuple[str, ...] = MODES
-    new_tokens: int = 32  # generated after each sentence by a decoder, the first of them by its prompt
+    new_tokens: int = 32  # that a decoder generates per sentence; the first one comes from prefill
     dtype: str = "auto"
-    repeats: int = 3  # passes over the sentences, after one over the first batch
-    sentences: int = 64  # of samples.sentences, the first ones
-    read_bytes: int | None = None  # of the buffer that keeps the device busy while steps are queued
+    repeats: int = 3  # passes over the sentences, after a warm-up with the first batch
+    sentences: int = 64  # use the first ones of samples.sentences
+    read_bytes: int | None = None  # size of the buffer whose reading keeps the device busy while steps are queued
 
     def __post_init__(self) -> None:
         integer("new_tokens", self.new_tokens, 2, 2**20)
@@ -74,10 +74,10 @@ class Row:
     graph: str
     samples_per_s: float
     ms_per_sample: float  # 1000 / samples_per_s
-    ms_per_batch: float  # until a batch is done: what a sample waits
-    launched: int  # by the host for a step: kernels without graphs, else graphs
-    graphs: int  # recorded, for all batch sizes prepared
-    graph_bytes: int  # device memory they hold
+    ms_per_batch: float  # until a batch is done: the latency of a sample
+    launched: int  # host launches per step: kernels, or graphs if captured
+    graphs: int  # captured, for all prepared batch sizes
+    graph_bytes: int  # device memory of these graphs
     step: breakdown.Breakdown
 
 
@@ -100,17 +100,17 @@ class Work(Protocol):
     """A model prepared for one batch size and graph mode."""
 
     captured: CaptureReport
-    programs: int  # steps that were prepared for recording
+    programs: int  # captured step sizes
     steps: int  # that may follow a begin()
 
     def run(self, first: int | None = None) -> None:
-        """All sentences once, or only the first ones."""
+        """Run all sentences once, or only the `first` ones."""
 
     def prepare(self) -> None:
-        """From now on only begin and step are called."""
+        """Called once before begin and step; run is not called after it."""
 
     def begin(self, ahead: int = 0) -> None:
-        """The next step is the first, or the one `ahead` of it."""
+        """Set the next step: step number `ahead`, counted from 0."""
 
     def step(self) -> object:
         """Launch one step; does not wait."""
@@ -118,7 +118,7 @@ class Work(Protocol):
 
 @dataclass(frozen=True)
 class Subject:
-    """A model with its weights on a backend, and the sentences as it reads them."""
+    """A model with its weights on a backend, and the token ids of the sentences."""
 
     name: str
     ops: Ops
@@ -129,16 +129,16 @@ class Subject:
 
     @property
     def kind(self) -> str:
-        """Which of the two definitions of a sample holds."""
+        """ "encoder" or "decoder": which definition of a sample applies."""
         return "decoder" if self.c.causal else "encoder"
 
     def work(self, graph: str, batch: int) -> Work:
-        """Prepared for one batch size and graph mode."""
+        """Prepare the model for one batch size and graph mode."""
         return (Decoding if self.c.causal else Embedding)(self, graph, batch)
 
 
 class Decoding:
-    """Sentences as prompts."""
+    """Work of a decoder: sentences are prompts."""
 
     def __init__(self, subject: Subject, graph: str, batch: int) -> None:
         self._ids, self.steps = subject.ids, subject.s.new_tokens - 1
@@ -149,13 +149,13 @@ class Decoding:
         self.prepare, self.begin, self.step = self._session.prefill, self._session.restart, runner.decode
 
     def run(self, first: int | None = None) -> None:
-        """What LLM.generate runs."""
+        """Run what LLM.generate runs."""
         for _ in self._session.run(self._ids[:first]):
             pass
 
 
 class Embedding:
-    """Sentences as texts."""
+    """Work of an encoder: sentences are texts to embed."""
 
     steps = 32
 
@@ -170,20 +170,20 @@ class Embedding:
         self.step = self._encoder.launch
 
     def run(self, first: int | None = None) -> None:
-        """What LLM.embed runs, a batch a call."""
+        """Run what LLM.embed runs, one batch per call."""
         for call in self._calls[: None if first is None else 1]:
             self._encoder.embed(call)
 
     def prepare(self) -> None:
-        """Nothing."""
+        """An encoder needs no preparation."""
 
     def begin(self, ahead: int = 0) -> None:
-        """Set the texts of the first call."""
+        """Set the texts of the first call; every step is the same."""
         self._encoder.set_texts(self._calls[0])
 
 
 def graphs(s: Settings, choose: Choose = loading.choose) -> Report:
-    """Measure every combination; says on stderr what it is at. CaptureError or DeviceError if a path was not built."""
+    """Measure every combination; progress goes to stderr. CaptureError or DeviceError if a path did not run."""
     report = Report(s)
     texts = samples.sentences()[: s.sentences]
     for name, config in s.models:
@@ -204,12 +204,12 @@ def graphs(s: Settings, choose: Choose = loading.choose) -> Report:
 
 
 def _rows(subject: Subject) -> Iterator[Row]:
-    """All rows of one model."""
+    """Measure all rows of one model."""
     device, s = subject.ops.device, subject.s
     reader = Reader(device, s.read_bytes)
     for batch in s.batches:
         kernel = None
-        if device.stream is not None:  # else it works while it is launched, and never waits
+        if device.is_gpu:  # on a CPU a launch is the work itself: the device never waits
             kernel = min(_kernel_us(subject, graph, batch, reader) for graph in ("step", "layer"))
         for graph in s.graphs:
             tidy(device)
@@ -217,7 +217,7 @@ def _rows(subject: Subject) -> Iterator[Row]:
 
 
 def _kernel_us(subject: Subject, graph: str, batch: int, reader: Reader) -> float:
-    """Device time of the middle step."""
+    """Device time of the middle step, in us."""
     work = subject.work(graph, batch)
     work.prepare()
     found = breakdown.kernel_us(subject.ops.device, partial(work.begin, work.steps // 2), work.step, reader)
@@ -226,13 +226,13 @@ def _kernel_us(subject: Subject, graph: str, batch: int, reader: Reader) -> floa
 
 
 def _measure(subject: Subject, graph: str, batch: int, kernel: float | None) -> Row:
-    """One row. kernel: us a step, None if the device never waits."""
+    """Measure one row. kernel: us per step; None if the device never waits for the host."""
     ops, s, count = subject.ops, subject.s, len(subject.ids)
     launches = ops.device.launches
     before = Counter(launches)
     work = subject.work(graph, batch)
     recorded = launches - before
-    work.run(first=batch)  # does not count
+    work.run(first=batch)  # warm-up
     seconds = statistics.median(_seconds(work) for _ in range(s.repeats))
     work.prepare()
     before = Counter(launches)
@@ -249,7 +249,7 @@ def _measure(subject: Subject, graph: str, batch: int, kernel: float | None) -> 
 
 
 def _seconds(work: Work) -> float:
-    """Of one pass over the sentences."""
+    """Seconds of one pass over the sentences."""
     began = time.perf_counter()
     work.run()
     return time.perf_counter() - began

@@ -1,36 +1,37 @@
-"""`ostinato bench graphs` on the command line. Imports what measures when it is asked for."""
+"""`ostinato bench graphs` on the command line. Measuring modules are imported only when a measurement runs."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from typing import Any
 
 from ...report import say
+from ..options import add, numbers, several
 
 DEFAULT = ("minilm-l6", "smollm2-135m")  # an encoder and a decoder
 
 
-def add_command(what: Any, numbers: Callable[[str], tuple[int, ...]]) -> None:
-    """Add `graphs` to the subparsers of `ostinato bench`. numbers: the type of a list of numbers."""
+def add_command(what: Any) -> None:
+    """Add `graphs` to the subparsers of `ostinato bench`."""
     p = what.add_parser(
-        "graphs", help="what CUDA graphs give", description="Samples a second with and without graphs, and why."
+        "graphs", help="what CUDA graphs gain", description="Samples/s with and without graphs, and a breakdown."
     )
     p.add_argument("model", metavar="MODEL", nargs="*", help=f"models, as for generate (default: {' '.join(DEFAULT)})")
     p.add_argument("--shape", metavar="NAME,NAME", help="random weights instead: minilm-l6, smollm2-135m, ...")
-    p.add_argument("--batch", type=numbers, default=(1, 4, 8, 16), metavar="N,N", help="samples at once (1,4,8,16)")
+    p.add_argument("--batch", type=numbers, default=(1, 4, 8, 16), metavar="N,N", help="samples per batch (1,4,8,16)")
     p.add_argument("--backend", choices=("cuda", "cublas", "numpy"), default="cuda", help="default: cuda")
-    p.add_argument("--graph", default="off,layer,step", help="which, separated by commas (default: off,layer,step)")
+    several(p, "--graph", "off,layer,step")
     p.add_argument("--max-tokens", type=int, default=32, metavar="N", help="tokens a decoder adds to a sentence (32)")
     p.add_argument("--sentences", type=int, default=64, metavar="N", help="how many of the 64 sentences (64)")
-    p.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto", help="default: auto")
-    p.add_argument("--json", metavar="FILE", help="write everything to a file")
-    p.add_argument("--plot", metavar="FILE", help="draw speed-ups and shares: .png, .svg, .pdf (needs the extra plot)")
+    add(p, "--dtype", "--json")
+    p.add_argument(
+        "--plot", metavar="FILE", help="plot speed-ups and shares: .png, .svg or .pdf (needs the extra plot)"
+    )
     p.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print the tables, write the files; 1 if the breakdown of some row does not add up."""
+    """Measure, print the tables, write the files; return 1 if the breakdown of a row is inconsistent."""
     from . import graphs_report, report
     from .graphs import Settings, graphs
     from .synthetic import shape

@@ -1,4 +1,4 @@
-"""What `ostinato bench graphs` found, as tables, JSON and a plot. Touches no device."""
+"""The results of `ostinato bench graphs` as tables, JSON and a plot. Touches no device."""
 
 from __future__ import annotations
 
@@ -9,26 +9,25 @@ from .breakdown import TOLERANCE
 from .graphs import Report, Row
 from .report import stamp, stdout, writing
 
-ARTICLE = {1: (100, 150), 4: (350, 450), 8: (600, 700), 16: (1000, 1100)}  # samples/s without and with: its example
+ARTICLE = {1: (100, 150), 4: (350, 450), 8: (600, 700), 16: (1000, 1100)}  # its example: samples/s without, with graphs
 STYLES = {"off": ":", "layer": "--", "step": "-"}  # of lines, by graph mode
 SAMPLE = {
     "encoder": "one sentence embedded, from token ids to the vector on the host; a batch is one call",
-    "decoder": "one sentence as prompt and {} tokens generated after it; a batch is decoded at once",
+    "decoder": "one sentence as a prompt and {} generated tokens; a batch is decoded together",
 }
 METHOD = f"""\
-A step is what the host launches again and again: of a decoder a decode step, of an encoder a pass over a batch.
-wall    host clock over many steps, launched as fast as the host can, until all are done
-host    host clock around the launches of a step: Python, arguments and the driver; goes on while the device works
-kernel  events around a step of graphs, queued while the device was busy, so that it never waits for the host;
-        one for the whole step or one a layer, whichever was faster
-idle    what the device's own clock says of the same steps as wall, less kernel: the device waits for launches, or for
-        kernels that started early and are in the way
-sum     kernel + idle, which is by the device's clock, of wall, which is by the host's; more than \
-{TOLERANCE:.0%} apart is FAILED"""
+A step is what the host launches repeatedly: a decoder's decode step, an encoder's pass over a batch. Times per step:
+wall    host clock over many steps, launched as fast as possible, until all are done
+host    host clock around the launches: Python, arguments, driver; it overlaps with the device's work
+kernel  device events around a step of graphs that was queued while the device was busy, so it never waits for the
+        host; one graph per step or one per layer, whichever was faster
+idle    the steps of wall by device events, minus kernel: the device waits for launches, or kernels that started early
+        hold up their predecessor
+sum     kernel + idle (device clock) as a share of wall (host clock); more than {TOLERANCE:.0%} off is FAILED"""
 
 
 def record(report: Report) -> dict[str, Any]:
-    """Everything, for JSON."""
+    """All results, for JSON."""
     s = report.settings
     models = [{"model": n, "weights": report.weights[n], "tokens": report.tokens[n]} for n, _ in s.models]
     return {
@@ -44,7 +43,7 @@ def record(report: Report) -> dict[str, Any]:
 
 
 def print_tables(report: Report) -> None:
-    """For each model the article's table; then the breakdown of every row."""
+    """Print the article's table for each model, then the breakdown of every row."""
     console = stdout()
     for name, _ in report.settings.models:
         rows = [r for r in report.rows if r.model == name]
@@ -52,7 +51,8 @@ def print_tables(report: Report) -> None:
         tokens = report.tokens[name]
         console.print(f"[not bold]sample: {SAMPLE[rows[0].kind].format(report.settings.new_tokens)}. "
                       f"{len(tokens)} sentences of {min(tokens)} to {max(tokens)} tokens, {sum(tokens)} in all.\n"
-                      "speed-up: by one graph a step; article: the figures its table gives as an example.")  # fmt: skip
+                      "speed-up: one graph per step against none; article: the example figures of its "
+                      "table.")  # fmt: skip
     console.print(_breakdown(report))
     console.print(f"[not bold]{METHOD}")
     for problem in report.problems():
@@ -69,11 +69,11 @@ def _table(title: str, heads: tuple[str, ...], left: tuple[int, ...]) -> Any:
 
 
 def _speeds(report: Report, rows: list[Row]) -> Any:
-    """Samples/s of one model by batch and graph mode, beside the article's."""
+    """Samples/s of one model by batch and graph mode, next to the article's."""
     by_mode = {(r.batch, r.graph): r for r in rows}
     modes = report.settings.graphs
     name = rows[0].model
-    title = f"{name} ({report.weights[name]}) on {report.machine.get('device')}: samples/s and ms a sample"
+    title = f"{name} ({report.weights[name]}) on {report.machine.get('device')}: samples/s and ms per sample"
     heads = ("batch", *(f"graph {m}" for m in modes), "speed-up", *(f"ms, {m}" for m in modes), "article: without",
              "with", "speed-up")  # fmt: skip
     table = _table(title, heads, ())
@@ -89,7 +89,7 @@ def _speeds(report: Report, rows: list[Row]) -> Any:
 
 
 def speedup(rows: dict[tuple[int, str], Row], batch: int) -> float | None:
-    """Samples/s by one graph a step against none; None if one of them was not measured."""
+    """Samples/s with one graph per step over samples/s without graphs; None if either was not measured."""
     without, whole = rows.get((batch, "off")), rows.get((batch, "step"))
     return whole.samples_per_s / without.samples_per_s if without and whole else None
 
@@ -113,14 +113,14 @@ def _breakdown(report: Report) -> Any:
 
 
 def draw(report: Report, file: str) -> None:
-    """Write a picture: .png, .svg, .pdf."""
+    """Write the plot: .png, .svg or .pdf."""
     with writing(file):
         painted(report).savefig(file, dpi=200)
 
 
 def painted(report: Report) -> Any:
-    """A matplotlib figure. Left the speed-up over the batch size, beside the article's; right how much of a step the
-    device has work. A colour for each model, a line style for each graph mode."""
+    """A matplotlib figure. Left: speed-up over batch size, with the article's. Right: share of a step in which kernels
+    run. One colour per model, one line style per graph mode."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
@@ -135,7 +135,7 @@ def painted(report: Report) -> Any:
             shares = [rows[b, mode].step.kernel_percent for b in batches]
             right.plot(batches, shares, STYLES[mode], marker="o", color=f"C{i}")
     left.plot(list(ARTICLE), [b / a for a, b in ARTICLE.values()], "k--", label="the article's example")
-    left.set(title="speed-up by one graph a step", ylabel="samples/s with / without graphs", ylim=(0, None))
+    left.set(title="speed-up by one graph per step", ylabel="samples/s with / without graphs", ylim=(0, None))
     right.set(title="kernels' share of the wall clock", ylabel="% of a step", ylim=(0, 110))
     for axes in (left, right):
         axes.set(xscale="log", xlabel="batch")

@@ -1,8 +1,8 @@
-"""Where the time of a decode step goes, operation by operation, and the bytes each of them must read.
+"""Time of each operation of a decode step, and the bytes that it must read.
 
-The operations of one step are noted while it runs. All calls of a kind, one for every layer, then become one graph of
-their own, whose replays are timed. Such a chain is not the step: there, every operation starts while the one before it
-ends. So the times say what is slow, and their sum differs from a step.
+The operations of one step are recorded while it runs. All calls of one kind (one per layer) are then captured as a
+graph of their own, and its replays are timed. Such a chain is not the step, in which every operation overlaps with its
+predecessor: the times show what is slow, but their sum is not the time of a step.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from ...ops.observer import OpsObserver
 from .ceiling import Reader
 from .session import Load, Session
 
-# As Ops has them.
+# Methods of Ops.
 NAMES = ("embed_tokens", "norm_qkv", "attend", "linear_add", "norm_gate_up", "norm_head", "sample", "advance")
-IN_CACHE = ("sample", "advance")  # read what the operation before has just written
+IN_CACHE = ("sample", "advance")  # their input was just written by the previous operation: timed with a warm L2
 REPEATS, MANY = 20, 33
-SEEN = 0.5  # us
+SEEN = 0.5  # us beyond the launch, below which no rate is given
 FORMULA = (
-    "bytes a step = weights of all layers and of the head once, one row of the embedding for each sequence, and keys "
-    "and values of prompt + (steps + 1) / 2 tokens (at most the window) for each sequence; activations are not counted"
+    "bytes per step = weights of all layers and the head once, plus for each sequence one row of the embedding and the "
+    "KV cache of prompt + (steps + 1) / 2 tokens (at most the window); activations are not counted"
 )
 
 
@@ -38,7 +38,7 @@ class Call:
     """One operation of a step, and the kernels it launched."""
 
     kind: str  # "norm_qkv", "linear_add o"
-    name: str  # of the method of Ops
+    name: str  # the method of Ops
     args: tuple
     kwargs: dict
     launched: Counter[str]
@@ -51,18 +51,18 @@ class Operation:
     backend: str
     batch: int
     kind: str
-    calls: int  # in a step
-    us: float  # a call
+    calls: int  # per step
+    us: float  # per call
     bytes: int  # that a call must read
-    gb_per_s: float | None  # None: it takes too little beyond its launch, less than SEEN, to have a rate
-    percent: float | None  # of the ceiling
-    kernels: dict[str, int]  # name -> launches in a step
+    gb_per_s: float | None  # None: the call takes less than SEEN beyond its launch
+    percent: float | None  # of the read ceiling
+    kernels: dict[str, int]  # kernel -> launches per step
 
 
 def bytes_read(c: ModelConfig, itemsize: int, load: Load, w: Weights | None = None) -> dict[str, int]:
-    """Bytes that one call of each kind of operation must read, on average over layers; those of a step: FORMULA.
+    """Bytes that one call of each kind must read, averaged over layers; see FORMULA.
 
-    w: the weights, where some may be quantised; else all take itemsize bytes a number."""
+    w: the weights, some of which may be quantised; without it all take itemsize bytes a number."""
     of, norm = c.sizes, 4 * c.hidden
     extra = 4 * of.qkv * of.qkv_bias + 8 * of.head_dim * of.qk_norm
     seen = sum(min(load.context, spec.window or load.context) for spec in c.layers) / c.layer_count
@@ -87,7 +87,7 @@ def bytes_read(c: ModelConfig, itemsize: int, load: Load, w: Weights | None = No
 
 
 def step_bytes(c: ModelConfig, itemsize: int, load: Load, w: Weights | None = None) -> int:
-    """Bytes that a step must read on average, as FORMULA says."""
+    """Bytes that a step must read on average, by FORMULA."""
     each = bytes_read(c, itemsize, load, w)
     once = each["embed_tokens"] + each["norm_head"]
     in_layer = sum(n for kind, n in each.items() if kind not in ("embed_tokens", "norm_head", *IN_CACHE))
@@ -95,7 +95,7 @@ def step_bytes(c: ModelConfig, itemsize: int, load: Load, w: Weights | None = No
 
 
 def operations(ops: Ops, c: ModelConfig, w: Weights, load: Load, reader: Reader, ceiling: float) -> list[Operation]:
-    """Measure each kind of operation in the middle step of a load. ceiling: GB/s."""
+    """Measure each kind of operation at the middle step of a load. ceiling: GB/s."""
     session, calls, middle = middle_step(ops, c, w, load)
     kinds: dict[str, list[Call]] = {}
     for call in calls:
@@ -109,14 +109,14 @@ def operations(ops: Ops, c: ModelConfig, w: Weights, load: Load, reader: Reader,
         us = max(ms - launch, 0) * 1e3 / len(chain)
         rate = expected[kind] / us / 1e3 if us >= SEEN else None
         percent = None if rate is None else 100 * rate / ceiling
-        kernels = dict(sum((call.launched for call in chain), Counter()))  # a Counter would not become JSON
+        kernels = dict(sum((call.launched for call in chain), Counter()))  # asdict would not copy a Counter correctly
         row = Operation(ops.name, load.batch, kind, len(chain), us, expected[kind], rate, percent, kernels)
         found.append(row)
     return found
 
 
-class _Noted(OpsObserver):
-    """Runs every operation, and notes those of NAMES."""
+class _Recorder(OpsObserver):
+    """Runs every operation, and records those of NAMES."""
 
     def __init__(self, ops: Ops, w: Weights) -> None:
         super().__init__(ops)
@@ -134,38 +134,38 @@ class _Noted(OpsObserver):
 
 
 def middle_step(ops: Ops, c: ModelConfig, w: Weights, load: Load) -> tuple[Session, list[Call], int]:
-    """The operations of the middle step, and a session whose cache and rows are as they were before it."""
-    noted: Any = _Noted(ops, w)
-    session, middle = Session(noted, c, w, "off", load), load.max_tokens // 2
+    """(session, operations of its middle step, number of that step). Timing restarts the session at that step."""
+    recorder: Any = _Recorder(ops, w)
+    session, middle = Session(recorder, c, w, "off", load), load.max_tokens // 2
     session.prefill()
     session.restart()
     for _ in range(middle):
         session.runner.decode()
-    noted.calls.clear()
+    recorder.calls.clear()
     session.runner.decode()
     session.runner.synchronize()
-    return session, noted.calls, middle
+    return session, recorder.calls, middle
 
 
 def chain_ms(ops: Ops, calls: list[Call], reader: Reader | None) -> float:
-    """Median time of the calls one after the other, as one graph; reader: first push everything out of the cache."""
+    """Median ms of the calls, captured as one graph. reader: evicts L2 before every replay."""
 
     def parts(over: Any) -> Iterator[Part]:
         for call in calls:
             yield call.kind, partial(getattr(over, call.name), *call.args, **call.kwargs)
 
     chain = program(ops.device, ops, parts, "step", f"operation {calls[0].kind}", CaptureReport())
-    marks = []
+    events = []
     for _ in range(REPEATS):
         if reader:
             reader.read()
-        first = ops.device.mark()
+        first = ops.device.record_event()
         chain.run()
-        marks.append((first, ops.device.mark()))
-    return statistics.median(ops.device.elapsed(a, b) for a, b in marks)
+        events.append((first, ops.device.record_event()))
+    return statistics.median(ops.device.elapsed(a, b) for a, b in events)
 
 
 def _launch_ms(ops: Ops, shortest: Call, reader: Reader) -> float:
-    """What a graph costs beyond its operations: one of the shortest, less a call in a long chain of them."""
+    """Cost of a graph launch in ms: a graph of one short call, minus the time of a call in a long chain."""
     one, many = (chain_ms(ops, [shortest] * n, None) for n in (1, MANY))
     return max(0.0, one - (many - one) / (MANY - 1))

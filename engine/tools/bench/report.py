@@ -1,4 +1,4 @@
-"""What `ostinato bench` found, as a table, a JSON file and a plot. Touches no device."""
+"""The results of `ostinato bench decode` as tables, JSON and a plot. Touches no device."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from ..doctor import install_command
 from .decode import Measurement, Report
 from .operations import FORMULA, Operation
 
-WIDTH = 160  # of a table that does not go to a terminal
-DRAWN = ("plot", "png")  # options whose file matplotlib draws
-OUTPUTS = ("--json", "--plot", "--png", "--dot")  # options that name a file to write
+WIDTH = 160  # columns of a table when stdout is not a terminal
+DRAWN = ("plot", "png")  # options whose file matplotlib writes
+OUTPUTS = ("--json", "--plot", "--png", "--dot")  # options that name an output file
 
 
 def check_outputs(json_file: str | None, plot_file: str | None, **others: str | None) -> None:
-    """RequestError if a file could not be written, before anything is measured. others: files, by option."""
+    """RequestError, before anything is measured, if a file cannot be written. others: option -> file."""
     for option, file in {"json": json_file, "plot": plot_file, **others}.items():
         if file is None:
             continue
@@ -42,7 +42,7 @@ def check_outputs(json_file: str | None, plot_file: str | None, **others: str | 
 
 
 def stamp(machine: dict[str, str]) -> dict[str, Any]:
-    """What every record begins with: when, by which command and version, and on what."""
+    """The fields that every record begins with: date, command, version, machine."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": command(sys.argv[1:]),
@@ -53,7 +53,7 @@ def stamp(machine: dict[str, str]) -> dict[str, Any]:
 
 
 def command(words: list[str]) -> str:
-    """The command line that gives the same results, without the files that they went to on this machine."""
+    """The command line that reproduces the results, without its output files."""
     kept, rest = ["ostinato"], iter(words)
     for word in rest:
         option, equals, _ = word.partition("=")
@@ -65,7 +65,7 @@ def command(words: list[str]) -> str:
 
 
 def record(report: Report) -> dict[str, Any]:
-    """Everything, for JSON: what was measured when, where, by which command and version."""
+    """All results, for JSON."""
     s = report.settings
     settings = {k: v for k, v in asdict(s).items() if k != "config"}
     return {
@@ -84,20 +84,20 @@ def record(report: Report) -> dict[str, Any]:
 
 
 def _config(c: ModelConfig) -> dict[str, Any]:
-    """The model's fields; its layers as runs of equal ones, each with how many they are."""
+    """The model's fields, with layers as runs of equal specs and their counts."""
     runs = [{"count": len(list(run)), **asdict(spec)} for spec, run in groupby(c.layers)]
     return {**{f.name: getattr(c, f.name) for f in fields(c)}, "layers": runs}
 
 
 def write_json(found: dict[str, Any], file: str) -> None:
-    """What `record` gave, as a file."""
+    """Write a record to a file. RequestError names the file if that fails."""
     with writing(file):
         Path(file).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 @contextmanager
 def writing(file: str) -> Iterator[None]:
-    """RequestError names the file if it cannot be written inside: a full disk's own error has no name."""
+    """Turn an OSError inside into a RequestError that names the file: "disk full" alone does not."""
     try:
         yield
     except OSError as e:
@@ -105,7 +105,7 @@ def writing(file: str) -> Iterator[None]:
 
 
 def keep(args: Any, found: Any, record: Callable[[Any], dict[str, Any]], draw: Callable[[Any, str], None]) -> None:
-    """Write and draw what was found, where a command's --json and --plot ask for it."""
+    """Write the files that a command's --json and --plot name."""
     if args.json:
         write_json(record(found), args.json)
     if args.plot:
@@ -113,22 +113,22 @@ def keep(args: Any, found: Any, record: Callable[[Any], dict[str, Any]], draw: C
 
 
 def stdout() -> Any:
-    """Where tables are printed: stdout, as wide as it is, or WIDTH."""
+    """A rich console on stdout, as wide as the terminal, or WIDTH."""
     return console(WIDTH)
 
 
 def print_tables(report: Report) -> None:
-    """The rows, the operations and the kernels, on stdout."""
+    """Print rows, operations and kernels on stdout."""
     out = stdout()
     out.print(_rows(report))
-    out.print(f"[not bold]{FORMULA}\nms/step: single steps on the device; wall: the loop that LLM runs, which "
-              "tokens/s is from; graph MB: of all batch sizes prepared, 1 to this one.")  # fmt: skip
+    out.print(f"[not bold]{FORMULA}\nms/step: single steps, by device events; wall: engine steps, by the host clock; "
+              "tokens/s: from wall; graph MB: all prepared batch sizes, 1 to this one.")  # fmt: skip
     for line in _paths(report.rows):
         out.print(line)
     if report.operations:
         out.print(_operations(report.operations))
-        out.print("Each kind is timed as a graph of its calls alone, without the last cache's help except for "
-                  "sample and advance: the sum of the times is not a step's.")  # fmt: skip
+        out.print("Each kind is timed as a graph of its calls alone, with a cold L2 except for sample and advance: "
+                  "the sum of the times is not the time of a step.")  # fmt: skip
         for line in _counts(report.operations):
             out.print(line)
 
@@ -156,7 +156,7 @@ def _rows(report: Report) -> Any:
 
 
 def _ratio(other: float | None, row: Measurement, shown: bool) -> str:
-    """How many times as fast as another row."""
+    """Speed-up over another row."""
     return f"{other / row.step_ms:.2f}" if other is not None and shown else ""
 
 
@@ -177,7 +177,7 @@ def _operations(rows: list[Operation]) -> Any:
 
 
 def _paths(rows: list[Measurement]) -> list[str]:
-    """Which kernels each backend and graph mode launched; batch sizes that launched the same ones together."""
+    """Lines that name the kernels of each backend and graph mode; batch sizes with the same kernels share a line."""
     paths: dict[tuple[str, str, str], list[str]] = {}
     for r in rows:
         names = ", ".join(dict.fromkeys(name.split("<")[0] for name in r.kernels))
@@ -187,15 +187,15 @@ def _paths(rows: list[Measurement]) -> list[str]:
 
 
 def _counts(rows: list[Operation]) -> list[str]:
-    """How many kernels a step launches, by backend and batch."""
+    """Lines that give the kernel launches per step, by backend and batch."""
     totals: Counter[tuple[str, int]] = Counter()
     for r in rows:
         totals[r.backend, r.batch] += sum(r.kernels.values())
-    return [f"{backend}, batch {batch}: {count} launches a step" for (backend, batch), count in totals.items() if count]
+    return [f"{backend}, batch {batch}: {n} launches per step" for (backend, batch), n in totals.items() if n]
 
 
 def _names(kernels: dict[str, int]) -> str:
-    """Kernels without their template arguments, with how often each was launched."""
+    """Kernel names without template arguments, with their launch counts."""
     totals: Counter[str] = Counter()
     for name, count in kernels.items():
         totals[name.split("<")[0]] += count
@@ -203,7 +203,7 @@ def _names(kernels: dict[str, int]) -> str:
 
 
 def draw(report: Report, file: str) -> None:
-    """ms a step over the batch size: a line for each backend and graph mode, and the floor that reading sets."""
+    """Plot ms per step over batch size: a line per backend and graph mode, and the floor at the read ceiling."""
     from matplotlib import pyplot
 
     pyplot.switch_backend("Agg")
@@ -213,8 +213,8 @@ def draw(report: Report, file: str) -> None:
         axes.plot([r.batch for r in rows], [r.step_ms for r in rows], marker="o", label=f"{name[0]}, graph {name[1]}")
     floors = {r.batch: r.bytes / report.ceilings[r.backend] / 1e6 for r in report.rows}
     batches = sorted(floors)
-    axes.plot(batches, [floors[b] for b in batches], "k--", label="its bytes at the read ceiling")
-    axes.set(xscale="log", yscale="log", xlabel="batch", ylabel="ms a step")
+    axes.plot(batches, [floors[b] for b in batches], "k--", label="bytes / read ceiling")
+    axes.set(xscale="log", yscale="log", xlabel="batch", ylabel="ms per step")
     axes.set_xticks(batches, map(str, batches))
     axes.set_xticks([], minor=True)
     axes.yaxis.set_major_formatter("{x:g}")

@@ -1,4 +1,4 @@
-"""A batch of sequences with random prompts on a runner of their own, and the clocks to measure its steps with."""
+"""A batch of sequences with random prompts on its own runner and engine, and the clocks that measure its steps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ...sizes import PAGE
 
 @dataclass(frozen=True)
 class Load:
-    """What is decoded: `batch` sequences, all in step."""
+    """The work to decode: `batch` sequences of equal length."""
 
     batch: int
     prompt_len: int  # tokens before the first step
@@ -30,14 +30,14 @@ class Load:
 
     @property
     def context(self) -> float:
-        """Tokens that a sequence attends to in the middle of its steps."""
+        """Mean number of tokens that a sequence attends to."""
         return self.prompt_len + (self.max_tokens + 1) / 2
 
 
 class Session:
-    """A Runner for exactly this load, graphs captured. RequestError if the model cannot take sequences so long.
+    """A Runner for exactly this load, with its graphs captured. RequestError if the sequences are too long.
 
-    prompts: `batch` of at most prompt_len tokens; None = random ones of exactly that length."""
+    prompts: `batch` prompts of at most prompt_len tokens; None = random ones of exactly that length."""
 
     def __init__(
         self,
@@ -51,7 +51,8 @@ class Session:
         self.load, self.device = load, ops.device
         length = load.prompt_len + load.max_tokens + 1
         cache = load.batch * pages_of(length) * PAGE
-        e = EngineConfig(ops.name, graph, max_batch=load.batch, max_len=length, cache_tokens=cache, seed=load.seed)
+        e = EngineConfig(ops.name, graph, max_batch=load.batch, max_len=length, cache_tokens=cache, seed=load.seed,
+                         prefix_cache=False)  # fmt: skip
         self.runner = Runner(ops, c, w, e)
         self._engine = Engine(self.runner)
         rng = np.random.default_rng(load.seed)
@@ -59,7 +60,7 @@ class Session:
         self.rows: list[Row] = []  # of the first step; after `prefill`
 
     def serve(self) -> tuple[float, float]:
-        """(ms to the first token of all sequences, ms a step after it) by the clock on the wall, as LLM decodes."""
+        """Generate as LLM does: (ms until all sequences have a first token, ms per later step), by the host clock."""
         began = first = time.perf_counter()
         tokens = 0
         for events in self.run():
@@ -70,33 +71,35 @@ class Session:
         return (first - began) * 1e3, (last - first) * 1e3 / self.load.max_tokens
 
     def run(self, prompts: list[list[int]] | None = None) -> Iterator[list[Event]]:
-        """Complete this load's prompts, or others no longer than they are: the events of each step."""
+        """Complete this load's prompts, or other prompts that are not longer; yield the events of each step."""
         handles = [self._engine.add(request) for request in self.requests(prompts)]
         while not all(handle.ended for handle in handles):
             yield self._engine.step()
 
     def prefill(self) -> None:
-        """Run the prompts; their pages are kept from now on, so neither `serve` nor `run` can be called any more."""
+        """Prefill the prompts and keep their pages. `serve` and `run` cannot be called afterwards."""
         handles = [self._engine.add(request) for request in self.requests()]
         sequences = [seq for handle in handles for seq in handle.sequences]
         while not all(seq.tokens for seq in sequences):
             self._engine.step()
+        for seq in sequences:
+            self.runner.table.grow(seq.slot, seq.request.longest)  # for steps that are launched without the engine
         self.rows = [Row(seq.slot, seq.tokens[-1], len(seq.prompt)) for seq in sequences]
 
     def restart(self, ahead: int = 0) -> None:
-        """The next step is the first one again, or the one `ahead` of it. After `prefill`."""
+        """Set the next step: step number `ahead` after the prompts, counted from 0. Call after `prefill`."""
         self.runner.set_rows([replace(row, position=row.position + ahead) for row in self.rows])
 
     def step_times(self) -> list[float]:
-        """ms of every single step from the first on, by marks between them, all steps being launched at once."""
+        """ms of every step, by events between them. All steps are launched without waiting."""
         self.restart()
         self.device.synchronize()
-        marks = [self.device.mark()]
+        events = [self.device.record_event()]
         for _ in range(self.load.max_tokens):
-            marks.append(self.runner.decode().done)
-        return [self.device.elapsed(a, b) for a, b in pairwise(marks)]
+            events.append(self.runner.decode().done)
+        return [self.device.elapsed(a, b) for a, b in pairwise(events)]
 
     def requests(self, prompts: list[list[int]] | None = None) -> list[Request]:
-        """Of this load's prompts, or others: greedy, until their length, without text."""
-        params, tokens = SamplingParams(ignore_eos=True), self.load.max_tokens + 1  # a prompt gives one too
+        """Greedy requests of fixed length for this load's prompts or other prompts, without detokenizing."""
+        params, tokens = SamplingParams(ignore_eos=True), self.load.max_tokens + 1  # prefill gives one token
         return [Request(prompt, params, self.load.seed, tokens) for prompt in prompts or self._prompts]

@@ -1,7 +1,6 @@
-"""Models of random weights, made on the device in seconds: speed depends on shapes, not on what a model has learned.
+"""Models with random weights, generated on the device in seconds. Speed depends on shapes, not on values.
 
-A random model is a Checkpoint whose tensors are drawn when they are asked for, so
-it is loaded by the code that loads files.
+A random model is a Checkpoint that draws a tensor when it is read, so the code that loads files also loads it.
 """
 
 from __future__ import annotations
@@ -50,14 +49,14 @@ SHAPES = {
 
 
 def shape(name: str) -> ModelConfig:
-    """The configuration of a known model; RequestError lists the names."""
+    """The configuration of a known shape. RequestError lists the names."""
     if name not in SHAPES:
         refuse("shape", " or ".join(SHAPES), name)
     return SHAPES[name]
 
 
 def random(device: Device, shape: tuple[int, ...], dtype: np.dtype, start: int = 0) -> Any:
-    """A device array of nearly normal numbers of mean 0; the same for the same start, on every device."""
+    """A device array of nearly normal numbers with mean 0. The same start gives the same numbers on every device."""
     count, factor = math.prod(shape), np.float32(DEVIATION / _BYTES_DEVIATION)
     if not device.multiprocessors:
         return _on_host(count, dtype, start, factor).reshape(shape)
@@ -70,7 +69,7 @@ def random(device: Device, shape: tuple[int, ...], dtype: np.dtype, start: int =
 
 
 def _on_host(count: int, dtype: np.dtype, start: int, factor: np.float32) -> np.ndarray:
-    """What kernels/synthetic.cu computes, bit for bit."""
+    """kernels/synthetic.cu on NumPy, bit for bit."""
     out = np.empty(count, dtype)
     for first in range(0, count, _CHUNK):
         h = np.arange(first + start, min(first + _CHUNK, count) + start).astype(np.uint32)
@@ -86,7 +85,7 @@ def _on_host(count: int, dtype: np.dtype, start: int, factor: np.float32) -> np.
 class RandomTensor(Tensor):
     """A matrix drawn at random, or a vector of ones (zeros for a bias)."""
 
-    device: Device | None = None  # that draws the matrix and keeps it
+    device: Device | None = None  # that generates and holds the matrix
     start: int = 0
     quantised: Quantised | None = None  # what is stored instead
 
@@ -94,7 +93,7 @@ class RandomTensor(Tensor):
         return self.quantised
 
     def numbers(self) -> Any:
-        """The tensor [shape]: a matrix as an array of the device, a vector as one of the host."""
+        """The tensor [shape]: a matrix as a device array, a vector as a host array."""
         if self.device is None or len(self.shape) == 1:
             return np.full(self.shape, not self.name.endswith(".bias"), np.float32)
         return random(self.device, self.shape, self.dtype, self.start)
@@ -108,7 +107,7 @@ def checkpoint(c: ModelConfig, device: Device, dtype: np.dtype, seed: int = 0, m
     tensors: dict[str, Tensor] = {}
     for i, (name, shape, entry) in enumerate(plan, 1):
         start = (seed * len(plan) + i) * 0x9E3779B9  # far from the other tensors' counters
-        where = device if entry.kind == "weight" else HostDevice()  # others are turned or added up on the host
+        where = device if entry.kind == "weight" else HostDevice()  # the loader transforms the others on the host
         *layer, _ = entry.path.split(".")
         stored = None
         if mix and entry.kind == "weight":

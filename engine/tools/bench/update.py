@@ -1,8 +1,8 @@
-"""`ostinato bench update`: what it costs to change a graph for every token, against not having to.
+"""`ostinato bench update`: the cost of updating a graph for every token, against values in device memory.
 
-Two batches are decoded in turn, a step of one and a step of the other, by one executable graph whose kernels are given
-other arrays each time: node by node, from a graph kept ready, or from one captured anew. The engine's own way beside
-it changes nothing: what differs between two steps is in arrays. Every way has to give the same tokens.
+Two batches decode in turn, one step each, through one executable graph whose kernels get the other batch's arrays every
+time: node by node, from a prepared graph, or from a new capture. The engine's method, measured beside them, updates
+nothing, because all values that change between steps are in arrays. Every method must give the same tokens.
 """
 
 from __future__ import annotations
@@ -19,26 +19,27 @@ from ...errors import DeviceError, RequestError
 from ...graph.cuda_graph import CudaGraph
 from ...ops.device import Device
 from ...run.runner import DecodeBucket
+from ..options import add, chosen_model
 from .session import Load, Session
 
 if TYPE_CHECKING:
     from .decode import Choose, Settings
 
-REPEATS = 5  # timed passes of each way; the median counts
+REPEATS = 5  # timed passes per method; the median counts
 
 
 @dataclass
 class Side:
-    """One of the two batches: the step that decodes it, and where it begins."""
+    """One of the two batches: its decode step and its initial state."""
 
     bucket: DecodeBucket
-    start: np.ndarray  # [5, rows] int32: what the step's state is before the first token
+    start: np.ndarray  # [5, rows] int32: the step's state before the first token
     graph: Any  # CudaGraph of the step
     kernels: list[tuple[Any, Any]]  # (node, parameters) of its kernels
 
 
-class Way:
-    """How a step of one side is prepared and launched. The engine's own: there is nothing to prepare."""
+class Method:
+    """How a step is prepared and launched. This class is the engine's method: nothing to prepare."""
 
     name = "no update: values in device memory"
 
@@ -46,19 +47,19 @@ class Way:
         self.sides = sides
 
     def capture(self, side: Side) -> Any:
-        """The graph that `change` takes."""
+        """The graph to pass to `change`."""
         return side.graph
 
     def change(self, side: Side, graph: Any) -> None:
-        """Make the next launch one of this side."""
+        """Make the next launch run this side."""
 
     def launch(self, side: Side) -> None:
         """Run the step; does not wait."""
         side.bucket.program.run()
 
 
-class _Changed(Way):
-    """One executable graph for both sides, made of the first one's."""
+class _SharedExecutable(Method):
+    """One executable graph for both sides, instantiated from the first side's graph."""
 
     def __init__(self, sides: tuple[Side, Side]) -> None:
         super().__init__(sides)
@@ -68,8 +69,8 @@ class _Changed(Way):
         self.executable.launch()
 
 
-class SetParams(_Changed):
-    """Node by node, every kernel of every layer."""
+class SetParams(_SharedExecutable):
+    """Set the parameters of every kernel node."""
 
     name = "cuGraphExecKernelNodeSetParams, every kernel"
 
@@ -78,8 +79,8 @@ class SetParams(_Changed):
             self.executable.set(node, parameters)
 
 
-class Update(_Changed):
-    """All at once, from a graph with the other parameters that is kept ready."""
+class Update(_SharedExecutable):
+    """Update the whole graph from a prepared one."""
 
     name = "cuGraphExecUpdate, from a graph kept ready"
 
@@ -88,7 +89,7 @@ class Update(_Changed):
 
 
 class Recapture(Update):
-    """All at once, from a graph captured for this step."""
+    """Update the whole graph from a new capture of this step."""
 
     name = "captured again, cuGraphExecUpdate"
 
@@ -97,7 +98,7 @@ class Recapture(Update):
 
 
 class Instantiate(Recapture):
-    """A new executable graph for every step."""
+    """Capture and instantiate a new graph for every step."""
 
     name = "captured again, cuGraphInstantiate"
 
@@ -105,22 +106,22 @@ class Instantiate(Recapture):
         self.executable = graph.executable()
 
 
-WAYS = (Way, SetParams, Update, Recapture, Instantiate)
+METHODS = (Method, SetParams, Update, Recapture, Instantiate)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a way costs a step."""
+    """Cost of one method per step."""
 
-    way: str
-    capture_us: float  # of the host, in capturing the step again
-    change_us: float  # in changing the executable graph
-    launch_us: float
-    wall_ms: float  # from the first launch until the device is done, by the number of steps
+    way: str  # name of the method
+    capture_us: float  # host time to capture the step again
+    change_us: float  # host time to update the executable graph
+    launch_us: float  # host time to launch it
+    wall_ms: float  # from the first launch until the device is done, divided by the number of steps
 
     @property
     def host_us(self) -> float:
-        """All of the host's time."""
+        """Total host time."""
         return self.capture_us + self.change_us + self.launch_us
 
 
@@ -131,7 +132,7 @@ class Report:
     model: str
     batch: int
     steps: int
-    kernels: int  # of a step
+    kernels: int  # per step
     backend: str
     machine: dict[str, str]
     rows: list[Cost]
@@ -141,13 +142,13 @@ class Report:
 
 
 def measure(s: Settings, backend: str, choose: Choose) -> Report:
-    """All ways on one model, `max_tokens` steps each. DeviceError if one of them gives other tokens than the engine's.
+    """Measure all methods on one model, `max_tokens` steps each.
 
-    RequestError for a backend without CUDA graphs."""
+    DeviceError if a method's tokens differ from the engine's. RequestError for a backend without CUDA graphs."""
     from .decode import open_model
 
     ops, c, w = open_model(s, backend, choose)
-    if ops.device.stream is None:
+    if not ops.device.is_gpu:
         raise RequestError(f"backend: expected one with CUDA graphs, cuda or cublas, found {ops.name}")
     (batch,) = s.batches
     session = Session(ops, c, w, "off", Load(2 * batch, s.prompt_len, s.max_tokens, s.seed))
@@ -158,7 +159,7 @@ def measure(s: Settings, backend: str, choose: Choose) -> Report:
 
 
 def one_side(session: Session, first: int, last: int) -> Side:
-    """A step of its own, captured, for some of the sequences of a session."""
+    """Capture a decode step for sequences first to last - 1 of a session."""
     runner, count = session.runner, last - first
     bucket = runner.prepare_steps(count, runner.decode_buffers(count), "step")
     rows = [(row.token, row.slot, row.position, row.position + 1, 0) for row in session.rows[first:last]]
@@ -167,63 +168,66 @@ def one_side(session: Session, first: int, last: int) -> Side:
 
 
 def compare(device: Device, sides: tuple[Side, Side], steps: int) -> list[Cost]:
-    """Tokens and cost of every way. DeviceError if tokens differ, RequestError if the sides' would not."""
+    """Check the tokens of every method and measure its cost.
+
+    DeviceError if two methods' tokens differ. RequestError if both sides have the same tokens, which proves nothing."""
     expected = end = None
     found = []
-    for kind in WAYS:
-        way = kind(sides)
-        tokens = _tokens(device, way, steps)
+    for kind in METHODS:
+        method = kind(sides)
+        tokens = _tokens(device, method, steps)
         if expected is None or end is None:
             expected, end = tokens, _states(device, sides)
             if np.array_equal(tokens[0 : steps - steps % 2 : 2], tokens[1::2]):
                 raise RequestError("seed: expected one for which the two batches go on differently, "
                                    f"found the same {steps // 2} tokens")  # fmt: skip
-        _same(way, "tokens", expected, tokens)
-        found.append(_cost(device, way, steps))
-        _same(way, "the state after the timed steps", end, _states(device, sides))
+        _same(method, "tokens", expected, tokens)
+        found.append(_cost(device, method, steps))
+        _same(method, "the state after the timed steps", end, _states(device, sides))
     return found
 
 
-def _same(way: Way, what: str, expected: np.ndarray, found: np.ndarray) -> None:
+def _same(method: Method, what: str, expected: np.ndarray, found: np.ndarray) -> None:
     if not np.array_equal(expected, found):
         wanted, got = (array.ravel()[:8].tolist() for array in (expected, found))
-        raise DeviceError(f"{way.name}: expected {what} to be those without an update, {wanted}, found {got}")
+        raise DeviceError(f"{method.name}: expected {what} to be those without an update, {wanted}, found {got}")
 
 
-def _tokens(device: Device, way: Way, steps: int) -> np.ndarray:
-    """[steps, rows] int32, of the sides in turn."""
-    _begin(device, way.sides)
+def _tokens(device: Device, method: Method, steps: int) -> np.ndarray:
+    """[steps, rows] int32: the tokens of both sides in turn."""
+    _begin(device, method.sides)
     tokens = []
     for k in range(steps):
-        side = way.sides[k % 2]
-        way.change(side, way.capture(side))
-        device.write(side.bucket.tokens, np.full(side.start.shape[1], -1, np.int32))  # what a step of the other leaves
-        way.launch(side)
+        side = method.sides[k % 2]
+        method.change(side, method.capture(side))
+        # A launch that still runs the other side would leave the -1 here.
+        device.write(side.bucket.tokens, np.full(side.start.shape[1], -1, np.int32))
+        method.launch(side)
         tokens.append(device.read(side.bucket.tokens))
     return np.array(tokens)
 
 
-def _cost(device: Device, way: Way, steps: int) -> Cost:
+def _cost(device: Device, method: Method, steps: int) -> Cost:
     """Medians over passes that do not wait between steps."""
     passes = []
     for _ in range(REPEATS):
-        _begin(device, way.sides)
+        _begin(device, method.sides)
         device.synchronize()
         clock = time.perf_counter
         capture = change = launch = 0.0
         began = clock()
         for k in range(steps):
-            side, a = way.sides[k % 2], clock()
-            graph = way.capture(side)
+            side, a = method.sides[k % 2], clock()
+            graph = method.capture(side)
             b = clock()
-            way.change(side, graph)
+            method.change(side, graph)
             c = clock()
-            way.launch(side)
+            method.launch(side)
             capture, change, launch = capture + b - a, change + c - b, launch + clock() - c
         device.synchronize()
         wall = clock() - began
         passes.append([1e6 * t / steps for t in (capture, change, launch, wall / 1e3)])
-    return Cost(way.name, *(statistics.median(column) for column in zip(*passes, strict=True)))
+    return Cost(method.name, *(statistics.median(column) for column in zip(*passes, strict=True)))
 
 
 def _begin(device: Device, sides: tuple[Side, Side]) -> None:
@@ -232,7 +236,7 @@ def _begin(device: Device, sides: tuple[Side, Side]) -> None:
 
 
 def _states(device: Device, sides: tuple[Side, Side]) -> np.ndarray:
-    """[2, 5, rows] int32: where the sides stand, their last tokens included."""
+    """[2, 5, rows] int32: the state of both sides, last tokens included."""
     return np.array([device.read(side.bucket.state) for side in sides])
 
 
@@ -241,23 +245,19 @@ def _states(device: Device, sides: tuple[Side, Side]) -> np.ndarray:
 
 def add_command(commands: Any) -> None:
     """Add `update` to the subparsers of `ostinato bench`."""
-    p = commands.add_parser("update", help="changing a graph for every token", description="What graph updates cost.")
+    p = commands.add_parser("update", help="graph updates for every token", description="Measure graph updates.")
     p.add_argument("model", metavar="MODEL", nargs="?", help="a model, as for generate (default: --shape smollm2-135m)")
-    p.add_argument("--shape", metavar="NAME", help="random weights: smollm2-135m, llama-3.2-1b or llama-3.1-8b")
-    p.add_argument("--batch", type=int, default=1, metavar="N", help="sequences of each of the two batches (1)")
+    add(p, "--shape")
+    p.add_argument("--batch", type=int, default=1, metavar="N", help="sequences in each of the two batches (1)")
     p.add_argument("--backend", choices=("cuda", "cublas"), default="cuda", help="default: cuda")
-    p.add_argument("--prompt-len", type=int, default=128, metavar="N", help="tokens before the first step (128)")
-    p.add_argument("--max-tokens", type=int, default=128, metavar="N", help="steps that are measured (128)")
-    p.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto", help="default: auto")
-    p.add_argument("--json", metavar="FILE", help="write everything to a file")
+    add(p, "--prompt-len", "--max-tokens", "--dtype", "--json")
     p.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print the table, write the file; the exit status."""
+    """Measure, print the table, write the file; return the exit status."""
     from ...run import load
     from .decode import Settings
-    from .options import chosen_model
     from .report import check_outputs, stamp, write_json
 
     if args.model is None and args.shape is None:
@@ -274,14 +274,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def print_table(report: Report) -> None:
-    """The ways beside one another, on stdout."""
+    """Print all methods as a table on stdout."""
     from rich.table import Table
 
     from .report import stdout
 
     table = Table(title=f"{report.model} on {report.machine['device']}, {report.backend}, batch {report.batch}, "
                         f"{report.steps} steps, {report.kernels} kernels each")  # fmt: skip
-    heads = ("way", "host us/step", "capture", "change", "launch", "ms/step", "x")
+    heads = ("method", "host us/step", "capture", "change", "launch", "ms/step", "x")
     for i, head in enumerate(heads):
         table.add_column(head, justify="right" if i else "left", no_wrap=True)
     for row in report.rows:
@@ -290,5 +290,5 @@ def print_table(report: Report) -> None:
         table.add_row(row.way, *(f"{us:.1f}" for us in parts), f"{row.wall_ms:.3f}", f"{times:.2f}")
     console = stdout()
     console.print(table)
-    console.print("host us: in Python, through cuda-bindings. Two batches in turn, a step of each: with an update, one "
-                  "executable graph\nthat is given the other's arrays; every way gave the same tokens.")  # fmt: skip
+    console.print("host us: in Python, through cuda-bindings. Two batches alternate, one step each. An update gives"
+                  "\none executable graph the other's arrays. Every method gave the same tokens.")  # fmt: skip

@@ -1,12 +1,12 @@
-"""`ostinato inspect`: what a decode step consists of once it is recorded, and how long every node of it takes.
+"""`ostinato inspect`: the nodes and edges of a captured decode step, and the time of every node.
 
     command.py   the command line
-    step.py      what is looked at: nodes, edges, which operation of which layer each node is of
-    timing.py    the time of every node, and whether the times add up to a replay's
-    group.py     layers that are the same, described once
-    table.py     the tables, and JSON
+    step.py      the data: nodes, edges, and the operation and layer of each node
+    timing.py    the time of every node, checked against the time of a replay
+    group.py     groups identical layers
+    table.py     tables and JSON
     dot.py       a file for graphviz
-    picture.py   one layer drawn, and where the time goes
+    picture.py   a drawing of one layer, and the time by operation
 
-The driver is asked through engine/graph/cuda_graph.py; everything here is plain data once a step was opened.
+Nodes and edges are read through engine/graph/cuda_graph.py; the rest of this folder works on plain data.
 """

@@ -1,4 +1,4 @@
-"""`ostinato inspect` on the command line. Imports the looking only when it is asked for."""
+"""`ostinato inspect` on the command line. The modules that read a graph are imported only when the command runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...report import say
-from ..bench.options import chosen_model
+from ..options import add, chosen_model
 
 if TYPE_CHECKING:
     from ..bench.decode import Choose, Settings
@@ -17,23 +17,20 @@ if TYPE_CHECKING:
 def add_command(commands: Any) -> None:
     """Add `inspect` to the subparsers of `ostinato`."""
     p = commands.add_parser(
-        "inspect", help="the graph of a decode step, opened up", description="Nodes, edges and times of a decode step."
+        "inspect", help="the graph of a decode step", description="Show nodes, edges and times of a decode step."
     )
-    p.add_argument("model", metavar="MODEL", nargs="?", help="a model, as for generate; or --shape")
-    p.add_argument("--shape", metavar="NAME", help="random weights: smollm2-135m, llama-3.2-1b or llama-3.1-8b")
+    add(p, "model", "--shape")
     p.add_argument("--batch", type=int, default=1, metavar="N", help="sequences, at most 16 (1)")
     p.add_argument("--graph", choices=("step", "layer"), default="step", help="what one graph covers (step)")
-    p.add_argument("--backend", choices=("auto", "cuda", "cublas", "numpy"), default="auto", help="default: auto")
-    p.add_argument("--prompt-len", type=int, default=128, metavar="N", help="tokens before the step (128)")
-    p.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto", help="default: auto")
+    add(p, "--backend", "--prompt-len", "--dtype")
     p.add_argument("--dot", metavar="FILE", help="write the graph for graphviz")
-    p.add_argument("--png", metavar="FILE", help="draw a layer and where the time goes (needs the extra plot)")
-    p.add_argument("--json", metavar="FILE", help="write everything to a file")
+    p.add_argument("--png", metavar="FILE", help="draw a layer and the time by operation (needs the extra plot)")
+    add(p, "--json")
     p.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Open a step up, print it, write the files; 1 if the times of a captured graph's nodes do not add up."""
+    """Inspect a step, print it, write the files; return 1 if the node times of a captured graph do not add up."""
     from ...run import load
     from ..bench.decode import Settings
     from ..bench.report import check_outputs, stamp, write_json, writing
@@ -60,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def open_step(s: Settings, backend: str, choose: Choose) -> tuple[Step, dict[str, str]]:
-    """A step in the middle of `s`, and what is known of the machine."""
+    """(the middle step of the load `s`, description of the machine)."""
     from ..bench.decode import open_model
     from ..bench.session import Session
     from .timing import look
@@ -74,6 +71,6 @@ def open_step(s: Settings, backend: str, choose: Choose) -> tuple[Step, dict[str
     step.about = {
         "model": s.model, "backend": ops.name, "device": ops.device.name, "graph": graph, "batch": batch,
         "dtype": ops.dtype.name, "context": s.prompt_len + s.max_tokens // 2,
-        "captured": ops.device.stream is not None,
+        "captured": ops.device.is_gpu,
     }  # fmt: skip
     return step, ops.device.about()

@@ -1,4 +1,4 @@
-"""An opened step as text that graphviz draws: a cluster for every part, programmatic edges dashed."""
+"""A step as graphviz text: one cluster per part, programmatic edges dashed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .table import by
 
 
 def dot(step: Step) -> str:
-    """The whole step, top down."""
+    """The whole step in the dot language."""
     lines = ["digraph step {", "  node [shape=box, fontname=monospace];", "  edge [arrowsize=0.6];"]
     numbered = list(enumerate(step.nodes))
     for i, (part, members) in enumerate(groupby(numbered, lambda item: item[1].part)):
@@ -22,7 +22,7 @@ def dot(step: Step) -> str:
 
 
 def label(node: Node) -> list[str]:
-    """The lines in a node's box: operation and time; the kernel and how it is launched, where there is one."""
+    """The lines of a node's label: operation and time, then kernel and launch sizes if there is a kernel."""
     launch = [node.name.split("<")[0]] if node.kind != "call" else []
     if node.grid:
         launch.append(f"{by(node.grid)} blocks of {by(node.block)}")
@@ -30,5 +30,5 @@ def label(node: Node) -> list[str]:
 
 
 def _quoted(*rows: str) -> str:
-    """A string of the language dot, of several lines."""
+    """A multi-line string of the dot language."""
     return '"' + "\\n".join(row.replace("\\", "\\\\").replace('"', '\\"') for row in rows) + '"'

@@ -1,4 +1,4 @@
-"""Layers that are the same, found and described once."""
+"""Groups identical layers, so that each group is described once."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from .step import Node
 
 @dataclass
 class Group:
-    """Parts of a step whose nodes are the same but for their times: one embedding, or all layers."""
+    """Parts of a step whose nodes differ only in their times: the embedding alone, or all layers."""
 
     parts: list[str]  # "layer 0", "layer 1", ...
     members: list[list[Node]]  # the nodes of each part
 
     @property
     def first(self) -> list[Node]:
-        """The nodes of the first part, which stands for all."""
+        """The nodes of the first part, which represents all."""
         return self.members[0]
 
     @property
     def name(self) -> str:
-        """ "embed", or "layers 0 to 29" """
+        """ "embed", or "layers 0 to 29"."""
         if len(self.parts) == 1:
             return self.parts[0]
         kind, first = self.parts[0].rsplit(" ", 1)
@@ -32,13 +32,13 @@ class Group:
         return f"{kind}s {first} to {numbers[-1]}" if run else f"{len(numbers)} {kind}s: {', '.join(map(str, numbers))}"
 
     def mean(self) -> list[Node]:
-        """The nodes of a part with their mean times."""
+        """The nodes of one part with mean times over all parts."""
         rows = zip(*self.members, strict=True)
         return [replace(row[0], us=sum(node.us for node in row) / len(row)) for row in rows]
 
 
 def groups(nodes: list[Node]) -> list[Group]:
-    """The parts of a step in order, those that are the same together."""
+    """The parts of a step in order, identical ones grouped."""
     found: dict[tuple, Group] = {}
     for part, run in groupby(nodes, lambda node: (node.part, node.graph)):
         members = list(run)
@@ -50,7 +50,7 @@ def groups(nodes: list[Node]) -> list[Group]:
 
 
 def by_operation(nodes: Iterable[Node]) -> dict[str, list[Node]]:
-    """Nodes by operation, in the order in which these come first."""
+    """Nodes by operation, in order of first occurrence."""
     found: dict[str, list[Node]] = {}
     for node in nodes:
         found.setdefault(node.operation, []).append(node)

@@ -1,7 +1,7 @@
-"""A recorded decode step as data: its nodes, its edges, and the operation of the layer that each node came from.
+"""A captured decode step as data: nodes, edges, and the operation and layer that each node came from.
 
-Made by timing.py and drawn by the rest of this folder. On a GPU a node is one of the captured graph; elsewhere, where
-the recording itself is replayed, every call is one.
+timing.py builds it. On a GPU the nodes are those of the CUDA graph. On a CPU, where the recording is replayed, every
+recorded call is a node.
 """
 
 from __future__ import annotations
@@ -19,52 +19,52 @@ from ...ops.base import Ops
 
 @dataclass(frozen=True)
 class Node:
-    """Something that a step does: a kernel, a copy, a fill of a graph, or a recorded call."""
+    """A node of a step: a kernel, copy or fill of a CUDA graph, or a recorded call."""
 
-    kind: str  # "kernel", "memset", ... as the driver has it; "call" where there is no graph
-    name: str  # of the kernel, with its template arguments; of the operation for a call
+    kind: str  # "kernel", "memset", ... as the driver names it; "call" without a CUDA graph
+    name: str  # the kernel with its template arguments; for a call: the operation
     part: str = ""  # "layer 3"
     operation: str = ""  # "norm_qkv", "linear_add o"
     grid: tuple[int, ...] = ()
     block: tuple[int, ...] = ()
     shared: int = 0  # bytes of dynamic shared memory
-    registers: int = 0  # of a thread
-    arrays: str = ""  # that the operation was given
-    graph: int = 0  # which of the step's graphs
-    us: float = 0.0  # from the end of the node before it to its own end
+    registers: int = 0  # per thread
+    arrays: str = ""  # arguments of the operation, with shapes
+    graph: int = 0  # index of the step's graph that holds it
+    us: float = 0.0  # from the end of the previous node to its own end
 
     @property
     def same(self) -> tuple:
-        """What two layers have in common if they are the same."""
+        """The fields that are equal in the nodes of identical layers."""
         return self.kind, self.name, self.operation, self.grid, self.block, self.shared, self.registers, self.arrays
 
 
 @dataclass
 class Step:
-    """A decode step, opened up."""
+    """A decode step with its nodes, edges and times."""
 
     nodes: list[Node]
-    edges: list[Edge]  # between indices of nodes
+    edges: list[Edge]  # source and target are indices into nodes
     graphs: int
-    bytes: int = 0  # of device memory that its graphs hold
+    bytes: int = 0  # device memory of its graphs
     replay_us: float = 0.0
     about: dict[str, Any] = field(default_factory=dict)  # model, backend, batch, device ...
 
     @property
     def total_us(self) -> float:
-        """What the nodes' times add up to."""
+        """The sum of the node times."""
         return sum(node.us for node in self.nodes)
 
     @property
     def apart(self) -> float:
-        """By how much of a replay the sum of the nodes' times differs from it."""
+        """Relative difference between the sum of the node times and the time of a replay."""
         return abs(self.total_us / self.replay_us - 1)
 
 
 def opened(graphs: list[Graph], read: list[Opened], names: dict[int, str]) -> tuple[list[Node], list[Edge]]:
-    """The nodes of CUDA graphs and the edges between them. names: of matrices, by id; see `operation`.
+    """The nodes and edges of CUDA graphs. names: id of a weight -> name, for `operation`.
 
-    CaptureError if a graph has not the nodes that its operations added."""
+    CaptureError if a graph does not have the nodes that its operations added."""
     nodes: list[Node] = []
     edges: list[Edge] = []
     for i, (graph, found) in enumerate(zip(graphs, read, strict=True)):
@@ -82,7 +82,7 @@ def opened(graphs: list[Graph], read: list[Opened], names: dict[int, str]) -> tu
 
 
 def recorded(graphs: list[Graph], names: dict[int, str]) -> tuple[list[Node], list[Edge]]:
-    """The calls of recordings, one after the other."""
+    """The calls of recordings as a chain of nodes."""
     calls = [(i, call) for i, graph in enumerate(graphs) for call in graph.calls]
     nodes = [Node("call", c.name, c.part, operation(c, names), arrays=arrays(c), graph=i) for i, c in calls]
     pairs = zip(range(len(nodes)), range(1, len(nodes)), strict=False)
@@ -90,18 +90,18 @@ def recorded(graphs: list[Graph], names: dict[int, str]) -> tuple[list[Node], li
 
 
 def operation(call: Call, names: dict[int, str]) -> str:
-    """The operation's name, with the matrix's where the operation alone does not tell: "linear_add o"."""
+    """The operation's name; for a GEMM with several possible weights, also the weight's: "linear_add o"."""
     matrix = (names[id(a)] for a in call.args if id(a) in names) if call.name in ("linear", "linear_add") else ()
     return f"{call.name} {next(iter(matrix), '')}".rstrip()
 
 
 def matrices(w: Any) -> dict[int, str]:
-    """The names of the weights of a model's layers, by id."""
+    """id of a weight -> its name, over all layers of a model."""
     return {id(value): name for layer in w.layers for name, value in vars(layer).items() if value is not None}
 
 
 def arrays(call: Call) -> str:
-    """The arrays a call was given, with their shapes: "x [1, 576], weight [960, 576]"."""
+    """The array arguments of a call with their shapes: "x [1, 576], weight [960, 576]"."""
     method = getattr(Ops, call.name, None)
     given = inspect.signature(method).bind_partial(None, *call.args, **call.kwargs).arguments if method else call.kwargs
     return ", ".join(_shapes(given.items()))
@@ -109,10 +109,10 @@ def arrays(call: Call) -> str:
 
 def _shapes(given: Iterable[tuple[str, Any]]) -> Iterable[str]:
     for name, value in given:
-        inner = {"b": "x", "s": "positions", "cache": "k"}.get(name)  # of a group of arrays, the one that tells
+        inner = {"b": "x", "s": "positions", "cache": "k"}.get(name)  # the array that represents a group
         value, name = (getattr(value, inner), f"{name}.{inner}") if inner else (value, name)
         shape = getattr(value, "shape", None)
-        if shape is None and hasattr(value, "n"):  # a packed matrix
+        if shape is None and hasattr(value, "n"):  # packed weight
             shape = value.n, value.k
         if isinstance(shape, tuple) and shape:
             yield f"{name} {list(shape)}"

@@ -1,4 +1,4 @@
-"""An opened step as tables on stdout, and as JSON."""
+"""A step as tables on stdout, and as JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _EDGE = {True: "early", False: "end", None: ""}
 
 
 def print_tables(step: Step) -> None:
-    """One layer in full, the others by operation, the operations of the whole step, and the balance of the times."""
+    """Print one layer in full, identical layers by operation, the operations of the step, and the sum of the times."""
     console = stdout()
     console.print(_nodes(step))
     console.print(_operations(step))
@@ -24,14 +24,14 @@ def print_tables(step: Step) -> None:
 
 
 def lines(step: Step) -> Iterator[str]:
-    """What holds for the whole step."""
+    """The lines about the whole step."""
     early = sum(edge.programmatic for edge in step.edges)
     what = "graph" if step.about.get("captured") else "recording"
     yield (f"{step.graphs} {what}{'s' * (step.graphs > 1)} with {len(step.nodes)} nodes and {len(step.edges)} edges, "
-           f"{early} of them programmatic: the node may begin before the one before it has ended; "
+           f"{early} of them programmatic: the node may begin before its predecessor has ended; "
            f"{step.bytes / 1e6:.1f} MB of device memory")  # fmt: skip
-    yield "us: from the end of the node before to its own end, so that overlap is nobody's time twice"
-    yield (f"the nodes' times add up to {step.total_us:.1f} us, a replay takes {step.replay_us:.1f} us: "
+    yield "us: from the end of the previous node to the end of this one; overlapping time is counted once"
+    yield (f"sum of the node times {step.total_us:.1f} us, time of a replay {step.replay_us:.1f} us: "
            f"{step.apart:.1%} apart, {'within' if balanced(step) else 'which is MORE than'} {WITHIN:.0%}")  # fmt: skip
 
 
@@ -69,7 +69,7 @@ def _shape(node: Node, start: str, captured: bool) -> list[str]:
 
 
 def _others(group: Group, step: Step) -> Iterator[tuple[str, str, str, str]]:
-    """Rows of the parts that are the same as the first: the mean of each operation."""
+    """Rows for the parts that are identical to the first: the mean of each operation."""
     rest = Group(group.parts[1:], group.members[1:])
     if not rest.parts:
         return
@@ -82,8 +82,8 @@ def _others(group: Group, step: Step) -> Iterator[tuple[str, str, str, str]]:
 def _operations(step: Step) -> Any:
     from rich.table import Table
 
-    table = Table(title="where the time goes")
-    for i, head in enumerate(("operation", "nodes", "us a node", "us a step", "%")):
+    table = Table(title="time by operation")
+    for i, head in enumerate(("operation", "nodes", "us/node", "us/step", "%")):
         table.add_column(head, justify="left" if not i else "right", no_wrap=True)
     found = by_operation(step.nodes)
     for name, nodes in sorted(found.items(), key=lambda item: -sum(n.us for n in item[1])):
@@ -97,14 +97,14 @@ def _time(us: float, step: Step) -> tuple[str, str]:
 
 
 def by(dims: tuple[int, ...]) -> str:
-    """(9, 3, 1) as "9 x 3"."""
+    """Format (9, 3, 1) as "9 x 3"."""
     while len(dims) > 1 and dims[-1] == 1:
         dims = dims[:-1]
     return " x ".join(map(str, dims))
 
 
 def record(step: Step) -> dict[str, Any]:
-    """Everything, for JSON."""
+    """All results, for JSON."""
     return {
         **step.about,
         "graphs": step.graphs,

@@ -1,10 +1,10 @@
-"""How long every node of a decode step takes inside the step.
+"""Measures the time of every node of a decode step, inside the step.
 
-Kernels that start before their predecessor has ended overlap, so a node's time is what it adds: from the end of the
-node before it to its own end. The ends are seen by events inside the graph, one node at a time: a copy of the graph has
-one event before its first node, and one that hangs beside the node, so that no edge of the step is changed. That makes
-a copy for every node, and the sum of all times the end of the last, which is then held against the time of a replay.
-Where no graph is captured the calls are timed by the clock, one by one.
+Kernels of programmatic edges overlap, so the time of a node is what it adds to the step: from the end of the previous
+node to its own end. The end of a node is measured in a copy of the graph with two event-record nodes: one before the
+first node, one after the node in question. They change no edge of the step (CudaGraph.with_events). So there is one
+copy per node, and the sum of all times is the end of the last node; it is compared with the time of a replay. Without
+a CUDA graph the calls are timed one by one with the host clock.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from ...ops.device import Device
 from ..bench.session import Session
 from .step import Step, matrices, opened, recorded
 
-WITHIN = 0.05  # of a replay's time: how far the sum of the nodes' times may be from it
-TOGETHER, REPEATS = 8, 7  # replays between two marks; how often
+WITHIN = 0.05  # allowed difference between the sum of the node times and a replay, as a share of the replay
+TOGETHER, REPEATS = 8, 7  # replays between two events; number of measurements
 
 
 def balanced(step: Step) -> bool:
-    """Whether the nodes' times add up to a replay's."""
+    """Whether the node times add up to the time of a replay."""
     return step.apart <= WITHIN
 
 
 def look(session: Session) -> Step:
-    """Open the middle step of a session whose prompts are filled in, time it, and time its nodes."""
+    """Read the middle step of a session after prefill, time it, and time its nodes."""
     session.restart()
     bucket, device = session.runner.current, session.device
     graphs = bucket.program.graphs or []
     names, middle = matrices(session.runner.w), session.load.max_tokens // 2
-    for _ in range(middle):  # their keys and values are what the step looks at
+    for _ in range(middle):  # the step attends to the keys and values of these steps
         session.runner.decode()
 
     def begin() -> None:
         session.restart(middle)
 
-    if device.stream is None:
+    if not device.is_gpu:
         nodes, edges = recorded(graphs, names)
         ends, replay = _by_the_clock(device, bucket.program.run, graphs, begin)
         held = 0
@@ -56,25 +56,25 @@ def look(session: Session) -> Step:
 
 
 def period_us(device: Device, run: Callable[[], None], begin: Callable[[], None]) -> float:
-    """us that run() takes when it follows itself, as steps do; the median."""
-    marks = []
+    """Median us of run() in a back-to-back sequence of runs."""
+    events = []
     for _ in range(REPEATS):
         begin()
-        run()  # the device must not wait for the first of those that count
-        first = device.mark()
+        run()  # warm-up: the device must not wait for the first measured launch
+        first = device.record_event()
         for _ in range(TOGETHER):
             run()
-        marks.append((first, device.mark()))
-    return 1e3 * statistics.median(device.elapsed(a, b) for a, b in marks) / TOGETHER
+        events.append((first, device.record_event()))
+    return 1e3 * statistics.median(device.elapsed(a, b) for a, b in events) / TOGETHER
 
 
 def _node_ends(device: Device, recipes: list[CudaGraph], begin: Callable[[], None]) -> list[float]:
-    """us from the beginning of the step to the end of every node."""
-    whole, opening = [recipe.executable() for recipe in recipes], recipes[0].marked(True, None)
+    """us from the begin of the step to the end of every node."""
+    whole, opening = [recipe.executable() for recipe in recipes], recipes[0].with_events(True, None)
     ends = []
     for i, recipe in enumerate(recipes):
         for n in range(len(recipe.nodes)):
-            last = recipe.marked(not i, n)
+            last = recipe.with_events(not i, n)
             first = opening if i else last
             step = [first, *whole[1:i], last] if i else [last]
             ends.append(_median_end(device, [*step, *whole[i + 1 :]], first, last, begin))
@@ -84,7 +84,7 @@ def _node_ends(device: Device, recipes: list[CudaGraph], begin: Callable[[], Non
 def _median_end(
     device: Device, step: list[Executable], first: Executable, last: Executable, begin: Callable[[], None]
 ) -> float:
-    """us from the beginning of `first` to the mark of `last`, in a step that follows another one."""
+    """us from the `begin` event of `first` to the `end` event of `last`, in a step that follows another step."""
     found = []
     for _ in range(REPEATS):
         begin()
@@ -98,19 +98,19 @@ def _median_end(
 def _by_the_clock(
     device: Device, run: Callable[[], None], graphs: list[Graph], begin: Callable[[], None]
 ) -> tuple[list[float], float]:
-    """us to the end of every recorded call, each replayed by itself in its order; us of a replay, measured in turn."""
+    """(us to the end of every recorded call, us of a replay). Runs call by call alternate with whole replays."""
     calls = [(graph, call) for graph in graphs for call in graph.calls]
     spans, whole = [], []
     for _ in range(REPEATS):
         begin()
-        marks = [device.mark()]
+        events = [device.record_event()]
         run()
-        whole.append(1e3 * device.elapsed(marks[0], device.mark()))
+        whole.append(1e3 * device.elapsed(events[0], device.record_event()))
         begin()
-        marks = [device.mark()]
+        events = [device.record_event()]
         for graph, call in calls:
             getattr(graph.ops, call.name)(*call.args, **call.kwargs)
-            marks.append(device.mark())
-        spans.append([1e3 * device.elapsed(a, b) for a, b in pairwise(marks)])
+            events.append(device.record_event())
+        spans.append([1e3 * device.elapsed(a, b) for a, b in pairwise(events)])
     ends = accumulate(statistics.median(call) for call in zip(*spans, strict=True))
     return list(ends), statistics.median(whole)

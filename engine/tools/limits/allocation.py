@@ -1,4 +1,4 @@
-"""Probes: device memory that is allocated while a graph is captured."""
+"""Probes: allocation of device memory during capture."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from .probe import Wrong, probe
 
 @probe("allocation", "a temporary from CuPy's pool, freed before the capture ends")
 def pool_temporary(lab: Lab) -> str:
-    """The numbers of the replay alone."""
+    """The replay alone leaves the right numbers."""
     data, out = lab.array(), lab.array()
     _with_temporary(lab, data, out).launch(2)
     lab.expect("out", out, np.arange(N) + 1)
     return ""
 
 
-@probe("allocation", "... whose memory nobody else gets while the graph lives", says="")
+@probe("allocation", "... whose memory the pool does not reuse while the graph lives", says="")
 def pool_temporary_is_kept(lab: Lab) -> str:
     """Arrays made after the capture keep their values over a replay."""
     data, out = lab.array(), lab.array()
@@ -27,9 +27,7 @@ def pool_temporary_is_kept(lab: Lab) -> str:
     lab.expect("out", out, np.arange(N) + 1)
     hurt = sum(bool((lab.device.read(array) != -1).any()) for array in later)
     if hurt:
-        raise Wrong(
-            f"the pool gave the memory away: the replay overwrote {hurt} of {len(later)} arrays made afterwards"
-        )
+        raise Wrong(f"the pool reused the memory: the replay overwrote {hurt} of {len(later)} arrays allocated later")
     return ""
 
 
@@ -40,19 +38,19 @@ def _with_temporary(lab: Lab, data, out) -> Graph:
         lab.run("add_one", temporary)
         lab.run("copy", temporary, out)
 
-    lab.cupy.empty(N, np.float32)  # so that the pool has a block of that size
+    lab.cupy.empty(N, np.float32)  # leaves a block of that size in the pool
     return lab.capture(record)
 
 
-@probe("allocation", "cudaMalloc in a capture of the strict mode (global)")
+@probe("allocation", "cudaMalloc in a capture in global mode (strict)")
 def malloc_global(lab: Lab) -> str:
-    """The mode a capture has in C++ if nothing else is asked for."""
+    """Global is the default capture mode in C++."""
     return _malloc(lab, "GLOBAL")
 
 
-@probe("allocation", "cudaMalloc in a capture of the relaxed mode (CuPy's)")
+@probe("allocation", "cudaMalloc in a capture in relaxed mode (CuPy's)")
 def malloc_relaxed(lab: Lab) -> str:
-    """It is no node of the graph: it happens once, at capture."""
+    """The call does not become a node: it runs once, at capture."""
     return _malloc(lab, "RELAXED")
 
 
@@ -73,7 +71,7 @@ def _malloc(lab: Lab, mode: str) -> str:
     finally:
         for address in given:
             free(lab, address)
-    return "allocated once, at capture: no node"
+    return "no node: allocated once, at capture"
 
 
 @probe("allocation", "cudaMallocAsync and cudaFreeAsync as nodes")

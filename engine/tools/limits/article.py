@@ -1,6 +1,6 @@
-"""What the article says of CUDA graphs (its table of limits for CUDA 12, and two remarks above that table).
+"""The article's claims about CUDA graphs: its table of limits for CUDA 12, and two remarks above that table.
 
-"partly": the article says that some of it is supported and some not.
+"partly": the article says that some of the feature is supported and some is not.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Says = Literal["yes", "no", "partly", ""]  # "": it says nothing about it
+Says = Literal["yes", "no", "partly", ""]  # "": the article does not mention it
 
 
 @dataclass(frozen=True)

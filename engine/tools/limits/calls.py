@@ -1,6 +1,6 @@
-"""Probes: calls of the CUDA runtime, of the driver and of cuBLAS while a stream is captured.
+"""Probes: calls to the CUDA runtime, the driver and cuBLAS during stream capture.
 
-Each issues the call between two kernels, so that a replay shows whether the capture around it is still whole.
+Each probe issues the call between two kernels, so that a replay shows whether the capture is intact.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def _between(lab: Lab, call: Callable[[], Any], mode: str = "RELAXED") -> str:
     graph.launch(2)
     lab.expect("data", data, 4 * np.arange(N) + 6)
     more = len(graph.nodes()) - 2
-    return f"{more} node(s)" if more else "carried out at once, while capturing: no node"
+    return f"{more} node(s)" if more else "no node: executed during capture"
 
 
 # -- the runtime ------------------------------------------------------------------------------------------------------
@@ -30,7 +30,7 @@ def _between(lab: Lab, call: Callable[[], Any], mode: str = "RELAXED") -> str:
 
 @probe("runtime API", "cudaMemcpyAsync to pinned host memory")
 def copy_to_pinned(lab: Lab) -> str:
-    """The host sees what stood between two kernels, at every replay."""
+    """At every replay the host sees the values between two kernels."""
     data = lab.array()
     host = np.frombuffer(lab.cupy.cuda.alloc_pinned_memory(data.nbytes), np.float32, N)
     host[:] = 0
@@ -69,9 +69,9 @@ def _copy(lab: Lab, to: int, source: int, size: int, kind: str) -> None:
     lab.ask(lab.runtime.cudaMemcpyAsync, to, source, size, direction, lab.stream.ptr)
 
 
-@probe("runtime API", "cudaMemcpy, which waits, from pageable host memory")
+@probe("runtime API", "cudaMemcpy (synchronous) from pageable host memory")
 def copy_that_waits(lab: Lab) -> str:
-    """It goes to the default stream, not to the one that is captured. A capture of the strict mode."""
+    """The copy goes to the default stream, not to the captured one. Global capture mode."""
     other, host = lab.array(), np.ones(N, np.float32)
     kind = lab.runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
     args = other.data.ptr, host.ctypes.data, host.nbytes, kind
@@ -90,7 +90,7 @@ def copy_by_cupy(lab: Lab) -> str:
 
 @probe("runtime API", "cudaMemsetAsync")
 def memset(lab: Lab) -> str:
-    """A node that clears an array at every replay."""
+    """A memset node clears an array at every replay."""
     data = lab.array()
 
     def record() -> None:
@@ -105,25 +105,25 @@ def memset(lab: Lab) -> str:
 
 @probe("runtime API", "cudaStreamSynchronize of the captured stream")
 def stream_synchronize(lab: Lab) -> str:
-    """There is nothing to wait for: nothing runs while it is captured."""
+    """Waits for a stream on which nothing runs during capture."""
     return _between(lab, lambda: lab.ask(lab.runtime.cudaStreamSynchronize, lab.stream.ptr))
 
 
 @probe("runtime API", "cudaStreamQuery of the captured stream")
 def stream_query(lab: Lab) -> str:
-    """What CuPy's stream.done asks."""
+    """The call behind CuPy's stream.done."""
     return _between(lab, lambda: lab.ask(lab.runtime.cudaStreamQuery, lab.stream.ptr))
 
 
 @probe("runtime API", "cudaDeviceSynchronize")
 def device_synchronize(lab: Lab) -> str:
-    """Would wait for the captured stream as well."""
+    """Would also wait for the captured stream."""
     return _between(lab, lambda: lab.ask(lab.runtime.cudaDeviceSynchronize))
 
 
 @probe("runtime API", "cudaEventSynchronize of an event of the capture")
 def event_synchronize(lab: Lab) -> str:
-    """The event is an edge of the graph, not something that happens."""
+    """During capture an event is an edge of the graph and never completes."""
     event = lab.cupy.cuda.Event(disable_timing=True)
 
     def call() -> None:
@@ -133,10 +133,10 @@ def event_synchronize(lab: Lab) -> str:
     return _between(lab, call)
 
 
-@probe("runtime API", "a launch on the default stream (legacy) in a capture of the strict mode")
+@probe("runtime API", "a launch on the default (legacy) stream in a capture in global mode")
 def legacy_stream(lab: Lab) -> str:
-    """The legacy stream waits for all others, the captured one included."""
-    blocking = lab.cupy.cuda.Stream()  # unlike ours it is ordered with the legacy stream
+    """The legacy stream waits for all blocking streams, including the captured one."""
+    blocking = lab.cupy.cuda.Stream()  # unlike lab.stream it synchronizes with the legacy stream
     data, apart = lab.array(), lab.array()
 
     def record() -> None:
@@ -150,20 +150,20 @@ def legacy_stream(lab: Lab) -> str:
     return ""
 
 
-@probe("runtime API", "cuBLAS by CuPy (cupy.matmul)", says="")
+@probe("runtime API", "cuBLAS through CuPy (cupy.matmul)", says="")
 def cublas_by_cupy(lab: Lab) -> str:
-    """CuPy asks whether the stream is being captured."""
+    """CuPy checks whether the stream is being captured."""
     x, out = lab.array(np.eye(32)), lab.array(np.zeros((32, 32)))
-    lab.cupy.matmul(x, x, out=out)  # makes the handle, outside the capture
+    lab.cupy.matmul(x, x, out=out)  # creates the cuBLAS handle outside the capture
     return _between(lab, lambda: lab.cupy.matmul(x, x, out=out))
 
 
 # -- the driver -------------------------------------------------------------------------------------------------------
 
 
-@probe("driver API", "cuLaunchKernelEx with dependent launch (programmatic edges)")
+@probe("driver API", "cuLaunchKernelEx with programmatic dependent launch (programmatic edges)")
 def dependent_launch(lab: Lab) -> str:
-    """Two launches of the engine's silu_mul, the second of which may start before the first has ended."""
+    """Two launches of the engine's silu_mul; the second may start before the first has ended."""
     lab.needs(90)
     n = 512
     first = np.random.default_rng(0).standard_normal((1, 4 * n)).astype(np.float32)
@@ -183,8 +183,8 @@ def dependent_launch(lab: Lab) -> str:
     lab.expect("out", out, right)
     silu = lambda a: a[:, : a.shape[1] // 2] / (1 + np.exp(-a[:, : a.shape[1] // 2])) * a[:, a.shape[1] // 2 :]  # noqa: E731
     if not np.allclose(right, silu(silu(first)), rtol=1e-4, atol=1e-6):
-        raise CannotRun("the kernel is wrong outside a graph as well")
-    return "the bits of the same launches without a graph"
+        raise CannotRun("the kernel is also wrong without a graph")
+    return "same bits as the launches without a graph"
 
 
 @probe("driver API", "a launch of clusters (distributed shared memory)")
@@ -198,9 +198,9 @@ def cluster_launch(lab: Lab) -> str:
     return ""
 
 
-@probe("driver API", "cublasGemmEx called directly, with a workspace of its own")
+@probe("driver API", "cublasGemmEx called directly, with its own workspace")
 def cublas_directly(lab: Lab) -> str:
-    """The engine's backend cublas."""
+    """The call that the engine's backend cublas makes."""
     from ...ops.cublas import Cublas
 
     try:
@@ -214,16 +214,16 @@ def cublas_directly(lab: Lab) -> str:
     graph = lab.capture(lambda: gemm(a, b, out, True, 1.0))
     graph.launch(3)
     lab.expect("out", out, 3 * (x @ w.T))
-    return f"kernels in the graph: {len(graph.nodes('KERNEL'))}"
+    return f"{len(graph.nodes('KERNEL'))} kernel node(s)"
 
 
 @probe("driver API", "cuCtxSynchronize")
 def context_synchronize(lab: Lab) -> str:
-    """The driver's cudaDeviceSynchronize."""
+    """The driver API's cudaDeviceSynchronize."""
     return _between(lab, lambda: lab.ask(lab.driver.cuCtxSynchronize))
 
 
-@probe("driver API", "cuMemAlloc in a capture of the strict mode (global)")
+@probe("driver API", "cuMemAlloc in a capture in global mode (strict)")
 def driver_alloc(lab: Lab) -> str:
-    """The driver's cudaMalloc."""
+    """The driver API's cudaMalloc."""
     return _between(lab, lambda: lab.ask(lab.driver.cuMemAlloc, 4096), "GLOBAL")

@@ -20,7 +20,7 @@ LIBRARY = "libcudadevrt.a"
 
 
 def folders() -> Iterator[Path]:
-    """Where the library may be: beside the headers that are used, under CUDA_HOME, beside nvcc."""
+    """Folders that may hold the library: next to the headers in use, under CUDA_HOME, next to nvcc."""
     from cuda.pathfinder import find_nvidia_header_directory
 
     roots = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
@@ -33,7 +33,7 @@ def folders() -> Iterator[Path]:
 
 
 def device_runtime() -> Path:
-    """The library. CannotRun if there is none."""
+    """Path of the library. CannotRun if it is not installed."""
     found = next((folder / LIBRARY for folder in folders() if (folder / LIBRARY).is_file()), None)
     if found is None:
         raise CannotRun(f"{LIBRARY}, the CUDA device runtime, is not installed: it comes with the CUDA toolkit, or "
@@ -42,7 +42,7 @@ def device_runtime() -> Path:
 
 
 def relocatable(source: str, arch: int) -> bytes:
-    """Machine code for one kind of GPU that waits to be linked. CannotRun with the compiler's words."""
+    """Compile to relocatable machine code (a cubin). CannotRun with the compiler's messages."""
     from cuda.bindings import nvrtc
 
     _, program = nvrtc.nvrtcCreateProgram(source.encode(), b"device_runtime.cu", 0, [], [])
@@ -58,7 +58,7 @@ def relocatable(source: str, arch: int) -> bytes:
 
 
 def module(cupy: Any, driver: Any, source: str, arch: int) -> Any:
-    """The source linked with the device runtime, as a cupy.cuda.function.Module. CannotRun if that cannot be done."""
+    """Compile the source and link it with the device runtime; a cupy.cuda.function.Module. CannotRun if it fails."""
     library, code = device_runtime(), relocatable(source, arch)
 
     def failed(function: str, status: Any) -> CannotRun:

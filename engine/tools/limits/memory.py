@@ -1,4 +1,4 @@
-"""Probes: the kinds of memory that captured kernels use."""
+"""Probes: the memory spaces that captured kernels use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .probe import probe
 
 @probe("global memory", "kernels that read and write device arrays")
 def global_memory(lab: Lab) -> str:
-    """Values that were changed between replays are seen: a graph holds addresses."""
+    """A replay reads values written between replays, because a graph holds addresses."""
     data = lab.array()
     graph = lab.capture(lambda: (lab.run("add_one", data), lab.run("times_two", data)))
     graph.launch(2)
@@ -26,7 +26,7 @@ def global_memory(lab: Lab) -> str:
 
 @probe("shared memory", "static shared memory")
 def static_shared_memory(lab: Lab) -> str:
-    """Blocks turn their elements round."""
+    """Every block reverses its elements."""
     data = lab.array(range(512))
     lab.capture(lambda: lab.run("reverse_static", data)).launch()
     lab.expect("data", data, np.arange(512).reshape(4, 128)[:, ::-1].ravel())
@@ -35,7 +35,7 @@ def static_shared_memory(lab: Lab) -> str:
 
 @probe("shared memory", "more dynamic shared memory than the 48 KB of an ordinary launch")
 def dynamic_shared_memory(lab: Lab) -> str:
-    """The function attribute is set before; the launch with its size is captured."""
+    """The function attribute is set before the capture; the launch is captured."""
     n = 20000
     data = lab.array(range(n))
     lab.plain.get_function("reverse_dynamic").max_dynamic_shared_size_bytes = 4 * n
@@ -46,7 +46,7 @@ def dynamic_shared_memory(lab: Lab) -> str:
 
 @probe("constant memory", "a __constant__ variable, changed between replays")
 def constant_memory(lab: Lab) -> str:
-    """Its value is read at replay, not at capture."""
+    """The value is read at replay, not at capture."""
     data, factor = lab.array(np.ones(N)), lab.plain.get_global("factor")
 
     def put(value: float) -> None:
@@ -65,7 +65,7 @@ def constant_memory(lab: Lab) -> str:
 
 @probe("texture memory", "a texture object with linear filtering")
 def texture_memory(lab: Lab) -> str:
-    """An array of a texture's own, looked up half way between its elements."""
+    """A CUDA array, sampled half way between its elements."""
     from_cupy, n = lab.cupy.cuda, 64
     kind = from_cupy.texture.ChannelFormatDescriptor(32, 0, 0, 0, lab.runtime.cudaChannelFormatKind(2).value)
     texels = from_cupy.texture.CUDAarray(kind, n)
@@ -104,7 +104,7 @@ def managed_memory(lab: Lab) -> str:
 
 @probe("unified memory", "managed memory that host and kernel use at the same time")
 def managed_memory_at_once(lab: Lab) -> str:
-    """The kernel waits for a number of the host's while the graph runs."""
+    """While the graph runs, its kernel waits for a number from the host."""
     words, host = _managed(lab, 2, np.int32)
     host[:] = 0
     kernel = lab.plain.get_function("answer_host")
@@ -114,12 +114,12 @@ def managed_memory_at_once(lab: Lab) -> str:
     host[0] = 41
     lab.synchronize()
     lab.expect("the kernel's answer", host[1:].copy(), 42)
-    return "the kernel saw what the host wrote meanwhile"
+    return "the kernel saw what the host wrote during the replay"
 
 
 @probe("unified memory", "cudaMemPrefetchAsync of managed memory in a capture")
 def managed_prefetch(lab: Lab) -> str:
-    """Move the pages to the GPU by a node of the graph."""
+    """A node of the graph would move the pages to the GPU."""
     data, host = _managed(lab, N)
     host[:] = np.arange(N)
     here = lab.cupy.cuda.Device().id
@@ -134,7 +134,7 @@ def managed_prefetch(lab: Lab) -> str:
 
 
 def _managed(lab: Lab, n: int, dtype: type = np.float32) -> tuple:
-    """n elements of managed memory, as an array of the device and as one of the host."""
+    """n elements of managed memory as (device array, host array)."""
     memory = lab.cupy.cuda.malloc_managed(n * 4)
     data = lab.cupy.ndarray((n,), dtype, memory)
     lab.settle()

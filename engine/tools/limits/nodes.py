@@ -1,4 +1,4 @@
-"""Probes: dynamic parallelism, and nodes of graphs that stream capture alone does not make."""
+"""Probes: dynamic parallelism, and graph nodes that stream capture alone does not create."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from .probe import CannotRun, Wrong, probe
 
 @probe("dynamic parallelism", "a captured kernel that launches a kernel")
 def dynamic_parallelism(lab: Lab) -> str:
-    """Linked with the CUDA device runtime."""
+    """The kernel is linked with the CUDA device runtime."""
     lab.needs(device_runtime=True)
     data, status = lab.array(), lab.array([0], np.int32)
     lab.single("launch_kernel", data, np.int32(N), status)
     lab.synchronize()
     if lab.device.read(status)[0] or lab.device.read(data)[0] != 1:
-        raise CannotRun(f"it does not work outside a graph either: status {lab.device.read(status)[0]}")
+        raise CannotRun(f"it also fails without a graph: status {lab.device.read(status)[0]}")
     graph = lab.capture(lambda: lab.single("launch_kernel", data, np.int32(N), status))
     graph.launch(2)
     lab.expect("status of the launch", status, 0)
@@ -30,7 +30,8 @@ def dynamic_parallelism(lab: Lab) -> str:
 
 
 def _conditional(lab: Lab, kind: str, size: int, before, bodies) -> Graph:
-    """A graph of one condition: before(handle) issues what sets it, bodies[i]() what graph i of the node does."""
+    """A graph with one conditional node. before(handle) issues the kernel that sets the condition; bodies[i]() issues
+    the work of the node's body graph i."""
     driver, ask = lab.driver, lab.ask
     if not hasattr(driver, "cuGraphConditionalHandleCreate"):
         raise CannotRun("cuda-bindings has no conditional nodes: they came with CUDA 12.4")
@@ -45,7 +46,7 @@ def _conditional(lab: Lab, kind: str, size: int, before, bodies) -> Graph:
     params.conditional.handle, params.conditional.ctx = handle, context
     params.conditional.type = getattr(driver.CUgraphConditionalNodeType, f"CU_GRAPH_COND_TYPE_{kind}")
     params.conditional.size = size
-    add = getattr(driver, "cuGraphAddNode_v2", driver.cuGraphAddNode)  # of CUDA 12, and what it is called in 13
+    add = getattr(driver, "cuGraphAddNode_v2", driver.cuGraphAddNode)  # CUDA 12, CUDA 13
     ask(add, graph, leaves, None, len(leaves), params)
     for body, issue in zip(params.conditional.phGraph_out, bodies, strict=True):
         lab.capture_into(body, [], issue)
@@ -54,7 +55,7 @@ def _conditional(lab: Lab, kind: str, size: int, before, bodies) -> Graph:
 
 @probe("conditional nodes", "WHILE: a body repeated until a kernel says stop")
 def while_node(lab: Lab) -> str:
-    """cudaGraphSetConditional in a kernel of the body; how often is in device memory."""
+    """A kernel of the body calls cudaGraphSetConditional; the number of rounds is in device memory."""
     data, left = lab.array(), lab.array([5], np.int32)
     body = lambda handle: (lab.run("add_one", data), lab.single("count_down", handle, left))  # noqa: E731
     given: list = []
@@ -67,7 +68,7 @@ def while_node(lab: Lab) -> str:
     return "5 rounds, then 2 by the same graph"
 
 
-@probe("conditional nodes", "IF: a body run or not, by a number on the device")
+@probe("conditional nodes", "IF: a value on the device decides whether the body runs")
 def if_node(lab: Lab) -> str:
     """A kernel before the node sets the condition."""
     data, flag = lab.array(), lab.array([0], np.int32)
@@ -81,9 +82,9 @@ def if_node(lab: Lab) -> str:
     return ""
 
 
-@probe("conditional nodes", "SWITCH: one of several bodies, by a number on the device")
+@probe("conditional nodes", "SWITCH: a value on the device selects one of several bodies")
 def switch_node(lab: Lab) -> str:
-    """Since CUDA 12.8."""
+    """Needs CUDA 12.8."""
     data, which = lab.array(), lab.array([0], np.int32)
     before = lambda handle: lab.single("choose", handle, which)  # noqa: E731
     if not hasattr(lab.driver.CUgraphConditionalNodeType, "CU_GRAPH_COND_TYPE_SWITCH"):
@@ -101,7 +102,7 @@ def switch_node(lab: Lab) -> str:
 
 
 def _for_kernels(lab: Lab, issue) -> Graph:
-    """The graph of what issue() launches, which kernels may launch, brought to the device."""
+    """Capture what issue() launches as a graph that kernels can launch, and upload it."""
     lab.needs(device_runtime=True)
     flag = int(lab.driver.CUgraphInstantiate_flags.CUDA_GRAPH_INSTANTIATE_FLAG_DEVICE_LAUNCH)
     graph = lab.capture(issue, flags=flag)
@@ -112,7 +113,7 @@ def _for_kernels(lab: Lab, issue) -> Graph:
 
 @probe("device-side launch", "a kernel of a graph that launches another graph")
 def device_side_launch(lab: Lab) -> str:
-    """cudaGraphInstantiateFlagDeviceLaunch, uploaded, launched by cudaGraphLaunch in a kernel."""
+    """cudaGraphInstantiateFlagDeviceLaunch, upload, then cudaGraphLaunch in a kernel."""
     data, status = lab.array(), lab.array([-1], np.int32)
     inner = _for_kernels(lab, lambda: lab.run("add_one", data))
     outer = lab.capture(lambda: lab.single("launch_graph", np.uint64(int(inner.executable)), status))
@@ -122,9 +123,9 @@ def device_side_launch(lab: Lab) -> str:
     return "fire and forget; two replays of the outer graph, two of the inner one"
 
 
-@probe("device-side launch", "the same by a kernel that is in no graph")
+@probe("device-side launch", "a kernel outside any graph that launches a graph")
 def device_side_launch_outside(lab: Lab) -> str:
-    """An ordinary launch of the kernel that launches the graph."""
+    """The kernel that launches the graph is launched on a stream."""
     data, status = lab.array(), lab.array([-1], np.int32)
     inner = _for_kernels(lab, lambda: lab.run("add_one", data))
     lab.attempt(lambda: lab.single("launch_graph", np.uint64(int(inner.executable)), status))
@@ -136,7 +137,7 @@ def device_side_launch_outside(lab: Lab) -> str:
 
 @probe("child graphs", "a graph as a node of another, twice")
 def child_graph(lab: Lab) -> str:
-    """Child, child, then a kernel."""
+    """Two child graph nodes, then a kernel."""
     data = lab.array()
     child = lab.capture(lambda: (lab.run("add_one", data), lab.run("times_two", data)), flags=None)
     parent, last = lab.ask(lab.driver.cuGraphCreate, 0), []
@@ -149,9 +150,9 @@ def child_graph(lab: Lab) -> str:
     return f"{len(graph.nodes('GRAPH'))} child nodes"
 
 
-@probe("child graphs", "a graph launched into a stream that is captured")
+@probe("child graphs", "a graph launched into a stream during capture")
 def launch_in_capture(lab: Lab) -> str:
-    """cuGraphLaunch while capturing: a child node, if the driver takes it."""
+    """cuGraphLaunch during capture would become a child graph node."""
     data = lab.array()
     inner = lab.capture(lambda: lab.run("add_one", data))
     graph = lab.capture(lambda: (inner.start(), lab.run("times_two", data)))
@@ -162,12 +163,12 @@ def launch_in_capture(lab: Lab) -> str:
 
 @probe("host functions", "a Python function called between two kernels")
 def host_function(lab: Lab) -> str:
-    """It reads what the first kernel left, from pinned memory, at every replay."""
+    """At every replay the function reads the first kernel's result from pinned memory."""
     data, seen = lab.array(), []
     host = np.frombuffer(lab.cupy.cuda.alloc_pinned_memory(data.nbytes), np.float32, N)
     kind = lab.runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
     look = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: seen.append(float(host[0])))
-    # By ctypes, because cuda-bindings forgets the function after its first call (NVIDIA/cuda-python#790).
+    # Through ctypes, because cuda-bindings drops the function after its first call (NVIDIA/cuda-python#790).
     launch = ctypes.CDLL("libcuda.so.1").cuLaunchHostFunc
     launch.argtypes = [ctypes.c_void_p] * 3
 
@@ -182,4 +183,4 @@ def host_function(lab: Lab) -> str:
     if seen != [1, 3, 7]:
         raise Wrong(f"the function saw {seen}, expected [1, 3, 7]")
     lab.expect("data", data, 8 * np.arange(N) + 14)
-    return f"{len(graph.nodes('HOST'))} host node, called once a replay"
+    return f"{len(graph.nodes('HOST'))} host node, called once per replay"

@@ -1,7 +1,4 @@
-"""What a probe is, what comes out of it, and whether the article agrees with that.
-
-The modules of probes use the decorator; worker.py runs them; report.py shows outcomes. Touches no device.
-"""
+"""Definition of a probe and its outcome, and the comparison with the article. Touches no device."""
 
 from __future__ import annotations
 
@@ -12,21 +9,21 @@ from typing import Any, Literal
 from .article import ARTICLE, Says
 
 Verdict = Literal["supported", "refused", "wrong", "broken", "not run"]
-# supported  replay left the right numbers
-# refused    CUDA or a library answered with an error
-# wrong      no error, but other numbers
-# broken     the process died of it, or did not answer in time
-# not run    the question could not be put; the detail says why
+# supported  the replay left the right numbers
+# refused    CUDA or a library returned an error
+# wrong      no error, but wrong numbers
+# broken     the process died or did not answer in time
+# not run    a requirement is missing; the detail names it
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One question. run(lab) returns what was found worth telling, or raises one of the exceptions below."""
+    """One question. run(lab) returns a remark for the report, or raises one of the exceptions below."""
 
     name: str
-    feature: str  # of ARTICLE
+    feature: str  # key of ARTICLE
     asks: str
-    says: Says  # what the article says about this very question
+    says: Says  # the article's answer to this question
     run: Callable[[Any], str]
 
 
@@ -36,18 +33,18 @@ class Outcome:
 
     probe: str
     verdict: Verdict
-    error: str = ""  # its name: cudaErrorStreamCaptureUnsupported
-    text: str = ""  # its text, by the library that raised it
+    error: str = ""  # name of the error: cudaErrorStreamCaptureUnsupported
+    text: str = ""  # the library's text of the error
     detail: str = ""
 
     @property
     def supported(self) -> bool | None:
-        """None: not known."""
+        """Whether the feature is supported; None if the probe did not run."""
         return None if self.verdict == "not run" else self.verdict == "supported"
 
 
 class Refused(Exception):
-    """CUDA, or a library, refuses what the probe asked for."""
+    """CUDA or a library returned an error."""
 
     def __init__(self, error: str, text: str = "", detail: str = "") -> None:
         super().__init__(f"{error}: {text}")
@@ -55,15 +52,15 @@ class Refused(Exception):
 
 
 class Wrong(Exception):
-    """A replay left other numbers than it must."""
+    """A replay left wrong numbers."""
 
 
 class CannotRun(Exception):
-    """Something that the question needs is not there."""
+    """The probe needs something that is missing here."""
 
 
 def probe(feature: str, asks: str, says: Says | None = None) -> Callable[[Callable[[Any], str]], Probe]:
-    """Make the function below a Probe named after it. says: of this question, if not what the article's row says."""
+    """Decorator: a function becomes a Probe of its name. says: the article's answer, if it differs from its row."""
 
     def make(run: Callable[[Any], str]) -> Probe:
         claim = ARTICLE[feature].says if says is None else says
@@ -73,9 +70,9 @@ def probe(feature: str, asks: str, says: Says | None = None) -> Callable[[Callab
 
 
 def agreement(probes: Iterable[Probe], outcomes: Iterable[Outcome]) -> dict[str, bool | None]:
-    """By probe: does the article agree? None where it says nothing or nothing is known.
+    """Probe -> whether the article agrees; None if it says nothing or the probe did not run.
 
-    A row that says "partly" agrees when of its probes some are supported and some are not."""
+    A "partly" row agrees if some of its probes are supported and some are not."""
     answers = {o.probe: o.supported for o in outcomes}
     asked = [p for p in probes if answers.get(p.name) is not None]
     found: dict[str, bool | None] = dict.fromkeys(answers)

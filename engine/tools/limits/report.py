@@ -1,4 +1,4 @@
-"""What `ostinato doctor --graph-limits` prints: a table, or a JSON list."""
+"""The output of `ostinato doctor --graph-limits`: a table or a JSON list."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .probe import Outcome, Verdict, agreement
 from .runner import Report, run
 from .table import PROBES
 
-WIDTH = 170  # of a table that does not go to a terminal
+WIDTH = 170  # columns of the table when stdout is not a terminal
 _SHOWN: dict[Verdict, str] = {
     "supported": "[green]yes",
     "refused": "[red]no",
@@ -22,7 +22,7 @@ _SHOWN: dict[Verdict, str] = {
 
 
 def records(report: Report) -> list[dict[str, Any]]:
-    """One object a probe, in the order of the table."""
+    """One object per probe, in table order."""
     agrees = agreement(PROBES.values(), report.outcomes)
     return [
         {
@@ -45,12 +45,12 @@ def records(report: Report) -> list[dict[str, Any]]:
 
 
 def table(report: Report) -> Any:
-    """A rich.table.Table: the article's rows as sections, a line a probe."""
+    """A rich.table.Table: one section per row of the article, one line per probe."""
     from rich.table import Table
 
     machine = ", ".join(f"{k} {v}" if k != "device" else v for k, v in report.machine.items())
     shown = Table(title=f"What a CUDA graph can hold: {machine}", expand=True)
-    columns = {"feature": None, "asked": 5, "here": None, "what came": 8, "article": 4, "agrees": None}
+    columns = {"feature": None, "probe": 5, "here": None, "result": 8, "article": 4, "agrees": None}
     for head, ratio in columns.items():
         shown.add_column(head, ratio=ratio, overflow="fold", no_wrap=ratio is None)
     agrees, feature = agreement(PROBES.values(), report.outcomes), ""
@@ -62,12 +62,13 @@ def table(report: Report) -> Any:
         feature = probe.feature
         words = ARTICLE[feature].words or "(does not say)"
         agreed = {None: "–", True: "yes", False: "[red]no"}[agrees[o.probe]]
-        shown.add_row(feature if first else "", probe.asks, _SHOWN[o.verdict], _came(o), words if first else "", agreed)
+        answer = _SHOWN[o.verdict]
+        shown.add_row(feature if first else "", probe.asks, answer, _result(o), words if first else "", agreed)
     return shown
 
 
-def _came(o: Outcome) -> str:
-    """Error and detail in one cell, square brackets and all."""
+def _result(o: Outcome) -> str:
+    """Error and detail in one cell, with square brackets escaped."""
     from rich.markup import escape
 
     error = ": ".join(filter(None, (o.error, o.text)))
@@ -75,7 +76,7 @@ def _came(o: Outcome) -> str:
 
 
 def summary(report: Report) -> str:
-    """The counts in one line."""
+    """The counts, in one line."""
     agrees = list(agreement(PROBES.values(), report.outcomes).values())
     counts = {verdict: sum(o.verdict == verdict for o in report.outcomes) for verdict in _SHOWN}
     parts = ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n)
@@ -84,7 +85,7 @@ def summary(report: Report) -> str:
 
 
 def main(as_json: bool) -> int:
-    """Run every probe and print; 0. DeviceError without a GPU."""
+    """Run every probe and print the report; return 0. DeviceError without a GPU."""
     reporter = Reporter(quiet=as_json)
     with reporter.bar("probes") as bar:
         names = list(PROBES)

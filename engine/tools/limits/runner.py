@@ -1,7 +1,7 @@
-"""Runs the probes in a process of their own, one at a time and each within a time.
+"""Runs the probes one at a time in a worker process, each with a time limit.
 
-A probe may leave a CUDA error behind that no later call of its process gets rid of, may hang, or
-may end the process: whatever it does, the next one gets a process that works.
+A probe may leave a sticky CUDA error, hang, or kill its process. Whatever happens, the next probe gets a process that
+works.
 """
 
 from __future__ import annotations
@@ -16,49 +16,49 @@ from ...errors import DeviceError
 from ...process.child import Child, Ended, Silent, interpreter
 from .probe import Outcome
 
-START_SECONDS = 90.0  # for a process to start, load CUDA and say what machine this is
-PROBE_SECONDS = 30.0  # for a probe, the first compilation included
+START_SECONDS = 90.0  # limit for a process to start, load CUDA and describe the machine
+PROBE_SECONDS = 30.0  # limit for a probe, including the first compilation
 _START = "import sys; sys.path[:] = sys.argv[1:]; from ostinato.tools.limits.worker import main; main()"
 
 
 def command() -> list[str]:
-    """Starts a worker; modules come from where ours do, not from the working directory."""
+    """The command that starts a worker. It imports from this process's sys.path, not from the working directory."""
     return [interpreter(), "-c", _START, *sys.path]
 
 
 @dataclass
 class Report:
-    """Outcomes in the order of the probes, and the machine they are of."""
+    """Outcomes in probe order, and the machine they were measured on."""
 
     machine: dict[str, str] = field(default_factory=dict)
     outcomes: list[Outcome] = field(default_factory=list)
 
 
 class Worker:
-    """A process that runs probes. DeviceError if it finds no GPU or does not start."""
+    """A process that runs probes. DeviceError if it does not start or finds no GPU."""
 
     def __init__(self, start: list[str]) -> None:
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - open while the process runs
         self._child: Child | None = None
         answer: dict[str, Any]
         try:
             self._child = Child(start, self._errors)
             answer = self._child.answer(START_SECONDS)
         except (OSError, Silent, Ended) as e:
-            answer = {"failed": f"the process for the probes does not start: {self._told(e)}"}
+            answer = {"failed": f"the worker process does not start: {self._described(e)}"}
         if "failed" in answer:
             self.close()
             raise DeviceError(f"--graph-limits: {answer['failed']}")
         self.machine: dict[str, str] = answer["machine"]
 
     def ask(self, name: str, seconds: float) -> tuple[Outcome, bool]:
-        """The outcome of a probe, and whether this process can run another one."""
+        """(outcome of a probe, whether this process can run another one)."""
         assert self._child is not None
         self._child.tell(name)
         try:
             answer: dict[str, Any] = self._child.answer(seconds)
         except (Silent, Ended) as e:
-            return Outcome(name, "broken", detail=self._told(e)), False
+            return Outcome(name, "broken", detail=self._described(e)), False
         outcome, spoiled = Outcome(**answer["outcome"]), answer["spoiled"]
         if spoiled:
             left = f"leaves the process unusable ({spoiled})"
@@ -71,8 +71,8 @@ class Worker:
             self._child.close()
         self._errors.close()
 
-    def _told(self, e: Exception) -> str:
-        """What happened, and the last line that the process wrote."""
+    def _described(self, e: Exception) -> str:
+        """The error, and the last line that the process wrote to stderr."""
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), "")
@@ -87,7 +87,7 @@ def run(
 ) -> Report:
     """Run the probes of these names in order. DeviceError without a GPU.
 
-    progress: told each name before it runs. start: the command of a worker, for tests."""
+    progress: called with each name before it runs. start: the command of a worker, for tests."""
     report, worker, gone = Report(), None, ""
     try:
         for name in names:
@@ -98,7 +98,7 @@ def run(
                 except DeviceError as e:
                     if not report.outcomes:
                         raise
-                    gone = f"after the probe before: {e}"
+                    gone = f"no worker after the previous probe: {e}"
             if worker is None:
                 report.outcomes.append(Outcome(name, "not run", detail=gone))
                 continue

@@ -1,7 +1,7 @@
 """CUDA C++ of the probes.
 
-The one place outside kernels/ that holds any: these kernels are questions to a GPU and its driver (a kernel that
-launches kernels, textures, graphs launched from a kernel), most of which the CPU emulator cannot run.
+This is the only CUDA C++ outside kernels/. The probes test features of GPU and driver (dynamic parallelism, textures,
+device-side graph launch), most of which the CPU emulator does not have.
 """
 
 PLAIN = r"""
@@ -35,7 +35,7 @@ extern "C" __global__ void sum(const float* a, const float* b, float* out, int n
     if (i < n) out[i] = a[i] + b[i];
 }
 
-// Every 128 elements the other way round, by static shared memory. Block 128; n a multiple of it.
+// Reverse every 128 elements in static shared memory. Block 128; n a multiple of 128.
 extern "C" __global__ void reverse_static(float* data, int n) {
     __shared__ float kept[128];
     float* mine = data + blockIdx.x * 128;
@@ -44,7 +44,7 @@ extern "C" __global__ void reverse_static(float* data, int n) {
     mine[threadIdx.x] = kept[127 - threadIdx.x];
 }
 
-// All n elements the other way round, by n * 4 bytes of dynamic shared memory. Grid 1.
+// Reverse all n elements in n * 4 bytes of dynamic shared memory. Grid 1.
 extern "C" __global__ void reverse_dynamic(float* data, int n) {
     extern __shared__ float whole[];
     for (int i = threadIdx.x; i < n; i += blockDim.x) whole[i] = data[i];
@@ -59,13 +59,13 @@ extern "C" __global__ void times_constant(float* data, int n) {
     if (i < n) data[i] *= factor;
 }
 
-// out[i] = the texture half way between its elements i and i + 1. A 1-D texture of n elements, linear filter, clamped.
+// out[i] = the texture sampled half way between elements i and i + 1. A 1-D texture of n elements, linear, clamped.
 extern "C" __global__ void between(cudaTextureObject_t texture, float* out, int n) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n) out[i] = tex1D<float>(texture, i + 1.0f);
 }
 
-// answer = question + 1 as soon as the host has written a question, looked for over some 2^31 clocks at most. Grid 1.
+// Wait until the host has written a question, at most about 2^31 clocks; then answer = question + 1. Grid 1.
 extern "C" __global__ void answer_host(volatile int* question, volatile int* answer) {
     long long began = clock64();
     while (*question == 0 && clock64() - began < (1ll << 31)) {}
@@ -73,7 +73,7 @@ extern "C" __global__ void answer_host(volatile int* question, volatile int* ans
     __threadfence_system();
 }
 
-// The two blocks of a cluster exchange their numbers through each other's shared memory. Grid 2, block 1.
+// The two blocks of a cluster exchange their numbers through distributed shared memory. Grid 2, block 1.
 #if __CUDA_ARCH__ >= 900
 extern "C" __global__ void __cluster_dims__(2) swap(float* data) {
     __shared__ float mine;
@@ -100,18 +100,18 @@ extern "C" __global__ void launch_kernel(float* data, int n, int* status) {
     *status = cudaGetLastError();
 }
 
-// One round of a WHILE node: go on while something is left. Grid 1, block 1.
+// One round of a WHILE node: repeat while left > 0. Grid 1, block 1.
 extern "C" __global__ void count_down(cudaGraphConditionalHandle handle, int* left) {
     *left -= 1;
     cudaGraphSetConditional(handle, *left > 0);
 }
 
-// The condition of an IF or SWITCH node is what the device holds. Grid 1, block 1.
+// Set the condition of an IF or SWITCH node to *value. Grid 1, block 1.
 extern "C" __global__ void choose(cudaGraphConditionalHandle handle, const int* value) {
     cudaGraphSetConditional(handle, *value);
 }
 
-// Launch a graph that the host has instantiated for it, beside the one this kernel is in. Grid 1, block 1.
+// Launch a graph (instantiated for device launch) beside the graph of this kernel. Grid 1, block 1.
 extern "C" __global__ void launch_graph(cudaGraphExec_t graph, int* status) {
     *status = cudaGraphLaunch(graph, cudaStreamGraphFireAndForget);
 }

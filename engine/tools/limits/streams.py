@@ -1,4 +1,4 @@
-"""Probes: streams, events, and the sizes of a launch."""
+"""Probes: streams, events, and launch sizes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .probe import probe
 
 @probe("streams", "fork to a second stream and join it again")
 def fork_and_join(lab: Lab) -> str:
-    """Both branches work on arrays of their own; what follows the join needs both."""
+    """Each branch works on its own array; the kernel after the join reads both."""
     left, right, out = lab.array(), lab.array(), lab.array()
     other, (fork, join) = lab.other_stream(), lab.events()
 
@@ -28,9 +28,9 @@ def fork_and_join(lab: Lab) -> str:
     return f"{len(graph.nodes('KERNEL'))} kernels, events became edges"
 
 
-@probe("streams", "a second stream that is not joined again", says="")
+@probe("streams", "fork to a second stream without a join", says="")
 def fork_without_join(lab: Lab) -> str:
-    """Work of the forked stream is still going on when the capture ends."""
+    """The forked stream has captured work when the capture ends."""
     left, right = lab.array(), lab.array()
     other, (fork, _) = lab.other_stream(), lab.events()
 
@@ -47,11 +47,11 @@ def fork_without_join(lab: Lab) -> str:
 
 @probe("streams", "a graph launched on one stream beside work on another")
 def beside_other_work(lab: Lab) -> str:
-    """The graph on the stream it was captured on and on one it was not, between other launches."""
+    """The graph runs on its capture stream and on another stream, between other launches."""
     data, apart = lab.array(), lab.array()
     graph = lab.capture(lambda: lab.run("add_one", data))
     other = lab.other_stream()
-    with other:  # while the graph is launched on the first
+    with other:  # runs while the graph is launched on lab.stream
         for _ in range(5):
             lab.run("add_one", apart)
     graph.launch()
@@ -62,9 +62,9 @@ def beside_other_work(lab: Lab) -> str:
     return ""
 
 
-@probe("events", "an event of one captured stream that another one waits for")
+@probe("events", "a captured stream waits for an event of another captured stream")
 def event_as_dependency(lab: Lab) -> str:
-    """Inside the graph it is an edge: the last kernel must not start before those of the other stream have ended."""
+    """The event becomes an edge: the last kernel must not start before the other stream's kernels have ended."""
     data = lab.array()
     other, (begin, end) = lab.other_stream(), lab.events()
 
@@ -103,9 +103,9 @@ def external_event_wait(lab: Lab) -> str:
     return f"{len(graph.nodes('WAIT_EVENT'))} wait node"
 
 
-@probe("events", "in a capture, an event that was recorded before it", says="")
+@probe("events", "a wait in a capture for an event recorded before the capture", says="")
 def event_from_outside(lab: Lab) -> str:
-    """An ordinary wait for something that is not part of the graph."""
+    """An ordinary wait for an event that is not part of the graph."""
     data, (event, _), other = lab.array(), lab.events(), lab.other_stream()
     other.record(event)
     graph = lab.capture(lambda: (lab.stream.wait_event(event), lab.run("add_one", data)))
@@ -116,7 +116,7 @@ def event_from_outside(lab: Lab) -> str:
 
 @probe("events", "time between two plain events of a capture", says="")
 def plain_event_times(lab: Lab) -> str:
-    """Inside a capture such an event is an edge: nothing is recorded at replay."""
+    """Plain events become edges: a replay records no times."""
     data, events = lab.array(), lab.events(timing=True)
 
     def record() -> None:
@@ -131,17 +131,17 @@ def plain_event_times(lab: Lab) -> str:
 
 @probe("events", "time between two external event-record nodes")
 def external_event_times(lab: Lab) -> str:
-    """cudaEventRecordWithFlags(cudaEventRecordExternal) becomes a node that records at every replay."""
+    """cudaEventRecordWithFlags(cudaEventRecordExternal) becomes a node that records a time at every replay."""
     data, events = lab.array(), lab.events(timing=True)
 
-    def mark(event: object) -> None:
+    def record_event(event: object) -> None:
         flag = lab.runtime.cudaEventRecordExternal
         lab.ask(lab.runtime.cudaEventRecordWithFlags, event.ptr, lab.stream.ptr, flag)  # pyright: ignore
 
     def record() -> None:
-        mark(events[0])
+        record_event(events[0])
         lab.run("add_one", data)
-        mark(events[1])
+        record_event(events[1])
 
     graph = lab.capture(record)
     graph.launch()
@@ -150,13 +150,13 @@ def external_event_times(lab: Lab) -> str:
 
 
 def _elapsed(lab: Lab, events: tuple) -> float:
-    """Milliseconds."""
+    """Milliseconds between two events."""
     return lab.ask(lab.runtime.cudaEventElapsedTime, events[0].ptr, events[1].ptr)
 
 
-@probe("launch sizes", "grid and block that are known only at run time")
+@probe("launch sizes", "grid and block sizes known only at run time")
 def sizes_at_run_time(lab: Lab) -> str:
-    """Drawn by a random generator; the graph keeps what they were when it was captured."""
+    """The sizes are random; the graph keeps those of the capture."""
     blocks, threads = (int(v) for v in np.random.default_rng().integers((2, 1), (9, 5)))
     data = lab.array(range(blocks * threads * 32))
     graph = lab.capture(lambda: lab.run("add_one", data, grid=blocks, block=threads * 32))

@@ -1,4 +1,4 @@
-"""Probes: what of an instantiated graph can be changed without making it anew."""
+"""Probes: updates of an instantiated graph."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .probe import CannotRun, Refused, probe
 
 @probe("update", "the arguments of one kernel node")
 def kernel_arguments(lab: Lab) -> str:
-    """cuGraphExecKernelNodeSetParams puts another number in place of a captured one."""
+    """cuGraphExecKernelNodeSetParams replaces a captured scalar argument."""
     data = lab.array()
     graph = lab.capture(lambda: lab.run("add", data, np.float32(1)))
     graph.launch()
@@ -29,7 +29,7 @@ def kernel_arguments(lab: Lab) -> str:
 
 @probe("update", "the grid of one kernel node")
 def kernel_grid(lab: Lab) -> str:
-    """Half as many blocks change half as many elements."""
+    """Half the blocks change half the elements."""
     data = lab.array(range(4 * THREADS))
     graph = lab.capture(lambda: lab.run("add_one", data))
     (node,) = graph.nodes("KERNEL")
@@ -44,9 +44,9 @@ def kernel_grid(lab: Lab) -> str:
     return ""
 
 
-@probe("update", "the whole graph, by another one of the same shape")
+@probe("update", "the whole graph, from another graph of the same structure")
 def whole_graph(lab: Lab) -> str:
-    """cuGraphExecUpdate: other arguments, and another kernel in the place of one."""
+    """cuGraphExecUpdate with other arguments, and with another kernel in one node."""
     data = lab.array()
     graph = lab.capture(lambda: (lab.run("add_one", data), lab.run("add", data, np.float32(1))))
     graph.launch()
@@ -57,18 +57,18 @@ def whole_graph(lab: Lab) -> str:
     return "x + 1 + 1, then 2 x + 100"
 
 
-@probe("update", "a node more, by cuGraphExecUpdate")
+@probe("update", "an added node, by cuGraphExecUpdate")
 def node_added(lab: Lab) -> str:
-    """The other graph has a kernel more."""
+    """The other graph has one more kernel."""
     data = lab.array()
     graph = lab.capture(lambda: lab.run("add_one", data))
     other = lab.capture(lambda: (lab.run("add_one", data), lab.run("times_two", data)), flags=None)
     return _updated(lab, graph, other, data, 2 * (np.arange(N) + 1))
 
 
-@probe("update", "a node less, by cuGraphExecUpdate")
+@probe("update", "a removed node, by cuGraphExecUpdate")
 def node_removed(lab: Lab) -> str:
-    """The other graph has a kernel less."""
+    """The other graph has one kernel less."""
     data = lab.array()
     graph = lab.capture(lambda: (lab.run("add_one", data), lab.run("times_two", data)))
     other = lab.capture(lambda: lab.run("add_one", data), flags=None)
@@ -79,16 +79,16 @@ def _updated(lab: Lab, graph, other, data, right: np.ndarray) -> str:
     try:
         lab.ask(lab.driver.cuGraphExecUpdate, graph.executable, other.graph)
     except Refused as e:
-        e.detail = "such a graph is instantiated anew"
+        e.detail = "the changed graph must be instantiated again"
         raise
     graph.launch()
     lab.expect("data", data, right)
     return ""
 
 
-@probe("update", "a node switched off and on again")
+@probe("update", "a node disabled and enabled again")
 def node_disabled(lab: Lab) -> str:
-    """cuGraphNodeSetEnabled: the nearest thing to removing one."""
+    """cuGraphNodeSetEnabled is the closest thing to removing a node."""
     data = lab.array()
     graph = lab.capture(lambda: (lab.run("add_one", data), lab.run("times_two", data)))
     node = graph.nodes("KERNEL")[0]

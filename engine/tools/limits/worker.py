@@ -1,7 +1,7 @@
-"""The process in which probes run: it reads the name of a probe, runs it, and answers, a line of JSON each.
+"""The worker process: reads the name of a probe, runs it, and answers; every message is one line of JSON.
 
-Started by runner.py. What libraries print goes to stderr. After each probe it looks whether the GPU still works for
-this process; `spoiled` in the answer says that it does not, and that the next probe needs a new process.
+Output of libraries goes to stderr. After each probe the worker checks that the GPU still works in this process. If not,
+`spoiled` in the answer holds the error, and the next probe needs a new process.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .probe import CannotRun, Outcome, Probe, Refused, Wrong
 
 
 def outcome(probe: Probe, lab: Any) -> Outcome:
-    """Run one probe. Any exception that is not an answer is told as the reason why it was not run."""
+    """Run one probe. An unexpected exception becomes the outcome "not run" with its text."""
     try:
         return Outcome(probe.name, "supported", detail=probe.run(lab))
     except Refused as e:
@@ -32,14 +32,14 @@ def outcome(probe: Probe, lab: Any) -> Outcome:
 
 
 def serve(names: Iterable[str], probes: Mapping[str, Probe], make_lab: Callable[[], Any]) -> Iterator[dict[str, Any]]:
-    """First what machine this is, or {"failed": ...}; then an answer to each name."""
+    """Yield {"machine": ...} or {"failed": ...}, then one answer per name."""
     try:
         yield {"machine": make_lab().device.about()}
     except DeviceError as e:
         yield {"failed": str(e)}
         return
     for name in names:
-        answer, spoiled = Outcome(name, "not run", detail="the process has no GPU that works"), ""
+        answer, spoiled = Outcome(name, "not run", detail="the GPU does not work in this process"), ""
         try:
             with make_lab() as lab:
                 answer = outcome(probes[name], lab)
@@ -53,7 +53,7 @@ def serve(names: Iterable[str], probes: Mapping[str, Probe], make_lab: Callable[
 
 
 def main() -> None:
-    """Serve stdin and stdout."""
+    """Serve the names on stdin; answer on stdout."""
     from .lab import Lab
     from .table import PROBES
 
