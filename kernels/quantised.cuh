@@ -37,7 +37,7 @@ __device__ __forceinline__ unsigned word(uint4 v, int i) { return i == 0 ? v.x :
 // bits 8 to 15 those of row g + 8; bits 16 to 31 the same at k 1 and 3.
 struct Nibbles {
     static constexpr int SECOND = 16;
-    static constexpr int planes(int k) { return k / 64; }
+    static __device__ constexpr int planes(int k) { return k / 64; }
 
     static __device__ __forceinline__ uint4 fragment(const uint4* planes, int kt) {
         const unsigned w = word(planes[kt / 4], kt % 4), v = w >> 8;
@@ -58,7 +58,7 @@ struct Nibbles {
 // second; their bytes are the codes at k 0, 2, 1 and 3.
 struct Bytes {
     static constexpr int SECOND = 1;
-    static constexpr int planes(int k) { return k / 32; }
+    static __device__ constexpr int planes(int k) { return k / 32; }
 
     static __device__ __forceinline__ uint4 fragment(const uint4* planes, int kt) {
         const unsigned a = word(planes[kt / 2], kt % 2 * 2), b = word(planes[kt / 2], kt % 2 * 2 + 1);
@@ -84,7 +84,7 @@ template <int MORE>
 struct Longer {
     static constexpr int SECOND = 4, LOW = 4 / MORE, TILES = 16 / MORE;  // planes of Nibbles, and their k tiles
     static constexpr unsigned FIRST_BITS = ((1 << MORE) - 1) * 0x00100010u, SECOND_BITS = FIRST_BITS << 2;
-    static constexpr int planes(int k) { return k / 16 / TILES * (LOW + 1); }
+    static __device__ constexpr int planes(int k) { return k / 16 / TILES * (LOW + 1); }
 
     // The lowest bit of a byte that is of k tile kt.
     static __device__ __forceinline__ int place(int kt) {
@@ -138,6 +138,14 @@ struct Grouped {
         }
         __device__ __forceinline__ float scale(int half, int group) const { return at(half * EACH + group); }
         __device__ __forceinline__ float min(int half, int group) const { return at(half * EACH + GROUPS + group); }
+
+        // One of them in memory.
+        static __device__ __forceinline__ float scale_at(const unsigned char* inner, const unsigned char*, int half, int i) {
+            return to_float(reinterpret_cast<const S*>(inner)[half * EACH + i]);
+        }
+        static __device__ __forceinline__ float min_at(const unsigned char* inner, const unsigned char*, int half, int i) {
+            return scale_at(inner, nullptr, half, GROUPS + i);
+        }
     };
 };
 
@@ -168,6 +176,18 @@ struct Nested {
         }
         __device__ __forceinline__ float min(int half, int group, int more = 0) const {
             return byte(half * EACH + GROUPS + group, 0x1p23f, more);
+        }
+
+        // One of them in memory, under its outer scale; the product is exact.
+        static __device__ __forceinline__ float scale_at(const unsigned char* inner, const unsigned char* outer, int half,
+                                                         int i) {
+            const float d = to_float(reinterpret_cast<const __half*>(outer)[half * (1 + MINS)]);
+            return __fmul_rn(d, inner[half * EACH + i] - (MINS ? 0 : 128));
+        }
+        static __device__ __forceinline__ float min_at(const unsigned char* inner, const unsigned char* outer, int half,
+                                                       int i) {
+            const float dmin = to_float(reinterpret_cast<const __half*>(outer)[half * 2 + 1]);
+            return __fmul_rn(-dmin, inner[half * EACH + GROUPS + i]);
         }
     };
 };
@@ -501,24 +521,11 @@ struct Format<Quantised<CODES, SCALES, K_, T_>> {
         const unsigned char* unit = step_of(weight, tile, at / K, k / K);
         const unsigned char *inner = unit + CODE_BYTES + g * LANE;
         const unsigned char *outer = unit + (SHARING - at / K % SHARING) * STEP + g * OUTER;
-        Scales scales;
-#pragma unroll
-        for (int i = 0; i < LANE / 4; i++) scales.v[i] = reinterpret_cast<const unsigned*>(inner)[i];
-#pragma unroll
-        for (int i = 0; i < OUTER / 4; i++) scales.v[LANE / 4 + i] = reinterpret_cast<const unsigned*>(outer)[i];
         at %= K;
-        const int lane = g * 4 + lane_of(at), kt = tile_of(at);
-        float scale = 0.f, min = 0.f, v[4];
-#pragma unroll
-        for (int i = 0; i < Scales::GROUPS; i++) {  // constants as indices keep the words in registers
-            if (i != at / SCALES::GROUP) continue;
-            scale = half ? scales.scale(1, i) : scales.scale(0, i);
-            if (SCALES::MINS) min = half ? scales.min(1, i) : scales.min(0, i);
-        }
-        if constexpr (SCALES::NESTED) {  // exact: both have few bits
-            scale *= half ? scales.outer(1, 0) : scales.outer(0, 0);
-            if (SCALES::MINS) min *= half ? -scales.outer(1, 1) : -scales.outer(0, 1);
-        }
+        const int lane = g * 4 + lane_of(at), kt = tile_of(at), group = at / SCALES::GROUP;
+        const float scale = Scales::scale_at(inner, outer, half, group);
+        const float min = SCALES::MINS ? Scales::min_at(inner, outer, half, group) : 0.f;
+        float v[4];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             const float code = CODES::get(unit + lane * 16, kt, half, i) - SCALES::ZERO;
