@@ -6,6 +6,7 @@ them with NVRTC, and conftest.py compiles the CPU versions ahead of the tests.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import product
@@ -57,7 +58,7 @@ def _by_rows(kernel: str, weight: str, shape: DecodeShape, k: int, form: int | s
 
 
 MATRICES: dict[str, list[tuple[int, int]]] = {
-    "decode_qkv": [(960, 576), (3072, 2048), (6144, 4096)],
+    "decode_qkv": [(960, 576), (3072, 2048), (6144, 4096), (5120, 4096), (1024, 4096)],
     "decode_gate": [(3072, 576), (16384, 2048), (28672, 4096)],
     "decode_add": [(n, k) for n, ks in ((576, (576, 1536)), (2048, (2048, 8192)), (4096, (4096, 14336))) for k in ks],
     "decode_store": [(49152, 576), (128256, 2048), (128256, 4096)],
@@ -141,6 +142,18 @@ INSTANCES: dict[str, list[str]] = {
 }
 
 
+def kind(name: str) -> str:
+    """A name without its numbers: "attend_decode<bf16, 64, 1, 1>" is "attend_decode<bf16, #, #, #>".
+
+    Instances of a kind are the same code with other sizes."""
+    return re.sub(r"\b\d+\b", "#", name)
+
+
+def _size(name: str) -> list[int]:
+    """The numbers among its template arguments, in order: head sizes, warps, tiles."""
+    return [int(a) for a in re.findall(r"\b\d+\b", name)]
+
+
 def _ways(key: str) -> list[str]:
     """The launches with which tests multiply by this form."""
     shapes = [DecodeShape(warps, way, way, way) for of, warps, launch in WAYS.values() if of == key
@@ -170,23 +183,9 @@ TOGETHER: dict[str, list[list[str]]] = {
 }
 
 
-def kind(name: str) -> tuple[str, ...]:
-    """Kernel and template arguments without the numbers: "attend_decode<bf16, 64, 1, 1>" is ("attend_decode", "bf16").
-
-    Instances of a kind are the same code with other sizes."""
-    kernel, _, arguments = name.rstrip(">").partition("<")
-    return kernel, *(a for a in arguments.split(", ") if not a.isdigit())
-
-
-def _size(name: str) -> list[int]:
-    """The numbers among its template arguments, in order: head sizes, warps, tiles."""
-    return [int(a) for a in name.rstrip(">").partition("<")[2].split(", ") if a.isdigit()]
-
-
 def on(arch: int) -> dict[str, list[str]]:
-    """The instances to compile for a GPU of this arch: for the measured one all, including the shapes of its table and
-    every quantised format; for the others the largest of each kind, which finds instructions that an architecture
-    lacks."""
+    """The instances to compile for a GPU of this arch: for the measured one all, with the shapes of its table and every
+    quantised form; for the others the largest of each kind, which finds instructions that an architecture lacks."""
     if arch != MEASURED:
         largest = {file: {kind(n): n for n in sorted(names, key=_size)} for file, names in INSTANCES.items()}
         return {file: list(chosen.values()) for file, chosen in largest.items()}

@@ -99,7 +99,7 @@ def machine_code(file: str, names: tuple[str, ...], directory: Path) -> str:
 
 
 def compile_all(instances: Iterable[tuple[str, tuple[str, ...]]], stop: Callable[[], bool]) -> None:
-    """Compile (file, names) one by one until `stop`. Errors are ignored; the instance's user will see them."""
+    """Compile instances (file, names) one by one until `stop`. Errors are ignored; whoever uses one will see them."""
     for file, names in instances:
         if stop():
             return

@@ -28,8 +28,8 @@ class EmulatedDevice(HostDevice):
     """A GPU of compute capability 9.0 in ordinary memory.
 
     schedules: number of runs of each launch, from the same memory, with threads and blocks in different orders; all
-    must leave the same bits. directory: source of the kernels. together: groups of instances to compile in one run, by
-    file.
+    must leave the same bits. directory: source of the kernels. together: groups of instances that are
+    compiled at once, by file.
     """
 
     name, arch, multiprocessors = "emulated", 90, 4

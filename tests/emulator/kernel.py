@@ -46,7 +46,7 @@ class EmulatedKernel:
 
     @classmethod
     def load(cls, file: str, name: str, directory: Path, names: tuple[str, ...]) -> EmulatedKernel:
-        """Load the instance `name` of <directory>/<file>. Compiles it if necessary, together with all of `names`."""
+        """Load the instance `name` of <directory>/<file>, compiled with all of `names` unless that was done before."""
         path = build.shared_object(file, names, directory)
         build.runtime()  # the kernel is linked to it
         loaded = ctypes.CDLL(str(path))
