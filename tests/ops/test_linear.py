@@ -212,7 +212,7 @@ def test_packed_layout(device):
     plain = np.arange(32 * 16, dtype=F32).reshape(32, 16)
     for layout, sizes, step in (("rows", (32,), 8), ("gate_up", (16, 16), 16)):
         parts = np.split(plain, np.cumsum(sizes)[:-1])
-        tile = device.read(ops.weight(parts, layout).data).reshape(2, 32, 8)[0]
+        tile = device.read(ops.weight(parts, layout).segments[0].data).reshape(2, 32, 8)[0]
         for lane in range(32):
             g, k = lane // 4, lane % 4 * 4
             a, b = plain[g], plain[g + step]
