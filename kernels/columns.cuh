@@ -23,9 +23,9 @@ template <int WARPS_, int SPLIT_, int TILES_, int ROWS_, int DEPTH_, int BLOCKS_
 struct Shape {
     static constexpr int WARPS = WARPS_, SPLIT = SPLIT_, TILES = TILES_, ROWS = ROWS_, DEPTH = DEPTH_, BLOCKS = BLOCKS_;
     static constexpr Way WAY = WAY_;
-    static constexpr int COLS = (ROWS + 7) / 8;                      // columns of eight rows of x
-    static constexpr int THREADS = 32 * (WARPS + (WAY == ONCE));     // of a block
-    static constexpr int HALVES = ROWS == 1 ? 1 : 2;                 // sums of a lane that there are rows for
+    static constexpr int COLS = (ROWS + 7) / 8;                   // columns of eight rows of x
+    static constexpr int THREADS = 32 * (WARPS + (WAY == ONCE));  // of a block
+    static constexpr int HALVES = ROWS == 1 ? 1 : 2;              // sums of a lane that there are rows for
 };
 
 // Which k steps of a product belong to a block and to a warp: linear_decode.cu says how they are shared out.
@@ -55,8 +55,8 @@ struct Parts {
     static __device__ __forceinline__ int held(int steps) { return most(steps) * PARTS; }
 };
 
-// held = the block's part of x, prepared. Ends with a barrier. By loads and not by copies: who waits for those waits for
-// the weights as well, which are on their way already.   x [R, K] T
+// held = the block's part of x, prepared. Ends with a barrier. By loads and not by copies: who waits for those waits
+// for the weights as well, which are on their way already.   x [R, K] T
 template <class F, class Own, class T>
 __device__ __forceinline__ void hold(const Own& own, const T* x, int rows, int steps, T* held) {
     constexpr int EACH = 16 / sizeof(T), CHUNKS = F::K / F::CHUNK;  // elements of a load; chunks of a step
@@ -85,8 +85,8 @@ __device__ __forceinline__ void hold(const Own& own, const T* x, int rows, int s
     __syncthreads();
 }
 
-// What finds scales[r] = FACTOR / rms of row r, a warp a row; nothing without `squared`. Begun before a block copies its x,
-// so that the two trips to L2 are one.   squared [R, squared_line(k)]
+// What finds scales[r] = FACTOR / rms of row r, a warp a row; nothing without `squared`. Begun before a block copies
+// its x, so that the two trips to L2 are one.   squared [R, squared_line(k)]
 template <class T, int WARPS>
 struct RowScales {
     const float4* squared;

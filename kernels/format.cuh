@@ -81,7 +81,8 @@ struct Format {
 
     // At k, a multiple of 4, of row g (half 0) of a tile or its partner (half 1).
     static __device__ __forceinline__ float4 four(const T* weight, int tile, int g, int half, int at, int k) {
-        const T* p = weight + (static_cast<size_t>(tile) * k + at / 16 * 16) * 16 + (g * 4 + at % 16 / 4) * 8 + half * 2;
+        const T* p =
+            weight + (static_cast<size_t>(tile) * k + at / 16 * 16) * 16 + (g * 4 + at % 16 / 4) * 8 + half * 2;
         return make_float4(to_float(p[0]), to_float(p[1]), to_float(p[4]), to_float(p[5]));
     }
 };

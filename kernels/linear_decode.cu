@@ -2,8 +2,8 @@
 //
 //   out[r, n] = sum_k x[r, k] W[n, k]          x [R, K], R <= 16, W packed, sums float32
 //
-// W is plain or quantised, which says what a step of K is (format.cuh, quantised.cuh): 16 k if plain. A launch makes the
-// row tiles first_tile .. first_tile + tiles - 1 of the whole matrix.
+// W is plain or quantised, which says what a step of K is (format.cuh, quantised.cuh): 16 k if plain. A launch makes
+// the row tiles first_tile .. first_tile + tiles - 1 of the whole matrix.
 //
 // K is cut into WARPS parts: k step s belongs to part s % WARPS. A cluster of SPLIT blocks, WARPS warps each, takes
 // groups of SPLIT * TILES row tiles, one after the other. A block has WARPS / SPLIT of the parts, so that it needs only
@@ -17,11 +17,11 @@
 // after the first half of a norm (norm.cuh), and the sums are multiplied by its second half. WAY: what was said of
 // streams, through REGISTERS or a RING; or all weights of a block at ONCE (at_once.cuh).
 // LAUNCH: grid SPLIT times at most the number of groups, ceil(tiles / TILES / SPLIT), block 32 * WARPS, cluster SPLIT,
-//         dependent; dynamic shared memory: sums, 2 * WARPS * 256 * PAIRS (sums.cuh); with RING also DEPTH * WARPS times
-//         TILES * SLOT of the format (DIRECT: + COLS * 32 B); 64 bytes for scales; if STAGED also R * held elements of
-//         T, held = K of a step * ceil(steps / WARPS) WARPS / SPLIT.
-//         ONCE: grid the number of groups, block 32 * (WARPS + 1), dependent; dynamic shared memory: sums, WARPS * 256 *
-//         PAIRS; 64 bytes for scales; if STAGED also 8 * COLS * K elements of T.
+//         dependent; dynamic shared memory: sums, 2 * WARPS * 256 * PAIRS (sums.cuh); with RING also DEPTH * WARPS
+//         times TILES * SLOT of the format (DIRECT: + COLS * 32 B); 64 bytes for scales; if STAGED also R * held
+//         elements of T, held = K of a step * ceil(steps / WARPS) WARPS / SPLIT. ONCE: grid the number of groups, block
+//         32 * (WARPS + 1), dependent; dynamic shared memory: sums, WARPS * 256 * PAIRS; 64 bytes for scales; if STAGED
+//         also 8 * COLS * K elements of T.
 // PRECOND: K is whole steps; x 16-byte aligned; 1 <= R <= ROWS; 2 * TILES * COLS <= WARPS; SPLIT divides WARPS and is 1
 //         below sm_90; constants of a step (bias, norm, rope, seqs, positions, table) were complete before its first
 //         kernel started: they are read before the wait. ONCE: W plain; K = 16 WARPS DEPTH <= 4096; TILES divides the
@@ -98,11 +98,11 @@ __device__ __forceinline__ void product_of_stream(const typename F::Weight* weig
             epilogue.store(ahead, mine.tile(group), mine.g, mine.column, __fmul_rn(sum.x, scale),
                            __fmul_rn(sum.y, scale));
         }
-        const int following = group + work.stride;
-        if (mine.exists(following)) {
-            epilogue.begin(ahead, mine.tile(following), mine.g, mine.column);
-            epilogue.fetch(ahead, mine.tile(following), mine.g, mine.column);
-            epilogue.follow(ahead, mine.tile(following), mine.g, mine.column);
+        const int next = group + work.stride;
+        if (mine.exists(next)) {
+            epilogue.begin(ahead, mine.tile(next), mine.g, mine.column);
+            epilogue.fetch(ahead, mine.tile(next), mine.g, mine.column);
+            epilogue.follow(ahead, mine.tile(next), mine.g, mine.column);
         }
     }
 }
@@ -128,7 +128,8 @@ using TypeOf = typename Format<W>::T;
 template <class W, class Out, Source SOURCE, class S, class T = TypeOf<W>>
 __global__ void __launch_bounds__(S::THREADS, S::BLOCKS)
     decode_store(const Weight<W>* weight, const T* x, const float* squared, float eps, int rows, int k, int tiles,
-                 int first_tile, const unsigned char* following, int share, int n, int span, float scale, const float* bias, const float* residual, Out* out) {
+                 int first_tile, const unsigned char* following, int share, int n, int span, float scale,
+                 const float* bias, const float* residual, Out* out) {
     product<W, SOURCE, S>(weight, x, squared, eps, rows, k, tiles, first_tile, {following, share},
                           Store<Out>{n, span, scale, bias, residual, out});
 }
@@ -138,7 +139,8 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS)
 template <class W, Source SOURCE, class S, class T = TypeOf<W>>
 __global__ void __launch_bounds__(S::THREADS, S::BLOCKS)
     decode_add(const Weight<W>* weight, const T* x, const float*, float, int rows, int k, int tiles, int first_tile,
-               const unsigned char* following, int share, int n, float scale, float* out, const float* norm, T* normed, float* out_squared) {
+               const unsigned char* following, int share, int n, float scale, float* out, const float* norm, T* normed,
+               float* out_squared) {
     product<W, SOURCE, S>(weight, x, nullptr, 0.f, rows, k, tiles, first_tile, {following, share},
                           Add<T>{n, scale, out, norm, normed, out_squared});
 }
@@ -156,15 +158,17 @@ template <class W, Source SOURCE, class S, class T = TypeOf<W>>
 __global__ void __launch_bounds__(S::THREADS, S::BLOCKS)
     decode_gelu(const Weight<W>* weight, const T* x, const float* squared, float eps, int rows, int k, int tiles,
                 int first_tile, const unsigned char* following, int share, int n, const float* bias, int tanh, T* out) {
-    product<W, SOURCE, S>(weight, x, squared, eps, rows, k, tiles, first_tile, {following, share}, Gelu<T>{n, bias, tanh, out});
+    product<W, SOURCE, S>(weight, x, squared, eps, rows, k, tiles, first_tile, {following, share},
+                          Gelu<T>{n, bias, tanh, out});
 }
 
 // Queries, keys and values of x, rotated and stored: see Rotate.
 template <class W, Source SOURCE, class S, class T = TypeOf<W>>
 __global__ void __launch_bounds__(S::THREADS, S::BLOCKS)
     decode_qkv(const Weight<W>* weight, const T* x, const float* squared, float eps, int rows, int k, int tiles,
-               int first_tile, const unsigned char* following, int share, const float* bias, const float* rope, const int* seqs, const int* positions,
-               const int* table, int pages, T* qkv, T* keys, T* values, int heads, int kv_heads, int head_dim) {
+               int first_tile, const unsigned char* following, int share, const float* bias, const float* rope,
+               const int* seqs, const int* positions, const int* table, int pages, T* qkv, T* keys, T* values,
+               int heads, int kv_heads, int head_dim) {
     Rotate<T> rotate{heads, kv_heads, head_dim, pages, bias, rope, seqs, positions, table, qkv, keys, values};
     product<W, SOURCE, S>(weight, x, squared, eps, rows, k, tiles, first_tile, {following, share}, rotate);
 }

@@ -2,8 +2,8 @@
 #include "norm.cuh"
 #include "quantised.cuh"
 
-// Where a row of a packed matrix is: the inverse of first_row. Of a group of 16 * span rows the second half are partners
-// of the first.
+// Where a row of a packed matrix is: the inverse of first_row. Of a group of 16 * span rows the second half are
+// partners of the first.
 struct RowPlace {
     int tile, g, half;
 
@@ -37,14 +37,16 @@ __global__ void __launch_bounds__(256)
 
 // BYTES of a row, of which `from` has a number `at`, to its half of the bytes of two rows; zeros unless they are there.
 template <int BYTES>
-__device__ __forceinline__ void put_scales(unsigned char* to, int half, const unsigned char* from, size_t at, bool there) {
+__device__ __forceinline__ void put_scales(unsigned char* to, int half, const unsigned char* from, size_t at,
+                                           bool there) {
     for (int i = 0; i < BYTES; i++) to[half * BYTES + i] = there ? from[at * BYTES + i] : 0;
 }
 
-// Rows first .. first + count of codes and scales into their places of the packed form of W (quantised.cuh); rows from N
-// on become zeros.
-//   codes [present, K]; inner [present, steps, LANE / 2] and outer [present, steps / SHARING, OUTER / 2] of the format: bytes
-//   of the scales of each step of a row, and of what those of a run are under; packed [tiles, steps / SHARING, RUN]
+// Rows first .. first + count of codes and scales into their places of the packed form of W (quantised.cuh); rows from
+// N on become zeros.
+//   codes [present, K]; inner [present, steps, LANE / 2] and outer [present, steps / SHARING, OUTER / 2] of the format:
+//   bytes of the scales of each step of a row, and of what those of a run are under; packed [tiles, steps / SHARING,
+//   RUN]
 // LAUNCH: grid ceil(count * K / 16 / 256), block 256. A thread moves 16 codes of one row: a lane's of 64 k.
 // PRECOND: K % Format<W>::K == 0; first + count is at most the padded N; present, at most count, rows are given.
 template <class W>
@@ -64,8 +66,8 @@ __global__ void __launch_bounds__(256)
             code[j / 4][j % 4] = codes[static_cast<size_t>(i) * k + run * 64 + F::k_of(j / 4, q, j % 4)];
     F::put(unit, at.g, q, at.half, kt, code);
     if (kt > 0 || q > 0) return;
-    put_scales<F::LANE / 2>(unit + F::CODE_BYTES + at.g * F::LANE, at.half, inner, static_cast<size_t>(i) * steps + step,
-                            i < present);
+    put_scales<F::LANE / 2>(unit + F::CODE_BYTES + at.g * F::LANE, at.half, inner,
+                            static_cast<size_t>(i) * steps + step, i < present);
     if (step % F::SHARING) return;
     put_scales<F::OUTER / 2>(unit + F::SHARING * F::STEP + at.g * F::OUTER, at.half, outer,
                              static_cast<size_t>(i) * (steps / F::SHARING) + step / F::SHARING, i < present);
@@ -75,8 +77,7 @@ __global__ void __launch_bounds__(256)
 //   weight as Format<W> has it, [tiles] of them; plain [tiles, K / 16, 32, 8] T (packed.cuh)
 // LAUNCH: grid ceil(tiles * K / 16 * 32 / 256), block 256. A thread makes a lane's eight of a k tile.
 template <class W, class T = typename Format<W>::T>
-__global__ void __launch_bounds__(256)
-    unpack(const typename Format<W>::Weight* weight, T* plain, int tiles, int k) {
+__global__ void __launch_bounds__(256) unpack(const typename Format<W>::Weight* weight, T* plain, int tiles, int k) {
     const long long thread = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
     const int lane = thread % 32, kt = thread / 32 % (k / 16), tile = static_cast<int>(thread / 32 / (k / 16));
     if (tile >= tiles) return;
@@ -96,8 +97,8 @@ __device__ __forceinline__ float4 times(float4 a, float b) {  // rounded: no par
     return make_float4(__fmul_rn(a.x, b), __fmul_rn(a.y, b), __fmul_rn(a.z, b), __fmul_rn(a.w, b));
 }
 
-// out[r] = scale table[ids[r]] + places[at[r]] of a table packed as W with span 1; without the second where places is null.
-// With norm also the first half of the norm that out goes through next (norm.cuh).
+// out[r] = scale table[ids[r]] + places[at[r]] of a table packed as W with span 1; without the second where places is
+// null. With norm also the first half of the norm that out goes through next (norm.cuh).
 //   ids, at [R], table [V, K] packed, places [T, K] float32, out [R, K] float32; norm [K] or null, normed [R, K] T,
 //   squared [R, squared_line(K)]
 // LAUNCH: grid (R, any), block 128, dependent. PRECOND: 0 <= ids[r] < V, 0 <= at[r] < T, K % Format<W>::K == 0.
@@ -127,8 +128,7 @@ __global__ void __launch_bounds__(128)
 // out as above from a plain table [V, K], for products by cuBLAS. LAUNCH and PRECOND as above.
 template <class T>
 __global__ void __launch_bounds__(128)
-    embed_plain(const int* ids, const T* table, const int* at, const float* places, float* out, int k,
-                float scale) {
+    embed_plain(const int* ids, const T* table, const int* at, const float* places, float* out, int k, float scale) {
     grid_wait();
     grid_launch();
     const T* row = table + static_cast<size_t>(ids[blockIdx.x]) * k;

@@ -9,32 +9,35 @@
 // The sum of x is a product with a constant matrix, once for all row tiles of a warp.
 //
 // Integers as bf16. Of a subnormal bf16 the lowest seven bits are an integer times 2^-133; exponent 1 counts on in the
-// same steps, so that the lowest eight bits of a half-word are that integer whatever they are. So two codes of four bits
-// lie in one byte and are cut out by an AND each, the second one as 16 times itself. x makes up for it: it is multiplied
-// by UP, or where it meets such a code by UP / 16, both powers of two (prepare). |x| < 2^64 stays finite, and what
-// is lost of an x below 2^-62 is below any rounding.
+// same steps, so that the lowest eight bits of a half-word are that integer whatever they are. So two codes of four
+// bits lie in one byte and are cut out by an AND each, the second one as 16 times itself. x makes up for it: it is
+// multiplied by UP, or where it meets such a code by UP / 16, both powers of two (prepare). |x| < 2^64 stays finite,
+// and what is lost of an x below 2^-62 is below any rounding.
 //
-// In memory: [tiles] of [steps of Format::K]: PLANES of [32 lanes][16 bytes] of codes, then [8 g][LANE bytes] of the scales
-// of rows g and g + 8; and behind each SHARING steps [8 g][OUTER bytes] of what their scales are under. Lane 4 g + q holds of rows g and g + 8 in each run of 32 k the
-// eight from 8 q on: four are the fragment of one k tile, four of the next, so that a lane reads 16 bytes of x at once.
-// Where groups are 16 k, each is a k tile (CHUNK 16). Rows share tiles as packed.cuh says.
+// In memory: [tiles] of [steps of Format::K]: PLANES of [32 lanes][16 bytes] of codes, then [8 g][LANE bytes] of the
+// scales of rows g and g + 8; and behind each SHARING steps [8 g][OUTER bytes] of what their scales are under. Of
+// each run of 32 k a lane has the eight from 8 q on of rows g and g + 8: four are the fragment of one k tile, four of
+// the next, so that it reads 16 bytes of x at once. Where groups are 16 k, each is a k tile (CHUNK 16). Rows share
+// tiles as packed.cuh says.
 #pragma once
 #include "format.cuh"
 
 constexpr unsigned UP = 0x5f805f80, EXPONENT = 0x00800080, MINUS = 0x80008000;  // 2^64 twice
-constexpr int SPAN = 256;  // k whose scales share what they are under
-constexpr float DOWN = 0x1p69f;                                                   // 2^64 2^-133 DOWN = 1
+constexpr int SPAN = 256;        // k whose scales share what they are under
+constexpr float DOWN = 0x1p69f;  // 2^64 2^-133 DOWN = 1
 
 // A word of 16 bytes; i is a constant once loops are unrolled.
-__device__ __forceinline__ unsigned word(uint4 v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
+__device__ __forceinline__ unsigned word(uint4 v, int i) {
+    return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
+}
 
 // -- codes ------------------------------------------------------------------------------------------------------------
-// fragment: of a unit's k tile kt, from a lane's planes. put: a lane's codes of one row, g (half 0) or g + 8 (half 1), of
-// the four k tiles from kt on, into its 16 bytes of plane 0 of a unit and of the others, 512 bytes apart; get: one of
-// them. SECOND: what codes at k 2 and 3 of a lane's four in a k tile are multiplied by.
+// fragment: of a unit's k tile kt, from a lane's planes. put: a lane's codes of one row, g (half 0) or g + 8 (half 1),
+// of the four k tiles from kt on, into its 16 bytes of plane 0 of a unit and of the others, 512 bytes apart; get: one
+// of them. SECOND: what codes at k 2 and 3 of a lane's four in a k tile are multiplied by.
 
-// Four bits, 0 to 15. A plane is 64 k: word j of a lane is k tile j; its bits 0 to 7 are the codes of row g at k 0 and 2,
-// bits 8 to 15 those of row g + 8; bits 16 to 31 the same at k 1 and 3.
+// Four bits, 0 to 15. A plane is 64 k: word j of a lane is k tile j; its bits 0 to 7 are the codes of row g at k 0 and
+// 2, bits 8 to 15 those of row g + 8; bits 16 to 31 the same at k 1 and 3.
 struct Nibbles {
     static constexpr int SECOND = 16;
     static __device__ constexpr int planes(int k) { return k / 64; }
@@ -43,7 +46,8 @@ struct Nibbles {
         const unsigned w = word(planes[kt / 4], kt % 4), v = w >> 8;
         return make_uint4(w & 0x000f000f, v & 0x000f000f, w & 0x00f000f0, v & 0x00f000f0);
     }
-    static __device__ __forceinline__ void put(unsigned char* unit, int kt, int half, const unsigned char (&code)[4][4]) {
+    static __device__ __forceinline__ void put(unsigned char* unit, int kt, int half,
+                                               const unsigned char (&code)[4][4]) {
         for (int i = 0; i < 4; i++) {
             unsigned char* to = unit + kt / 4 * 512 + i * 4 + half;
             to[0] = code[i][0] & 15 | code[i][2] << 4, to[2] = code[i][1] & 15 | code[i][3] << 4;
@@ -54,8 +58,8 @@ struct Nibbles {
     }
 };
 
-// Eight bits, 0 to 255. A plane is 32 k: words 0 and 1 of a lane are rows g and g + 8 of the first k tile, 2 and 3 of the
-// second; their bytes are the codes at k 0, 2, 1 and 3.
+// Eight bits, 0 to 255. A plane is 32 k: words 0 and 1 of a lane are rows g and g + 8 of the first k tile, 2 and 3 of
+// the second; their bytes are the codes at k 0, 2, 1 and 3.
 struct Bytes {
     static constexpr int SECOND = 1;
     static __device__ constexpr int planes(int k) { return k / 32; }
@@ -64,7 +68,8 @@ struct Bytes {
         const unsigned a = word(planes[kt / 2], kt % 2 * 2), b = word(planes[kt / 2], kt % 2 * 2 + 1);
         return make_uint4(a & 0x00ff00ff, b & 0x00ff00ff, a >> 8 & 0x00ff00ff, b >> 8 & 0x00ff00ff);
     }
-    static __device__ __forceinline__ void put(unsigned char* unit, int kt, int half, const unsigned char (&code)[4][4]) {
+    static __device__ __forceinline__ void put(unsigned char* unit, int kt, int half,
+                                               const unsigned char (&code)[4][4]) {
         for (int i = 0; i < 4; i++)
             for (int j = 0; j < 4; j++) unit[place(kt + i, half, j)] = code[i][j];
     }
@@ -76,10 +81,10 @@ struct Bytes {
     }
 };
 
-// Five or six bits: Nibbles, and after the planes of 256 / MORE k one more with the MORE bits above them. There a word of
-// a lane is LOW k tiles; bytes 0 and 2 are row g, 1 and 3 row g + 8; a byte has of each k tile the codes at k 0 and, two
-// bits higher, at k 2, or (bytes 2 and 3) at k 1 and 3. Codes at k 2 and 3 are cut out as 4 times themselves: with bits 4
-// and 6 to go to, all of a k tile move by the same distance.
+// Five or six bits: Nibbles, and after the planes of 256 / MORE k one more with the MORE bits above them. There a word
+// of a lane is LOW k tiles; bytes 0 and 2 are row g, 1 and 3 row g + 8; a byte has of each k tile the codes at k 0 and,
+// two bits higher, at k 2, or (bytes 2 and 3) at k 1 and 3. Codes at k 2 and 3 are cut out as 4 times themselves: with
+// bits 4 and 6 to go to, all of a k tile move by the same distance.
 template <int MORE>
 struct Longer {
     static constexpr int SECOND = 4, LOW = 4 / MORE, TILES = 16 / MORE;  // planes of Nibbles, and their k tiles
@@ -98,7 +103,8 @@ struct Longer {
         return make_uint4((w & 0x000f000f) | (h & FIRST_BITS), (w >> 8 & 0x000f000f) | (partner & FIRST_BITS),
                           (w >> 2 & 0x003c003c) | (h & SECOND_BITS), (w >> 10 & 0x003c003c) | (partner & SECOND_BITS));
     }
-    static __device__ __forceinline__ void put(unsigned char* unit, int kt, int half, const unsigned char (&code)[4][4]) {
+    static __device__ __forceinline__ void put(unsigned char* unit, int kt, int half,
+                                               const unsigned char (&code)[4][4]) {
         unsigned char* run = unit + kt / TILES * (LOW + 1) * 512;
         Nibbles::put(run, kt % TILES, half, code);
         for (int i = 0; i < 4; i += LOW)
@@ -118,8 +124,8 @@ struct Longer {
 };
 
 // -- scales -----------------------------------------------------------------------------------------------------------
-// Of<K>: what a lane needs of a unit, for rows g and g + 8: LANE and OUTER bytes, which the four lanes of g share. ZERO:
-// subtracted from every code. NESTED: scale and min are integers, under outer(half, 0) and -outer(half, 1).
+// Of<K>: what a lane needs of a unit, for rows g and g + 8: LANE and OUTER bytes, which the four lanes of g share.
+// ZERO: subtracted from every code. NESTED: scale and min are integers, under outer(half, 0) and -outer(half, 1).
 
 // 16 bits, S, for each GROUP k, and mins of the same kind if MINS. Of a row in a unit: its scales, then its mins.
 template <int GROUP_, class S, int ZERO_, bool MINS_>
@@ -140,17 +146,19 @@ struct Grouped {
         __device__ __forceinline__ float min(int half, int group) const { return at(half * EACH + GROUPS + group); }
 
         // One of them in memory.
-        static __device__ __forceinline__ float scale_at(const unsigned char* inner, const unsigned char*, int half, int i) {
+        static __device__ __forceinline__ float scale_at(const unsigned char* inner, const unsigned char*, int half,
+                                                         int i) {
             return to_float(reinterpret_cast<const S*>(inner)[half * EACH + i]);
         }
-        static __device__ __forceinline__ float min_at(const unsigned char* inner, const unsigned char*, int half, int i) {
+        static __device__ __forceinline__ float min_at(const unsigned char* inner, const unsigned char*, int half,
+                                                       int i) {
             return scale_at(inner, nullptr, half, GROUPS + i);
         }
     };
 };
 
-// Bytes for each GROUP k under one half, d, for a unit: scales from 0 on with mins under another half, dmin, if MINS, which
-// are subtracted; else signed scales, kept as 128 more. Of a row: scales, then mins; d, then dmin.
+// Bytes for each GROUP k under one half, d, for a unit: scales from 0 on with mins under another half, dmin, if MINS,
+// which are subtracted; else signed scales, kept as 128 more. Of a row: scales, then mins; d, then dmin.
 template <int GROUP_, int ZERO_, bool MINS_>
 struct Nested {
     static constexpr int GROUP = GROUP_, ZERO = ZERO_;
@@ -179,8 +187,8 @@ struct Nested {
         }
 
         // One of them in memory, under its outer scale; the product is exact.
-        static __device__ __forceinline__ float scale_at(const unsigned char* inner, const unsigned char* outer, int half,
-                                                         int i) {
+        static __device__ __forceinline__ float scale_at(const unsigned char* inner, const unsigned char* outer,
+                                                         int half, int i) {
             const float d = to_float(reinterpret_cast<const __half*>(outer)[half * (1 + MINS)]);
             return __fmul_rn(d, inner[half * EACH + i] - (MINS ? 0 : 128));
         }
@@ -228,7 +236,8 @@ struct Format<Quantised<CODES, SCALES, K_, T_>> {
     using T = T_;
     using Weight = unsigned char;
     using Scales = typename SCALES::template Of<K_>;
-    static constexpr int K = K_, CHUNK = SCALES::GROUP == 16 ? 16 : 32, PLANES = CODES::planes(K), LANE = Scales::LANE, OUTER = Scales::OUTER;
+    static constexpr int K = K_, CHUNK = SCALES::GROUP == 16 ? 16 : 32, PLANES = CODES::planes(K);
+    static constexpr int LANE = Scales::LANE, OUTER = Scales::OUTER;
     static constexpr int SHARING = SCALES::NESTED ? SPAN / K : 1;
     static constexpr int CODE_BYTES = PLANES * 512, STEP = CODE_BYTES + 8 * LANE, RUN = SHARING * STEP + 8 * OUTER;
     static constexpr int SLOT = CODE_BYTES + 32 * (LANE + OUTER);
@@ -313,8 +322,7 @@ struct Format<Quantised<CODES, SCALES, K_, T_>> {
 #pragma unroll
         for (int i = 0; i < PLANES; i++) a.planes[i] = *reinterpret_cast<const uint4*>(slot + i * 512 + lane * 16);
         read_words<LANE>(a.scales.v, slot + CODE_BYTES + lane * LANE);
-        if constexpr (OUTER > 0)
-            read_words<OUTER>(a.scales.v + LANE / 4, slot + CODE_BYTES + 32 * LANE + lane * OUTER);
+        if constexpr (OUTER > 0) read_words<OUTER>(a.scales.v + LANE / 4, slot + CODE_BYTES + 32 * LANE + lane * OUTER);
         return a;
     }
 
@@ -360,8 +368,8 @@ struct Format<Quantised<CODES, SCALES, K_, T_>> {
         acc[2] = fmaf(partner, sum[2], acc[2]), acc[3] = fmaf(partner, sum[3], acc[3]);
     }
 
-    // Sums of some row tiles and columns. Nested: of every other group apart, as one row of x has half of the columns of an
-    // mma for each of two groups (multiply_single).
+    // Sums of some row tiles and columns. Nested: of every other group apart, as one row of x has half of the columns
+    // of an mma for each of two groups (multiply_single).
     static constexpr int CLASSES = SCALES::NESTED ? 2 : 1;
     template <class S>
     struct Acc {
@@ -369,7 +377,7 @@ struct Format<Quantised<CODES, SCALES, K_, T_>> {
         float sum[S::TILES][S::COLS][4];
         float rest[KEPT][S::TILES][S::COLS][4];
 
-        __device__ __forceinline__ float (&of(int i))[S::TILES][S::COLS][4] { return CLASSES == 1 ? sum : rest[i]; }
+        __device__ __forceinline__ float (&of(int i)) [S::TILES][S::COLS][4] { return CLASSES == 1 ? sum : rest[i]; }
 
         __device__ __forceinline__ void collect() {
             if constexpr (CLASSES == 1) return;
@@ -442,7 +450,8 @@ struct Format<Quantised<CODES, SCALES, K_, T_>> {
 #pragma unroll
                 for (int r = 0; r < TILES; r++)
 #pragma unroll
-                    for (int c = 0; c < COLS; c++) add_nested(acc.of(i)[r][c], a[r].scales, inner[i][r][c], below[i][r][c]);
+                    for (int c = 0; c < COLS; c++)
+                        add_nested(acc.of(i)[r][c], a[r].scales, inner[i][r][c], below[i][r][c]);
     }
 
     static __device__ __forceinline__ void add_nested(float (&acc)[4], const Scales& s, const float (&inner)[4],
@@ -451,15 +460,15 @@ struct Format<Quantised<CODES, SCALES, K_, T_>> {
         if constexpr (SCALES::MINS) add(acc, -s.outer(0, 1), -s.outer(1, 1), below);
     }
 
-    // One row of x: of two groups columns 0 to 3 of an mma have the x of the first, and 0 for the second, columns 4 to 7 the
-    // other way round. So both add up in one chain, and a lane, which has the sums of columns 2 q and 2 q + 1, looks up the
-    // scales of one of them.
+    // One row of x: of two groups columns 0 to 3 of an mma have the x of the first, and 0 for the second, columns 4 to
+    // 7 the other way round. So both add up in one chain, and a lane, which has the sums of columns 2 q and 2 q + 1,
+    // looks up the scales of one of them.
     template <class S, bool DIRECTLY>
     static __device__ __forceinline__ void multiply_single(Acc<S>& acc, const A (&a)[S::TILES],
                                                            const Columns<DIRECTLY>& x) {
         constexpr int KT = SCALES::GROUP / 16, PAIRS = (KT + 1) / 2;
         static_assert(Scales::GROUPS % 2 == 0 && S::COLS == 1);
-        const int given = threadIdx.x % 32 / 16, own = threadIdx.x % 4 / 2;  // the groups of the lane's x, and of its sums
+        const int given = threadIdx.x % 32 / 16, own = threadIdx.x % 4 / 2;  // groups of the lane's x, and of its sums
         float inner[S::TILES][4] = {}, below[S::TILES][4] = {};
 #pragma unroll
         for (int g = 0; g < Scales::GROUPS; g += 2) {
@@ -517,10 +526,11 @@ struct Format<Quantised<CODES, SCALES, K_, T_>> {
     }
 
     // At k, a multiple of 4, as the definition rounds them.
-    static __device__ __forceinline__ float4 four(const unsigned char* weight, int tile, int g, int half, int at, int k) {
+    static __device__ __forceinline__ float4 four(const unsigned char* weight, int tile, int g, int half, int at,
+                                                  int k) {
         const unsigned char* unit = step_of(weight, tile, at / K, k / K);
-        const unsigned char *inner = unit + CODE_BYTES + g * LANE;
-        const unsigned char *outer = unit + (SHARING - at / K % SHARING) * STEP + g * OUTER;
+        const unsigned char* inner = unit + CODE_BYTES + g * LANE;
+        const unsigned char* outer = unit + (SHARING - at / K % SHARING) * STEP + g * OUTER;
         at %= K;
         const int lane = g * 4 + lane_of(at), kt = tile_of(at), group = at / SCALES::GROUP;
         const float scale = Scales::scale_at(inner, outer, half, group);

@@ -139,10 +139,10 @@ struct InRing {
     static constexpr int WARPS = S::WARPS, TILES = S::TILES, COLS = S::COLS, DEPTH = S::DEPTH, THREADS = WARPS * 32;
     static constexpr int BYTES = DEPTH * TILES * WARPS * F::SLOT;  // of weights; behind them x
     static constexpr int FLOATS = (BYTES + DIRECTLY * DEPTH * COLS * THREADS * sizeof(B)) / 4;
-    char* a;                   // [DEPTH, TILES, WARPS, SLOT], this warp's
-    B* b;                      // [DEPTH, COLS, THREADS], this lane's
-    int slot, group, step;     // slot: to be used next; group, step: the k step to be copied next
-    typename F::Place from;    // where that is, of the group's first row tile
+    char* a;                 // [DEPTH, TILES, WARPS, SLOT], this warp's
+    B* b;                    // [DEPTH, COLS, THREADS], this lane's
+    int slot, group, step;   // slot: to be used next; group, step: the k step to be copied next
+    typename F::Place from;  // where that is, of the group's first row tile
 
     __device__ __forceinline__ InRing(float* memory) {
         a = reinterpret_cast<char*>(memory) + threadIdx.x / 32 * F::SLOT;
@@ -168,8 +168,7 @@ struct InRing {
         if (group < work.groups) {
 #pragma unroll
             for (int r = 0; r < TILES; r++)
-                if (work.exists(work.row_tile(group, r)))
-                    F::copy(weights(slot, r), from.row_tile(r, work.steps));
+                if (work.exists(work.row_tile(group, r))) F::copy(weights(slot, r), from.row_tile(r, work.steps));
             if (columns) copy_columns(work, slot, step);
             from = from.advance(WARPS);
             if (++step == work.count()) turn_to(work, group + work.stride);

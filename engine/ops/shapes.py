@@ -141,6 +141,9 @@ DECODE: dict[Key, DecodeShape] = {
     (960, 576, 2): DecodeShape(
         12, Launch(4, 3, 1, 1, once=True), Launch(2, 3, 1, 1, once=True), Launch(2, 3, 1, 1, once=True)
     ),
+    (1024, 4096, "u6 g16 nested"): DecodeShape(
+        16, Launch(1, 2, 1, 1, staged=True, ring=True), Launch(1, 2, 1, 1, staged=True), Launch(1, 1, 1, 1, staged=True)
+    ),
     (2048, 2048, 2): DecodeShape(16, Launch(2, 6, 1, 1), Launch(1, 4, 2, 2), Launch(2, 6, 1, 1)),
     (2048, 8192, 2): DecodeShape(
         16, Launch(1, 12, 1, 1, ring=True), Launch(2, 8, 2, 1, 2, ring=True), Launch(2, 6, 1, 1, 2)
@@ -153,15 +156,75 @@ DECODE: dict[Key, DecodeShape] = {
     ),
     (3072, 2048, 2): DecodeShape(16, Launch(2, 4, 1, 1), Launch(2, 6, 1, 1), Launch(2, 6, 1, 1, 2)),
     (4096, 4096, 2): DecodeShape(16, Launch(2, 6, 1, 1), Launch(2, 6, 1, 1), Launch(2, 6, 1, 1, 2)),
+    (4096, 4096, "s8 g32"): DecodeShape(
+        16, Launch(2, 3, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True), Launch(1, 4, 1, 1, 2, staged=True)
+    ),
+    (4096, 4096, "u4 g128"): DecodeShape(
+        16, Launch(2, 2, 1, 1), Launch(2, 3, 1, 1, staged=True), Launch(1, 3, 1, 1, 2, staged=True)
+    ),
+    (4096, 4096, "u4 g32"): DecodeShape(
+        16, Launch(2, 4, 1, 1), Launch(2, 2, 1, 1, staged=True), Launch(2, 2, 1, 1, 2, staged=True)
+    ),
+    (4096, 4096, "u4 g32 nested min"): DecodeShape(
+        16, Launch(2, 2, 1, 1), Launch(1, 2, 1, 1, staged=True), Launch(1, 1, 1, 1, 2, staged=True)
+    ),
     (4096, 14336, 2): DecodeShape(
         16, Launch(2, 8, 2, 1, ring=True), Launch(2, 8, 2, 1, 2, ring=True), Launch(2, 6, 1, 1, 2, staged=True)
+    ),
+    (4096, 14336, "s8 g32"): DecodeShape(
+        16, Launch(2, 3, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True), Launch(1, 2, 1, 1, staged=True)
+    ),
+    (4096, 14336, "u4 g128"): DecodeShape(
+        16, Launch(2, 2, 1, 1, staged=True, ring=True), Launch(2, 2, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True)
+    ),
+    (4096, 14336, "u4 g32"): DecodeShape(
+        16, Launch(2, 5, 1, 1, staged=True, ring=True), Launch(2, 4, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True)
+    ),
+    (4096, 14336, "u4 g32 nested min"): DecodeShape(
+        16, Launch(2, 1, 1, 1), Launch(2, 1, 1, 1, staged=True), Launch(1, 1, 1, 1, staged=True)
+    ),
+    (4096, 14336, "u6 g16 nested"): DecodeShape(
+        16,
+        Launch(1, 2, 1, 1, staged=True, ring=True),
+        Launch(2, 1, 1, 1, 2, staged=True),
+        Launch(1, 1, 1, 1, staged=True),
+    ),
+    (5120, 4096, "u4 g32 nested min"): DecodeShape(
+        16, Launch(1, 2, 1, 1, staged=True), Launch(1, 2, 1, 1, staged=True), Launch(1, 1, 1, 1, staged=True)
     ),
     (6144, 4096, 2): DecodeShape(
         16, Launch(2, 6, 1, 1), Launch(2, 6, 1, 1), Launch(2, 6, 2, 1, 8, staged=True, ring=True)
     ),
+    (6144, 4096, "s8 g32"): DecodeShape(
+        16, Launch(1, 6, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True), Launch(1, 2, 1, 1, staged=True)
+    ),
+    (6144, 4096, "u4 g128"): DecodeShape(
+        16, Launch(2, 3, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True), Launch(1, 2, 1, 1, staged=True)
+    ),
+    (6144, 4096, "u4 g32"): DecodeShape(
+        16, Launch(2, 4, 1, 1, staged=True), Launch(2, 4, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True)
+    ),
+    (6144, 4096, "u4 g32 nested min"): DecodeShape(
+        16, Launch(1, 2, 1, 1, staged=True), Launch(1, 2, 1, 1, staged=True), Launch(1, 1, 1, 1, staged=True)
+    ),
     (16384, 2048, 2): DecodeShape(16, Launch(2, 8, 2, 1, ring=True), Launch(2, 8, 2, 1, ring=True), Launch(2, 4, 1, 1)),
     (28672, 4096, 2): DecodeShape(
         16, Launch(2, 6, 1, 1), Launch(2, 8, 2, 1, ring=True), Launch(2, 6, 1, 1, staged=True)
+    ),
+    (28672, 4096, "s8 g32"): DecodeShape(
+        16, Launch(2, 2, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True), Launch(1, 4, 1, 1, staged=True)
+    ),
+    (28672, 4096, "u4 g128"): DecodeShape(
+        16,
+        Launch(2, 2, 1, 1, staged=True, ring=True),
+        Launch(2, 2, 1, 1, staged=True, ring=True),
+        Launch(1, 2, 1, 1, staged=True),
+    ),
+    (28672, 4096, "u4 g32"): DecodeShape(
+        16, Launch(2, 4, 1, 1, staged=True, ring=True), Launch(2, 4, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True)
+    ),
+    (28672, 4096, "u4 g32 nested min"): DecodeShape(
+        16, Launch(2, 2, 1, 1, staged=True), Launch(2, 1, 1, 1, staged=True), Launch(1, 1, 1, 1, staged=True)
     ),
     (49152, 576, 2): DecodeShape(12, Launch(2, 3, 2, 2), Launch(2, 3, 2, 2), Launch(1, 3, 2, 2, staged=True)),
     (128256, 2048, 2): DecodeShape(
@@ -170,71 +233,8 @@ DECODE: dict[Key, DecodeShape] = {
     (128256, 4096, 2): DecodeShape(
         16, Launch(1, 4, 2, 2), Launch(2, 8, 2, 1, ring=True), Launch(2, 4, 1, 1, staged=True)
     ),
-    (6144, 4096, "u4 g32"): DecodeShape(
-        16, Launch(2, 4, 1, 1, staged=True), Launch(2, 4, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True)
-    ),
-    (4096, 4096, "u4 g32"): DecodeShape(
-        16, Launch(2, 4, 1, 1), Launch(2, 2, 1, 1, staged=True), Launch(2, 2, 1, 1, 2, staged=True)
-    ),
-    (28672, 4096, "u4 g32"): DecodeShape(
-        16, Launch(2, 4, 1, 1, staged=True, ring=True), Launch(2, 4, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True)
-    ),
-    (4096, 14336, "u4 g32"): DecodeShape(
-        16, Launch(2, 5, 1, 1, staged=True, ring=True), Launch(2, 4, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True)
-    ),
-    (6144, 4096, "u4 g128"): DecodeShape(
-        16, Launch(2, 3, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True), Launch(1, 2, 1, 1, staged=True)
-    ),
-    (4096, 4096, "u4 g128"): DecodeShape(
-        16, Launch(2, 2, 1, 1), Launch(2, 3, 1, 1, staged=True), Launch(1, 3, 1, 1, 2, staged=True)
-    ),
-    (28672, 4096, "u4 g128"): DecodeShape(
-        16,
-        Launch(2, 2, 1, 1, staged=True, ring=True),
-        Launch(2, 2, 1, 1, staged=True, ring=True),
-        Launch(1, 2, 1, 1, staged=True),
-    ),
-    (4096, 14336, "u4 g128"): DecodeShape(
-        16, Launch(2, 2, 1, 1, staged=True, ring=True), Launch(2, 2, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True)
-    ),
-    (6144, 4096, "s8 g32"): DecodeShape(
-        16, Launch(1, 6, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True), Launch(1, 2, 1, 1, staged=True)
-    ),
-    (4096, 4096, "s8 g32"): DecodeShape(
-        16, Launch(2, 3, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True), Launch(1, 4, 1, 1, 2, staged=True)
-    ),
-    (28672, 4096, "s8 g32"): DecodeShape(
-        16, Launch(2, 2, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True), Launch(1, 4, 1, 1, staged=True)
-    ),
-    (4096, 14336, "s8 g32"): DecodeShape(
-        16, Launch(2, 3, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True), Launch(1, 2, 1, 1, staged=True)
-    ),
     (128256, 4096, "s8 g32"): DecodeShape(
         16, Launch(1, 6, 1, 1, staged=True), Launch(1, 4, 1, 1, staged=True), Launch(1, 2, 1, 1, staged=True)
-    ),
-    (5120, 4096, "u4 g32 nested min"): DecodeShape(
-        16, Launch(1, 2, 1, 1, staged=True), Launch(1, 2, 1, 1, staged=True), Launch(1, 1, 1, 1, staged=True)
-    ),
-    (1024, 4096, "u6 g16 nested"): DecodeShape(
-        16, Launch(1, 2, 1, 1, staged=True, ring=True), Launch(1, 2, 1, 1, staged=True), Launch(1, 1, 1, 1, staged=True)
-    ),
-    (6144, 4096, "u4 g32 nested min"): DecodeShape(
-        16, Launch(1, 2, 1, 1, staged=True), Launch(1, 2, 1, 1, staged=True), Launch(1, 1, 1, 1, staged=True)
-    ),
-    (4096, 4096, "u4 g32 nested min"): DecodeShape(
-        16, Launch(2, 2, 1, 1), Launch(1, 2, 1, 1, staged=True), Launch(1, 1, 1, 1, 2, staged=True)
-    ),
-    (28672, 4096, "u4 g32 nested min"): DecodeShape(
-        16, Launch(2, 2, 1, 1, staged=True), Launch(2, 1, 1, 1, staged=True), Launch(1, 1, 1, 1, staged=True)
-    ),
-    (4096, 14336, "u6 g16 nested"): DecodeShape(
-        16,
-        Launch(1, 2, 1, 1, staged=True, ring=True),
-        Launch(2, 1, 1, 1, 2, staged=True),
-        Launch(1, 1, 1, 1, staged=True),
-    ),
-    (4096, 14336, "u4 g32 nested min"): DecodeShape(
-        16, Launch(2, 1, 1, 1), Launch(2, 1, 1, 1, staged=True), Launch(1, 1, 1, 1, staged=True)
     ),
     (128256, 4096, "u6 g16 nested"): DecodeShape(
         16, Launch(2, 1, 1, 1, staged=True), Launch(1, 2, 1, 1, staged=True), Launch(1, 1, 1, 1, staged=True)
