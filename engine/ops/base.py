@@ -149,6 +149,9 @@ class Ops:
         T. parts: None for an array."""
         return False
 
+    def loaded(self, w: Weights) -> None:
+        """All weights of a model have been made: a backend may look at the order in which a step needs them."""
+
     def vector(self, parts: Sequence[np.ndarray]) -> Array:
         """A bias or norm weight [N] from its parts, float32."""
         return self.device.upload(np.concatenate([np.asarray(p, np.float32) for p in parts]))
