@@ -1,4 +1,4 @@
-"""The quantised types of GGUF: rows of blocks, each of 32, 64 or 256 numbers with their scales.
+"""The quantised block types of GGUF. A row is a sequence of blocks of 32, 64 or 256 numbers with their scales.
 
 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1, IQ4_NL, MXFP4: 32 numbers and a scale, and a minimum that is added in Q4_1 and Q5_1. Of 4 and
 5 bits, byte j holds number j in its low half and number j + 16 in its high half; the fifth bits come first.
@@ -6,7 +6,8 @@ Q8_0 Q4_0 Q4_1 Q5_0 Q5_1, IQ4_NL, MXFP4: 32 numbers and a scale, and a minimum t
 Q2_K to Q6_K, IQ4_XS: 256 numbers and one float16 scale d (Q2_K, Q4_K, Q5_K: dmin as well) for integer scales (and mins)
 of 16 or 32 numbers each.
 
-A decoder takes blocks [n, bytes] uint8 and gives the fields of Planes by name, [n, numbers of a block] and so on.
+A decoder takes blocks [n, bytes] uint8 and returns the fields of Planes for them: codes [n, numbers of a block],
+scales [n, scales of a block], ...
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from .kinds import GGUF_KINDS
 from .quantised import Planes, Quantised
 
 Fields = dict[str, Any]  # of Planes; arrays are of blocks
-_E2M1 = [0, 1, 2, 3, 4, 6, 8, 12]  # twice the values of FP4
+_E2M1 = [0, 1, 2, 3, 4, 6, 8, 12]  # the values of FP4, doubled
 FP4 = np.array(_E2M1 + [-v for v in _E2M1], np.int8)
 IQ4 = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
 E8M0 = np.ldexp(np.float32(0.5), np.arange(256) - 127).astype(np.float32)  # [256] half of 2^(e - 127)
@@ -143,7 +144,7 @@ def _iq4_xs(b: np.ndarray) -> Fields:
 
 
 class Kind(NamedTuple):
-    """How a quantised type is decoded."""
+    """A block type: its sizes and its decoder."""
 
     numbers: int  # of a block
     bytes: int  # of a block
@@ -160,7 +161,7 @@ BLOCKS = {kind: Kind(n, size, _DECODERS[kind]) for kind, n, size in GGUF_KINDS.v
 
 @dataclass(frozen=True)
 class Blocks(Quantised):
-    """A matrix of a GGUF file: rows of whole blocks."""
+    """A quantised matrix of a GGUF file. Every row is a whole number of blocks."""
 
     where: str
     kind: str  # of BLOCKS
@@ -185,5 +186,5 @@ class Blocks(Quantised):
         return Planes(group=group, **{**fields, **arrays})
 
     def _width(self, a: np.ndarray) -> int:
-        """What a row has of something of which a block has a.shape[1]."""
+        """Columns of a row, for an array with a.shape[1] columns a block."""
         return self.shape[1] // BLOCKS[self.kind].numbers * a.shape[1]

@@ -1,11 +1,12 @@
-"""Dequantises matrices at load, for backends that do not compute with the quantised form. Works piece by piece on
-several threads, so that memory never holds a second copy of a matrix.
+"""Dequantises matrices at load, for backends that do not compute with quantised weights.
+
+Several threads decode pieces of a matrix, so the host never holds a second copy of it.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -26,8 +27,8 @@ def fill(matrix: Quantised, out: np.ndarray) -> None:
             piece.result()
 
 
-def pieces(matrix: Quantised, dtype: Any) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (first row, rows [n, K] in dtype) of a quantised matrix, in order."""
+def pieces(matrix: Quantised, dtype: Any) -> Generator[tuple[int, np.ndarray], None, None]:
+    """(first row, rows [n, K] in dtype) of a quantised matrix, piece by piece in order."""
 
     def decoded(first: int, last: int) -> tuple[int, np.ndarray]:
         return first, matrix.numbers(first, last, np.empty((last - first, matrix.shape[1]), dtype))
@@ -43,7 +44,7 @@ def pieces(matrix: Quantised, dtype: Any) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _spans(matrix: Quantised) -> Iterator[tuple[int, int]]:
-    """(first row, last row + 1) of the pieces."""
+    """(first row, last row + 1) of each piece."""
     rows, k = matrix.shape
     step = max(1, PIECE // k // matrix.align) * matrix.align
     return ((first, min(first + step, rows)) for first in range(0, rows, step))
@@ -51,7 +52,7 @@ def _spans(matrix: Quantised) -> Iterator[tuple[int, int]]:
 
 @contextmanager
 def _pool() -> Iterator[ThreadPoolExecutor]:
-    """Threads for one matrix. After an error or Ctrl-C, running tasks are completed and waiting ones are cancelled."""
+    """Threads for one matrix. On an error or Ctrl-C, pieces that are running end and the others are dropped."""
     pool = ThreadPoolExecutor(threads(), thread_name_prefix="ostinato-dequantise")
     try:
         yield pool

@@ -43,6 +43,7 @@ def on() -> Runner:
     return runner()
 
 
+@pytest.mark.slow
 def test_one_step_ahead_changes_nothing(on: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     steps, results, decode = [], [], Runner.decode
     monkeypatch.setattr(Runner, "decode", lambda self: (steps.append(1), decode(self))[1])
@@ -76,6 +77,7 @@ def test_a_sequence_that_wants_logprobs_is_not_run_ahead(on: Runner) -> None:
         np.testing.assert_allclose(event.logits, again[1 + i], atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 2, 5, 16])
 def test_requests_do_not_depend_on_the_batch(batch: int, on: Runner) -> None:
     alone = [complete(on, [seq])[0] for seq in mixed(20)]

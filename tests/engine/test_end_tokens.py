@@ -59,7 +59,7 @@ OTHER_END = {"generation_eos_token_id": 0, "config_eos_token_id": 0, "tokenizer_
 
 async def answers(llm: LLM, params: SamplingParams) -> list[RequestOutput]:
     on = AsyncLLM(llm)
-    stream = await on.stream_chat(QUESTION, params)
+    stream = on.stream_chat(QUESTION, params)
     return [await on.chat(QUESTION, params), *[c.output async for c in stream if c.output]]
 
 

@@ -72,6 +72,7 @@ def test_a_forgotten_stream_does_not_block_others() -> None:
         assert len(list(forgotten)) == 19
 
 
+@pytest.mark.slow
 def test_fuzz_of_arrivals_aborts_and_stops(engine: Engine) -> None:
     """300 requests at random times, a fifth aborted at random times: outputs are prefixes of those alone."""
     rng = np.random.default_rng(5)

@@ -63,6 +63,7 @@ def test_one_graph_a_pass_or_a_part_of_it_for_prompts_of_few_rows(scope: str, gr
     assert on.captured.graphs == on.steps_captured.graphs + graphs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("scope", ["layer", "step"])
 @pytest.mark.parametrize("length", [1, 64, 65, 400, 511])

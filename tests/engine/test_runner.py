@@ -72,6 +72,7 @@ def test_logits_do_not_depend_on_how_a_prompt_is_cut(rows: int) -> None:
     np.testing.assert_array_equal(cut, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [64, 128, 2048])
 def test_a_prompt_does_not_depend_on_the_batch(rows: int) -> None:
     """Alone in one pass, and with others in chunks: the same bits, and so the same tokens, also when sampled."""

@@ -132,6 +132,11 @@ DAMAGED = [
     ("ct nvfp4", {"weight_scale": put(NAN8[0])}, ["x.weight", "scales of row 2, place 1"]),
     ("ct nvfp4", {"weight_scale": fewer(0, 1)}, ["x.weight_scale", "[32, 4]", "[32, 3]"]),
     ("ct nvfp4", {"weight_packed": lambda a: a.view("i4")}, ["x.weight_shape", "missing"]),
+    ("ct nvfp4", {"weight_packed": fewer(0, 2)}, ["x.weight_scale", "16 divides", "60"]),
+    ("modelopt nvfp4", {"weight_scale_2": np.array([np.nan], "f4")}, ["x.weight", "scales of row 0"]),
+    ("modelopt nvfp4", {"weight_scale_2": None}, ["x.weight_scale_2", "missing"]),
+    ("modelopt fp8", {"weight_scale": np.ones(2, "f4")}, ["x.weight_scale", "32 x 64", "[2]"]),
+    ("modelopt fp8", {"weight_scale": None}, ["x.weight_scale", "missing"]),
     # FP8
     ("fp8 block", {"weight_scale_inv": None}, ["x.weight_scale_inv", "missing"]),
     ("fp8 block", {"weight_scale_inv": fewer(1)}, ["x.weight_scale_inv", "[2, 2]", "[1, 2]", "16 x 32"]),
@@ -147,6 +152,7 @@ DAMAGED = [
     ("nf4", {"weight.absmax": None}, ["x.weight.absmax", "missing"]),
     ("nf4", {"weight.quant_map": None}, ["x.weight.quant_map", "missing"]),
     ("nf4", {STATE: None}, [f"x.{STATE}", "missing"]),
+    ("nf4", {STATE.replace("nf4", "fp4"): np.ones(3, "u1")}, ["bitsandbytes__fp4", "beside"]),
     ("nf4", {"weight": None}, ["x.weight", "missing"]),
     ("nf4", {"weight": fewer(1)}, ["x.weight", "half a byte", "1023 bytes"]),
     ("nf4", {"weight.absmax": fewer(1)}, ["x.weight.absmax", "[32]", "[31]", "64"]),
@@ -214,6 +220,7 @@ CONTRADICTIONS = [  # the settings, not the tensors, are changed
     ("ct w4a16", {"config_groups": {"group_0": 1}}, ["config_groups: group_0", "1"]),
     ("ct fp8 block", group(num_bits=8, type="float", strategy="block", block_structure=[8, 0]), ["block_structure"]),
     ("ct fp8 block", group(num_bits=8, type="float", strategy="block", block_structure=[8, 8]), ["[4, 8]"]),
+    ("modelopt fp8", {"quant_algo": "NVFP4"}, ["x.weight", "U8", "F8_E4M3"]),
     ("fp8 block", {"weight_block_size": [8, 8]}, ["x.weight_scale_inv", "[4, 8]"]),
     ("fp8 block", {"weight_block_size": [0, 128]}, ["weight_block_size"]),
     ("fp8 block", {"weight_block_size": 128}, ["weight_block_size", "128"]),
@@ -271,6 +278,10 @@ UNKNOWN = [
     ("fp8 row", {"fmt": "e5m2"}, ["fmt", "e5m2", "e4m3"]),
     ("fp8 row", {"weight_bits": 8}, ["weight_bits"]),
     ("nf4", {"codebook": 8}, ["codebook"]),
+    ("modelopt fp8", {"quant_algo": "W4A8_AWQ"}, ["quant_algo", "W4A8_AWQ", "FP8 or NVFP4"]),
+    ("modelopt fp8", {"pre_quant_scale": True}, ["pre_quant_scale"]),
+    ("modelopt nvfp4", {"quantization": {"quant_algo": "NVFP4", "group_size": 32}}, ["quantization: group_size", "32"]),
+    ("modelopt nvfp4", {"quantization": {"quant_algo": "NVFP4", "rank": 1}}, ["quantization.rank"]),
 ]
 
 
@@ -287,7 +298,15 @@ def test_what_is_not_known_is_refused_by_name(
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_scale_of_zero_is_a_number(tmp_path: Path, kind: str) -> None:
     """A group of zeros; only what is no number is refused."""
-    names = {"scales", "weight_scale", "weight_scale_inv", "weight.absmax", "weight.nested_absmax", "SCB"}
+    names = {
+        "scales",
+        "weight_scale",
+        "weight_scale_inv",
+        "weight.absmax",
+        "weight.nested_absmax",
+        "SCB",
+        "weight_scale_2",
+    }
     stored = set(KINDS[kind].pack(np.ones(SHAPE, "f4"))[0]) & names
     folder = directory(tmp_path, kind, changes=dict.fromkeys(stored, np.zeros_like))
     with open_checkpoint(folder) as ck:

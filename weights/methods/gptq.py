@@ -55,6 +55,11 @@ class Matrix(Grouped):
 class Gptq(Method):
     """quant_method "gptq"."""
 
+    about = (
+        "2, 4 and 8 bits; `checkpoint_format` gptq (version 1) and gptq_v2; symmetric or not; `desc_act`; "
+        "rules of `dynamic`"
+    )
+    refused = "3 bits; packed for Marlin and other kernels; `rotation`, `adapter`"
     entries = ("qweight", "qzeros", "scales", "g_idx")
     harmless = re.compile(
         r"damp_percent|damp_auto_increment|true_sequential|static_groups|desc_act|sym|model_name_or_path|model_seqlen"

@@ -13,12 +13,12 @@ from ..quantised import Planes, Quantised
 
 Rows = slice | np.ndarray  # which rows of a matrix
 _HALVINGS = {8: (), 4: ((4, 0x0F0F),), 2: ((4, 0x0F0F), (6, 0x0303))}  # a byte becomes two: lower bits, then upper bits
-P = TypeVar("P", bound="Packed")
+M = TypeVar("M", bound="Ordered")
 
 
 @dataclass(frozen=True)
-class Packed(Quantised):
-    """A quantised matrix whose format reads any rows of it: `_read` is all that a format adds."""
+class Ordered(Quantised):
+    """A quantised matrix whose format reads any rows of it."""
 
     where: str
     kind: str
@@ -31,16 +31,21 @@ class Packed(Quantised):
     def nbytes(self) -> int:
         return self.stored * self.shape[0] // self.rows
 
-    def take(self: P, rows: np.ndarray) -> P:
+    def take(self: M, rows: np.ndarray) -> M:
         order = np.asarray(rows) if self.order is None else self.order[rows]
         return replace(self, shape=(len(order), self.shape[1]), order=order)
-
-    def _planes(self, first: int, last: int) -> Planes | None:
-        return self._read(self._at(first, last))
 
     def _at(self, first: int, last: int) -> Rows:
         """Rows of the file that are rows first .. last - 1 here."""
         return slice(first, last) if self.order is None else self.order[first:last]
+
+
+@dataclass(frozen=True)
+class Packed(Ordered):
+    """One that has planes: `_read` is all that a format adds."""
+
+    def _planes(self, first: int, last: int) -> Planes | None:
+        return self._read(self._at(first, last))
 
     @abstractmethod
     def _read(self, at: Rows) -> Planes:
