@@ -29,7 +29,11 @@ def shell(command: str, **environment: str) -> tuple[int, bytes, list[str]]:
     plain = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(["bash", "-c", command], capture_output=True, env={**plain, **environment}, timeout=60)
     lines = [line.removeprefix("ostinato: ") for line in done.stderr.decode().splitlines()]
-    return done.returncode, done.stdout, [line for line in lines if not line.startswith(("backend ", "graph "))]
+    return (
+        done.returncode,
+        done.stdout,
+        [line for line in lines if not line.startswith(("backend ", "memory: ", "graph "))],
+    )
 
 
 @pytest.mark.parametrize(

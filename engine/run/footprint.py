@@ -49,17 +49,17 @@ class Footprint:
         if not self.kinds:
             return ""
         what = f"{', '.join(self.kinds)} dequantised to {np.dtype(self.ops.dtype).name}: {self.tensors} tensors"
-        return f"{what}, {_size(self.stored)} in the file, {_size(self.loaded)} in memory"
+        return f"{what}, {size(self.stored)} in the file, {size(self.loaded)} in memory"
 
     def check(self) -> None:
         """DeviceError if the weights do not fit into the free memory of the device."""
         device, about = self.ops.device, self.about()
         free = device.free_memory()
         if self.bytes > free:
-            found = f"weights: expected {_size(self.bytes)} free on {device.name}, found {_size(free)}"
+            found = f"weights: expected {size(self.bytes)} free on {device.name}, found {size(free)}"
             raise DeviceError(f"{found} ({about})" if about else found)
 
 
-def _size(count: int) -> str:
+def size(count: int) -> str:
     """Bytes in MB or GB."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

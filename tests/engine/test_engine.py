@@ -191,6 +191,17 @@ def test_close_ends_what_runs_with_an_error() -> None:
             use()
 
 
+def test_close_while_an_abort_is_pending(engine: Engine) -> None:
+    """Both come while another thread has the turn."""
+    handle = engine.add(request([1], 100))
+    engine.step()
+    assert engine._turn.take()
+    engine.abort(handle)
+    engine.close()
+    engine._pass_on()
+    assert handle.ended and not engine._aborted
+
+
 def test_a_kept_stream_does_not_keep_the_model() -> None:
     """Closing frees a GPU's memory, even if a notebook still holds the streams."""
     llm = LLM(FIXTURE, backend="numpy", quiet=True)
