@@ -81,21 +81,6 @@ def test_the_logits_are_those_of_the_model_in_float32(tmp_path: Path, kind: str,
     np.testing.assert_array_equal(logits(quantised, NumpyOps()), expected)
 
 
-def bits(ops: Any, w: Any) -> dict[str, np.ndarray]:
-    """Every matrix of loaded weights as plain numbers: as the backend keeps it, or multiplies prompts by it."""
-    layers = {
-        f"{i}.{n}": getattr(layer, n) for i, layer in enumerate(w.layers) for n in ("qkv", "o", "gate_up", "down")
-    }
-    every = {"embed": w.embed, "head": w.head, **layers}
-    return {name: plain(ops, a) for name, a in every.items()}
-
-
-def plain(ops: Any, weight: Any) -> np.ndarray:
-    if isinstance(weight, PackedWeight):
-        return ops.device.read(ops._plain(weight)[0])[: weight.tiles * 16 * weight.k]
-    return ops.device.read(weight)
-
-
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("backend", [CudaOps, cublas], ids=["cuda", "cublas"])
 def test_a_gpu_has_the_numbers_rounded_to_its_type(
