@@ -123,7 +123,13 @@ class Ops:
     device: Any  # Device: allocates, copies, launches
     tile: int = PAGE  # rows of a pass over prompts or texts are a multiple of it, and prompts begin at one
     pass_rows: int = 1 << 16  # rows of the largest pass that is worth it; prefill_rows may ask for fewer
+    unpacks: bool = False  # prompts need room for the largest matrix of a layer that is kept quantised, as numbers of T
     exact: bool = True  # a row's bits depend on its sequence alone: not on its company, nor on how a prompt is cut
+
+    @property
+    def workspace(self) -> Any:
+        """Arrays of the backend's own that live as long as the weights."""
+        return None
 
     @property
     def align(self) -> int:
