@@ -137,8 +137,8 @@ def test_a_gpu_has_the_numbers_rounded_to_its_type(
 
 FORMS_OF_TYPES = {
     "Q4_0": "u4 g32", "Q4_1": "u4 g32 min", "Q5_0": "u5 g32", "Q5_1": "u5 g32 min", "Q8_0": "s8 g32",
-    "IQ4_NL": "s8 g32",    "Q2_K": "u4 g16 nested min", "Q3_K": "u4 g16 nested", "Q4_K": "u4 g32 nested min", "Q5_K": "u5 g32 nested min",
-    "Q6_K": "u6 g16 nested", "IQ4_XS": "s8 g32 nested", "MXFP4": None, "NVFP4": None,
+    "Q2_K": "u4 g16 nested min", "Q3_K": "u4 g16 nested", "Q4_K": "u4 g32 nested min", "Q5_K": "u5 g32 nested min",
+    "Q6_K": "u6 g16 nested", "IQ4_NL": "s8 g32", "IQ4_XS": "s8 g32 nested", "MXFP4": None, "NVFP4": None,
 }  # fmt: skip
 
 
