@@ -17,6 +17,7 @@ from ostinato.errors import DeviceError
 from ostinato.ops import dequantise
 from ostinato.ops.cuda import CudaOps
 from ostinato.ops.device import Device, HostDevice
+from ostinato.ops.formats import form_of
 from ostinato.ops.numpy import NumpyOps
 from ostinato.run.footprint import Footprint
 from ostinato.run.memory import nbytes
@@ -98,6 +99,22 @@ def test_a_gpu_has_the_numbers_rounded_to_its_type(
     assert found.keys() == expected.keys()
     for name, array in found.items():
         assert array.dtype.name == dtype and array.tobytes() == expected[name].tobytes(), name
+
+
+FORMS_OF_TYPES = {
+    "Q4_0": "u4 g32", "Q4_1": "u4 g32 min", "Q5_0": "u5 g32", "Q5_1": "u5 g32 min", "Q8_0": "s8 g32",
+    "Q2_K": "u4 g16 nested min", "Q3_K": "u4 g16 nested", "Q4_K": "u4 g32 nested min", "Q5_K": "u5 g32 nested min",
+    "Q6_K": "u6 g16 nested", "IQ4_NL": "s8 g32", "IQ4_XS": "s8 g32 nested", "MXFP4": None, "NVFP4": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", sorted(BLOCKS))
+def test_types_that_cuda_keeps(kind: str) -> None:
+    """The table of docs/loading.md."""
+    planes = random_blocks(kind, 2, 512).planes(0, 0)
+    assert planes is not None
+    form = form_of(planes, 512)
+    assert (form and form.key) == FORMS_OF_TYPES[kind]
 
 
 NATIVE = [  # the type of every matrix and of some: those of a form, and in one matrix of several
