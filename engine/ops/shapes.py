@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from .formats import FORMS
@@ -199,10 +199,10 @@ DECODE: dict[Key, DecodeShape] = {
         16, Launch(1, 6, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True), Launch(1, 2, 1, 1, staged=True)
     ),
     (6144, 4096, "u4 g128"): DecodeShape(
-        16, Launch(2, 3, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True), Launch(1, 2, 1, 1, staged=True)
+        16, Launch(2, 2, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True), Launch(1, 2, 1, 1, staged=True)
     ),
     (6144, 4096, "u4 g32"): DecodeShape(
-        16, Launch(2, 4, 1, 1, staged=True), Launch(2, 4, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True)
+        16, Launch(2, 3, 1, 1, staged=True), Launch(2, 4, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True)
     ),
     (6144, 4096, "u4 g32 nested min"): DecodeShape(
         16, Launch(1, 2, 1, 1, staged=True), Launch(1, 2, 1, 1, staged=True), Launch(1, 1, 1, 1, staged=True)
@@ -252,7 +252,7 @@ def decode_shape(n: int, k: int, form: int | str, arch: int = MEASURED) -> Decod
 def rule(n: int, k: int, form: int | str) -> DecodeShape:
     """A shape by the number of k tiles and rows, for matrices that nobody has measured, on any GPU."""
     if isinstance(form, str):
-        return _quantised_rule(k, FORMS[form].step)
+        return _quantised_rule(k, form)
     warps, depth = (16, 3) if k >= 1024 else (12, 3) if k >= 384 else (4, 2)
     if form == 4:
         narrow = Launch(1, 2, 1, 1)
@@ -267,13 +267,17 @@ def rule(n: int, k: int, form: int | str) -> DecodeShape:
     return DecodeShape(warps, narrow, narrow, wide)
 
 
-def _quantised_rule(k: int, step: int) -> DecodeShape:
-    """Two row tiles of a warp share what is worked out of x; a step is long, so that few are in flight. Columns of a
-    long K do not fit into shared memory but by clusters, which the rule has none of: they come from L2."""
-    deep = 256 // step
-    single, narrow = Launch(1 if step == 256 else 2, deep, 1, 1, staged=True), Launch(1, deep, 1, 1, staged=True)
-    warps = 16 if k >= 16 * step else 8 if k >= 8 * step else 4
-    return DecodeShape(warps, single, narrow, Launch(1, max(1, deep // 2), 1, 1, staged=True))
+def _quantised_rule(k: int, key: str) -> DecodeShape:
+    """A step is long, so that few are in flight. Two row tiles of a warp share what is worked out of x, unless nested
+    scales leave no registers for that. A long K of many rows fits into shared memory by clusters only, which the rule
+    does not use: those rows come from L2."""
+    step, nested = FORMS[key].step, "nested" in key
+    deep = max(2, 256 // step)
+    narrow = Launch(1, deep, 1, 1, staged=True)
+    most = 8 if step == 256 else 16  # warps: with twice as many a thread has too few registers
+    warps = next(n for n in (most, 8, 4) if k >= n * step or n == 4)
+    single = narrow if nested or step == 256 else replace(narrow, tiles=2)
+    return DecodeShape(warps, single, narrow, replace(narrow, depth=deep // 2))
 
 
 @dataclass(frozen=True)
