@@ -45,8 +45,8 @@ class AsyncLLM:
     ) -> AsyncStream:
         """Complete one prompt: `async for chunk in llm.stream(...)`.
 
-        The request starts when the first chunk is asked for; an invalid one raises there. It ends early when its task
-        is cancelled, by `close()`, or when the stream is garbage collected. parse_special, schedule: see
+        The request starts when the first chunk is requested; an invalid request raises there. It ends early when its
+        task is cancelled, by `close()`, or when the stream is garbage collected. parse_special, schedule: see
         LLM.generate."""
         options = {"single": True, "parse_special": parse_special, "schedule": schedule}
         return self._stream(partial(self.llm.request, prompt, params, **options))

@@ -1,7 +1,7 @@
-"""What a model is, how the engine runs it, and what one request asks for: frozen dataclasses.
+"""Frozen dataclasses: the structure of a model, the options of the engine, the parameters of a request.
 
-What a checkpoint's files say becomes a ModelConfig in models/families. The fields of an EngineConfig and of a
-SamplingParams are in range: __post_init__ refuses the rest.
+models/families makes a ModelConfig from a checkpoint's files. EngineConfig and SamplingParams check their fields in
+__post_init__.
 """
 
 from __future__ import annotations
@@ -23,46 +23,46 @@ DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How rotary frequencies are changed to reach beyond the training length."""
+    """How RoPE frequencies are scaled beyond the training length."""
 
     kind: str  # "linear", "llama3", "yarn" or "longrope"
-    factor: float = 1.0  # frequencies (or positions) are divided by this; longrope: not used, its lists are
+    factor: float = 1.0  # divisor of frequencies (or positions); longrope uses its lists instead
     low_freq_factor: float = 1.0  # llama3: wavelengths above original / low are fully scaled
-    high_freq_factor: float = 4.0  # llama3: wavelengths below original / high are left alone
+    high_freq_factor: float = 4.0  # llama3: wavelengths below original / high are not scaled
     original_max_len: int = 8192  # llama3, yarn, longrope: training length
-    beta_fast: float = 32.0  # yarn: frequencies of more turns than this within the training length are left alone
-    beta_slow: float = 1.0  # yarn: those of fewer turns are divided by the factor
-    truncate: bool = True  # yarn: the band between the two begins and ends at whole frequencies
-    attention_factor: float = 1.0  # yarn, longrope: cosines and sines are multiplied by this
+    beta_fast: float = 32.0  # yarn: frequencies with more turns within the training length are not scaled
+    beta_slow: float = 1.0  # yarn: frequencies with fewer turns are divided by the factor
+    truncate: bool = True  # yarn: round the bounds of the band in between to whole indices
+    attention_factor: float = 1.0  # yarn, longrope: factor of cosines and sines
     short: tuple[float, ...] = ()  # longrope: divisors of the frequencies, up to the training length
     long: tuple[float, ...] = ()  # longrope: divisors beyond it
 
 
 @dataclass(frozen=True)
 class Rope:
-    """One table of rotary angles, for the layers that name it."""
+    """The parameters of one RoPE table; layers with equal parameters share the table."""
 
     theta: float = 10000.0
     scaling: RopeScaling | None = None
-    rotary: int = 0  # elements of a head that turn, the first ones; 0 = all
-    interleaved: bool = False  # pairs are neighbours (2i, 2i + 1), not (i, i + rotary / 2)
+    rotary: int = 0  # number of rotated elements of a head, the first ones; 0 = all
+    interleaved: bool = False  # pairs are (2i, 2i + 1) instead of (i, i + rotary / 2)
 
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """What one layer is: everything in which layers of a model, or of two models, may differ."""
+    """One layer: all properties in which layers of one model, or of different models, may differ."""
 
     heads: int  # H   query heads
     kv_heads: int  # G   key/value heads, H % G == 0
     head_dim: int  # d
     ffn: int  # F
-    window: int = 0  # a token sees this many tokens, itself included; 0 = all
-    rope: Rope | None = Rope()  # None: q and k are not turned
-    scale: float | None = None  # scores are multiplied by this; None = 1 / sqrt(d)
-    residual_scale: float = 1.0  # what attention and MLP add to the residual stream is multiplied by this
+    window: int = 0  # sliding window: a token attends to this many tokens including itself; 0 = all
+    rope: Rope | None = Rope()  # None: q and k are not rotated
+    scale: float | None = None  # factor of attention scores; None = 1 / sqrt(d)
+    residual_scale: float = 1.0  # factor of what attention and MLP add to the residual stream
     qkv_bias: bool = False  # q, k, v projections have a bias
-    qk_norm: bool = False  # each head of q and k is RMS-normalised before RoPE
-    activation: str = "silu"  # of the MLP: "silu", which gates; "gelu", by the error function; "gelu_tanh"
+    qk_norm: bool = False  # RMSNorm of each query and key head before RoPE
+    activation: str = "silu"  # of the MLP: "silu" (gated), "gelu" (erf) or "gelu_tanh"
 
     @property
     def qkv(self) -> int:
@@ -72,23 +72,23 @@ class LayerSpec:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Read once from config.json or GGUF metadata; never changed."""
+    """The structure of a model, from config.json or GGUF metadata."""
 
-    arch: str  # the mathematics, a module in engine/models: "decoder", "gpt2" or "bert"
-    layers: tuple[LayerSpec, ...]  # L of them
+    arch: str  # module of engine/models: "decoder", "gpt2" or "bert"
+    layers: tuple[LayerSpec, ...]  # [L]
     hidden: int  # D
     vocab: int  # V   rows of the embedding table
-    max_len: int  # T   positions the model was made for
-    eps: float  # added to the mean square, or to the variance, in the norms
-    embed_scale: float = 1.0  # embeddings are multiplied by this
-    logit_scale: float = 1.0  # logits are multiplied by this
-    family: str = "llama"  # whose names the tensors have: see models/families
-    causal: bool = True  # a token sees those before it; False: an encoder, where it sees its whole sequence
-    segments: int = 0  # BERT: rows of the segment table, of which every token has row 0
-    tied: bool = False  # the head is the embedding table
-    dtype: str = "bfloat16"  # what the checkpoint stores: "bfloat16", "float16" or "float32"
+    max_len: int  # T   maximum number of positions
+    eps: float  # added to the mean square or variance in norms
+    embed_scale: float = 1.0  # factor of embeddings
+    logit_scale: float = 1.0  # factor of logits
+    family: str = "llama"  # key of models/families, which has the tensor names
+    causal: bool = True  # False: an encoder, in which a token attends to its whole sequence
+    segments: int = 0  # BERT: rows of the segment table; every token uses row 0
+    tied: bool = False  # the LM head is the embedding table
+    dtype: str = "bfloat16"  # storage type of the checkpoint: "bfloat16", "float16" or "float32"
     bos_id: int | None = None
-    eos_ids: tuple[int, ...] = ()  # any of these ends a sequence
+    eos_ids: tuple[int, ...] = ()  # each of these tokens ends a sequence
 
     @property
     def layer_count(self) -> int:
@@ -97,8 +97,8 @@ class ModelConfig:
 
     @property
     def sizes(self) -> LayerSpec:
-        """A layer with the H, G, d and F of all of them. UnsupportedModel where they differ: activations share
-        buffers, whose rows have one length."""
+        """A layer with the H, G, d and F of all layers. UnsupportedModel if they differ: activation buffers have rows
+        of one length."""
         first = self.layers[0]
         for i, layer in enumerate(self.layers):
             for name in ("heads", "kv_heads", "head_dim", "ffn"):
@@ -108,29 +108,27 @@ class ModelConfig:
         return first
 
     def with_layers(self, **changes: Any) -> ModelConfig:
-        """The same with these fields of every layer changed."""
+        """A copy with these fields changed in every layer."""
         return replace(self, layers=tuple(replace(layer, **changes) for layer in self.layers))
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """How the engine runs a model; RequestError names the first field that is out of range."""
+    """How the engine runs a model. RequestError names the first field that is out of range."""
 
-    backend: str = "auto"  # "cuda", "cublas", "numpy"; "auto" takes cuda where it works and says so
-    graph: str = "step"  # what a CUDA graph covers: "step", "layer" or "off" for none; NumPy has no graphs
-    dtype: str = "auto"  # weights and activations: "bfloat16", "float16", "float32"; "auto" is the checkpoint's
-    max_batch: int = 16  # sequences decoded at once; above 16 in groups of 16, which is what a decode kernel takes
-    max_len: int | None = None  # tokens of a prompt and its completion; None = what the model was made for
-    cache_tokens: int | None = (
-        None  # tokens the whole KV cache holds; None = max_batch * max_len, or what memory allows
-    )
-    gpu_memory: float | None = None  # device memory the model may take in all: a share up to 1, above 1 GB; None = most
-    swap_gb: float = 4.0  # GB of host memory for the KV pages of preempted sequences; taken when it is needed
-    prefix_cache: bool = True  # keep the KV pages of prompts for later ones that begin alike; not with cublas
-    max_queue: int | None = None  # sequences that may wait beside those that run; None = any number
-    prefill_rows: int = 2048  # rows of one pass over prompts or texts, a multiple of 64
-    seed: int | None = None  # where requests without a seed of their own draw it from; None = fresh
-    nvtx: bool = False  # named ranges for CUDA profilers: parts and operations run eagerly, graphs replayed
+    backend: str = "auto"  # "cuda", "cublas", "numpy"; "auto" uses cuda if it works, and reports the choice
+    graph: str = "step"  # graph scope: "step", "layer" or "off"; NumPy records and replays calls instead
+    dtype: str = "auto"  # storage type: "bfloat16", "float16", "float32"; "auto" is the checkpoint's
+    max_batch: int = 16  # sequences decoded together; more than 16 run as groups of 16
+    max_len: int | None = None  # tokens of a prompt and its completion; None = the model's maximum
+    cache_tokens: int | None = None  # tokens in the KV cache; None = max_batch * max_len, less if memory is short
+    gpu_memory: float | None = None  # limit of device memory: up to 1 a share, above 1 in GB; None = most of it
+    swap_gb: float = 4.0  # GB of host memory for KV pages of preempted sequences, allocated when needed
+    prefix_cache: bool = True  # keep KV pages of prompts for later prompts with the same prefix; not with cublas
+    max_queue: int | None = None  # maximum number of waiting sequences; None = unlimited
+    prefill_rows: int = 2048  # rows of one prefill or encoder pass, a multiple of 64
+    seed: int | None = None  # seed of the generator that gives requests without a seed theirs; None = random
+    nvtx: bool = False  # NVTX ranges for profilers, around operations, parts and graphs
 
     def __post_init__(self) -> None:
         choice("backend", self.backend, BACKENDS)
@@ -156,19 +154,19 @@ class EngineConfig:
 
 
 def _option(default: Any, text: str) -> Any:
-    """A field that is an option of the command line as well: --help says the text of it."""
+    """A field that is also a command-line option with this help text."""
     return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)
 class Scheduling:
-    """When a request runs, and whose KV pages it may share; never which tokens it gets. RequestError names the first
+    """When a request runs, and which KV pages it may share. It does not affect the tokens. RequestError names the first
     field that is out of range."""
 
-    priority: int = 0  # lower ones begin first, and are preempted last
-    timeout: float | None = None  # seconds after which it ends with what it has, waiting or running; None = never
-    key: str = ""  # who asks: of equal priority, requests of the key of which the fewest run begin first
-    cache_salt: str = ""  # prompts share KV pages with those of the same salt only
+    priority: int = 0  # lower values start first and are preempted last
+    timeout: float | None = None  # seconds until the request ends with its tokens so far; None = never
+    key: str = ""  # client: at equal priority, requests of the key with the fewest running requests start first
+    cache_salt: str = ""  # prompts share KV pages only with prompts of the same salt
 
     def __post_init__(self) -> None:
         _set(self, "priority", integer("priority", self.priority, -INT32, INT32))
@@ -182,30 +180,30 @@ class Scheduling:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """What one request asks for; RequestError names the first field that is out of range.
+    """The parameters of one request. RequestError names the first field that is out of range.
 
-    What is a field of the sampling rules too (engine/ops/sampling.py) reaches the kernel by its name."""
+    A field that is also in the sampling rules (engine/ops/sampling.py) reaches the kernel under its name."""
 
-    max_tokens: int | None = _option(None, "tokens to generate at most (default: what fits)")
+    max_tokens: int | None = _option(None, "maximum number of tokens to generate (default: what fits)")
     temperature: float = _option(0.0, "0 (and below 1e-5) = always the most probable token (default), at most 2")
-    top_p: float = _option(1.0, "sample from the fewest tokens whose probabilities reach this (1 = off)")
+    top_p: float = _option(1.0, "sample from the fewest tokens whose probabilities reach this sum (1 = off)")
     top_k: int = _option(0, "sample from this many most probable tokens (0 or -1 = off)")
     min_p: float = _option(0.0, "drop tokens less probable than this times the most probable one (0 = off)")
-    repetition_penalty: float = _option(1.0, "divides positive logits of tokens seen, multiplies others (1 = off)")
-    presence_penalty: float = _option(0.0, "taken off the logit of every token generated before (0 = off)")
-    frequency_penalty: float = _option(0.0, "taken off once for each time a token was generated (0 = off)")
-    # Whatever else is in the batch; None = fresh.
+    repetition_penalty: float = _option(1.0, "divides positive logits of seen tokens, multiplies others (1 = off)")
+    presence_penalty: float = _option(0.0, "subtracted from the logit of every generated token (0 = off)")
+    frequency_penalty: float = _option(0.0, "subtracted once for each time a token was generated (0 = off)")
+    # Independent of the batch; None = random.
     seed: int | None = _option(None, "same seed, same text")
-    # Not part of the output; kept as a tuple.
+    # The output does not contain it; kept as a tuple.
     stop: tuple[str, ...] | list[str] | str | None = field(
         default=(), metadata={"help": "end before this text; may be given several times"}
     )
-    # Tokens that end the output beside the model's own; kept as a tuple.
+    # End the output, beside the model's end tokens; kept as a tuple.
     stop_token_ids: tuple[int, ...] | list[int] | None = ()
-    ignore_eos: bool = _option(False, "go on after the model's end token")
-    min_tokens: int = _option(0, "no end before this many tokens were generated")
-    logprobs: int | None = None  # report this many most probable tokens for each one generated; None = none
-    n: int = 1  # outputs for each prompt
+    ignore_eos: bool = _option(False, "continue after the model's end token")
+    min_tokens: int = _option(0, "do not end before this many tokens")
+    logprobs: int | None = None  # report this many most probable tokens for each generated token; None = none
+    n: int = 1  # outputs per prompt
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None:
@@ -233,7 +231,7 @@ class SamplingParams:
     def stop_ids(self, config: ModelConfig) -> tuple[int, ...]:
         """The tokens that end this request: its own, then the model's unless ignore_eos.
 
-        RequestError when one is outside the vocabulary, or when there are more than the device arrays hold."""
+        RequestError if one is outside the vocabulary, or if there are more than STOP_IDS."""
         own = tuple(
             integer(f"stop_token_ids[{i}]", t, 0, config.vocab - 1) for i, t in enumerate(self.stop_token_ids or ())
         )
@@ -246,7 +244,7 @@ class SamplingParams:
 
 
 def _set(record: Any, field: str, value: Any) -> None:
-    """Put a field of a frozen dataclass into its final type, from __post_init__ only."""
+    """Set a field of a frozen dataclass to its checked value; for __post_init__ only."""
     object.__setattr__(record, field, value)
 
 

@@ -1,4 +1,4 @@
-"""Typed reading of a mapping that a file holds: a value of its type and in range, or an error naming file and key."""
+"""Typed access to a mapping from a file: every value has its type and range, or an error names file and key."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ _NOTHING = re.compile(r"(?!)")
 
 
 class Keys:
-    """A mapping and the name it goes by in messages. It remembers which keys were read.
+    """A mapping that records which keys were read.
 
-    prefix: in front of every key asked for, "llama." of GGUF metadata. error: what a wrong value raises."""
+    name: for messages. prefix: put before every key, such as "llama." in GGUF metadata. error: raised for wrong
+    values."""
 
     def __init__(self, values: Any, name: str, prefix: str = "", error: type[EngineError] = CheckpointError):
         self.name, self.prefix, self._error = name, prefix, error
@@ -29,13 +30,13 @@ class Keys:
         return self.prefix + key in self.values
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value as it is; default when the key is absent or null."""
+        """The value, unchecked; default if the key is absent or null."""
         self._read.add(self.prefix + key)
         value = self.values.get(self.prefix + key)
         return default if value is None else value
 
     def needed(self, key: str) -> Any:
-        """The value as it is; an error when the key is absent or null."""
+        """The value, unchecked; an error if the key is absent or null."""
         value = self.get(key)
         if value is None:
             self.wrong(key, "a value", value)
@@ -48,11 +49,11 @@ class Keys:
         return self._inner[key]
 
     def skip(self, *names: str) -> None:
-        """These keys change nothing here."""
+        """Mark keys as read: they have no effect here."""
         self._read.update(self.prefix + name for name in names)
 
     def unread(self, harmless: re.Pattern[str] = _NOTHING) -> list[str]:
-        """Keys with the prefix that nobody asked for and that do not match, "a" or "a.b", sorted."""
+        """Keys with the prefix that were not read and do not match `harmless`, as "a" or "a.b", sorted."""
         keys = [key for key in self.values if key.startswith(self.prefix) and key not in self._read]
         own = [key for key in keys if not harmless.fullmatch(key)]
         return sorted(
@@ -60,33 +61,33 @@ class Keys:
         )
 
     def wrong(self, key: str, expected: str, value: Any) -> NoReturn:
-        """Raise the error of a file that is damaged or contradicts itself."""
+        """Raise the error for a damaged or contradictory file."""
         what = found(value) if value is not None or key in self else "nothing"
         raise self._error(f"{self.name}: {self.prefix}{key}: expected {expected}, found {what}")
 
     def unsupported(self, key: str, expected: str, value: Any) -> NoReturn:
-        """Raise UnsupportedModel: the file is sound, the engine lacks what it asks for."""
+        """Raise UnsupportedModel: the file is valid, but the engine does not have the feature."""
         what = f"not supported: expected {expected}, found {found(value)}"
         raise UnsupportedModel(f"{self.name}: {self.prefix}{key}: {what}")
 
     def typed(self, key: str, kind: type, default: Any = None) -> Any:
-        """A value of this very type, so True is no int; default when absent."""
+        """A value of exactly this type (True is not an int); default if absent."""
         value = self.get(key, default)
         if value is not default and type(value) is not kind:
             self.wrong(key, kind.__name__, value)
         return value
 
     def array(self, key: str, kind: type, length: int | None = None) -> list[Any]:
-        """A list of values of one type, of this length if given."""
+        """A list of values of one type. length: required length, if given."""
         values = self.get(key)
         if type(values) is not list or any(type(v) is not kind for v in values):
             self.wrong(key, f"a list of {kind.__name__}", values)
         if length is not None and len(values) != length:
-            self.wrong(key, f"a list of {length}, one for each token", values)
+            self.wrong(key, f"a list of {length}, one per token", values)
         return values
 
     def fields(self, kinds: Mapping[str, type]) -> dict[str, Any]:
-        """The mapping, which has exactly these keys with values of exactly these types."""
+        """The mapping, checked to have exactly these keys with values of exactly these types."""
         if self.values.keys() != kinds.keys():
             have = ", ".join(sorted(self.values))
             raise self._error(f"{self.name}: expected an object of {', '.join(kinds)}, found one of {have}")
@@ -96,7 +97,7 @@ class Keys:
         return self.values
 
     def integer(self, key: str, low: int, high: int) -> int:
-        """An integer in [low, high]: no boolean, no fraction, not even 8.0."""
+        """An integer in [low, high]; booleans and floats, even 8.0, are errors."""
         value = self.get(key)
         if type(value) is not int or not low <= value <= high:
             self.wrong(key, f"an integer in [{low}, {high}]", value)
@@ -110,7 +111,7 @@ class Keys:
         return float(value)
 
     def reals(self, key: str, low: float, high: float, count: int) -> tuple[float, ...]:
-        """A list of so many finite numbers in (low, high]."""
+        """A list of `count` finite numbers in (low, high]."""
         values = self.get(key)
         if not isinstance(values, list) or len(values) != count:
             self.wrong(key, f"a list of {count} numbers", values)
@@ -119,7 +120,7 @@ class Keys:
         return tuple(map(float, values))
 
     def flag(self, key: str, default: bool) -> bool:
-        """True or False; default when absent or null."""
+        """True or False; default if absent or null."""
         value = self.get(key, default)
         if type(value) is not bool:
             self.wrong(key, "true or false", value)
@@ -132,12 +133,12 @@ class Keys:
             self.unsupported(key, _either(values), value)
 
     def token_id(self, key: str, vocab: int) -> int | None:
-        """One token id in [0, vocab), None when absent."""
+        """One token id in [0, vocab); None if absent."""
         self.typed(key, int)
         return next(iter(self.token_ids(key, vocab)), None)
 
     def token_ids(self, key: str, vocab: int) -> tuple[int, ...]:
-        """Token ids in [0, vocab) from an integer, a list of them, or nothing."""
+        """Token ids in [0, vocab), from an integer, a list of integers, or an absent key."""
         value = self.get(key, [])
         ids = value if isinstance(value, list) else [value]
         for i in ids:
@@ -147,6 +148,6 @@ class Keys:
 
 
 def _either(values: tuple[Any, ...]) -> str:
-    """The values as JSON writes them: false; silu or swish."""
+    """The values in JSON notation: "false", "silu or swish"."""
     words = {None: "null", False: "false", True: "true"}
     return " or ".join(words[v] if v is None or type(v) is bool else str(v) for v in values)

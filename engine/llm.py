@@ -182,7 +182,7 @@ class LLM:
         other threads, and each gets the tokens that it would get alone.
         params: one for all prompts, or a list with one for each. None: greedy, until an end token or max_len.
         parse_special: text that spells a control token becomes that token. Do not use it for untrusted text.
-        schedule: priority, timeout and key beside other requests, and whose KV pages may be shared.
+        schedule: priority, timeout and client key of the requests, and which KV pages they may share.
 
         RequestError, CacheFull or QueueFull is raised before anything runs; DeviceError if a step fails. Ctrl-C ends
         only the requests of this call."""
@@ -255,11 +255,11 @@ class LLM:
 
     @property
     def counters(self) -> Counters:
-        """What the scheduler has done since the model was loaded: prompt tokens, cached ones, preemptions."""
+        """Counters of the scheduler since the model was loaded: prompt tokens, cached tokens, preemptions."""
         return self.engine.counters
 
     def flush_prefix_cache(self) -> None:
-        """Forget the KV pages that are kept for prompts to come. Changes no answer, only how soon it is there."""
+        """Free the KV pages that are kept for later prompts. Changes no result, only the time to the first token."""
         self.engine.flush()
 
     def close(self) -> None:

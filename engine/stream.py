@@ -100,8 +100,8 @@ class AsyncStream(_Chunks, AsyncIterator[StreamChunk]):
     """An asynchronous iterator of chunks. AsyncLLM's thread runs the engine. Cancelling a task that waits for a chunk
     ends the request.
 
-    The request starts when the first chunk is asked for. It is made in a thread, so that tokenising a long prompt or
-    rendering a slow chat template does not block the event loop. An invalid request raises there."""
+    The request starts when the first chunk is requested; an invalid request raises there. A thread creates the request,
+    so that tokenising a long prompt or rendering a slow chat template does not block the event loop."""
 
     def __init__(self, engine: Engine, make: Callable[[], Request], driver: object) -> None:
         """driver: the AsyncLLM; kept alive because its thread runs the engine."""

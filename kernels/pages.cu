@@ -1,19 +1,18 @@
-// Pages of the KV cache to host memory and back, for sequences that are preempted and go on later: bytes as they are.
+// Swapping: copies pages of the KV cache to host memory and back, for sequences that are preempted and resumed.
 #include "types.cuh"
 
 constexpr int THREADS = 256;
 
 // SAVE: host[places[i], j] = pool[j, pages[i]], else the reverse, for all i and j.
-// pool [2 L, P, quads]: keys and values of the layers in turn; host [N, 2 L, quads], memory of the host; uint4 of 16
-// bytes, `quads` of them a page. pages, places [n].
+// pool [2 L, P, quads]: keys and values of each layer; host [N, 2 L, quads], in pinned host memory; elements are uint4,
+// `quads` of them per page. pages, places [n].
 //
-// host is mapped, so there is no copy beside this kernel: a page's quads go over the bus in whole lines, neighbours by
-// neighbouring threads.
+// host is mapped into the device's address space, so the kernel itself moves the bytes over the bus, coalesced.
 //
-// Kernels of a decode step read the cache before they wait for the one before them. So this one is not a dependent
-// launch, and lets none start early.
+// Kernels of a decode step read the KV cache before grid_wait(). So this kernel is not a dependent launch, and it does
+// not call grid_launch().
 //
-// LAUNCH: grid (any, 2 L, n), block 256.  PRECOND: no place twice, nor, without SAVE, a page.
+// LAUNCH: grid (any, 2 L, n), block 256.  PRECOND: places are distinct; without SAVE, pages are distinct too.
 template <bool SAVE>
 __global__ void __launch_bounds__(THREADS)
     copy_pages(uint4* pool, uint4* host, const int* pages, const int* places, int total, int quads) {

@@ -1,16 +1,22 @@
-// The next token of every row, as engine/ops/sampling.py defines it: all sums are of integers, so any order gives them.
+// Sampling: the next token of every row, as engine/ops/sampling.py defines it. All sums are of integers, so their order
+// does not matter.
 //
-// Blocks share out a row to find its largest logit; the last of them to finish goes on. With temperature 0 that is the
-// token. Else it draws: the largest CANDIDATES logits, found by a histogram of exponents, go to shared memory, where
-// the bounds of top_k and top_p are searched bit by bit; what does not fit there is searched in global memory, which is
-// slow and rare (flat distributions). Then two passes over the row add up what is kept and find the token.
+//   all blocks of a row   scan the logits -> largest (atomicMax on best) -> ticket; all but the last block end
+//   last block            temperature 0: the largest is the token
+//                         top_k, top_p:  lowest_kept()
+//                           histogram of exponents -> the largest CANDIDATES logits to shared memory
+//                           binary search of the bounds over the candidates
+//                           too many candidates (flat distributions, rare): search the row in global memory instead
+//                         draw:          pick()
+//                           weights of the kept tokens, one stretch of the row per warp -> the stretch with the target
+//                           weights within that stretch, a few tokens per thread        -> the token
 #include "ptx.cuh"
 #include "sample.cuh"
 
 constexpr int THREADS = 512, WARPS = THREADS / 32;
 constexpr int BINS = 8 * 41, CANDIDATES = 4096, HELD = CANDIDATES / THREADS, AT_ONCE = 8;
 
-// A row while a token is drawn.
+// A row during the draw of its token.
 struct Draw {
     Adjusted row;
     int size;  // V
@@ -18,11 +24,12 @@ struct Draw {
 
     __device__ __forceinline__ float exponent_of(float x) const { return exponent(x, largest, temperature); }
 
-    // Eight bins an octave, the largest logits in bin 0. From bin BINS on, and before in part, weights are 0.
+    // Eight bins per octave of weight; the largest logits are in bin 0. From bin BINS on all weights are 0, before it
+    // some are.
     static __device__ __forceinline__ int bin(float y) { return int(-8.f * y); }
 };
 
-// The largest bound for which measure(bound) >= need; measure falls as the bound rises. measure: block-wide.
+// The largest bound with measure(bound) >= need, by binary search over its bits. measure: decreasing, block-wide.
 template <class Measure>
 __device__ __forceinline__ unsigned search(Measure measure, u64 need) {
     unsigned bound = 0;
@@ -32,7 +39,7 @@ __device__ __forceinline__ unsigned search(Measure measure, u64 need) {
     return bound;
 }
 
-// Sum over all tokens of order >= bound: of their weights, or of 1.
+// Over all tokens with order >= bound: the sum of their weights, or their number.
 __device__ __noinline__ u64 measure_row(const Draw d, unsigned bound, bool weights) {
     u64 sum = 0;
 #pragma unroll 1
@@ -43,10 +50,10 @@ __device__ __noinline__ u64 measure_row(const Draw d, unsigned bound, bool weigh
     return block_sum<THREADS>(sum);
 }
 
-// The lowest order that top_k and top_p keep.
+// The lowest order that top_k and top_p keep; 0 keeps all.
 __device__ __forceinline__ unsigned lowest_kept(const Draw& d, int top_k, float top_p) {
     __shared__ unsigned bins[BINS], list[CANDIDATES], length;
-    // Count by bin; the longest run of bins from the largest logits on that fits the list becomes candidates.
+    // Count tokens per bin. The candidates are the tokens of the first bins, as many bins as fit into the list.
     if (threadIdx.x < BINS) bins[threadIdx.x] = 0;
     if (threadIdx.x == 0) length = 0;
     __syncthreads();
@@ -107,10 +114,10 @@ __device__ __forceinline__ unsigned lowest_kept(const Draw& d, int top_k, float 
     return lowest;
 }
 
-// The token at which the running sum of the weights w(x) of the kept exceeds floor(random total / 2^64).
+// The token at which the running sum of the kept weights exceeds floor(random total / 2^64).
 template <class Weight>
 __device__ __forceinline__ int pick(const Draw& d, Weight kept, u64 random) {
-    // A warp a stretch of the row; then the stretch that holds the target, a thread some neighbours.
+    // First one stretch of the row per warp; then, in the stretch that contains the target, a few tokens per thread.
     __shared__ int stretch, token;
     __shared__ u64 before;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -142,11 +149,11 @@ __device__ __forceinline__ int pick(const Draw& d, Weight kept, u64 random) {
     return token;
 }
 
-// logits [B, size]; last [B] rows of seqs and positions [R]; rules [S + 1], counts [S + 1, size]; out [B]. best [B] and
-// tickets [B] are 0 before and after.
+// logits [B, size]; last [B]: indices into seqs and positions [R]; rules [S + 1]; counts [S + 1, size]; out [B].
+// best [B] and tickets [B] are 0 before and after.
 //
-// LAUNCH: grid (any; blocks share out a row, B), block 512, dependent.
-// PRECOND: all but logits and counts was complete when this step's first kernel started: it is read before the wait.
+// LAUNCH: grid (x, B), block 512, dependent. x: any number; the x blocks of a row divide its logits.
+// PRECOND: everything but logits and counts was complete when the step began, because it is read before grid_wait().
 __global__ void __launch_bounds__(THREADS, 1)
     sample(const float* logits, const int* last, const int* seqs, const int* positions, const Rules* rules, int* counts,
            int* out, u64* best, int* tickets, int size) {
@@ -164,11 +171,11 @@ __global__ void __launch_bounds__(THREADS, 1)
     l.banned = position < r.stop_from ? r.stop_ids : nullptr;
     grid_wait();
 
-    // The largest, and of equals the first: order above, index from the end below.
+    // The largest logit, of equal ones the first: the order in the high half, the index from the end in the low half.
     u64 mine = 0;
     auto see = [&](float x, int v) { mine = max(mine, u64(order(x)) << 32 | (0xffffffffu - v)); };
     const int first = blockIdx.x * THREADS + threadIdx.x, step = gridDim.x * THREADS;
-    if (size % 4 == 0 && !l.counts && !l.banned) {  // logits as they are: 16 bytes a load, all on their way
+    if (size % 4 == 0 && !l.counts && !l.banned) {  // unchanged logits: 16-byte loads, issued back to back
         const float4* quads = reinterpret_cast<const float4*>(l.logits);
 #pragma unroll 1
         for (int i = first; i < size / 4; i += AT_ONCE * step) {

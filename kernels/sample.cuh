@@ -1,5 +1,5 @@
-// Sampling, the parts that concern one token: its logit after bans and penalties, its order, its weight, random bits.
-// engine/ops/sampling.py defines all of them; float operations are written out so that none is fused and bits agree.
+// Sampling, per token: the logit after bans and penalties, its order, its weight; random bits. engine/ops/sampling.py
+// defines them all. Float operations are written out, so that the compiler fuses none and the bits agree.
 #pragma once
 #include "reduce.cuh"
 
@@ -7,7 +7,7 @@ constexpr int STOP_IDS = 32;
 constexpr float ONE = 1099511627776.f;  // 2^40, weight of the largest token
 constexpr unsigned NOT_A_NUMBER = 0xffffffffu;
 
-// How a sequence samples: RULES of engine/ops/sampling.py, byte for byte.
+// The sampling rules of a sequence: RULES of engine/ops/sampling.py, byte for byte.
 struct Rules {
     float temperature;
     int top_k;
@@ -21,7 +21,7 @@ struct Rules {
     int stop_ids[STOP_IDS];
 };
 
-// A row's logits as its rules change them before anything is chosen.
+// A row's logits, with the bans and penalties of its rules applied.
 struct Adjusted {
     const float* logits;  // [V]
     const int* counts;    // [V], or null: no penalties
@@ -44,7 +44,7 @@ struct Adjusted {
     }
 };
 
-// Unsigned integers in the order of the floats; both zeros are one. The inverse for all but NaN.
+// Unsigned integers in the order of the floats; both zeros are equal. value_of is the inverse for all but NaN.
 __device__ __forceinline__ unsigned order(float x) {
     unsigned bits = __float_as_uint(__fadd_rn(x, 0.f));
     return x != x ? NOT_A_NUMBER : bits >> 31 ? ~bits : bits | 0x80000000u;
@@ -53,7 +53,7 @@ __device__ __forceinline__ float value_of(unsigned order) {
     return __uint_as_float(order >> 31 ? order & 0x7fffffffu : ~order);
 }
 
-// log2 of the weight's share of the largest one, at least -63.
+// log2 of the token's weight relative to the largest weight, at least -63.
 __device__ __forceinline__ float exponent(float x, float largest, float temperature) {
     return fmaxf(__fmul_rn(__fdiv_rn(__fadd_rn(x, -largest), temperature), 1.4426950408889634f), -63.f);
 }
@@ -70,7 +70,7 @@ __device__ __forceinline__ u64 weight(float y) {
     return u64(__fmul_rn(p, ONE)) >> int(-n);
 }
 
-// First 64 bits of Philox4x32-10 with counter (position, 0, 0, 0).
+// The first 64 bits of Philox4x32-10 with key `seed` and counter (position, 0, 0, 0).
 __device__ __forceinline__ u64 philox(u64 seed, unsigned position) {
     unsigned c0 = position, c1 = 0, c2 = 0, c3 = 0, k0 = unsigned(seed), k1 = unsigned(seed >> 32);
 #pragma unroll
@@ -83,7 +83,7 @@ __device__ __forceinline__ u64 philox(u64 seed, unsigned position) {
     return c0 | u64(c1) << 32;
 }
 
-// Sum over the threads of the block up to this one. Shared memory is free again after the call.
+// Inclusive prefix sum over the threads of the block. Calls may follow one another without a barrier.
 template <int THREADS>
 __device__ __forceinline__ u64 block_scan(u64 v) {
     constexpr int WARPS = THREADS / 32;
@@ -94,7 +94,7 @@ __device__ __forceinline__ u64 block_scan(u64 v) {
         u64 below = __shfl_up_sync(0xffffffffu, v, offset);
         if (lane >= offset) v += below;
     }
-    __syncthreads();  // the reads of the last call are done
+    __syncthreads();  // the previous call's reads are done
     if (lane == 31) total[warp] = v;
     __syncthreads();
     for (int w = 0; w < warp; w++) v += total[w];

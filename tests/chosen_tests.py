@@ -67,8 +67,8 @@ def _digest(file: str) -> str:
 def choose(tests: Iterable[KernelTest], kernels: Collection[tuple[str, str]], seconds: float) -> list[KernelTest]:
     """Tests that launch one of the kernels; compiling and running them takes at most about `seconds`."""
     files = {file for file, _ in kernels}
-    left = {t: _news(t, kernels) for t in tests}
-    left = {t: news for t, news in left.items() if news}
+    left = {t: _coverage(t, kernels) for t in tests}
+    left = {t: covers for t, covers in left.items() if covers}
     chosen: list[KernelTest] = []
     seen: set[object] = set()
     compiled: set[Instance] = set()
@@ -76,7 +76,7 @@ def choose(tests: Iterable[KernelTest], kernels: Collection[tuple[str, str]], se
     def cost(t: KernelTest) -> float:
         return 0.02 + t.seconds + COMPILE * sum(i[0] in files and i not in compiled for i in t.instances)
 
-    while left := {t: news for t, news in left.items() if not chosen or cost(t) <= seconds}:
+    while left := {t: covers for t, covers in left.items() if not chosen or cost(t) <= seconds}:
         best = max(left, key=lambda t: (0.01 + len(left[t] - seen)) / cost(t))
         seconds -= cost(best)
         chosen.append(best)
@@ -85,7 +85,7 @@ def choose(tests: Iterable[KernelTest], kernels: Collection[tuple[str, str]], se
     return chosen
 
 
-def _news(test: KernelTest, kernels: Collection[tuple[str, str]]) -> frozenset[object]:
+def _coverage(test: KernelTest, kernels: Collection[tuple[str, str]]) -> frozenset[object]:
     """What a test covers: its function, instances, template arguments, and pairs of them."""
     found: set[object] = set()
     for instance in test.instances:

@@ -50,12 +50,11 @@ def pytest_configure() -> None:
 
 
 COMPILING = {"device", "shuffled", "compiler", "jobs"}  # fixtures whose tests compile kernels, unless they are cached
-SLOW_FILES = {  # what takes their time
-    "test_ctrl_c.py": "processes", "test_forks.py": "processes", "test_forks_gpu.py": "processes",
-    "test_minilm.py": "a real model", "test_mutants.py": "processes", "test_nvrtc.py": "a compiler",
-    "test_probe_processes.py": "processes", "test_random_mutants.py": "processes", "test_signals.py": "processes",
-    "test_smollm2.py": "a real model", "test_smollm2_text.py": "a real model", "test_streams.py": "processes",
-}  # fmt: skip
+PROCESSES = "ctrl_c fetch forks forks_gpu mutants probe_processes random_mutants sandbox signals streams template"
+LONG = "blocks byte_order_mark exact methods schedule soak tied"
+MEASURING = "bench bench_graphs bench_schedule compare inspect"
+REAL_MODELS = "minilm smollm2 smollm2_text"
+SLOW_FILES = {f"test_{name}.py" for name in f"{PROCESSES} {LONG} {MEASURING} {REAL_MODELS} nvrtc".split()}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -42,7 +42,7 @@ HARMLESS = (
     Harmless("attend_prefill.cu", "high = 0;  // union of the ranges", "0", "every row attends to at least one token"),
     Harmless("linear_decode.cu", "cluster_sync();  // the others have begun", ">", "a single block waits for itself"),
     Harmless(
-        "sample.cuh", "// the reads of the last call are done", "__syncthreads()",
+        "sample.cuh", "// the previous call's reads are done", "__syncthreads()",
         "a block_sum or block_max with its own barriers separates any two calls of block_scan in sample.cu",
     ),
     Harmless(

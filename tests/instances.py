@@ -173,7 +173,7 @@ def _mixed() -> list[str]:
 
 
 def _models() -> list[str]:
-    """Decode steps of whole models (test_quantised_models.py), a row at a time, and their heads after prompts."""
+    """Decode steps of whole models (weights/test_quantised_models.py), a row at a time, and heads after prompts."""
     layers = {
         "u4 g32": 256,
         "u4 g32 min": 256,

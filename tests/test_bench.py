@@ -166,7 +166,7 @@ NONE: Counter[str] = Counter()
         pytest.param("cuda", "off", NONE, NONE, 0, "found none", id="nothing"),
     ],
 )
-def test_a_path_is_proved(
+def test_the_path_is_proved(
     backend: str, graph: str, recorded: Counter, stepped: Counter, graphs: int, error: str
 ) -> None:
     ops: Any = SimpleNamespace(name=backend, device=SimpleNamespace(multiprocessors=132, is_gpu=True))

@@ -176,7 +176,7 @@ def test_every_row_proves_its_path_over_kernels(config: ModelConfig, monkeypatch
     assert (layer.launched, step.launched) == (4, 1) and eager.launched > 10
 
 
-def test_a_plot_says_what_it_shows(tmp_path: Path) -> None:
+def test_a_plot_has_titles_and_legends(tmp_path: Path) -> None:
     found = graphs.graphs(settings(("an-encoder", SMALL), ("a-decoder", TINY)))
     found.machine = {"device": "a device"}
     graphs_report.draw(found, str(tmp_path / "found.png"))
@@ -205,7 +205,7 @@ def test_a_plot_says_what_it_shows(tmp_path: Path) -> None:
         pytest.param(["--plot=a/b.png", "a model", "--dot", "a.dot"], "'a model'", id="equals-sign-and-last"),
     ],
 )
-def test_a_record_says_its_command_but_not_where_it_was_written(words: list[str], kept: str) -> None:
+def test_a_record_has_its_command_without_output_files(words: list[str], kept: str) -> None:
     assert report.command(["bench", "graphs", *words]) == f"ostinato bench graphs {kept}"
 
 

@@ -37,12 +37,16 @@ def test_the_command_prints_and_writes(tmp_path: Path, monkeypatch: pytest.Monke
     assert main(["bench", "schedule", "--shape", "tiny", *options, "--json", str(file)]) == 0
     found, out = json.loads(file.read_text()), capsys.readouterr().out
     assert found["settings"]["prompt_len"] == 700 and len(found["gap_ms"]) == 2 and "config" not in found["settings"]
-    for line in ("requests without max_tokens that run at once", "300 shared + 20, warm", "longest gap while a prompt"):
+    for line in (
+        "concurrent requests without max_tokens",
+        "300 shared + 20, warm",
+        "longest pause of a stream",
+    ):
         assert line in out
 
 
-def test_a_prompt_that_does_not_fit_is_told() -> None:
-    with pytest.raises(DeviceError, match="bench: expected room for a prompt of 3000 tokens"):
+def test_a_prompt_that_does_not_fit_is_an_error() -> None:
+    with pytest.raises(DeviceError, match="bench: expected space for a prompt of 3000 tokens"):
         schedule.schedule(Settings("tiny", TINY, **{**SMALL, "shared": 2980}), load.choose)
 
 

@@ -95,7 +95,7 @@ def test_a_failed_capture_names_layer_operation_and_cause(gpu: Any, fault: str, 
         program(gpu, ops, parts, scope, "here", CaptureReport())
     gpu.synchronize()
     assert not gpu.stream.is_capturing()
-    step = program(gpu, ops, parts, scope, "here", CaptureReport())  # and the device is as good as before
+    step = program(gpu, ops, parts, scope, "here", CaptureReport())  # the device still works
     step.run()
     gpu.synchronize()
     assert [call.nodes for graph in step.graphs or [] for call in graph.calls] == [1] * 9

@@ -136,7 +136,7 @@ def test_no_silent_fallback(run: Run, command: tuple[str, ...], backend: str) ->
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The contents of the messages of every call of stream_chat."""
+    """The message texts of every call of stream_chat."""
     calls: list[list[str]] = []
     real = ostinato.LLM.stream_chat
 
@@ -163,7 +163,7 @@ def test_chat_survives_what_does_not_fit(run: Run, asked: list[list[str]], monke
     code, out, err = run("chat", LLAMA, "--max-tokens", "2", "--ignore-eos", *NUMPY)
     assert code == 0 and out
     assert asked == [[long.strip()], ["Hi"]]
-    assert "/reset begins anew" in err
+    assert "/reset starts a new conversation" in err
 
 
 def start(*args: str) -> subprocess.Popen[bytes]:
@@ -172,6 +172,7 @@ def start(*args: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe)
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_130() -> None:
     with start("chat", LLAMA, "--max-tokens", "4", "--ignore-eos") as process:
         assert process.stdin and process.stdout
@@ -184,6 +185,7 @@ def test_ctrl_c_is_130() -> None:
     assert b"Traceback" not in err and b"ostinato: LLM" not in err
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_141() -> None:
     with start("generate", LLAMA, "The river", "--max-tokens", "50", "--ignore-eos") as process:
         assert process.stdout and process.stderr

@@ -48,7 +48,7 @@ def test_descent_times_a_winner_again() -> None:
     assert found == {A: SHAPE} and next(times, None) is None
 
 
-def test_descent_ends_in_time_and_tells_what_it_took() -> None:
+def test_descent_ends_in_time_and_reports_accepted_shapes() -> None:
     clock, told = iter(range(100)), []
     slower = [replace(SHAPE, single=Launch(1, d, 2, 2)) for d in (3, 2, 1)]
 
@@ -78,7 +78,7 @@ def test_axes_change_one_part(part: str, clusters: bool, warps: bool) -> None:
         assert {v.blocks for v in launches} == {v.grid for v in launches} == {1, 2, 4}
 
 
-def test_a_new_way_for_weights_has_a_fitting_depth() -> None:
+def test_a_changed_weight_pipeline_has_a_fitting_depth() -> None:
     for now in (SHAPE.single, SHAPE.narrow, FAST.narrow, FAST.wide):
         shape = replace(SHAPE, narrow=now)
         axes = descent.axes("narrow", clusters=True, warps=False)
@@ -86,7 +86,7 @@ def test_a_new_way_for_weights_has_a_fitting_depth() -> None:
         assert {v.depth for v in turned} == ({4} if now.ring else {4, 8})
 
 
-def test_all_at_once_has_the_depth_that_fits() -> None:
+def test_register_resident_weights_have_the_matching_depth() -> None:
     found = [s for axis in descent.axes("narrow", clusters=True, warps=True) for s in axis(A, replace(SHAPE, warps=12))]
     assert {(s.warps, s.narrow.depth) for s in found if s.narrow.once} == {(12, 3)}, "36 tiles of k"
     launch = Launch(1, 4, 1, 1, once=True)

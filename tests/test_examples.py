@@ -45,6 +45,7 @@ def test_demo_streams_what_generate_says(capsys: pytest.CaptureFixture[str]) -> 
         assert f"backend {llm.backend}, graph step" in out and f"{expected.completion_tokens} tokens: " in out
 
 
+@pytest.mark.slow
 def test_compare_cublas_prints_its_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert load("compare_cublas").main(LLAMA, *(() if GPUS else ("numpy",))) == 0
     out = capsys.readouterr().out

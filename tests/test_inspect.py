@@ -53,12 +53,12 @@ def test_nodes_of_several_graphs_are_numbered_on() -> None:
     assert [n.graph for n in nodes] == [0, 0, 1, 1] and edges == [Edge(0, 1, True), Edge(2, 3, False)]
 
 
-def test_a_node_of_nobody_is_an_error() -> None:
+def test_a_node_without_an_operation_is_an_error() -> None:
     with pytest.raises(CaptureError, match="graph 0: expected the 1 nodes that its operations added, found 2"):
         opened([graph(("embed", "embed", 1))], [kernels("e", "stray")], {})
 
 
-def test_products_are_told_apart_by_their_matrix() -> None:
+def test_gemms_are_distinguished_by_their_weight() -> None:
     names = matrices(SimpleNamespace(layers=[SimpleNamespace(down=DOWN, q_norm=None)]))
     product = Call("layer 0", "linear", (np.zeros((2, 16)), DOWN, np.zeros((2, 8))), {"residual": np.zeros((2, 8))})
     assert (
@@ -149,7 +149,7 @@ def test_dot_has_a_cluster_for_every_part_and_dashes_early_edges() -> None:
 
 
 @pytest.mark.parametrize("layers", [1, 3])
-def test_a_picture_has_room_for_what_it_says(tmp_path: Path, layers: int) -> None:
+def test_text_fits_into_the_picture(tmp_path: Path, layers: int) -> None:
     from ostinato.tools.inspect.picture import EARLY, draw, painted
 
     draw(step(layers), str(tmp_path / "found.png"))

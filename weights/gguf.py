@@ -1,10 +1,10 @@
-"""GGUF files, versions 2 and 3: metadata and tensors, in GGUF's own words.
+"""Reads one GGUF file, version 2 or 3: metadata and tensors under their GGUF names.
 
     "GGUF" · version u32 · tensors u64 · keys u64 · keys x (string, type u32, value) · tensors x (string, dims u32,
     dims x u64, type u32, offset u64) · padding to general.alignment · data, each tensor padded to the alignment
 
-Every count and length is held against the bytes that remain before anything is read or made for it, so a file costs
-time and memory in proportion to its size whatever it claims. Tensors must lie one behind the other as listed.
+Every count and length is checked against the bytes that remain before anything is read or allocated for it. So time
+and memory grow with the size of the file, whatever it claims. Tensors must follow one another in the order of the list.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 
 
 class Gguf(NamedTuple):
-    """What a file holds."""
+    """Metadata and tensors of a file."""
 
     metadata: dict[str, Any]  # int, float, bool, str, or a list of one of these
     tensors: dict[str, Tensor]  # by GGUF name
 
 
 def number(keys: Keys, key: str, default: float = 0.0) -> float:
-    """A number of the metadata as the shortest decimal of its float32: 1e-05, not 9.999999747378752e-06."""
+    """A number of the metadata, rounded to float32 and given as its shortest decimal: 1e-05, not 9.99999974e-06."""
     stored = keys.get(key, default)
     if type(stored) not in (int, float):
         keys.wrong(key, "a number", stored)
@@ -59,7 +59,7 @@ def number(keys: Keys, key: str, default: float = 0.0) -> float:
 
 
 def value(keys: Keys, key: str) -> Any:
-    """A value of the metadata as it is, a number with a fraction as `number` gives it; None when absent."""
+    """A value of the metadata; a float as `number` gives it; None when absent."""
     return number(keys, key) if type(keys.get(key)) is float else keys.get(key)
 
 
@@ -97,7 +97,7 @@ def _header(reader: _Reader) -> tuple[int, int]:
 
 
 class _Reader:
-    """A position in the mapped file; every step checks that the bytes are there."""
+    """A cursor in the mapped file. Every read checks that the bytes are there."""
 
     def __init__(self, path: Path, data: np.ndarray) -> None:
         self.path, self.bytes, self.size, self.at = path, data.data, len(data), 0
@@ -184,7 +184,7 @@ def _tensor_info(reader: _Reader, i: int) -> tuple[str, str, tuple[int, ...], in
 
 
 def _place(path: Path, data: np.ndarray, infos: list, start: int, alignment: int) -> dict[str, Tensor]:
-    """Tensors by name; each one's offset must be where the one before ended, padded."""
+    """Tensors by name. Each offset must be the end of the tensor before, padded to the alignment."""
     tensors: dict[str, Tensor] = {}
     expected = end = 0
     for name, kind, shape, offset, size in infos:

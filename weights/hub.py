@@ -3,8 +3,8 @@
     org/name             a repository with config.json, a tokenizer and safetensors
     org/name/FILE.gguf   a GGUF file of a repository, in a folder or not; of a split model any part
 
-What is complete in the cache is used as it is, without a question to the hub: `hf download` brings a newer revision.
-With HF_HUB_OFFLINE set nothing else is tried.
+A model that is complete in the cache is used without a request to the hub; `hf download` fetches a newer revision. With
+HF_HUB_OFFLINE set, the network is never used.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json",
 
 
 def is_name(name: str) -> bool:
-    """Whether a name is of a repository, or of a GGUF file in one."""
+    """Whether a name has the form of a repository, or of a GGUF file in one."""
     match = _NAME.fullmatch(name)
     return match is not None and (match[2] is not None or not name.lower().endswith((".gguf", ".safetensors")))
 
 
 def resolve(name: str) -> Path:
-    """The directory or file that a name stands for. DownloadError says why it cannot be had."""
+    """Directory or file of a name that passed `is_name`. DownloadError if it is not cached and cannot be fetched."""
     match = _NAME.fullmatch(name)
     assert match, "names are checked by is_name"
     repository, file = match.groups()
@@ -47,7 +47,7 @@ def resolve(name: str) -> Path:
 
 
 def cache_dir() -> Path:
-    """Where the hub's library keeps what it fetches."""
+    """The cache directory of huggingface_hub."""
     for variable, below in (("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub"),
                             ("XDG_CACHE_HOME", "huggingface/hub")):  # fmt: skip
         if place := os.environ.get(variable):
@@ -60,7 +60,7 @@ def _offline() -> bool:
 
 
 def _snapshot(repository: str) -> Path | None:
-    """The folder with the files of a repository's main revision, as far as they are here."""
+    """The cached snapshot of a repository's main revision, which may lack files; None if there is none."""
     folder = cache_dir() / f"models--{repository.replace('/', '--')}"
     try:
         with open(folder / "refs/main", encoding="ascii") as f:
@@ -72,10 +72,10 @@ def _snapshot(repository: str) -> Path | None:
 
 
 def _complete(folder: Path, file: str | None) -> bool:
-    """Whether everything that the model needs is in the folder."""
+    """Whether the folder has every file that the model needs."""
     if file is not None:
         return all(part.exists() for part in split.parts(folder / file))
-    with suppress(CheckpointError):  # as good as not there
+    with suppress(CheckpointError):  # a damaged index counts as an incomplete snapshot
         if (model := split.find_file(folder)) is not None:
             return all(part.exists() for part in split.parts(model))
         needed = [safetensors.SINGLE]
@@ -98,7 +98,7 @@ def _fetch(name: str, repository: str, file: str | None) -> Path:
     wanted = _FILES if file is None else [path.as_posix() for path in split.parts(Path(file))]
     try:
         folder = Path(snapshot_download(repository, allow_patterns=wanted, ignore_patterns=_OTHERS))
-    except Exception as e:  # whatever the library raises: the network's, the server's and its own errors
+    except Exception as e:  # errors of the network, of the server and of the library
         raise DownloadError(f"model {name!r}: Hugging Face: {' '.join(str(e).split()) or type(e).__name__}") from e
     if file is not None and not (folder / file).exists():
         raise DownloadError(f"model {name!r}: Hugging Face: {repository} has no file {file}")

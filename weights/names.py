@@ -1,6 +1,6 @@
-"""Which checkpoint tensors form which weight of the engine: a plan, and the check of a checkpoint against it.
+"""The plan: which checkpoint tensors form which weight of the engine; and the check of a checkpoint against it.
 
-The tables are those of the families: see models/families.
+The tables of tensor names belong to the families: see engine/models/families.
 """
 
 from __future__ import annotations
@@ -64,16 +64,14 @@ def _entries(rows: tuple[Row, ...], c: Any, sizes: dict[str, int], path: str, pr
 
 
 def check(checkpoint: Checkpoint, c: Any) -> list[Entry]:
-    """The plan of `c`, once the checkpoint holds every tensor of it in its shape and a usable type, and no others.
+    """The plan of `c`, checked: the checkpoint has every tensor, in its shape and a readable type, and no others.
 
-    CheckpointError names file, tensor, expected and found; UnsupportedModel a tensor the engine cannot use."""
+    CheckpointError names file, tensor, expected and found. UnsupportedModel names a tensor the engine cannot use."""
     t = _table(c)
     prefix = next((p for p in t.prefixes if any(n.startswith(p) for n in checkpoint.names())), t.prefixes[-1])
     entries: list[Entry] = []
     wanted: set[str] = set()
-    for planned in plan(
-        c, prefix
-    ):  # one at a time: a configuration of a billion layers ends at the first that is missing
+    for planned in plan(c, prefix):  # lazily: a configuration of a billion layers fails at the first missing tensor
         entry = _as_stored(checkpoint, t, c, planned)
         for name, shape in zip(entry.tensors, entry.shapes, strict=True):
             _check_tensor(checkpoint, name, shape)
@@ -83,13 +81,13 @@ def check(checkpoint: Checkpoint, c: Any) -> list[Entry]:
         wanted.update(entry.tensors)
         entries.append(entry)
     for name in checkpoint.names():
-        if name not in wanted and not re.fullmatch(t.spare, name.removeprefix(prefix), re.ASCII):
+        if name not in wanted and not re.fullmatch(t.ignored, name.removeprefix(prefix), re.ASCII):
             _check_leftover(checkpoint, c, name, prefix, wanted)
     return entries
 
 
 def _as_stored(checkpoint: Checkpoint, t: Table, c: Any, entry: Entry) -> Entry:
-    """The entry with the names under which the checkpoint has its tensors. Of tied weights a file may have either."""
+    """The entry with the tensor names of this checkpoint. Of two tied weights a file may have either."""
     found = tuple(_spelled(checkpoint, t, name) for name in entry.tensors)
     if entry.path == "embed" and c.tied and found[0] not in checkpoint and t.shared in checkpoint:
         found = (t.shared,)
@@ -97,7 +95,7 @@ def _as_stored(checkpoint: Checkpoint, t: Table, c: Any, entry: Entry) -> Entry:
 
 
 def _spelled(checkpoint: Checkpoint, t: Table, name: str) -> str:
-    """The name, or the older one under which the checkpoint has that tensor."""
+    """The name, or its older spelling if the checkpoint uses that."""
     return next((spelling for spelling in _spellings(t, name) if spelling in checkpoint), name)
 
 
@@ -106,7 +104,7 @@ def _spellings(t: Table, name: str) -> list[str]:
 
 
 def _check_tensor(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> None:
-    """The tensor is there, in this shape and of a type that can be read."""
+    """Check that the tensor exists, in this shape and a readable type."""
     where = f"{checkpoint.source}: tensor {name}"
     if name not in checkpoint:
         raise CheckpointError(f"{where} is missing; expected shape {list(shape)}")
@@ -116,7 +114,7 @@ def _check_tensor(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> 
 
 
 def _check_leftover(checkpoint: Checkpoint, c: Any, name: str, prefix: str, wanted: set[str]) -> None:
-    """A tensor the plan does not use may stay only if the model computes the same without it."""
+    """Refuse a tensor that is not in the plan, unless the model computes the same without it."""
     t, where = _table(c), f"{checkpoint.source}: tensor {name}"
     layer = re.match(re.escape(prefix + t.block).replace(r"\{\}", r"(\d+)"), name, re.ASCII)
     if layer and int(layer[1]) >= len(c.layers):
@@ -135,7 +133,7 @@ def _check_leftover(checkpoint: Checkpoint, c: Any, name: str, prefix: str, want
 
 
 def _same(checkpoint: Checkpoint, a: str, b: str) -> bool:
-    """Whether two tensors hold the same numbers in the same form."""
+    """Whether two tensors have the same type, shape and bytes."""
     if (checkpoint.shape(a), checkpoint.stored(a)) != (checkpoint.shape(b), checkpoint.stored(b)):
         return False
     return all(map(_same_bytes, checkpoint.spans(a), checkpoint.spans(b)))

@@ -1,7 +1,8 @@
-"""Quantised matrices: what a file stores, as integers and scales, and the numbers they stand for.
+"""Quantised weight matrices: integer codes and scales as a file stores them, and the float32 numbers they stand for.
 
-`Quantised` is one matrix of a checkpoint. `numbers` is its definition, in float32; `planes` hands out what is stored,
-for backends that compute with it. A format is a subclass: blocks.py has those of GGUF.
+`Quantised` is one matrix of a checkpoint. `numbers` defines its values, in float32. `planes` returns what is stored,
+for backends that compute with it. Each format is a subclass: blocks.py has those of GGUF, methods/ those of
+safetensors.
 """
 
 from __future__ import annotations
@@ -25,22 +26,22 @@ class Planes:
 
         w[n, k] = s[n, g] * (codes[n, k] - z[n, g]) + m[n, g],  g = k // group
 
-    all in float32 and in this order. s is `scales`, or `d * scales` where there is `d`; m is `mins`, or
+    in float32 and in this order of operations. s is `scales`, or `d * scales` where there is `d`; m is `mins`, or
     `-(dmin * mins)` where there is `dmin`, and is not added where there is neither; z is `zeros`, or else `zero`."""
 
-    code: str  # "u4", "u5", "u6": integers from 0, of which so many bits are used; "s8"; "e4m3": FP8, exact in float32
+    code: str  # "u4", "u5", "u6": unsigned, of so many bits; "s8": signed; "e4m3": FP8
     codes: np.ndarray  # [N, K] uint8; int8 for "s8"
     group: int  # numbers of a row that share a scale; K for one scale a row
     scales: np.ndarray  # [ceil(N / rows), ceil(K / group)] float16, bfloat16 or float32; under `d` uint8 or int8
-    zero: int = 0  # what every code has subtracted
-    rows: int = 1  # rows that share a scale, counted from the first row here: 128 for FP8 in blocks of 128 x 128
+    zero: int = 0  # zero point of all codes
+    rows: int = 1  # rows that share a scale, from row 0 of these planes: 128 for FP8 blocks of 128 x 128
     mins: np.ndarray | None = None  # [N, K / group] float16, bfloat16 or float32; under `dmin` uint8
     zeros: np.ndarray | None = None  # [N, K / group] uint8 or int16, subtracted in place of `zero`
     d: np.ndarray | None = None  # [N, K / 256] float16: the scale of the scales
     dmin: np.ndarray | None = None  # [N, K / 256] float16: the scale of the mins
 
     def numbers(self, out: np.ndarray | None = None) -> np.ndarray:
-        """The numbers of these rows [N, K] float32, written to `out` if it is given."""
+        """The rows dequantised, [N, K] float32; written to `out` if given."""
         out = np.empty(self.codes.shape, np.float32) if out is None else out
         out[...] = self._integers()
         with np.errstate(over="ignore"):  # a power of two of MXFP4 may be as large as that
@@ -51,11 +52,11 @@ class Planes:
         return out
 
     def _each(self, values: np.ndarray) -> np.ndarray:
-        """[N, groups] -> [N, K]: what a group shares, for each of its numbers; the last group may be shorter."""
+        """[N, groups] -> [N, K]: a value of a group repeated for its numbers. The last group may be shorter."""
         return np.repeat(values, self.group, 1)[:, : self.codes.shape[1]]
 
     def _integers(self) -> np.ndarray:
-        """[N, K]: codes less their zeros, in a type that holds every difference."""
+        """[N, K]: codes minus zero points, in a type that holds every difference."""
         if self.code == "e4m3":
             return np.take(E4M3, self.codes, mode="clip")  # twice as fast as E4M3[codes]
         if self.zeros is not None:
@@ -68,12 +69,12 @@ class Planes:
         return self.codes.view(np.int8) - np.int8(self.zero)
 
     def _spread(self) -> np.ndarray:
-        """Scales [N, groups] float32, one for every row."""
+        """Scales [N, groups] float32, repeated for rows that share them."""
         scales = _product(self.d, self.scales)
         return scales if self.rows == 1 else np.repeat(scales, self.rows, 0)[: len(self.codes)]
 
     def check(self, where: str, first: int = 0) -> None:
-        """CheckpointError naming the first scale, zero or code that is no finite number. first: the number of row 0."""
+        """CheckpointError for a scale, minimum or FP8 code that is NaN or infinite. first: the number of row 0."""
         for field in ("scales", "mins", "d", "dmin"):
             values = getattr(self, field)
             if values is not None and values.dtype.kind not in "iu":
@@ -92,7 +93,7 @@ class Planes:
 
 
 def _product(outer: np.ndarray | None, inner: Any) -> Any:
-    """`inner` in float32, times the scale in `outer` of all of its groups: [N, groups], outer [N, fewer]."""
+    """`inner` [N, groups] in float32, times the super-block scales `outer` [N, super-blocks] if there are any."""
     if inner is None or outer is None:
         return None if inner is None else inner.astype(np.float32, copy=False)
     split = inner.reshape(*outer.shape, inner.shape[1] // outer.shape[1])
@@ -100,10 +101,10 @@ def _product(outer: np.ndarray | None, inner: Any) -> Any:
 
 
 class Quantised(ABC):
-    """A matrix of a checkpoint as the file stores it; nothing is read before `numbers` or `planes`.
+    """A quantised matrix of a checkpoint. Nothing is read before `numbers` or `planes`.
 
     where: "file: tensor name", for messages. kind: "Q4_K", "GPTQ 4-bit g128", ... shape: (N, K), [out, in].
-    align: rows that must be decoded together, so a multiple of it begins every call."""
+    align: chunks begin at multiples of so many rows."""
 
     where: str
     kind: str
@@ -113,32 +114,32 @@ class Quantised(ABC):
     @property
     @abstractmethod
     def nbytes(self) -> int:
-        """Bytes that the file has of it."""
+        """Bytes in the file."""
 
     def __len__(self) -> int:
         return self.shape[0]
 
     @abstractmethod
     def take(self, rows: np.ndarray) -> Quantised:
-        """These rows [M] in this order, nothing decoded: RoPE's order of a head's rows, or a part of fused q, k, v."""
+        """Rows by index, rows [M]; nothing is decoded. For RoPE's row order, and for the parts of fused q, k, v."""
 
     @abstractmethod
     def _planes(self, first: int, last: int) -> Planes | None:
-        """See `planes`; what is found need not be checked."""
+        """The planes, unchecked; or None."""
 
     def planes(self, first: int = 0, last: int | None = None) -> Planes | None:
-        """Rows first .. last - 1 as integers and scales; None where the format has no such form.
+        """Rows first .. last - 1 as codes and scales; None if the format has no such form.
 
-        `planes(0, 0)` costs nothing and says of what form the rest is. CheckpointError for a scale that is NaN or
-        infinite."""
+        `planes(0, 0)` reads nothing and shows the form: code, group, dtypes. CheckpointError for a scale that is NaN
+        or infinite."""
         planes = self._planes(first, self.shape[0] if last is None else last)
         if planes is not None:
             planes.check(self.where, first)
         return planes
 
     def numbers(self, first: int = 0, last: int | None = None, out: np.ndarray | None = None) -> np.ndarray:
-        """Rows first .. last - 1 [rows, K] float32, written to `out` if it is given and rounded to its type. Memory
-        beside them: some chunks.
+        """Rows first .. last - 1 dequantised, [rows, K] float32. If `out` is given, written there and rounded to its
+        dtype. Temporaries are of some chunks.
 
         CheckpointError for a scale that is NaN or infinite."""
         n, k = self.shape
@@ -157,7 +158,7 @@ class Quantised(ABC):
         return out
 
     def _numbers(self, first: int, last: int, out: np.ndarray) -> None:
-        """Decode one chunk into `out`; formats without planes have their own."""
+        """Dequantise one chunk into `out` [rows, K] float32. Formats without planes override it."""
         planes = self.planes(first, last)
         if planes is None:
             raise NotImplementedError

@@ -28,17 +28,22 @@ _KEYS = {"dtype", "shape", "data_offsets"}
 
 
 def read_directory(directory: Path) -> dict[str, Tensor]:
-    """All tensors of a Hugging Face directory, by name: of model.safetensors, or of the shards its index lists."""
+    """All tensors of a Hugging Face directory, by name: of model.safetensors, of the shards its index lists, or of the
+    only file of weights, whatever its name."""
     if (directory / SINGLE).exists():
         return read_file(directory / SINGLE)
     if (directory / INDEX).exists():
         return _read_shards(directory)
     names = sorted(p.name for p in directory.iterdir() if p.suffix in (".safetensors", ".bin", ".pt", ".pth"))
+    if len(names) == 1 and _SHARD.fullmatch(
+        names[0]
+    ):  # as older quantised models have it: gptq_model-4bit-128g.safetensors
+        return read_file(directory / names[0])
     raise CheckpointError(f"{directory}: expected {SINGLE} or {INDEX}, found {', '.join(names[:5]) or 'no weights'}")
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
-    """Tensors of one safetensors file by name, nothing read but the header."""
+    """Tensors of one safetensors file by name. Only the header is read."""
     tensors, metadata = _read_file(path)
     return tensors | _aliases(tensors, metadata)
 
@@ -70,8 +75,8 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _aliases(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> dict[str, Tensor]:
-    """Tensors by the names under which they are not stored. Metadata holds other texts too, such as {"format": "pt"}:
-    what does not read {name of a parameter: name of a stored tensor} is not looked at."""
+    """Tied tensors by the names under which they are not stored: entries {parameter name: name of a stored tensor} of
+    the metadata. Other entries, such as {"format": "pt"}, are ignored."""
     known = {alias: name for alias, name in metadata.items() if isinstance(name, str) and name in tensors}
     return {a: tensors[name] for a, name in known.items() if a not in tensors and _PARAMETER.fullmatch(a)}
 
@@ -85,7 +90,7 @@ def _metadata(path: Path, metadata: Any) -> dict[str, str]:
 
 
 def _entry(path: Path, name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
-    """(kind, shape, begin, end) of one header entry; the span is as long as kind and shape need."""
+    """(kind, shape, begin, end) of one header entry. CheckpointError unless the span fits kind and shape."""
     if not isinstance(entry, dict) or entry.keys() != _KEYS:
         raise CheckpointError(f"{path}: tensor {name}: expected dtype, shape and data_offsets, found {found(entry)}")
     kind, offsets = entry["dtype"], entry["data_offsets"]
@@ -107,7 +112,7 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[str, tuple[int, ...], int
 
 
 def _read_shards(directory: Path) -> dict[str, Tensor]:
-    """Tensors of every shard; index and shards must agree on which holds what."""
+    """Tensors of all shards. CheckpointError if the index and the shards disagree."""
     index = directory / INDEX
     listed = read_json(index)
     where, metadata = listed.get("weight_map"), listed.get("metadata")
@@ -135,7 +140,7 @@ def _read_shards(directory: Path) -> dict[str, Tensor]:
 
 
 def _check_file_name(index: Path, tensor: str, file: Any) -> None:
-    """A shard is a plain name in the directory: an index must not make the loader open other files."""
+    """Check that a shard is a plain file name: an index must not make the loader open other paths."""
     check_name(str(index), tensor)
     if not isinstance(file, str) or not _SHARD.fullmatch(file):
         raise CheckpointError(

@@ -1,7 +1,7 @@
-"""GGUF models, in one file or split into NAME-00001-of-00003.gguf, NAME-00002-of-00003.gguf and so on.
+"""GGUF models in one file, or split into NAME-00001-of-00003.gguf, NAME-00002-of-00003.gguf and so on.
 
-The first part has the metadata; each has its number from 0 (split.no), how many there are (split.count) and how many
-tensors all of them hold (split.tensors.count), beside tensors of its own.
+The first part has the metadata of the model. Every part has some of the tensors and three keys: its index from 0
+(split.no), the number of parts (split.count) and the number of tensors of all parts (split.tensors.count).
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ _MOST = 99_999  # parts that five digits number
 
 
 def find_file(directory: Path) -> Path | None:
-    """The GGUF file of a directory that has no safetensors, of a split model the first one there; None if it has none.
+    """The GGUF file of a directory, or the first part there of a split model. None if there is none, or if there are
+    safetensors.
 
-    A file of the part that sees images, mmproj*.gguf, is passed over. CheckpointError names the files if they are of
-    several models."""
+    The image encoder of a model, mmproj*.gguf, is skipped. CheckpointError names the files if they belong to several
+    models."""
     try:
         names = sorted(name for name in os.listdir(directory) if not name.startswith("."))
     except OSError as e:
@@ -41,9 +42,9 @@ def find_file(directory: Path) -> Path | None:
 
 
 def read_model(path: Path) -> Gguf:
-    """Metadata and tensors of a model of which `path` is the file, or any part; tensor data is not touched.
+    """Metadata and tensors of a model. path: its file, or any of its parts. Tensor data is not read.
 
-    CheckpointError names the part that is missing, is another one than its name says, or disagrees with the first."""
+    CheckpointError names a part that is missing, whose index is not that of its name, or that contradicts the first."""
     file = read_file(path)
     count = Keys(file.metadata, str(path)).integer("split.count", 1, _MOST) if "split.count" in file.metadata else 1
     if count == 1:
@@ -65,7 +66,7 @@ def read_model(path: Path) -> Gguf:
 
 
 def parts(path: Path) -> list[Path]:
-    """The files of all parts, in order, of a model that has a file of this name; that file alone if it is no part."""
+    """The paths of all parts of a model, in order, from that of one; [path] if its name is not of a part."""
     name = _PART.fullmatch(path.name)
     if not name or not 1 <= int(name[2]) <= int(name[4]):
         return [path]
@@ -74,7 +75,7 @@ def parts(path: Path) -> list[Path]:
 
 
 def _paths(path: Path, count: int) -> list[Path]:
-    """The files of all `count` parts, in order, each of which is there."""
+    """The paths of all `count` parts, in order. CheckpointError if one does not exist."""
     paths = parts(path)
     if len(paths) != count:
         raise CheckpointError(
@@ -88,7 +89,7 @@ def _paths(path: Path, count: int) -> list[Path]:
 
 
 def _check_part(path: Path, number: int, part: Gguf, first: dict[str, object]) -> None:
-    """The part is the one its name says, and whatever it repeats of the first part's metadata is the same."""
+    """Check that split.no fits the file name, and that metadata repeated from the first part is equal."""
     keys = Keys(part.metadata, str(path))
     if keys.get("split.no") != number:
         keys.wrong("split.no", f"{number}, by the file's name", keys.get("split.no"))

@@ -1,4 +1,4 @@
-"""One tensor of a checkpoint file: where its bytes are and how they become numbers. Made by safetensors and gguf."""
+"""One tensor of a checkpoint file: where its bytes are, and how they are decoded."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ MAX_DIMS = 8
 
 @dataclass(frozen=True)
 class Tensor:
-    """Bytes of the mapped file and what they mean; nothing is read before `numbers`."""
+    """A tensor in a mapped file. Nothing is read before `numbers`."""
 
     file: Path
     name: str  # as the file calls it
     kind: str  # "F32", "BF16", "Q4_1", ...
     shape: tuple[int, ...]  # [out, in]
     raw: np.ndarray  # [bytes] uint8, a view of the mapped file
-    heads: int = 0  # not 0: every head's rows are stored in pairs (i, i + d/2), as interleaved RoPE wants them
+    heads: int = 0  # not 0: rows of each head are stored for interleaved RoPE, in pairs (i, i + d/2)
 
     @property
     def dtype(self) -> np.dtype:
-        """Type of `numbers()`; UnsupportedModel if the engine cannot use what is stored."""
+        """The dtype of `numbers()`. UnsupportedModel if the type cannot be decoded."""
         if self.kind in BLOCKS:
             return np.dtype(np.float32)
         if self.kind not in PLAIN:
@@ -47,8 +47,8 @@ class Tensor:
         return (self.raw,)
 
     def numbers(self) -> np.ndarray:
-        """The tensor [shape]: a read-only view where the file holds it as it is wanted, else a new array."""
-        dtype = self.dtype  # before decoding: it refuses what cannot be decoded
+        """The tensor [shape]: a read-only view of the file if it is stored in this form, else a new array."""
+        dtype = self.dtype  # first: it refuses types that cannot be decoded
         if self.kind in BLOCKS:
             return self._blocks().numbers().reshape(self.shape)
         plain = self.raw.view(dtype).reshape(self.shape)
@@ -57,24 +57,24 @@ class Tensor:
         return plain if plain.flags.aligned else plain.copy()
 
     def stored(self) -> Quantised | None:
-        """The matrix as the file stores it if it is quantised; None if its numbers are stored."""
+        """The quantised matrix as the file stores it; None for a tensor of plain numbers."""
         return self._blocks() if self.kind in BLOCKS and len(self.shape) == 2 else None
 
     def _blocks(self) -> Blocks:
-        """The tensor as rows of blocks; of another tensor than a matrix all but the last size count as rows."""
+        """The tensor as rows of quantised blocks. All dimensions but the last are rows."""
         k = self.shape[-1]
         rows = prod(self.shape[:-1])
         blocks = Blocks(f"{self.file}: tensor {self.name}", self.kind, (rows, k), self.raw.reshape(rows, -1))
         return blocks.take(self._halves()) if self.heads else blocks
 
     def _halves(self) -> np.ndarray:
-        """Rows in half-rotation order: of each head all first members of the pairs, then all second ones."""
+        """Row permutation from interleaved to half-rotation RoPE: of each head all rows 2i, then all rows 2i + 1."""
         rows = np.arange(self.shape[0])
         return rows.reshape(self.heads, -1, 2).swapaxes(1, 2).reshape(-1)
 
 
 def check_name(where: str, name: str) -> str:
-    """The name of a tensor, refused unless it is plain: names reach messages and, in other programs, file systems."""
+    """The name of a tensor. CheckpointError unless it is plain: names reach messages, and file systems elsewhere."""
     if not _NAME.fullmatch(name) or ".." in name:
         raise CheckpointError(
             f"{where}: tensor name {found(name)}: expected 1 to 255 letters, digits, '_', '.', ':' or '-', no '..'"

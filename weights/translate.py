@@ -1,6 +1,6 @@
-"""A GGUF file in Hugging Face's words: tensor names, config.json, and rows of q and k in half-rotation order.
+"""Translates a GGUF file to Hugging Face form: tensor names, config.json, and the row order of q and k.
 
-The families say how their conversion to GGUF is undone (models/families); every other architecture is refused.
+Each family says how its conversion to GGUF is undone (engine/models/families). Other architectures are refused.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ def translate(path: Path, gguf: Gguf) -> tuple[dict[str, Any], dict[str, Tensor]
 
 
 def hf_name(name: str, more: dict[str, str]) -> str:
-    """The Hugging Face name of a GGUF tensor; a name that is not known stays as it is, to be refused as a leftover.
+    """The Hugging Face name of a GGUF tensor. An unknown name is returned unchanged, and refused later as a leftover.
 
-    more: a family's own names, see GgufForm.names."""
+    more: names that only this family has, see GgufForm.names."""
     stem, _, part = name.rpartition(".")
     if stem in TOP:
         return f"{TOP[stem]}.{part}"
@@ -77,7 +77,7 @@ def hf_name(name: str, more: dict[str, str]) -> str:
 
 
 def _ordered(tensor: Tensor, config: dict[str, Any], paired: bool) -> Tensor:
-    """The tensor, marked for reordering if its rows are stored in pairs for interleaved RoPE."""
+    """The tensor, marked for row permutation if its rows are stored for interleaved RoPE."""
     block = _BLOCK.fullmatch(tensor.name)
     if not paired or not block or block[2] not in ("attn_q", "attn_k"):
         return tensor
@@ -93,7 +93,7 @@ def _ordered(tensor: Tensor, config: dict[str, Any], paired: bool) -> Tensor:
 
 
 def _config(keys: Keys, tensors: dict[str, Tensor], family: Family, form: GgufForm) -> dict[str, Any]:
-    """config.json of the model; values are as the file has them, their ranges are the engine's to check."""
+    """config.json of the model. Ranges of values are checked by the engine."""
     embed = tensors.get("token_embd.weight")
     if embed is None or len(embed.shape) != 2:
         what = "none" if embed is None else f"shape {list(embed.shape)}"
@@ -135,10 +135,10 @@ def _config(keys: Keys, tensors: dict[str, Tensor], family: Family, form: GgufFo
 
 
 def _head_parts(keys: Keys, config: dict[str, Any]) -> None:
-    """What share of a head turns; and keys that would change the mathematics and have no field in config."""
+    """Partial rotary factor, and the refusal of keys that change the numbers but have no field in config.json."""
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     if type(hidden) is not int or type(heads) is not int or heads < 1:
-        return  # the engine's check of the config names these
+        return  # the engine's check of the config refuses these
     head_dim = config.get("head_dim", hidden // heads)
     value_length, turning = keys.get("attention.value_length", head_dim), keys.get("rope.dimension_count", head_dim)
     if value_length != head_dim:
@@ -152,13 +152,13 @@ def _head_parts(keys: Keys, config: dict[str, Any]) -> None:
 
 
 def _dtype(tensors: dict[str, Tensor]) -> str:
-    """The torch_dtype nearest to what the first layer's matrices hold; quantised ones came from bfloat16, as a rule."""
+    """torch_dtype by the type of the first layer's matrices. Quantised models mostly come from bfloat16."""
     q = tensors.get("blk.0.attn_q.weight")
     return {"F32": "float32", "F16": "float16"}.get(q.kind if q else "", "bfloat16")
 
 
 def _eos(vocabulary: Keys) -> Any:
-    """End of sequence, and end of turn where it is another token."""
+    """The end-of-sequence id, and the end-of-turn id if it differs."""
     ids = [vocabulary.get(f"{key}_token_id") for key in ("eos", "eot")]
     ids = [i for n, i in enumerate(ids) if i is not None and i not in ids[:n]]
     return ids if len(ids) > 1 else next(iter(ids), None)

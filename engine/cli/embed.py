@@ -1,4 +1,4 @@
-"""`ostinato embed`: vectors of texts as JSON, or how similar the texts are."""
+"""`ostinato embed`: the similarity of texts, or their vectors as JSON."""
 
 from __future__ import annotations
 
@@ -10,30 +10,33 @@ from typing import Any
 from ..errors import RequestError
 from ..report import print_json
 
-SHOWN = 60  # characters of a text beside its row
+SHOWN = 60  # characters of a text printed beside its row
 
 
 def add_command(commands: Any, model_options: Callable[[argparse.ArgumentParser], None]) -> None:
-    """Add `embed` to the subparsers of `ostinato`. model_options adds MODEL and how it runs."""
+    """Add `embed` to the subparsers of `ostinato`. model_options adds MODEL and the options of its backend."""
     p = commands.add_parser(
         "embed", help="vectors of texts", description="How similar texts are by an encoder, or their vectors as JSON."
     )
     model_options(p)
     p.add_argument("text", metavar="TEXT", nargs="+", help="texts to embed")
     p.add_argument(
-        "--pooling", choices=("mean", "cls"), default="mean", help="of all tokens, or the first one's (mean)"
+        "--pooling",
+        choices=("mean", "cls"),
+        default="mean",
+        help="mean of all tokens (default), or the first",
     )
-    p.add_argument("--no-normalize", action="store_true", help="with --json: leave the vectors as long as they are")
+    p.add_argument("--no-normalize", action="store_true", help="with --json: do not scale vectors to length 1")
     p.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     p.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print cosines of all pairs, or everything as JSON; the exit status."""
+    """Print the cosines of all pairs, or a JSON object. Returns the exit status."""
     from .. import LLM
 
     if args.no_normalize and not args.json:
-        raise RequestError("--no-normalize: expected --json with it, as similarities are of vectors of length 1")
+        raise RequestError("--no-normalize: expected --json with it, as similarities need vectors of length 1")
     with LLM(args.model, backend=args.backend, graph=args.graph, dtype=args.dtype, max_len=args.max_len,
              nvtx=args.nvtx) as llm:  # fmt: skip
         began = time.perf_counter()

@@ -1,8 +1,7 @@
 """The `ostinato` command: generate, chat, embed, compare, bench, inspect, tune, doctor.
 
-Text goes to stdout, everything else to stderr; with --json stdout is one object. What cannot be done is one line on
-stderr and exit status 2, Ctrl-C is 130, a closed pipe 141. Modules that cost time to import are imported by the command
-that needs them, so that --help answers at once.
+Text goes to stdout, everything else to stderr. With --json, stdout is one JSON object. An error is one line on stderr
+and exit status 2; Ctrl-C gives 130, a closed pipe 141. A command imports slow modules itself, so that --help is fast.
 """
 
 from __future__ import annotations
@@ -29,20 +28,21 @@ from . import embed, stdin
 if TYPE_CHECKING:
     from .. import LLM, RequestOutput, Stream
 
-INTERRUPTED, CLOSED_PIPE = 130, 141  # exit statuses: 128 and the signal, as shells have it
+INTERRUPTED, CLOSED_PIPE = 130, 141  # exit statuses: 128 + signal number, as in shells
 
 _SAMPLING = [f for f in fields(SamplingParams) if "help" in f.metadata]  # options of generate and chat
-_OF_STDOUT = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}  # without a file's name
+# errors of stdout, if the exception names no file
+_OF_STDOUT = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose complaint is one line."""
+    """An ArgumentParser whose error message is one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (--help lists the options)\n")
 
     def print_help(self, file: Any = None) -> None:
-        """On stdout; argparse's own does not tell that it cannot be written."""
+        """Print to stdout. argparse's own method hides that stdout cannot be written."""
         print(self.format_help(), end="", file=file)
 
 
@@ -57,7 +57,7 @@ def parser() -> Parser:
     generate.add_argument("prompt", metavar="PROMPT", help="the text to continue; - reads it from stdin")
     generate.add_argument("--chat", action="store_true", help="PROMPT is a message; use the model's chat template")
     generate.add_argument(
-        "--parse-special", action="store_true", help="control tokens that PROMPT spells count; not for strangers' text"
+        "--parse-special", action="store_true", help="read control tokens in PROMPT as such; unsafe for untrusted text"
     )
     _sampling_options(generate)
     generate.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
@@ -68,7 +68,7 @@ def parser() -> Parser:
     )
     _model_options(chat)
     _memory_option(chat)
-    chat.add_argument("--system", help="message of the role system to begin with")
+    chat.add_argument("--system", help="a system message at the beginning of the conversation")
     _sampling_options(chat)
     chat.set_defaults(run=run_chat)
 
@@ -84,7 +84,7 @@ def parser() -> Parser:
     tune.add_command(commands)
 
     doctor = commands.add_parser(
-        "doctor", help="what works here", description="What works here, and how to mend the rest."
+        "doctor", help="what works here", description="What works here, and how to fix the rest."
     )
     doctor.add_argument("--json", action="store_true", help="print a JSON list")
     doctor.add_argument(
@@ -98,16 +98,16 @@ def parser() -> Parser:
 def _model_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("model", metavar="MODEL", help="a directory, a .gguf file, an alias (smollm2-135m), or org/name")
     add(p, "--backend", "--graph", "--dtype")
-    p.add_argument("--max-len", type=int, help="tokens of a prompt and its completion (default: what the model allows)")
+    p.add_argument("--max-len", type=int, help="tokens of a prompt and its completion (default: the model's limit)")
     p.add_argument("--nvtx", action="store_true", help="named ranges for CUDA profilers, such as nsys")
 
 
 def _memory_option(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--gpu-memory", type=float, metavar="X", help="device memory to take: a share up to 1, above 1 GB")
+    p.add_argument("--gpu-memory", type=float, metavar="X", help="device memory to use: a share if at most 1, else GB")
 
 
 def _sampling_options(p: argparse.ArgumentParser) -> None:
-    """An option for each field of SamplingParams that has a help text, by its name and type."""
+    """Add an option for each field of SamplingParams that has a help text, with its name and type."""
     kinds = get_type_hints(SamplingParams)
     for f in _SAMPLING:
         kind = next(t for t in (bool, int, float, str) if t in (kinds[f.name], *get_args(kinds[f.name])))
@@ -123,13 +123,13 @@ def _compare_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("model", metavar="MODEL", help="a directory, a .gguf file, an alias (smollm2-135m), or org/name")
     several(p, "--backends", "cuda,cublas")
     several(p, "--graphs", "off,layer,step")
-    p.add_argument("--reference", help="backend that the others are measured against (default: cublas, or the first)")
+    p.add_argument("--reference", help="backend to compare the others with (default: cublas, or the first)")
     p.add_argument(
         "--windows", type=int, default=4, metavar="N", help="pieces of text to compare logits on (4); 0 = none"
     )
     p.add_argument("--tokens", type=int, default=256, metavar="N", help="tokens in a piece (256)")
     p.add_argument("--decode", type=int, default=128, metavar="N", help="tokens decoded to measure speed (128)")
-    p.add_argument("--batch", type=int, default=1, metavar="N", help="sequences decoded at once to measure speed (1)")
+    p.add_argument("--batch", type=int, default=1, metavar="N", help="sequences decoded together to measure speed (1)")
     add(p, "--dtype")
     p.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
@@ -147,10 +147,10 @@ def _params(args: argparse.Namespace) -> SamplingParams:
 
 
 def run_generate(args: argparse.Namespace) -> int:
-    """Print the continuation as it comes, or all of it as JSON."""
-    params = _params(args)  # before the model: a wrong option should not wait for it
+    """Print the continuation while it is generated, or as JSON at the end. Returns the exit status."""
+    params = _params(args)  # first, so that a wrong option fails before the model loads
     if args.chat and args.parse_special:
-        raise RequestError("--parse-special: expected without --chat, whose template writes the control tokens")
+        raise RequestError("--parse-special: expected without --chat, as the chat template writes the control tokens")
     prompt = stdin.read() if args.prompt == "-" else args.prompt
     special = args.parse_special
     messages = [{"role": "user", "content": prompt}]
@@ -166,7 +166,7 @@ def run_generate(args: argparse.Namespace) -> int:
 
 
 def _record(llm: LLM, out: RequestOutput) -> dict[str, Any]:
-    """What --json prints."""
+    """The JSON object of --json."""
     timings = {"load_s": llm.load_s, "ttft_ms": out.ttft * 1e3, "decode_tok_s": out.decode_tok_s}
     return {
         "text": out.text,
@@ -181,9 +181,9 @@ def _record(llm: LLM, out: RequestOutput) -> dict[str, Any]:
 
 
 def _stream(chunks: Stream) -> RequestOutput:
-    """Print the text of each chunk at once; the finished output."""
+    """Print each chunk as it arrives. Returns the finished output."""
     output = None
-    with chunks:  # its pages are freed before the exception of a closed pipe or Ctrl-C goes on
+    with chunks:  # a closed pipe or Ctrl-C frees the pages of the KV cache before it propagates
         for chunk in chunks:
             print(chunk.text, end="", flush=True)
             output = chunk.output or output
@@ -199,12 +199,12 @@ def _figures(out: RequestOutput) -> str:
 
 
 def run_chat(args: argparse.Namespace) -> int:
-    """Read messages until the end of input or /exit, answer each with the whole conversation in mind."""
+    """Answer each line of stdin, with the conversation so far, until end of input or /exit. Returns the exit status."""
     params = _params(args)
     begin = [{"role": "system", "content": unicode("--system", args.system)}] if args.system else []
     history = list(begin)
     with _load(args) as llm:
-        llm.runner  # noqa: B018  an encoder is refused before anybody has typed
+        llm.runner  # noqa: B018  refuses an encoder before the user types
         for line in stdin.lines():
             if line == "/exit":
                 break
@@ -214,15 +214,15 @@ def run_chat(args: argparse.Namespace) -> int:
             question = {"role": "user", "content": line}
             try:
                 out = _stream(llm.stream_chat([*history, question], params))
-            except RequestError as e:  # the conversation no longer fits: the user can shorten it
-                say("ostinato", f"{_one_line(e)}; /reset begins anew")
+            except RequestError as e:  # for example, the conversation no longer fits
+                say("ostinato", f"{_one_line(e)}; /reset starts a new conversation")
                 continue
             history += [question, {"role": "assistant", "content": out.text}]
     return 0
 
 
 def run_compare(args: argparse.Namespace) -> int:
-    """Measure, then print a table or JSON."""
+    """Run `compare` and print a table or JSON. Returns the exit status."""
     from ..tools import compare
 
     settings = compare.Settings(
@@ -245,24 +245,24 @@ def run_compare(args: argparse.Namespace) -> int:
 
 
 def run_doctor(args: argparse.Namespace) -> int:
-    """Print the report of doctor.py."""
+    """Run `doctor`. Returns the exit status."""
     from ..tools import doctor
 
     return doctor.main(as_json=args.json, only_extra=args.extra, graph_limits=args.graph_limits)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; its exit status."""
+    """Run one command. Returns the exit status."""
     try:
         status = _run(argv)
-        sys.stdout.flush()  # here, where it can still be told if that fails
+        sys.stdout.flush()  # here, so that a failure is still reported
         return status
     except KeyboardInterrupt:
         if terminal(sys.stderr):
-            print(file=sys.stderr)  # the line after ^C
+            print(file=sys.stderr)  # end the line of ^C
         lose_unwritten(sys.stdout)
         return INTERRUPTED
-    except BrokenPipeError:  # the reader went away
+    except BrokenPipeError:  # the reader of the pipe closed it
         lose_unwritten(sys.stdout)
         return CLOSED_PIPE
     except (EngineError, OSError, UnicodeEncodeError, MemoryError) as e:
@@ -275,12 +275,12 @@ def _run(argv: Sequence[str] | None) -> int:
     try:
         args = parser().parse_args(argv)
         return args.run(args)
-    except SystemExit as e:  # argparse ends --help and its complaints this way
+    except SystemExit as e:  # argparse raises it after --help and after an error
         return e.code if isinstance(e.code, int) else 2
 
 
 def _reason(e: BaseException) -> str:
-    """An error in one line."""
+    """The message of an error, in one line."""
     if isinstance(e, UnicodeEncodeError) and e.encoding != "utf-8":
         found = ascii(e.object[e.start])
         return f"stdout: expected text in {e.encoding}, found {found}; PYTHONIOENCODING=utf-8 can write it"
@@ -294,7 +294,7 @@ def _one_line(e: BaseException) -> str:
 
 
 def lose_unwritten(stream: Any) -> None:
-    """Lose what is still in the buffer of stdout or stderr if it cannot be written: the interpreter would try again."""
+    """Discard the buffer of stdout or stderr if it cannot be written, as the interpreter would try again at exit."""
     try:
         stream.flush()
     except OSError:

@@ -1,4 +1,4 @@
-"""What the user types or pipes into the command: all of it, or line by line."""
+"""Standard input of the command, as a whole or line by line."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from ..report import say, terminal
 
 
 def read() -> str:
-    """All of stdin. RequestError if it cannot be read, or is not text in its encoding."""
+    """All of stdin. RequestError if it cannot be read or decoded."""
     with _readable():
         return _decoded(sys.stdin.read())
 
 
 def lines() -> Iterator[str]:
-    """Lines that are not empty, stripped; with line editing and a prompt when stdin is a terminal.
+    """Stripped lines that are not empty. A terminal gets a prompt and line editing.
 
-    A line that is not text in stdin's encoding is told and left out. RequestError if stdin cannot be read."""
+    A line that cannot be decoded is reported on stderr and skipped. RequestError if stdin cannot be read."""
     interactive = terminal(sys.stdin)
     if interactive:
         with contextlib.suppress(ImportError):
@@ -44,7 +44,7 @@ def lines() -> Iterator[str]:
 
 @contextlib.contextmanager
 def _readable() -> Iterator[None]:
-    """Inside, bytes that are not text become half surrogate pairs, instead of an error that loses what follows them."""
+    """Inside, invalid bytes are read as lone surrogates. An error would lose the text after them."""
     if getattr(sys.stdin, "errors", None) == "strict":
         sys.stdin.reconfigure(errors="surrogateescape")  # pyright: ignore[reportAttributeAccessIssue]
     try:

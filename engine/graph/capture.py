@@ -224,8 +224,8 @@ def no_collection() -> Iterator[None]:
 
 
 def _allocation_guard() -> Any:
-    """A CuPy memory hook that refuses allocation. A graph owns no memory: the pool would hand a temporary that was
-    allocated during capture to somebody else, and every replay would overwrite it."""
+    """A CuPy memory hook that refuses allocation. A graph owns no memory: the pool would reuse a temporary that was
+    allocated during capture for another array, and every replay would overwrite that array."""
     import cupy
 
     class NoAllocation(cupy.cuda.MemoryHook):

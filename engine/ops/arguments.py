@@ -1,4 +1,4 @@
-"""Arguments of a kernel as the driver takes them: one 8-byte word each."""
+"""Packs the arguments of a kernel for the driver, one 8-byte word each."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _address = operator.attrgetter("data.ptr")
 
 
 def word(value: Any) -> int:
-    """The bits of one kernel argument: a device array's address, a NumPy scalar's value, 0 for None."""
+    """The 8 bytes of one argument: the address of a device array, the value of a NumPy scalar, 0 for None."""
     return (_WORDS.get(type(value)) or _learn(value))(value)
 
 
 def _learn(value: Any) -> Callable[[Any], int]:
-    """What `word` does for values of this type, from now on: the device's arrays."""
+    """Register this type as a device array. TypeError if it is not one."""
     try:
         _address(value)
     except AttributeError:
@@ -36,7 +36,7 @@ def _learn(value: Any) -> Callable[[Any], int]:
 
 
 class Arguments:
-    """Room for `count` arguments, filled anew for every launch: the driver has copied them when a launch returns.
+    """A reusable buffer for `count` arguments; the driver copies them during the launch call.
 
     A kernel reads the first bytes of a word, as many as its parameter has."""
 
@@ -44,8 +44,8 @@ class Arguments:
         self._words = (ctypes.c_uint64 * count)()
         first = ctypes.addressof(self._words)
         self._pointers = (ctypes.c_void_p * count)(*range(first, first + 8 * count, 8))
-        self.address = ctypes.addressof(self._pointers)  # of an array of pointers to the words
+        self.address = ctypes.addressof(self._pointers)  # address of the array of pointers to the words
 
     def fill(self, args: Sequence[Any]) -> None:
-        """Take these in place of those before."""
+        """Replace the contents of the buffer."""
         self._words[:] = [word(a) for a in args]

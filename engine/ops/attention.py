@@ -1,8 +1,8 @@
-"""Attention of the NumPy backend, over the pages of the KV cache: of decode steps a row at a time, of prompts and texts
-in tiles of PAGE rows that go over the keys in blocks.
+"""Attention of the NumPy backend over the paged KV cache: decode row by row; prefill and encoders in tiles of PAGE
+rows, with online softmax over blocks of keys.
 
-A tile's products have shapes that follow from where it stands in its sequence: not from the rest of the pass, nor from
-how the prompt was cut into passes. Blocks that no row of the tile sees are left out.
+The shapes of a tile's products depend on its position in its sequence only, not on the rest of the pass or on chunking.
+Blocks that are hidden from all rows of a tile are skipped.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from ..sizes import PAGE
 from .base import Cache, Step
 from .threads import Team
 
-KEYS = 512  # tokens whose keys a tile takes at a time: scores that stay in a core's cache
-_SCORES = 1 << 19  # bytes of scores in one task, about: heads are taken together up to that many
+KEYS = 512  # tokens per block of keys, so that scores stay in a core's cache
+_SCORES = 1 << 19  # approximate bytes of scores per task: limits the number of heads in a task
 
 
 def decode(qkv: np.ndarray, s: Step, cache: Cache, heads: int, window: int, scale: np.float32, out: np.ndarray) -> None:
-    """Ops.attend of a decode step."""
+    """Ops.attend for a decode step."""
     groups, d = cache.k.shape[1], cache.k.shape[3]
     queries = qkv.reshape(len(qkv), -1, d)[:, :heads].reshape(len(qkv), groups, heads // groups, d)
     results = out.reshape(queries.shape)
@@ -29,14 +29,14 @@ def decode(qkv: np.ndarray, s: Step, cache: Cache, heads: int, window: int, scal
         if seq == len(s.table) - 1:
             out[row] = 0
             continue
-        with np.errstate(over="ignore", invalid="ignore"):  # products with what nobody wrote yet, masked afterwards
+        with np.errstate(over="ignore", invalid="ignore"):  # products with unwritten tokens, masked afterwards
             _row(queries[row], int(s.visible[row]), s.table[seq], cache, window, scale, results[row])
 
 
 def _row(
     q: np.ndarray, visible: int, table: np.ndarray, cache: Cache, window: int, scale: np.float32, out: np.ndarray
 ) -> None:
-    """Attention of one row.  q, out [G, H / G, d]; n pages of G heads of PAGE tokens."""
+    """Attention of one row.  q, out [G, H / G, d]; table: its pages"""
     groups, share, _ = q.shape
     low = max(0, visible - window) // PAGE if window else 0
     pages = table[low : -(-visible // PAGE)]
@@ -48,7 +48,7 @@ def _row(
     np.matmul(q, k.swapaxes(2, 3), out=by_page)
     if window:
         score[..., : max(0, visible - window - low * PAGE)] = -np.inf
-    tail = visible - (low + n - 1) * PAGE  # tokens of the last page; what stands behind them nobody wrote
+    tail = visible - (low + n - 1) * PAGE  # tokens in the last page; the rest of it is unwritten
     score[..., (n - 1) * PAGE + tail :] = -np.inf
     score -= np.maximum.reduce(score, -1, keepdims=True)
     np.exp(score, out=score)
@@ -60,7 +60,7 @@ def _row(
 
 
 def _pages(array: np.ndarray, pages: np.ndarray) -> np.ndarray:
-    """array[pages], without a copy where the pages stand in a row."""
+    """array[pages], without a copy if the pages are adjacent."""
     first, count = int(pages[0]), len(pages)
     if int(pages[-1]) - first == count - 1 and (count < 3 or (np.diff(pages) == 1).all()):
         return array[first : first + count]
@@ -70,12 +70,12 @@ def _pages(array: np.ndarray, pages: np.ndarray) -> np.ndarray:
 def prefill(
     team: Team, qkv: np.ndarray, s: Step, cache: Cache, heads: int, window: int, scale: np.float32, out: np.ndarray
 ) -> None:
-    """Ops.attend of a pass over prompts or texts."""
+    """Ops.attend for a prefill or encoder pass."""
     groups, d = cache.k.shape[1], cache.k.shape[3]
     queries = qkv.reshape(len(qkv), -1, d)[:, :heads].reshape(len(qkv), groups, heads // groups, d)
     results = out.reshape(queries.shape)
     tasks: list[_Texts | _Tile] = []
-    texts: dict[int, list[tuple[int, int]]] = {}  # of each length: first row and page
+    texts: dict[int, list[tuple[int, int]]] = {}  # length -> (first row, page) of each text
     for first, last, seq in _runs(s.seqs):
         visible = s.visible[first:last]
         if seq == len(s.table) - 1:
@@ -92,13 +92,13 @@ def prefill(
 
 
 class _Texts:
-    """Texts of the same length, of a page at most, all of whose tokens see one another."""
+    """Texts of equal length, at most one page, with full (bidirectional) attention."""
 
     def __init__(self, cache: Cache, length: int, scale: np.float32, first: np.ndarray, page: np.ndarray) -> None:
         self.cache, self.scale, self.page, self.rows = cache, scale, page, first[:, None] + np.arange(length)
 
     def attend(self, queries: np.ndarray) -> np.ndarray:
-        """[texts, r, G, H / G, d]"""
+        """Output [texts, r, G, H / G, d]."""
         n, r = self.rows.shape
         _, groups, share, d = queries.shape
         q = np.multiply(queries[self.rows].swapaxes(1, 2), self.scale)
@@ -118,7 +118,7 @@ class _Texts:
 
 @dataclass
 class _Tile:
-    """Some key/value heads of a tile: rows first .. last - 1 of the pass, heads of `groups`."""
+    """One task: rows first .. last - 1 of the pass, key/value heads `groups`."""
 
     first: int
     last: int
@@ -131,7 +131,7 @@ class _Tile:
     begin: int
 
     def attend(self, queries: np.ndarray) -> np.ndarray:
-        """[r, G, H / G, d]"""
+        """Output [r, G, H / G, d]."""
         return _tile(queries[self.first : self.last, self.groups], self.visible, self, self.window)
 
     def store(self, results: np.ndarray, y: np.ndarray) -> None:
@@ -142,7 +142,7 @@ class _Tile:
 def _tiles(
     first: int, visible: np.ndarray, table: np.ndarray, cache: Cache, share: int, window: int, scale: np.float32
 ) -> Iterator[_Tile]:
-    """The work of rows of one sequence, from row `first` on.  visible [r]"""
+    """The tasks of one sequence's rows, from row `first` on.  visible [r]"""
     groups, begin = cache.k.shape[1], _begin(visible, window)
     pages = table[begin // PAGE : -(-int(visible.max()) // PAGE)]
     k, v = (_in_a_row(array, pages) for array in (cache.k, cache.v))
@@ -155,26 +155,25 @@ def _tiles(
 
 
 def _runs(seqs: np.ndarray) -> Iterator[tuple[int, int, int]]:
-    """(first row, row after the last, sequence) of every run of one sequence."""
+    """(first row, row after the last, sequence) of every run of rows with the same sequence."""
     ends = [*(np.flatnonzero(np.diff(seqs)) + 1).tolist(), len(seqs)]
     for first, last in zip([0, *ends], ends, strict=False):
         yield first, last, int(seqs[first])
 
 
 def _begin(visible: np.ndarray, window: int) -> int:
-    """First token of the first page that one of the rows sees."""
+    """First token of the first page that any of the rows attends to."""
     return max(0, int(visible.min()) - window) // PAGE * PAGE if window else 0
 
 
 def _in_a_row(array: np.ndarray, pages: np.ndarray) -> np.ndarray:
-    """[G, n PAGE, d] the tokens of pages one after the other, head by head."""
+    """The tokens of pages, concatenated per head: [G, n PAGE, d]."""
     _, groups, _, d = array.shape
     return array[pages].transpose(1, 0, 2, 3).reshape(groups, -1, d)
 
 
 def _tile(q: np.ndarray, visible: np.ndarray, t: _Tile, window: int) -> np.ndarray:
-    """Attention of rows of one sequence, [r, G, H / G, d] like q. A block's scores are summed up with the largest so
-    far taken off; what came before is scaled when a larger one is found."""
+    """Attention of rows of one sequence with online softmax; q and result [r, G, H / G, d]."""
     r, groups, share, d = q.shape
     q = np.multiply(q.transpose(1, 0, 2, 3), t.scale).reshape(groups, r * share, d)
     begin, end, least = _begin(visible, window), int(visible.max()), int(visible.min())
@@ -201,7 +200,7 @@ def _tile(q: np.ndarray, visible: np.ndarray, t: _Tile, window: int) -> np.ndarr
 
 
 def _hidden(visible: np.ndarray, window: int, first: int, last: int) -> np.ndarray:
-    """Which of the tokens first .. last - 1 a row must not see.  [1, r, 1, tokens] bool"""
+    """Mask [1, r, 1, tokens] bool of the tokens first .. last - 1 that a row must not attend to."""
     token = np.arange(first, last)
     seen = visible.reshape(1, -1, 1, 1)
     hidden = token >= seen

@@ -1,7 +1,7 @@
-"""Backend "cublas": the matrix products by NVIDIA's library, everything else by this project's kernels.
+"""Backend "cublas": GEMMs by cuBLAS, everything else by this project's kernels.
 
-What `compare` measures the cuda backend against. cublasGemmEx is called by ctypes, because CuPy refuses its own cuBLAS
-while a graph is captured; with the stream and a workspace of our own set, the library itself has no objection.
+`ostinato compare` compares the cuda backend with it. cublasGemmEx is called through ctypes, because CuPy refuses cuBLAS
+calls during capture; cuBLAS itself can be captured once its stream and workspace are set.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from .products import address, c_type, check_linear, expect
 
 Gemm = Callable[[Any, Any, Any, bool, float], None]  # (x [R, K], weight [N, K], out [R, N], add to out, scale)
 
-_WORKSPACE = 32 << 20  # bytes: what the library would take on Hopper
+_WORKSPACE = 32 << 20  # bytes; cuBLAS's own default on Hopper
 _DATA_TYPE = {"float32": 0, "float16": 2, "bfloat16": 14}  # cudaDataType
-_COMPUTE_32F, _DEFAULT_ALGO = 68, -1  # float32 sums, and float32 products of float32 operands: no TF32
+_COMPUTE_32F, _DEFAULT_ALGO = 68, -1  # float32 sums and products, no TF32
 _OP_N, _OP_T = 0, 1
 
 
 class CublasOps(DeviceOps):
     """Weights stay plain [N, K] in T."""
 
-    name, exact = "cublas", False  # the library sums up as the number of rows suggests
+    name, exact = "cublas", False  # cuBLAS's order of sums depends on the number of rows
 
     def __init__(self, device: Any, dtype: Any, gemm: Gemm | None = None) -> None:
-        """gemm: the product, for tests without the library."""
+        """gemm: replaces cuBLAS, for tests without the library."""
         super().__init__(device, dtype)
         self._gemm = gemm or Cublas(device)
 
     def weight(self, parts: Sequence[Any], layout: str = "rows", head_dim: int = 0) -> Any:
-        """The parts below one another, in T; the layout is of no use. Arrays of the host, or of the device in T,
-        or quantised matrices."""
+        """Stack the parts as one matrix in T; the layout has no effect. parts: host arrays, device arrays in T, or
+        quantised matrices."""
         n, k = sum(len(p) for p in parts), parts[0].shape[1]
         out, first = self.device.empty((n, k), self.dtype), 0
         for i, part in enumerate(parts):
@@ -81,7 +81,7 @@ class CublasOps(DeviceOps):
 
 
 class Cublas:
-    """out = scale x @ weight.T, or out += it, on the device's stream."""
+    """out = scale x @ weight.T, or out += scale x @ weight.T, on the device's stream."""
 
     def __init__(self, device: Any) -> None:
         from cuda.pathfinder import load_nvidia_dynamic_lib
@@ -95,14 +95,14 @@ class Cublas:
         self._handle = ctypes.c_void_p()
         self._call("cublasCreate_v2", ctypes.byref(self._handle))
         self._call("cublasSetStream_v2", self._handle, ctypes.c_void_p(device.stream.ptr))
-        # Held as long as this object: captured graphs use it at every replay.
+        # Lives as long as this object: captured graphs use it at every replay.
         self._workspace = device.empty((_WORKSPACE,), np.dtype(np.uint8))
         size = ctypes.c_size_t(_WORKSPACE)
         self._call("cublasSetWorkspace_v2", self._handle, ctypes.c_void_p(self._workspace.data.ptr), size)
 
     def __call__(self, x: Any, weight: Any, out: Any, add: bool, scale: float = 1.0) -> None:
         self._launches["cublasGemmEx"] += 1
-        # The library counts columns first: it makes out^T [N, R] of weight^T and x^T.
+        # cuBLAS is column-major: it computes out^T [N, R] from weight^T and x^T.
         (rows, k), n = x.shape, len(weight)
         alpha, beta = ctypes.c_float(scale), ctypes.c_float(1 if add else 0)
         pointer, size = (lambda a: ctypes.c_void_p(a.data.ptr)), ctypes.c_int

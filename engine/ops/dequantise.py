@@ -1,11 +1,12 @@
-"""Quantised matrices decoded at load, for backends that do not compute with what is stored: piece by piece, several
-threads at a time, so that memory never holds a second copy of a matrix.
+"""Dequantises matrices at load, for backends that do not compute with quantised weights.
+
+Several threads decode pieces of a matrix, so the host never holds a second copy of it.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -15,19 +16,19 @@ import numpy as np
 from ..weights.quantised import Quantised
 from .threads import threads
 
-PIECE = 2 << 20  # numbers that a thread decodes at a time
+PIECE = 2 << 20  # numbers per task of a thread
 
 
 def fill(matrix: Quantised, out: np.ndarray) -> None:
-    """The numbers of a quantised matrix, written to out [N, K] float32."""
+    """Dequantise a matrix into out [N, K] float32."""
     with _pool() as pool:
         pieces = [pool.submit(matrix.numbers, first, last, out[first:last]) for first, last in _spans(matrix)]
         for piece in pieces:
             piece.result()
 
 
-def pieces(matrix: Quantised, dtype: Any) -> Iterator[tuple[int, np.ndarray]]:
-    """(first row, some rows [n, K] in dtype) of a quantised matrix, in order."""
+def pieces(matrix: Quantised, dtype: Any) -> Generator[tuple[int, np.ndarray], None, None]:
+    """(first row, rows [n, K] in dtype) of a quantised matrix, piece by piece in order."""
 
     def decoded(first: int, last: int) -> tuple[int, np.ndarray]:
         return first, matrix.numbers(first, last, np.empty((last - first, matrix.shape[1]), dtype))
@@ -43,7 +44,7 @@ def pieces(matrix: Quantised, dtype: Any) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _spans(matrix: Quantised) -> Iterator[tuple[int, int]]:
-    """(first row, last row + 1) of the pieces."""
+    """(first row, last row + 1) of each piece."""
     rows, k = matrix.shape
     step = max(1, PIECE // k // matrix.align) * matrix.align
     return ((first, min(first + step, rows)) for first in range(0, rows, step))
@@ -51,7 +52,7 @@ def _spans(matrix: Quantised) -> Iterator[tuple[int, int]]:
 
 @contextmanager
 def _pool() -> Iterator[ThreadPoolExecutor]:
-    """Threads for one matrix. An error or Ctrl-C waits for the pieces at work, not for those that nobody has begun."""
+    """Threads for one matrix. On an error or Ctrl-C, pieces that are running end and the others are dropped."""
     pool = ThreadPoolExecutor(threads(), thread_name_prefix="ostinato-dequantise")
     try:
         yield pool

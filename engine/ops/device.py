@@ -1,6 +1,6 @@
-"""What a backend needs of a machine: memory, copies, kernels. HostDevice is NumPy's; a GPU's is in gpu.py.
+"""Device: the interface between operations and hardware (memory, copies, kernels, events), and HostDevice for NumPy.
 
-The one seam between the operations and the hardware: tests put an emulated device here and run the same host code.
+gpu.py implements it for a GPU. The tests implement it with an emulator and run the same host code.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ def kernel_source(file: str) -> str:
 
 @cache
 def headers_hash() -> str:
-    """Digest of every header in kernels/: compilers' caches do not look into included files."""
+    """Digest of all headers in kernels/, for cache keys: compile caches do not see included files."""
     return hashlib.sha256(b"".join(p.read_bytes() for p in sorted(KERNELS.glob("*.cuh")))).hexdigest()[:16]
 
 
 class Device:
-    """Memory and kernels of one machine. Arrays are NumPy's or CuPy's; work is ordered as it was issued."""
+    """Memory and kernels of one device. Arrays are NumPy's or CuPy's. Work runs in the order in which it is issued."""
 
-    name: str  # what doctor and the logs call it
+    name: str  # for messages
     arch: int  # compute capability times ten: 80, 90, 120
-    multiprocessors: int  # 0: no kernels
-    stream: Any = None  # where a GPU's work is issued and captured; None: there is nothing to capture
-    cache_bytes: int = 0  # of the last cache before the memory; 0 = not known
+    multiprocessors: int  # number of SMs; 0: the device has no kernels
+    stream: Any = None  # the stream of a GPU, on which work is issued and captured; None on a CPU
+    cache_bytes: int = 0  # size of the last-level cache; 0 = unknown
 
     @property
     def is_gpu(self) -> bool:
@@ -55,11 +55,11 @@ class Device:
 
     @cached_property
     def launches(self) -> Counter[str]:
-        """How often each kernel, or library function, was launched so far, by name; replays of a graph do not count."""
+        """Name of a kernel or library function -> number of launches so far, without graph replays."""
         return Counter()
 
     def end_at_fork(self) -> None:
-        """In every child that is forked from now on, each method raises DeviceError."""
+        """Make every method raise DeviceError in processes forked from now on."""
         forks.in_child(self._end)
 
     def _end(self) -> None:
@@ -73,7 +73,7 @@ class Device:
                           "does not work; open the model after the fork, or start processes by spawn")  # fmt: skip
 
     def check(self) -> None:
-        """DeviceError if this process cannot use the device: it was forked from the one that opened it."""
+        """DeviceError if this process was forked from the one that opened the device, and cannot use it."""
 
     def empty(self, shape: Dim, dtype: np.dtype) -> Any:
         """A new array, contents unspecified."""
@@ -88,13 +88,13 @@ class Device:
         raise NotImplementedError
 
     def read(self, array: Any) -> np.ndarray:
-        """The contents of a device array; waits for the work issued before."""
+        """Copy a device array to the host; waits for the work issued before."""
         raise NotImplementedError
 
     def pinned(self, shape: Dim, dtype: np.dtype) -> tuple[np.ndarray, Any]:
-        """Memory of the host that kernels write to directly, contents unspecified: the host's array, the device's.
+        """Pinned host memory that kernels write to directly: (host array, device array), contents unspecified.
 
-        What work wrote there is to be seen by the host once it has waited for that work."""
+        The host sees writes of work after it has waited for that work."""
         raise NotImplementedError
 
     def synchronize(self) -> None:
@@ -106,22 +106,22 @@ class Device:
         raise NotImplementedError
 
     def total_memory(self) -> int:
-        """Bytes of memory that the machine has, used or not."""
+        """Total memory of the device in bytes."""
         raise NotImplementedError
 
     def trim(self) -> None:
-        """Give memory that no array uses any more back to the machine."""
+        """Return unused memory of the allocator to the system."""
 
     def kernel(self, file: str, name: str) -> Any:
         """The __global__ function `name` (template arguments written out: "scale<bf16, 4>") of kernels/<file>."""
         raise NotImplementedError
 
     def local_bytes(self, kernel: Any) -> int:
-        """Bytes of local memory a thread of a kernel has: of registers that were spilled."""
+        """Bytes of local memory per thread of a kernel; more than 0 if registers spill."""
         return 0
 
     def clusters(self, kernel: Any, block: Dim, shared: int, cluster: int) -> int:
-        """How many clusters of `cluster` blocks can be on the machine at once."""
+        """Maximum number of clusters of `cluster` blocks that are resident together."""
         raise NotImplementedError
 
     def launch(
@@ -130,9 +130,9 @@ class Device:
     ) -> None:  # fmt: skip
         """Run a kernel. args: device arrays, NumPy scalars of the parameter's exact type, or None for a null pointer.
 
-        shared: bytes of dynamic shared memory. dependent: the kernel may start before its predecessor has ended,
-        because it waits itself (griddepcontrol.wait) before touching what that one wrote. cluster: blocks, neighbours
-        along x, that run at the same time and reach each other's shared memory; at most 8, and 1 below sm_90."""
+        shared: bytes of dynamic shared memory. dependent: programmatic dependent launch; the kernel may start before
+        its predecessor has ended, and must call griddepcontrol.wait before it reads the predecessor's writes.
+        cluster: number of adjacent blocks along x in a thread block cluster; at most 8, and 1 below sm_90."""
         raise NotImplementedError
 
     def record_event(self) -> Any:
@@ -148,7 +148,7 @@ class Device:
         raise NotImplementedError
 
     def about(self) -> dict[str, str]:
-        """What reports say of the machine: the device, its driver, the CUDA versions."""
+        """A description for reports: device, driver, CUDA versions."""
         return {"device": self.name}
 
 

@@ -1,8 +1,8 @@
-"""Everything but the matrix products, on a GPU: norms, rotary positions, attention, SiLU, sampling, the next step.
+"""All GPU operations but the GEMMs: norms, RoPE, attention, SiLU, sampling, advance.
 
-DeviceOps is the base of the backends cuda and cublas, which add weights, embed and linear. It checks what it is given,
-chooses grids, and launches kernels/norm.cu, rope.cu, elementwise.cu, attend_decode.cu, attend_prefill.cu, pages.cu and
-sample.cu through a Device; every launch but those of pages.cu is a dependent one.
+DeviceOps is the base of the backends cuda and cublas, which add weight, embed and linear. It checks arguments, chooses
+grids, and launches kernels/norm.cu, rope.cu, elementwise.cu, attend_decode.cu, attend_prefill.cu, pages.cu and
+sample.cu through a Device. All launches except those of pages.cu use programmatic dependent launch.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from .products import address, c_type, expect
 from .sampling import RULES
 from .scratch import Scratch
 
-SAMPLED = 2048  # logits a block of sample looks at, at least
-WIDEST = 48 * 1024  # bytes of a row that a norm keeps in shared memory
+SAMPLED = 2048  # minimum number of logits per block of the kernel sample
+WIDEST = 48 * 1024  # maximum bytes of a row that layer_norm keeps in shared memory
 
 I32, F32 = np.dtype(np.int32), np.dtype(np.float32)
 
 
 class DeviceOps(Ops):
-    """Operations of kernels that work on rows. T is bfloat16, float16 or float32; all sums are float32."""
+    """GPU operations that are not GEMMs. T is bfloat16, float16 or float32; all sums are float32."""
 
     def __init__(self, device: Device, dtype: Any) -> None:
-        """dtype: the storage type T, of weights, activations and cache."""
+        """dtype: the storage type T of weights, activations and KV cache."""
         self.device, self.dtype = device, np.dtype(dtype)
 
     def scratch(self, c, kind, rows, last):
-        """UnsupportedModel if there is no attention for its heads."""
+        """UnsupportedModel if no attention kernel supports the head size."""
         d = c.sizes.head_dim
         if d not in HEAD_SIZES:
             raise UnsupportedModel(f"backend {self.name}: expected head_dim to be one of {HEAD_SIZES}, found {d}")
@@ -45,17 +45,17 @@ class DeviceOps(Ops):
         return Scratch.of(self.device, self.dtype.itemsize, c, kind, rows, last)
 
     def _embed(self, kernel: str, table: Array, ids: Array, out: Array, scale: float, at: Any, places: Any, *more: Any):
-        """Rows of a table by `kernel` of pack.cu, times scale, and with `at` a row of places added to each."""
+        """Look up rows of a table with `kernel` of pack.cu, times scale; with `at` also add row at[r] of `places`."""
         rows, k = out.shape
         expect("embed", "ids", ids, I32, (rows,))
         expect("embed", "out", out, F32, (rows, k))
         if at is not None and places is not None:
             expect("embed", "at", at, I32, (rows,))
             expect("embed", "places", places, F32, (len(places), k))
-        grid = (rows, -(-k // 512))  # four elements a thread: one after the other they would take as long as a layer
+        grid = (rows, -(-k // 512))  # four elements per thread; a loop over the row would take as long as a layer
         self._launch("pack.cu", kernel, grid, 128, ids, table, at, places, out, np.int32(k), np.float32(scale), *more)
 
-    # -- norms and single elements ----------------------------------------------------------------------------------
+    # -- norms and elementwise operations -----------------------------------------------------------------------------
 
     def rms_norm(self, x, weight, eps, out, rows=None):
         width = x.shape[-1]
@@ -178,7 +178,7 @@ class DeviceOps(Ops):
         if scratch.splits < splits or len(scratch.arrived) < rows * units:
             found = f"{len(scratch.arrived) // units} rows in {scratch.splits} splits"
             raise DeviceError(f"attend: expected scratch for {rows} rows in {splits} splits, found it for {found}")
-        # At most a block a multiprocessor: those without a split wait as well, and hold the place of others meanwhile.
+        # At most one block per SM: blocks without a split also wait, and would occupy SMs that others need.
         grid = (units, rows, max(1, min(splits, self.device.multiprocessors // (units * rows))))
         arrays = (qkv, s.seqs, s.positions, s.visible, s.table, cache.k, cache.v, out)
         blocks = attend_blocks(kv_heads, d, self.dtype.itemsize, self.device.arch)
@@ -195,7 +195,7 @@ class DeviceOps(Ops):
         self._copy_pages("load_pages", "false", pool, host, pages, places)
 
     def _copy_pages(self, op: str, save: str, pool: Array, host: Array, pages: Array, places: Array) -> None:
-        """Not a dependent launch, and none starts early behind it: kernels read the KV cache before they wait."""
+        """An ordinary launch: the next kernels read the KV cache before grid_wait, so they must not start early."""
         parts, total, *page = pool.shape
         expect(op, "pool", pool, self.dtype, (parts, total, *page))
         expect(op, "host", host, self.dtype, (len(host), parts, *page))
@@ -219,7 +219,7 @@ class DeviceOps(Ops):
         if len(scratch.best) < rows:
             raise DeviceError(f"sample: expected scratch for {rows} rows, found it for {len(scratch.best)}")
         arrays = (logits, s.last, s.seqs, s.positions, sampling.rules, sampling.counts, out)
-        blocks = max(1, self.device.multiprocessors // rows)  # of a row: all of them at once
+        blocks = max(1, self.device.multiprocessors // rows)  # per row; all blocks fit in one wave
         grid = (min(blocks, -(-vocab // SAMPLED)), rows)
         self._launch("sample.cu", "sample", grid, 512, *arrays, scratch.best, scratch.scanned, np.int32(vocab))
 
@@ -244,6 +244,6 @@ class DeviceOps(Ops):
         if d not in HEAD_SIZES or heads % kv_heads:
             found = f"{heads} heads of {d} on {kv_heads} key/value heads"
             raise DeviceError(
-                f"{op}: expected a head size of {HEAD_SIZES} and a whole number of heads a k/v head, found {found}"
+                f"{op}: expected a head size of {HEAD_SIZES} and heads a multiple of k/v heads, found {found}"
             )
         return len(qkv), kv_heads, d

@@ -1,4 +1,4 @@
-"""Calls of CUDA libraries, which give back a status instead of raising."""
+"""Calls to CUDA libraries, which return a status instead of raising."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ def _device_error(function: str, status: Any) -> Exception:
 
 
 def call(function: Callable[..., Any], *args: Any, failed: Callable[[str, Any], Exception] = _device_error) -> Any:
-    """What a function of cuda-bindings, or of a library by ctypes, gives back beside its status.
+    """Call a function of cuda-bindings or ctypes, check its status, and return its other results.
 
-    One value as it is, several as a list, None without any. failed(name, status): the error to raise; by default
-    DeviceError, which names function and status."""
+    One result is returned as it is, several as a list, none as None. failed(name, status): makes the error to raise;
+    default: DeviceError with function and status."""
     found = function(*args)
     status, *values = found if isinstance(found, tuple) else (found,)
     if int(status):

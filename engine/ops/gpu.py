@@ -1,4 +1,4 @@
-"""CupyDevice: an NVIDIA GPU as a Device, through CuPy and cuda-bindings, imported when it is made (by load.py)."""
+"""CupyDevice: an NVIDIA GPU as a Device. Imports CuPy and cuda-bindings when it is created."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class CupyDevice(Device):
         self.functions: dict[tuple[str, str], _Function] = {}
         self._configs: dict[tuple, Any] = {}
         self._clusters: dict[tuple, int] = {}
-        self._rooms: dict[int, Arguments] = {}
+        self._arguments: dict[int, Arguments] = {}
         self._event = _event_class(cupy)
         self.end_at_fork()
 
@@ -115,17 +115,17 @@ class CupyDevice(Device):
         config = self._configs.get(key)
         if config is None:
             config = self._configs[key] = self._config(*key)
-        room = self._rooms.get(len(args)) or self._rooms.setdefault(len(args), Arguments(len(args)))
-        room.fill(args)
-        # Not by `call`, whose time every eager launch would take.
-        (status,) = self._driver.cuLaunchKernelEx(config, kernel.handle, room.address, 0)
+        packed = self._arguments.get(len(args)) or self._arguments.setdefault(len(args), Arguments(len(args)))
+        packed.fill(args)
+        # Not through `call`, which would slow down every eager launch.
+        (status,) = self._driver.cuLaunchKernelEx(config, kernel.handle, packed.address, 0)
         if status:
             sizes = f"grid {grid}, block {block}, cluster {cluster}, {shared} B shared"
             raise DeviceError(f"launch of {kernel.name} with {sizes}: {status.name}")
         self.launches[kernel.name] += 1
 
     def _config(self, grid: Dim, block: Dim, shared: int, dependent: bool, cluster: int) -> Any:
-        """A CUlaunchConfig; kept, as making one takes longer than a launch."""
+        """A CUlaunchConfig. Callers cache it, because creating one takes longer than a launch."""
         config = self._driver.CUlaunchConfig()
         config.gridDimX, config.gridDimY, config.gridDimZ = (*grid, 1, 1)[:3]
         config.blockDimX, config.blockDimY, config.blockDimZ = (*block, 1, 1)[:3]
@@ -165,13 +165,13 @@ class CupyDevice(Device):
 class _Function:
     """A compiled kernel of CupyDevice."""
 
-    name: str  # as it was asked for
+    name: str  # with template arguments
     raw: Any  # cupy.RawKernel, which keeps the module loaded
     handle: Any  # CUfunction
-    shared: int  # bytes of dynamic shared memory it may have so far
+    shared: int  # current limit of dynamic shared memory in bytes
 
     def allow(self, shared: int) -> None:
-        """Let it have `shared` bytes of dynamic shared memory."""
+        """Raise the limit of dynamic shared memory to `shared` bytes."""
         if shared > self.shared:
             self.raw.max_dynamic_shared_size_bytes = self.shared = shared
 
@@ -189,13 +189,13 @@ def _event_class(cupy: Any) -> type:
 
 
 def _versions(runtime: Any) -> dict[str, str]:
-    """Of the driver, the CUDA it brings, and the CUDA in use. runtime: cupy.cuda.runtime."""
+    """Versions of the driver, of the CUDA it supports, and of the CUDA runtime. runtime: cupy.cuda.runtime."""
     cuda = {"CUDA of the driver": runtime.driverGetVersion(), "CUDA runtime": runtime.runtimeGetVersion()}
     return {"driver": _driver_release(), **{name: f"{v // 1000}.{v % 1000 // 10}" for name, v in cuda.items()}}
 
 
 def _driver_release() -> str:
-    """The NVIDIA kernel module's version, "580.159.04"."""
+    """Version of the NVIDIA kernel module, such as "580.159.04"."""
     try:
         found = re.search(r"\s(\d+\.[\d.]+)\s", Path("/proc/driver/nvidia/version").read_text())
     except OSError:

@@ -1,8 +1,8 @@
-"""The NumPy backend: every operation in float32 on the CPU. It generates where there is no GPU, and it is what the
-kernels are compared with.
+"""The NumPy backend: every operation in float32 on the CPU. It runs models without a GPU, and it is the reference for
+the kernels.
 
-Touches only the arrays it is given. A row's bits depend on that row and its sequence alone: see blas.py for products
-and attention.py. Threads share out both; see threads.py.
+A row's bits depend on its own sequence only: see blas.py for GEMMs, and attention.py. Both are divided among threads;
+see threads.py.
 """
 
 from __future__ import annotations
@@ -26,37 +26,37 @@ _ROUND = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float
 
 
 class NumpyOps(Ops):
-    """float32 throughout. dtype "bfloat16" or "float16" rounds weights that are not quantised to it first, to compare
-    with a GPU."""
+    """All computation is float32. dtype "bfloat16" or "float16" rounds weights that are not quantised to that type, for
+    comparisons with a GPU."""
 
     name = "numpy"
     dtype = np.dtype(np.float32)
-    tile, pass_rows = blas.TILE, 2 * blas.SIZES[0]  # larger passes are no faster, and long without a sign of life
+    tile, pass_rows = blas.TILE, 2 * blas.SIZES[0]  # larger passes are not faster
 
     def __init__(self, device: HostDevice | None = None, dtype: str = "float32") -> None:
         self.device = device or HostDevice()
         self._round = _ROUND[str(dtype)]
-        self._shapes = set()  # of all weights
+        self._shapes = set()  # shapes of all weights
         self.use(team())
 
     def use(self, team: Team) -> None:
-        """Share work out on these threads instead of the process's own."""
+        """Use this team of threads instead of the process's default team."""
         self._team = team
 
     @property
     def align(self) -> int:
-        """1 where BLAS gives a row the same bits at every place in a product, else the rows of the smallest product."""
-        return 1 if all(blas.way_of(*shape).anywhere for shape in self._shapes) else blas.TILE
+        """1 if a row has the same bits at every place of a BLAS product, else the rows of the smallest product."""
+        return 1 if all(blas.tiling(*shape).anywhere for shape in self._shapes) else blas.TILE
 
     # -- memory ---------------------------------------------------------------------------------------------------
 
     def weight(self, parts, layout="rows", head_dim=0):
-        """The parts below one another as one float32 matrix, converted part by part."""
+        """Stack the parts as one float32 matrix, converted part by part."""
         out = _own_pages(sum(len(p) for p in parts), parts[0].shape[1])
         row = 0
         for part in parts:
             rows = out[row : row + len(part)]
-            if isinstance(part, Quantised):  # not rounded: these numbers are what the file means
+            if isinstance(part, Quantised):  # not rounded: these are the exact numbers of the file
                 dequantise.fill(part, rows)
             else:
                 rows[...] = part if self._round is None else part.astype(self._round, copy=False)
@@ -147,14 +147,14 @@ class NumpyOps(Ops):
 
     def silu_mul(self, gate_up, out):
         gate, up = gate_up[:, : out.shape[1]], gate_up[:, out.shape[1] :]
-        with np.errstate(over="ignore"):  # exp(-gate) = inf is right: the quotient is 0
+        with np.errstate(over="ignore"):  # exp(-gate) = inf is correct: the quotient is 0
             np.exp(-gate, out=out)
         out += 1
         np.divide(gate, out, out=out)
         out *= up
 
     def gelu(self, x, tanh, out):
-        with np.errstate(over="ignore"):  # powers that are infinite are right: the factor is 0 or 1
+        with np.errstate(over="ignore"):  # infinite powers are correct: the factor is 0 or 1
             np.multiply(x, _tanh_factor(x) if tanh else _below(x), out=out)
 
     def pool(self, x, first, count, out):
@@ -174,8 +174,8 @@ class NumpyOps(Ops):
 
 
 def _own_pages(n, k):
-    """[n, k] float32, of the system and not of the allocator: there, what lives on would stand between the holes that
-    decoded tensors leave. In huge pages where there are some, as NumPy asks for: a decode step reads every one."""
+    """[n, k] float32, mapped directly from the system: in the allocator's heap long-lived weights would fragment the
+    memory that temporary decoded tensors free. Uses huge pages if available, as NumPy does for large arrays."""
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
     pages = mmap.mmap(-1, max(1, 4 * n * k), **private)
     if hasattr(mmap, "MADV_HUGEPAGE"):

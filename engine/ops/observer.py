@@ -1,4 +1,4 @@
-"""Something that stands before an Ops and sees every operation: recordings, ranges for profilers, measurements."""
+"""A wrapper around an Ops that sees every operation, for recordings, NVTX ranges and measurements."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from .base import Ops
 
 
 class OpsObserver:
-    """The same operations, each of which goes through `around`; what cannot be called is the Ops' own."""
+    """Passes every operation through `around`; other attributes are those of the wrapped Ops."""
 
     def __init__(self, ops: Ops) -> None:
         self._ops = ops
 
     def around(self, name: str, operation: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
-        """Run one operation, or do something else instead."""
+        """Run one operation. Subclasses override this."""
         return operation(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -26,5 +26,5 @@ class OpsObserver:
         def call(*args: Any, **kwargs: Any) -> Any:
             return self.around(name, operation, args, kwargs)
 
-        setattr(self, name, call)  # looked up once
+        setattr(self, name, call)  # __getattr__ runs once per name
         return call

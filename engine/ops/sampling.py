@@ -1,22 +1,22 @@
-"""How the next token is chosen: the definition that every backend computes, bit for bit, written in NumPy.
+"""Sampling: the reference definition in NumPy, which every backend computes bit for bit.
 
-One row, logits l [V] float32, the rules of its sequence (RULES), and `position`, where the token to come will stand:
+Input: logits l [V] float32 of one row, the rules of its sequence (RULES), and `position`, that of the new token:
 
 1. Bans: stop tokens are minus infinity while position < stop_from.
-2. Penalties: seen = in the prompt or generated, count = times generated. Repetition r: l / r if l > 0 else l * r where
-   seen; then l - frequency * count - presence where count > 0. float32, one rounding an operation.
-3. If any l is NaN or the largest is not finite: no token, -1.
-4. Temperature 0: the largest, of equals the first. Done.
+2. Penalties: seen = in the prompt or generated, count = times generated. Repetition r, where seen: l / r if l > 0, else
+   l * r. Then l - frequency * count - presence, where count > 0. float32, one rounding per operation.
+3. If any l is NaN, or the largest is not finite: no token, -1.
+4. Temperature 0: the largest, of equal ones the first. Done.
 5. Weights: w = floor(2^40 * 2^y), y = (l - max) / temperature * log2(e). y, and 2^y by a polynomial, are float32 with
-   one rounding an operation; from here on all numbers are integers. So sums do not depend on their order, and backends
-   agree exactly. The largest has w = 2^40.
+   one rounding per operation. From here on all numbers are integers, so sums do not depend on their order, and all
+   backends agree exactly. The largest has w = 2^40.
 6. top_k: keep the k largest. top_p: of these keep the fewest largest whose weights reach top_p of the kept total.
-   Tokens equal to the last one kept are kept too. min_p: drop those with w < min_p * 2^40.
+   Tokens equal to the last kept one are kept too. min_p: drop those with w < min_p * 2^40.
 7. Draw: u = 64 bits of Philox4x32-10 with key `seed` and counter `position`; target = floor(u * total / 2^64) of the
    kept total; the token is the first, by index, at which the running sum of kept weights exceeds the target.
 
-A token thus depends on its logits, rules, seed and position, never on the row or the batch.
-kernels/sample.cu computes the same and the tests compare the two.
+So a token depends on its logits, rules, seed and position, but not on the row or the batch. kernels/sample.cu computes
+the same; the tests compare the two.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ..sizes import STOP_IDS
 
 Array = Any
 
-# The rules of a sequence. kernels/sample.cuh has the same as struct Rules; what SamplingParams has too is named alike.
+# The rules of a sequence; struct Rules in kernels/sample.cuh. Fields that SamplingParams also has share their names.
 RULES = np.dtype([
     ("temperature", np.float32),  # 0 = greedy
     ("top_k", np.int32),  # 0 = off
@@ -38,7 +38,7 @@ RULES = np.dtype([
     ("repetition_penalty", np.float32),  # 1 = off
     ("presence_penalty", np.float32),  # 0 = off
     ("frequency_penalty", np.float32),  # 0 = off
-    ("stop_from", np.int32),  # first position a stop token may take (min_tokens)
+    ("stop_from", np.int32),  # first position at which a stop token is allowed (min_tokens)
     ("seed", np.uint64),
     ("stop_ids", np.int32, STOP_IDS),  # ids first, then -1; banned while position < stop_from
 ], align=True)  # fmt: skip
@@ -53,7 +53,7 @@ MASK = (1 << 32) - 1
 
 
 def off(count: int) -> Array:
-    """Rules [count] that change nothing: greedy, no penalty, no stop token."""
+    """Neutral rules [count]: greedy, no penalty, no stop token."""
     rules = np.zeros(count, RULES)
     rules["top_p"] = rules["repetition_penalty"] = 1
     rules["stop_ids"] = -1
@@ -61,7 +61,7 @@ def off(count: int) -> Array:
 
 
 def as_bytes(rules: Array) -> Array:
-    """Sampling.rules [S + 1, bytes] uint8 of rules [S + 1]: a device has no arrays of records."""
+    """Rules [S + 1] as bytes [S + 1, RULES.itemsize] uint8, because device arrays have no record types."""
     return rules.view(np.uint8).reshape(len(rules), RULES.itemsize)
 
 
@@ -78,7 +78,7 @@ def adjust(logits: Array, counts: Array, rules: Any, position: int) -> Array:
 
 
 def penalised(rules: Any) -> bool:
-    """Whether any penalty is on, so that counts are read and kept."""
+    """Whether any penalty is on; only then counts are read and updated."""
     return rules["repetition_penalty"] != 1 or rules["presence_penalty"] != 0 or rules["frequency_penalty"] != 0
 
 
@@ -134,14 +134,14 @@ def choose(x: Array, rules: Any, u: int) -> int:
 
 
 def sample_row(logits: Array, counts: Array, rules: Any, position: int) -> int:
-    """The token at `position` of a sequence with these rules, or -1 if the logits [V] are no numbers."""
+    """The token at `position` of a sequence with these rules; -1 if the logits [V] are not finite numbers."""
     with np.errstate(over="ignore", invalid="ignore"):  # infinities are looked for afterwards
         x = adjust(logits, counts, rules, position)
         return choose(x, rules, philox(int(rules["seed"]), position))
 
 
 def sample(logits: Array, step: Any, sampling: Any, out: Array) -> None:
-    """Ops.sample on the host: logits [B, V] of the rows step.last, out [B] int32; counts are kept up."""
+    """Ops.sample on the host: logits [B, V] of the rows step.last, out [B] int32; updates counts."""
     every, counts = sampling.rules.view(RULES)[:, 0], sampling.counts
     for i, row in enumerate(step.last):
         seq = int(step.seqs[row])

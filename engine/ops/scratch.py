@@ -1,4 +1,4 @@
-"""What the kernels of a GPU backend leave for one another: declared and made here, all of it at once."""
+"""Working memory of the GPU kernels: partial results, tickets, sums of squares."""
 
 from __future__ import annotations
 
@@ -17,28 +17,27 @@ I32, F32 = np.dtype(np.int32), np.dtype(np.float32)
 
 @dataclass(frozen=True)
 class Scratch:
-    """Of passes of one kind. Tickets (arrived, scanned) and best are 0 between launches.
+    """Working memory for passes of one kind. Tickets (arrived, scanned) and best are 0 between launches.
 
-    Decode attention cuts a row's tokens into splits and adds up their partial sums; prompts and texts need none of it,
-    and have arrays of no elements."""
+    Only decode attention needs partial, stats and arrived (split attention); in other passes they are empty."""
 
-    partial: Array  # [n] float32, sums of value rows, one set a split
-    stats: Array  # [n] float32, largest score and sum of weights, one pair a split and head
-    splits: int  # of a row that there is room for
-    arrived: Array  # [n] int32, blocks of attention that are done
-    squared: Array  # [R, n] float32, sums of squares of rows of b.x, sixteen by sixteen: kernels/norm.cuh; 0 at first
+    partial: Array  # [n] float32, unnormalised sums of value rows, per split
+    stats: Array  # [n] float32, (largest score, sum of weights) per split and head
+    splits: int  # maximum number of splits of a row
+    arrived: Array  # [n] int32, tickets: finished blocks of attention
+    squared: Array  # [R, n] float32, sums of squares of every 16 elements of b.x (kernels/norm.cuh); initially 0
     best: Array  # [B] uint64, order and index of the largest logit so far
-    scanned: Array  # [B] int32, blocks of sample that are done
+    scanned: Array  # [B] int32, tickets: finished blocks of sample
 
     @staticmethod
     def of(device: Device, itemsize: int, c: ModelConfig, kind: PassKind, rows: int, last: int) -> Scratch:
-        """For passes of up to `rows` rows, of which `last` want logits. itemsize: bytes of T."""
+        """Allocate for passes of up to `rows` rows, of which `last` need logits. itemsize: bytes of T."""
         decoded = 0 if kind.tiled else min(rows, DECODE_ROWS)
         of = c.sizes
         group = of.heads // of.kv_heads
         tile = DecodeTile.of(itemsize, of.head_dim, group)
         splits = 0 if kind.tiled else tile.splits(-(-c.max_len // PAGE) * PAGE)
-        units = decoded * of.kv_heads * tile.chunks  # blocks of attention, without splits
+        units = decoded * of.kv_heads * tile.chunks  # attention blocks without counting splits
         zeros = lambda shape, dtype: device.upload(np.zeros(shape, dtype))  # noqa: E731
         return Scratch(
             partial=device.empty((units * splits * min(8 * tile.tiles, group) * of.head_dim,), F32),
@@ -52,5 +51,5 @@ class Scratch:
 
 
 def squared_line(k: int) -> int:
-    """Floats of Scratch.squared a row of k elements; as in kernels/norm.cuh."""
+    """Floats of Scratch.squared per row of k elements; as in kernels/norm.cuh."""
     return -(-k // 64) * 4

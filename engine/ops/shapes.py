@@ -272,13 +272,11 @@ def _quantised_rule(k: int, key: str) -> DecodeShape:
     scales leave no registers for that. A long K of many rows fits into shared memory by clusters only, which the rule
     does not use: those rows come from L2."""
     step, nested = FORMS[key].step, "nested" in key
-    if step == 256:  # two blocks an SM, of half as many warps
-        narrow = Launch(1, 1, 2, 2, staged=True)
-        return DecodeShape(8 if k >= 8 * step else 4, narrow, narrow, replace(narrow, blocks=1, grid=1))
-    deep = 256 // step
+    deep = max(2, 256 // step)
     narrow = Launch(1, deep, 1, 1, staged=True)
-    warps = 16 if k >= 16 * step else 8 if k >= 8 * step else 4
-    single = narrow if nested else replace(narrow, tiles=2)
+    most = 8 if step == 256 else 16  # warps: with twice as many a thread has too few registers
+    warps = next(n for n in (most, 8, 4) if k >= n * step or n == 4)
+    single = narrow if nested or step == 256 else replace(narrow, tiles=2)
     return DecodeShape(warps, single, narrow, replace(narrow, depth=deep // 2))
 
 

@@ -1,9 +1,9 @@
-"""The threads of the NumPy backend: tasks that no slow thread holds up, and BLAS held to one thread.
+"""The threads of the NumPy backend: tasks that a slow thread does not delay, and BLAS limited to one thread.
 
-BLAS shares a product out in equal parts and spins until the last one is done. Where other work takes one of its
-cores, every product waits for that core. Here a thread takes the next task when it has ended one, and the caller does
-again what a helper has not finished in time: with idle cores the tasks take all of them, and with busy ones not much
-longer than the caller alone. A result depends on its task, so who computes it does not matter.
+BLAS divides a product equally among threads and spins until the last part is done. If other work occupies one core,
+every product waits for that core. Here a thread takes the next task when it is done with one, and the caller repeats a
+task that a helper has not finished in time. On idle cores the work uses all of them; on busy ones it takes little
+longer than the caller alone. A result depends on its task only, so it does not matter which thread computes it.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 
-MOST = 16  # threads that are used without being asked for: more of them wait for Python's lock
-_PATIENCE = 1.0  # times the caller's own slowest task that it waits for a helper's before it does it again
-_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")  # the first one that is set says how many threads to use
+MOST = 16  # default maximum of threads: more would wait for the GIL
+_PATIENCE = 1.0  # how long the caller waits for a helper before it repeats its task, in times of its own slowest task
+_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")  # the first one that is set gives the number of threads
 
 
 def threads() -> int:
-    """Threads for products: what the environment asks BLAS to use, else the cores of this process, at most MOST."""
+    """Number of threads: the environment's setting for BLAS, else the cores of this process, at most MOST."""
     for name in _VARIABLES:
         if os.environ.get(name, "").isdecimal() and int(os.environ[name]) > 0:
             return int(os.environ[name])
@@ -37,18 +37,18 @@ def threads() -> int:
 
 @cache
 def hold_blas() -> None:
-    """Set the BLAS that NumPy uses, and no other library, to one thread for the rest of the process."""
+    """Limit the BLAS of NumPy, and no other library, to one thread for the rest of the process."""
     from threadpoolctl import ThreadpoolController
 
     loaded = [lib for lib in ThreadpoolController().lib_controllers if lib.user_api == "blas"]
     packages = Path(np.__file__).resolve().parents[1]
     own = [lib for lib in loaded if _is_of_numpy(Path(lib.filepath).resolve(), packages)]
-    for lib in own or (loaded if len(loaded) == 1 else []):  # built from source, NumPy uses the system's
+    for lib in own or (loaded if len(loaded) == 1 else []):  # a NumPy built from source uses the system's BLAS
         lib.set_num_threads(1)
 
 
 def _is_of_numpy(library: Path, packages: Path) -> bool:
-    """Whether a library came with NumPy's wheel: in numpy.libs beside it, or in numpy/.dylibs."""
+    """Whether a library belongs to NumPy's wheel: in numpy.libs, or in numpy/.dylibs."""
     return packages in library.parents and library.relative_to(packages).parts[0] in ("numpy", "numpy.libs")
 
 
@@ -61,7 +61,7 @@ class _Job:
         self._lock, self.done = threading.Lock(), threading.Event()
 
     def work(self) -> float:
-        """Do tasks until none waits; seconds of the slowest."""
+        """Run tasks until none is waiting; return the seconds of the slowest."""
         slowest = 0.0
         while True:
             try:
@@ -73,7 +73,7 @@ class _Job:
             slowest = max(slowest, time.perf_counter() - began)
 
     def do(self, task: int) -> None:
-        """Compute a task; its result counts unless another thread's was there first."""
+        """Compute a task and commit its result, unless another thread has already done so."""
         result = self._compute(task)
         with self._lock:
             if task in self._missing:
@@ -88,17 +88,17 @@ class _Job:
             return sorted(self._missing)
 
     def close(self) -> None:
-        """Results that come later are dropped: the arrays are the caller's again."""
+        """Drop all later results, because the caller reuses the arrays."""
         self._waiting.clear()
         with self._lock:
             self._missing.clear()
 
 
 class Team:
-    """The calling thread and its helpers, which start with the first job and again in a forked process."""
+    """The calling thread and its helpers. Helpers start with the first job, and again in a forked process."""
 
     def __init__(self, count: int) -> None:
-        self.count = count  # threads, the caller included
+        self.count = count  # threads, including the caller
         self._process = 0
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
 
@@ -131,8 +131,8 @@ class Team:
 
 
 def _help(jobs: queue.SimpleQueue[_Job]) -> None:
-    """What a helper does. A task that fails here is done again by the caller, and fails there."""
-    with np.errstate(all="ignore"):  # a late task may read arrays that hold something else by now
+    """The loop of a helper thread. The caller repeats a task that fails here, and gets its error."""
+    with np.errstate(all="ignore"):  # a late task may read arrays that are already reused
         while True:
             job = jobs.get()
             with suppress(Exception):
@@ -142,6 +142,6 @@ def _help(jobs: queue.SimpleQueue[_Job]) -> None:
 
 @cache
 def team() -> Team:
-    """The process's own; holds BLAS to one thread."""
+    """The team of this process. Limits BLAS to one thread."""
     hold_blas()
     return Team(threads())

@@ -1,1 +1,1 @@
-"""What the engine asks of the operating system: child processes, forks, signals."""
+"""Child processes, forks and signals."""

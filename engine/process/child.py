@@ -1,6 +1,6 @@
-"""A process that answers one line of JSON on its stdin by one on its stdout, within a time: for what may hang or die.
+"""A child process for work that may hang or crash. It answers each line of JSON on stdin by one on stdout.
 
-It belongs to the process that started it. One that was forked later has copies of the pipes, and may only close them.
+The child belongs to the process that started it. A process forked later has copies of the pipes, and only closes them.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 
-LOOK = 0.5  # seconds after which a silent process is looked at: another one may hold its end of the pipe open
+POLL = 0.5  # seconds between checks that the process lives: another process may hold its end of the pipe open
 
 
-class Silent(Exception):
-    """There was no answer in time."""
+class Timeout(Exception):
+    """The process gave no answer in time."""
 
 
 class Ended(Exception):
-    """The process ended instead of answering; status as of subprocess: negative for a signal."""
+    """The process ended without an answer. status: as in subprocess, negative for a signal."""
 
     def __init__(self, status: int) -> None:
         how = f"ended with status {status}" if status >= 0 else f"was ended by {signal.Signals(-status).name}"
@@ -34,21 +34,21 @@ class Ended(Exception):
 
 
 def interpreter() -> str:
-    """The Python that runs this. OSError in a program that embeds Python and does not say where one is."""
+    """Path of the running Python interpreter. OSError in a program that embeds Python without setting it."""
     if not sys.executable:
         raise OSError("sys.executable: expected the path of a Python interpreter, found none")
     return sys.executable
 
 
 class Child:
-    """Runs `command` until close(), or until this object or the interpreter goes. OSError if it cannot be started.
+    """A process that runs `command` until close(), or until this object is deleted or the interpreter exits.
 
-    stderr: a file for what the process writes there; None: nowhere. Ctrl-C does not reach the process."""
+    stderr: a file for its stderr; None discards it. The process does not receive Ctrl-C. OSError if it cannot start."""
 
     def __init__(self, command: list[str], stderr: Any = None) -> None:
         errors, pipe = subprocess.DEVNULL if stderr is None else stderr, subprocess.PIPE
         with _without_ctrl_c():
-            # bufsize 0: what is still to be written is in _unsent, not in a buffer that a forked process writes as well
+            # bufsize=0: pending output is in _unsent, not in a buffer that a forked process would flush as well
             self._process = subprocess.Popen(command, bufsize=0, stdin=pipe, stdout=pipe, stderr=errors)
         assert self._process.stdin is not None and self._process.stdout is not None
         self._stdin, self._stdout, self._unsent = self._process.stdin, self._process.stdout, b""
@@ -61,18 +61,18 @@ class Child:
         return self._process.returncode
 
     def kill(self) -> None:
-        """End the process; a thread that waits for its answer gets Ended."""
+        """End the process. A thread that waits for its answer gets Ended."""
         self._process.kill()
 
     def tell(self, message: Any) -> None:
-        """Have a message sent by the next answer(), which notices as well that the process has ended."""
+        """Queue a message. The next answer() sends it, and also detects that the process has ended."""
         self._unsent += json.dumps(message).encode() + b"\n"
 
     def answer(self, seconds: float) -> dict[str, Any]:
-        """Send what was told; the next answer. Silent or Ended if there is none."""
+        """Send the queued messages and return the next answer. Timeout or Ended if there is none."""
         found, deadline = bytearray(), time.monotonic() + seconds
         while not found.endswith(b"\n"):
-            ready = self._wait(max(0.0, min(LOOK, deadline - time.monotonic())))
+            ready = self._wait(max(0.0, min(POLL, deadline - time.monotonic())))
             if self._stdin in ready:
                 self._send()
             if self._stdout in ready:
@@ -83,12 +83,12 @@ class Child:
             elif not ready and self._process.poll() is not None:
                 raise Ended(self._process.wait())
             elif time.monotonic() >= deadline:
-                raise Silent(f"no answer within {seconds:g} s")
+                raise Timeout(f"no answer within {seconds:g} s")
         return json.loads(found)
 
     def _wait(self, seconds: float) -> list[Any]:
-        """Which of the two pipes can be used now. Not select(), which knows no descriptor above 1023."""
-        if self._stdout.closed:  # by a signal handler, or by another thread
+        """The pipes that are ready. poll() and not select(), which fails for descriptors above 1023."""
+        if self._stdout.closed:  # by a signal handler or another thread
             raise Ended(self._process.wait())
         poll = select.poll()
         poll.register(self._stdout.fileno(), select.POLLIN)
@@ -102,13 +102,13 @@ class Child:
             self._unsent = self._unsent[os.write(self._stdin.fileno(), self._unsent) :]
         except BlockingIOError:
             pass
-        except BrokenPipeError:  # it has ended: its last answer may still be there to be read
+        except BrokenPipeError:  # the process has ended; its last answer may still be in the pipe
             self._unsent = b""
 
 
 @contextlib.contextmanager
 def _without_ctrl_c() -> Iterator[None]:
-    """Processes started inside never get SIGINT, not even before their first line runs: it is for who started them."""
+    """Processes started inside never receive SIGINT, not even before their first line runs: it is for their parent."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -117,7 +117,7 @@ def _without_ctrl_c() -> Iterator[None]:
 
 
 def _finish(process: subprocess.Popen[bytes], owner: int) -> None:
-    """Close the pipes, and kill the process if it is ours."""
+    """Close the pipes. Kill the process if this process, `owner`, started it."""
     ours = os.getpid() == owner
     if ours:
         process.kill()
@@ -127,4 +127,4 @@ def _finish(process: subprocess.Popen[bytes], owner: int) -> None:
     if ours:
         process.wait()
     else:
-        process.returncode = 0  # or Popen would look for a child that is not there, and warn
+        process.returncode = 0  # else Popen would look for a child that is not ours, and warn

@@ -1,7 +1,7 @@
-"""What a forked child process must do anew: locks, pipes and devices in its copy of the memory are its parent's.
+"""Actions in a forked child process, whose copy of the memory holds its parent's locks, pipes and devices.
 
-A thread that held a lock does not exist in the child, so the lock would never be free; two processes that share a pipe
-read each other's answers; a CUDA context does not work after a fork.
+A lock held by another thread would never be released, as that thread does not exist in the child. Two processes that
+share a pipe would read each other's answers. A CUDA context does not work after a fork.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-_actions: dict[int, weakref.WeakMethod] = {}  # in the order in which they were registered
+_actions: dict[int, weakref.WeakMethod] = {}  # in order of registration
 _numbers = itertools.count()
 
 
 def in_child(method: Callable[[], None]) -> None:
-    """Call a bound method in every child that os.fork or multiprocessing makes, as long as its object lives."""
-    for number, known in _actions.copy().items():  # copied in one go: list(items) lets other threads in between
+    """Call a bound method in each child made by os.fork or multiprocessing, as long as its object lives."""
+    for number, known in _actions.copy().items():  # copy() is atomic; list(items) lets other threads run in between
         if known() is None:
-            _actions.pop(number, None)  # another thread may have been here as well
+            _actions.pop(number, None)  # another thread may have removed it already
     _actions[next(_numbers)] = weakref.WeakMethod(method)
 
 
@@ -37,12 +37,12 @@ os.register_at_fork(after_in_child=_run)
 
 
 def never_destroy(thing: Any) -> None:
-    """Keep an object, and all it refers to, until the process has ended: not even then do destructors run."""
+    """Keep an object, and all it refers to, until the process ends. Their destructors never run."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
 class Lock:
-    """A reentrant lock that is free in a forked child, whoever held it in the parent."""
+    """A reentrant lock that is free in a forked child, even if a thread of the parent held it."""
 
     def __init__(self) -> None:
         self._renew()
@@ -55,5 +55,5 @@ class Lock:
         self._lock.acquire()
 
     def __exit__(self, *error: object) -> None:
-        with contextlib.suppress(RuntimeError):  # this thread forked while it held the lock, and is now in the child
+        with contextlib.suppress(RuntimeError):  # in the child of a fork inside the `with` block
             self._lock.release()

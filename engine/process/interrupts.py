@@ -1,4 +1,4 @@
-"""Ctrl-C at the right moment: not in the middle of a step that works for several callers."""
+"""Delays Ctrl-C during a step that runs the requests of several callers."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def _never() -> bool:
 
 @contextmanager
 def held(now: Callable[[], bool] = _never, tell: Callable[[], None] | None = None) -> Iterator[list[int]]:
-    """Hold SIGINT back inside; its usual handler is called at the end. Yields a list that is not empty once it came.
+    """Delay SIGINT: its usual handler runs at the end. Yields a list that is not empty after SIGINT arrived.
 
-    now(): whether to call the handler at once after all, because nobody else would suffer. tell(): called when it has
-    come, for what sleeps inside. Does nothing outside the main thread, where no signal arrives, or where SIGINT has no
-    handler in Python."""
+    now(): True if the handler may run immediately, because no other caller is affected. tell(): called when SIGINT is
+    delayed, to wake code that sleeps inside. Does nothing outside the main thread, which alone receives signals, or if
+    SIGINT has no Python handler."""
     caught: list[int] = []
     usual = signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
     if not callable(usual):

@@ -1,4 +1,4 @@
-"""What Runner and Encoder share: operations, perhaps in ranges for profilers, and passes prepared for some sizes."""
+"""The base of Runner and Encoder: operations, with NVTX ranges on request, and passes prepared for some sizes."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Progress = Callable[[int, int], None]  # called with (done, all)
 
 
 def silent(done: int, all: int) -> None:
-    """A Progress for nobody."""
+    """A Progress that does nothing."""
 
 
 class BaseRunner(Generic[B]):
-    """One model on one device. Buckets: a pass for each of some numbers of rows, which holds any smaller number too."""
+    """One model on one device. A bucket is a prepared pass of a number of rows; it also runs fewer."""
 
     def __init__(self, ops: Ops, c: ModelConfig, w: Weights, e: EngineConfig, causal: bool) -> None:
-        """RequestError if the model is of the other kind (see expect_kind), or it or its weights are made for fewer
-        positions than e.max_len."""
+        """RequestError if the model is of the other kind (see expect_kind), or if e.max_len exceeds the positions of
+        the model or of its weights."""
         expect_kind(c, causal)
         self.ops: Any
         self._program: Callable[..., Program]
@@ -40,7 +40,7 @@ class BaseRunner(Generic[B]):
 
     @property
     def buckets(self) -> tuple[int, ...]:
-        """Rows that a pass was prepared for, ascending."""
+        """Row counts of the prepared passes, ascending."""
         return tuple(self._buckets)
 
     def synchronize(self) -> None:
@@ -53,7 +53,7 @@ class BaseRunner(Generic[B]):
 
 
 def each(jobs: Iterable[Callable[[], None]], progress: Progress) -> None:
-    """Do the jobs in turn, and tell progress before each and after the last."""
+    """Run the jobs in order; report progress before each and after the last."""
     jobs = list(jobs)
     for done, job in enumerate(jobs):
         progress(done, len(jobs))
@@ -72,7 +72,7 @@ def expect_kind(c: ModelConfig, causal: bool) -> None:
 
 
 def longest(c: ModelConfig, e: EngineConfig) -> int:
-    """Tokens of the longest sequence. RequestError if more is asked for than the model was made for."""
+    """Tokens of the longest sequence. RequestError if e.max_len exceeds the model's positions."""
     if e.max_len is not None and e.max_len > c.max_len:
         raise RequestError(f"max_len: expected at most {c.max_len}, what the model was made for, found {e.max_len}")
     return e.max_len or c.max_len

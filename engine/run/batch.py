@@ -1,11 +1,11 @@
-"""The sequences that run together: one pass over prompts, or one decode step, at a time. For one thread.
+"""The batch of running sequences: launches prefill passes and decode steps, and reads their tokens. For one thread.
 
-One-step-ahead scheduling: while the host looks at the tokens of a pass, the device already works on the next one. A
-decode step needs nothing from the host as long as the same sequences go on. A sequence that turns out to have ended
-with the earlier step has one token too many in the later one: it is dropped. No number of anybody else depends on it.
+One-step-ahead scheduling: the host launches the next pass before it reads the tokens of the current one. A decode step
+needs nothing from the host as long as its sequences stay the same. If a sequence turns out to have ended, its token of
+the step launched ahead is dropped; no other sequence depends on it.
 
-While somebody decodes, prefill passes and decode steps take turns, and a prefill pass has few rows: so a long prompt
-delays nobody's next token by more than one such pass.
+While any sequence decodes, prefill passes and decode steps alternate, and a prefill pass has at most BETWEEN rows. So a
+long prompt delays the next token of a stream by one such pass at most.
 """
 
 from __future__ import annotations
@@ -22,43 +22,42 @@ from .runner import Row, Runner, Ticket
 from .scheduler import Scheduler
 from .sequence import Event, Sequence
 
-BETWEEN = 512  # rows of a prefill pass while somebody decodes: passes of so many are graphs, and take a few steps' time
+BETWEEN = 512  # rows of a prefill pass while any sequence decodes: graphs go so far, and it takes a few steps' time
 
 
 class Launched(NamedTuple):
-    """A pass under way."""
+    """A pass that was launched and not read yet."""
 
     ticket: Ticket
-    rows: list[Sequence]  # that get a token from it, in order
-    wants_logits: bool  # for logprobs: the next pass of its kind overwrites what they are made of
-    filled: int = 0  # prompt tokens that it puts into the KV cache; 0 of a decode step
+    rows: list[Sequence]  # the sequences that get a token from it, in order
+    wants_logits: bool  # for logprobs: the next pass of the same kind overwrites them
+    filled: int = 0  # prompt tokens that it adds to the KV cache; 0 for a decode step
 
 
 class Batch:
-    """The scheduler of a runner that nobody else uses, and the passes under way. lookahead: False for tests.
+    """A runner of its own, a scheduler for it, and the passes in flight.
 
-    progress(done, all) is told of the tokens of the prompts that are run together."""
+    lookahead: one-step-ahead scheduling; False for tests. progress(done, all): called with prompt tokens."""
 
     def __init__(self, runner: Runner, lookahead: bool = True, progress: Progress = silent) -> None:
         self.runner, self.lookahead, self._progress = runner, lookahead, progress
-        self._filled = 0  # tokens of prompts since progress began with 0
+        self._filled = 0  # prompt tokens done since progress was at 0
         self.scheduler = Scheduler(runner.max_batch, runner.table, runner.swap, runner.prefix, runner.window)
         self._flight: deque[Launched] = deque()
-        self._started: list[Sequence] = []  # whose rows stand on the device
-        self._sure = 0  # further steps of these rows that need no page, and with which no row is certain to end
-        self._wants = False  # whether one of these wants logprobs
-        self._prefilled = False  # the pass launched last was over prompts
+        self._started: list[Sequence] = []  # the sequences whose rows are on the device
+        self._sure = 0  # further steps of these rows that need no new page and reach no row's max_tokens
+        self._wants = False  # whether any of these wants logprobs
+        self._prefilled = False  # whether the last pass launched was a prefill pass
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to do: nobody waits or runs, no pass is under way."""
+        """Whether there is nothing to do: no sequence waits or runs, and no pass is in flight."""
         return not self._flight and self.scheduler.idle
 
     def step(self, drain: bool = False) -> list[Event]:
-        """Launch what there is to launch, at most one pass ahead, and wait for the oldest pass: the tokens that it
-        completed, perhaps none.
+        """Launch passes, at most one ahead, then wait for the oldest one. Returns its tokens as events, perhaps none.
 
-        drain: for whoever waits for room between two steps: nobody begins, and no pass is launched ahead."""
+        drain: start no sequence and launch no pass ahead, so that a caller finds room between two steps."""
         if not drain:
             self._admit()
         ahead = self.lookahead and not drain
@@ -67,12 +66,12 @@ class Batch:
         return self._read(self._flight.popleft()) if self._flight else []
 
     def end(self, seq: Sequence, reason: str) -> Event:
-        """End a sequence that waits or runs; its slot and pages are free at once."""
+        """End a sequence, waiting or running, and free its slot and pages immediately."""
         self.scheduler.release(seq)
         return seq.end(reason)
 
     def clear(self) -> None:
-        """Release everybody and forget what is under way: after an error."""
+        """Release all sequences and drop the passes in flight, after an error."""
         self._flight.clear()
         self._started = []
         self._progress(self._filled, self._filled)
@@ -80,7 +79,7 @@ class Batch:
         self.scheduler.clear()
 
     def forked(self) -> EngineError:
-        """In a forked child: why the sequences that were running cannot go on."""
+        """In a forked child: the error for the sequences that were running."""
         device = self.runner.device
         if device.is_gpu:
             forks.never_destroy(tuple(self._flight))
@@ -91,7 +90,7 @@ class Batch:
         return RequestError("request: expected the process that began it, found one forked from it; begin another")
 
     def logits(self, ids: list[int], decode_from: int | None = None) -> np.ndarray | None:
-        """[T, V] float32, as Runner.logits; None while a step is under way, or without a free slot and pages.
+        """[T, V] float32, as Runner.logits; None while a pass is in flight, or without a free slot and pages.
 
         RequestError for ids or decode_from out of range, CacheFull for more ids than the cache holds."""
         known, longest = len(ids) if decode_from is None else decode_from, self.runner.max_len
@@ -105,11 +104,11 @@ class Batch:
         try:
             return self.runner.logits(ids, decode_from, slot)
         finally:
-            self._started = []  # other rows stood there meanwhile
+            self._started = []  # they were overwritten
             self.scheduler.give_back(slot)
 
     def _admit(self) -> None:
-        """Let those begin, or go on, for whom there is room."""
+        """Start waiting sequences, or resume preempted ones, as far as there is room."""
         admitted = self.scheduler.admit()
         if not admitted:
             return
@@ -119,7 +118,7 @@ class Batch:
         self.runner.set_sampling(admitted)
 
     def _launch(self) -> bool:
-        """Launch a prefill pass or a decode step; False if neither can be before a pass under way was read."""
+        """Launch a prefill pass or a decode step; False if neither is possible before the pass in flight is read."""
         while self.scheduler.running:
             decoding = self.scheduler.decoding
             if self._flight and self._flight[-1].wants_logits:
@@ -130,11 +129,11 @@ class Batch:
                 return True
             if self._flight:
                 return False
-            self._preempt()  # nothing but pages can be lacking
+            self._preempt()  # only pages can be missing here
         return False
 
     def _launch_prefill(self, between: bool) -> bool:
-        """Launch a pass over prompts. between: somebody waits for the next decode step."""
+        """Launch a prefill pass. between: sequences wait for the next decode step."""
         rows = self.runner.prefill_rows
         chunks = self.scheduler.prefill(min(BETWEEN, rows) if between else rows)
         if not chunks:
@@ -147,7 +146,7 @@ class Batch:
         return True
 
     def _launch_decode(self, rows: list[Sequence]) -> bool:
-        """Launch a decode step for the rows, which go to the device first if they are others than before."""
+        """Launch a decode step for these sequences; False if that is not possible now."""
         if rows == self._started and self._sure:
             self._sure -= 1
         elif not self._start(rows):
@@ -160,7 +159,7 @@ class Batch:
         return True
 
     def _start(self, rows: list[Sequence]) -> bool:
-        """See that the rows stand on the device and have pages for a step; False if that cannot be now."""
+        """Give the rows pages for a step, and write them to the device if they changed; False if impossible now."""
         if any(seq.ahead for seq in rows) and (rows != self._started or any(_left(seq) < 1 for seq in rows)):
             return False
         if not self.scheduler.grow(rows):
@@ -172,13 +171,13 @@ class Batch:
         return True
 
     def _preempt(self) -> None:
-        """Have a sequence make room for the others. No pass is under way."""
+        """Preempt a sequence. No pass is in flight."""
         self._started = []  # it may come back with another slot
         if (copies := self.scheduler.preempt()) is not None:
             self.runner.swap_out(copies)
 
     def _tell_progress(self, done: int, under_way: int) -> None:
-        """done: tokens of prompts that a pass has completed; under_way: those of a pass that begins."""
+        """Report progress. done: prompt tokens of a pass just read; under_way: those of a pass being launched."""
         left = sum(len(seq.prompt) - seq.prefilled for seq in self.scheduler.running)
         left += under_way + sum(launched.filled for launched in self._flight)
         self._filled += done
@@ -187,7 +186,7 @@ class Batch:
             self._filled = 0
 
     def _read(self, launched: Launched) -> list[Event]:
-        """Wait for a pass; the tokens of sequences that have ended meanwhile are dropped."""
+        """Wait for a pass and accept its tokens; those of sequences that have ended are dropped."""
         tokens = launched.ticket.tokens().tolist()
         logits = launched.ticket.logits() if launched.wants_logits else None
         if launched.filled:
@@ -198,7 +197,7 @@ class Batch:
         return self._accept(launched.rows, tokens, logits)
 
     def _accept(self, rows: list[Sequence], tokens: list[int], logits: np.ndarray | None) -> list[Event]:
-        """Give the rows their next tokens; those that end are released."""
+        """Give each sequence its next token; release those that end."""
         events = []
         for i, (seq, token) in enumerate(zip(rows, tokens, strict=True)):
             if seq.finish_reason is not None:
@@ -217,7 +216,7 @@ class Batch:
         return events
 
     def _no_token(self, seq: Sequence) -> Event:
-        """Its logits are no numbers: it ends with an error, the others go on."""
+        """End a sequence whose logits are not finite with an error; the others go on."""
         seq.error = DeviceError(
             f"sampling: expected finite logits, found none after {len(seq.prompt)} tokens of prompt "
             f"and {len(seq.tokens)} generated"
@@ -225,8 +224,8 @@ class Batch:
         return self.end(seq, "error")
 
     def _replayed(self, seq: Sequence, token: int) -> list[Event]:
-        """A token that was generated before its sequence began anew. Where sums depend on the company (Ops.exact) it
-        may be another one: then the text that was given out cannot be continued."""
+        """Check a token of a replay against the one that was given out. On a backend that is not exact (Ops.exact) they
+        may differ; then the sequence ends with an error, as its text cannot be continued."""
         expected = seq.tokens[seq.computed - 1]
         if token == expected:
             return []
@@ -236,10 +235,10 @@ class Batch:
 
 
 def _want_logits(rows: list[Sequence]) -> bool:
-    """Whether somebody wants logprobs."""
+    """Whether any of the sequences wants logprobs."""
     return any(seq.params.logprobs is not None for seq in rows)
 
 
 def _left(seq: Sequence) -> int:
-    """Tokens that it may still get, beside those of the steps under way."""
+    """Tokens that it may still get beyond the steps in flight."""
     return seq.max_tokens - seq.computed - seq.ahead

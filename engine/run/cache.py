@@ -1,7 +1,6 @@
-"""The block table: which page of the KV cache holds which tokens of a sequence. NumPy only: the arrays of the cache
-are the runner's.
+"""The block table: which page of the KV cache holds which tokens of a sequence. NumPy only; the runner has the arrays.
 
-A sequence has pages for the tokens that have been launched, and grows by a page when it comes to the end of one.
+A sequence has pages for the tokens launched so far, and grows by a page when the last one is full.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ def pages_of(tokens: int) -> int:
 class PageTable:
     """The block table of `slots` sequences of at most `max_len` tokens on a pool of `pages` pages.
 
-    `host` [slots + 1, pages of max_len] int32 is what Step.table must equal in the rows of the sequences that run;
-    `stale` has the rows in which it no longer does."""
+    `host` [slots + 1, pages of max_len] int32: the block table. `stale`: the rows that the device's copy, Step.table,
+    does not have yet."""
 
     def __init__(self, slots: int, max_len: int, pages: int) -> None:
         self.pages = pages
@@ -32,15 +31,15 @@ class PageTable:
         self.clear()
 
     def clear(self) -> None:
-        """Every page is free and holds nothing, whoever had it."""
+        """Free all pages and forget their contents."""
         self.pool.clear()
-        self._owned: dict[int, list[int]] = {}  # by slot: the pages of its tokens in order, 0 for one let go of
+        self._owned: dict[int, list[int]] = {}  # by slot: its pages in order; 0 for a page behind the window
         self.host[...] = 0
         self.stale.update(range(len(self.host)))
 
     @property
     def free(self) -> int:
-        """Pages that nobody uses, those kept for their prefix included."""
+        """Pages that no sequence uses, including those kept for their prefix."""
         return self.pool.free
 
     def check(self, tokens: int) -> None:
@@ -62,19 +61,19 @@ class PageTable:
         self.grow(slot, tokens)
 
     def owned(self, slot: int) -> int:
-        """Pages of a sequence, those let go of included: its tokens reach so far."""
+        """Pages of a sequence, including those behind the window."""
         return len(self._owned[slot])
 
     def in_use(self, slot: int) -> list[tuple[int, int]]:
-        """(index in the sequence, page) of the pages that a sequence has."""
+        """(index in the sequence, page) of a sequence's pages, without those behind the window."""
         return [(i, page) for i, page in enumerate(self._owned[slot]) if page]
 
     def reach(self, slot: int) -> int:
-        """Tokens that a sequence could have with all free pages."""
+        """Tokens that a sequence could hold with all free pages."""
         return (self.owned(slot) + self.free) * PAGE
 
     def grow(self, slot: int, tokens: int) -> bool:
-        """Give a sequence pages up to its first `tokens` tokens. False, and nothing is given, if too few are free."""
+        """Give a sequence pages for its first `tokens` tokens. False, without any change, if too few are free."""
         lacking = pages_of(tokens) - self.owned(slot)
         if lacking > self.free:
             return False
@@ -83,26 +82,26 @@ class PageTable:
         return True
 
     def restore(self, slot: int, indices: list[int]) -> list[int]:
-        """Give a new sequence pages in these places, ascending and without a gap; the pages before them it has let go
-        of. The pages."""
+        """Give a sequence without pages new ones at consecutive indices; those before are behind its window. Returns
+        the pages."""
         self._owned[slot] = [0] * indices[0]
         self.grow(slot, (indices[-1] + 1) * PAGE)
         return self._owned[slot][indices[0] :]
 
     def share(self, slot: int, key: bytes) -> bool:
-        """Give a sequence the page of a key as its next one, which it must not write. False if there is none."""
+        """Give a sequence the page of a key as its next one, read-only. False if there is none."""
         page = self.pool.share(key)
         if page is not None:
             self._append(slot, page)
         return page is not None
 
     def keep(self, slot: int, index: int, key: bytes) -> None:
-        """Have a sequence's page number `index` found by a key: see PagePool.keep."""
+        """Keep page number `index` of a sequence under a key: see PagePool.keep."""
         if page := self._owned[slot][index]:
             self.pool.keep(page, key)
 
     def let_go(self, slot: int, tokens: int) -> None:
-        """Give back the pages of a sequence that hold only tokens before number `tokens`: no layer sees them again."""
+        """Free the pages of a sequence that hold only tokens before position `tokens`: no layer reads them again."""
         own, row = self._owned[slot], self.host[slot]
         for i in range(tokens // PAGE - 1, -1, -1):
             if not own[i]:
@@ -112,11 +111,11 @@ class PageTable:
             self.stale.add(slot)
 
     def release(self, slot: int) -> None:
-        """Give back all pages of a sequence, the last ones first: a prefix outlives what it is a prefix of."""
+        """Free all pages of a sequence, the last one first, so that a prefix is evicted after its continuations."""
         for page in reversed(self._owned.pop(slot)):
             if page:
                 self.pool.give_back(page)
-        self.host[slot] = 0  # on the device the row may stay as it is: nothing looks at it before it is written again
+        self.host[slot] = 0  # the device's copy may keep the row: it is rewritten before it is read again
 
     def _append(self, slot: int, page: int) -> None:
         own = self._owned[slot]

@@ -1,7 +1,7 @@
 """Weights, buffers and graphs of one encoder on one device: embed(texts), or pass by pass set_texts, launch, vectors.
 
-Beside runner.py, which does the same for decoders; an encoder has no tokens to wait for and no cache to keep: keys and
-values live for one layer of one pass. Holds all device memory; knows nothing of text.
+The counterpart of runner.py. An encoder samples no tokens and keeps no KV cache: keys and values live for one layer of
+one pass. It holds all device memory and knows nothing of text.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from .cache import pages_of
 from .passes import Piece, fill, rows_of, spare_rows
 
 Ids = Sequence[int]  # the tokens of one text
-TEXT_ROWS = 8  # a pass has place for a text in so many of its rows; more of them only if texts are shorter still
+TEXT_ROWS = 8  # rows for each text that a pass has room for: shorter texts count as so many
 
 
 class State:
-    """All that changes from pass to pass, in one int32 array, so that it is one copy to the device; and its parts."""
+    """The inputs of a pass in one int32 array, so that they are one copy to the device; and views of its parts."""
 
     def __init__(self, array: Array, rows: int, pages: int) -> None:
-        """array: of the host or of the device, as long as that of State.spare; pages: of the longest text."""
+        """array: on the host or the device, as long as that of State.spare. pages: of the longest text."""
         texts = rows // TEXT_ROWS
         ends = np.cumsum([4 * rows, (texts + 1) * pages, texts, texts]).tolist()
         step, table, first, count = (array[a:z] for a, z in zip([0, *ends], ends, strict=False))
@@ -42,7 +42,7 @@ class State:
 
     @staticmethod
     def spare(rows: int, pages: int) -> State:
-        """Without a text, on the host."""
+        """A state without texts, on the host."""
         texts = rows // TEXT_ROWS
         state = State(np.zeros(4 * rows + (texts + 1) * pages + 2 * texts, np.int32), rows, pages)
         state.step[...] = spare_rows(rows, texts)
@@ -51,11 +51,11 @@ class State:
 
 @dataclass
 class EncoderBucket:
-    """Everything a pass over `rows` rows works on, and the pass itself."""
+    """A pass of `rows` rows: its arrays and its program."""
 
     rows: int
-    spare: np.ndarray  # State without a text
-    host: State  # the one to be copied to
+    spare: np.ndarray  # a State without texts
+    host: State  # the State that is copied to the device
     state: Array  # on the device
     out: Array  # [N, D] float32: a pooled vector for each text
     program: Program
@@ -80,7 +80,7 @@ class Encoder(BaseRunner[EncoderBucket]):
         most = max(min(e.prefill_rows, ops.pass_rows), self._pages * PAGE)
         sizes = _sizes(most, ops.tile)
         self._buffers = ops.buffers(c, PassKind.ENCODER, most, 0)
-        pages = 1 + most // PAGE + most // TEXT_ROWS  # page 0 is the spare rows'; no two texts share one
+        pages = 1 + most // PAGE + most // TEXT_ROWS  # page 0 is for padding rows; no two texts share a page
         shape = (pages, c.sizes.kv_heads, PAGE, c.sizes.head_dim)
         self._cache = Cache(self.device.empty(shape, ops.dtype), self.device.empty(shape, ops.dtype))
         self.captured = CaptureReport()
@@ -92,10 +92,10 @@ class Encoder(BaseRunner[EncoderBucket]):
         self._current, self._texts = self._buckets[sizes[0]], 0
 
     def embed(self, texts: Sequence[Ids], cls: bool = False) -> np.ndarray:
-        """[N, D] float32: of each text the mean of its tokens' last hidden states, or with cls that of its first one.
+        """[N, D] float32: the mean of each text's last hidden states, or with cls the one of its first token.
 
-        As many texts in a pass as its rows hold; a text has the same bits in every company, but for the backend cublas,
-        which sums up as the number of rows suggests. Texts have 1 to max_len tokens."""
+        A pass takes as many texts as its rows hold. A text's bits do not depend on the other texts, except with cublas.
+        Texts have 1 to max_len tokens."""
         out = np.empty((len(texts), self.c.hidden), np.float32)
         first = 0
         while first < len(texts):
@@ -107,7 +107,7 @@ class Encoder(BaseRunner[EncoderBucket]):
         return out
 
     def set_texts(self, texts: Sequence[Ids], cls: bool = False) -> None:
-        """Set the texts of the passes to come, which together fit into the largest bucket."""
+        """Set the texts of the next passes. Together they fit into the largest bucket."""
         pieces = [Piece(i, ids) for i, ids in enumerate(texts)]
         rows = max(rows_of(pieces, self.ops.align), len(texts) * TEXT_ROWS)
         bucket = self._current = self._bucket_of(rows)
@@ -134,7 +134,7 @@ class Encoder(BaseRunner[EncoderBucket]):
     # -- inside ---------------------------------------------------------------------------------------------------
 
     def _fits(self, texts: Sequence[Ids], first: int) -> int:
-        """The text after the last of those that, from `first` on, fit into one pass."""
+        """The end of the texts that, from `first` on, fit into one pass."""
         room, last = self.buckets[-1], first
         while last < len(texts):
             room -= max(rows_of([Piece(0, texts[last])], self.ops.align), TEXT_ROWS)

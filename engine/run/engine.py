@@ -1,12 +1,12 @@
-"""The engine: requests join and leave while others run; one scheduler and one KV cache for the model's life.
+"""The engine: continuous batching of requests, with one scheduler and one KV cache for the life of the model.
 
-    add(request) -> Handle      from any thread, while others run
-    wait(handle) -> [Event]     what happened to it; drives the engine if nobody else does
-    abort(handle)               frees its slots and pages within one step
-    step() -> [Event]           one pass over prompts, or one decode step, for everybody
+    add(request) -> Handle      from any thread, while other requests run
+    wait(handle) -> [Event]     new events of a request; drives the engine unless another thread does
+    abort(handle)               frees the request's slots and pages within one step
+    step() -> [Event]           one prefill pass or one decode step, for all requests
 
-There is no thread of the engine's own: of the callers that wait, one drives, and once it has what it waited for another
-takes over (turn.py). A hand-over costs 20 to 50 us, a fifth of a decode step of a small model.
+The engine has no thread of its own. One of the threads that wait drives it; when that thread has its events, another
+one takes over (turn.py). A hand-over costs 20 to 50 us, a fifth of a decode step of a small model.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from .turn import Turn
 
 
 class Engine:
-    """Runs requests on a runner that nobody else uses. lookahead: False for tests; now(): seconds, of any clock.
+    """Runs requests on a runner of its own.
 
-    progress(done, all) is told of the tokens of the prompts that are run together. max_queue: sequences that may be
-    open beside max_batch of them; None: any number."""
+    lookahead: one-step-ahead scheduling; False for tests. progress(done, all): called with prompt tokens. max_queue:
+    sequences that may wait beside max_batch running ones; None: any number. now(): seconds, of any clock."""
 
     def __init__(
         self,
@@ -48,16 +48,16 @@ class Engine:
         now: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.batch = Batch(runner, lookahead, progress)
-        self._most = None if max_queue is None else runner.max_batch + max_queue  # sequences at a time
+        self._most = None if max_queue is None else runner.max_batch + max_queue  # sequences that may be open
         self._now = now
         self._deadlines: list[tuple[float, int, Handle]] = []  # a heap
-        self._dead: DeviceError | None = None  # what the device has failed with
-        self._open: dict[Sequence, Handle] = {}  # taken in and not ended, in that order
-        self._arrived: deque[Handle] = deque()  # added, not taken in yet
+        self._dead: DeviceError | None = None  # the error that the device failed with
+        self._open: dict[Sequence, Handle] = {}  # those that the scheduler has, by arrival
+        self._arrived: deque[Handle] = deque()  # those that the scheduler does not have yet
         self._aborted: deque[Handle] = deque()
         self._closed = False
-        self._turn = Turn()  # its owner alone touches the batch
-        self._breakable = 0  # the thread that Ctrl-C may break off in its step: nobody else has a part in it
+        self._turn = Turn()  # only the thread that has it touches the batch
+        self._breakable = 0  # the thread whose step Ctrl-C may interrupt: it has only requests of that thread
         forks.in_child(self._forked)
 
     # -- requests: from any thread ------------------------------------------------------------------------------------
@@ -73,31 +73,31 @@ class Engine:
 
     @property
     def dead(self) -> DeviceError | None:
-        """What the device has failed with: every request ends with it, and the model must be opened again."""
+        """The error that the device failed with. Every request ends with it; the model must be opened again."""
         return self._dead
 
     @property
     def counters(self) -> Counters:
-        """What has happened since the engine was made: a copy."""
+        """Counts since the engine was made; a copy."""
         return replace(self.batch.scheduler.counters)
 
     def add(self, request: Request, listen: bool = False, wake: Callable[[], None] | None = None) -> Handle:
-        """Queue a request: it runs once a slot and pages are free, as long as somebody drives.
+        """Queue a request. It runs when a slot and pages are free, as long as a thread drives the engine.
 
-        listen: keep its events for `wait`. wake(): called by the thread that drives when there are new ones, or when
-        the request has ended; it must not block. CacheFull if it could never run, QueueFull if too many wait."""
+        listen: keep its events for `wait`. wake(): called by the driving thread when there are new events or the
+        request has ended; it must not block. CacheFull if it could never run, QueueFull if too many wait."""
         self.check(request)
         handle = Handle(request, listen, wake, self, self._now())
         with held(), self._turn.lock:
             self._expect_room(handle)
             self._arrived.append(handle)
             self._turn.wake()
-        if self._closed or self._dead:  # meanwhile, and whoever saw to that may not have found this one
+        if self._closed or self._dead:  # since the check: the thread that ended all requests may have missed this one
             self._see_to_orders()
         return handle
 
     def _expect_room(self, handle: Handle) -> None:
-        """QueueFull if there are as many sequences as may be. The lock is held."""
+        """QueueFull if max_queue is reached. The caller holds the lock."""
         if self._most is None:
             return
         found = len(self._open) + sum(len(other.sequences) for other in list(self._arrived))
@@ -106,23 +106,23 @@ class Engine:
                             f"found {found} and {len(handle.sequences)} more")  # fmt: skip
 
     def abort(self, *handles: Handle) -> None:
-        """End requests: now if nobody drives, else with the step that runs. The tokens they have stay.
+        """End requests: now if no thread drives, else after the current step. Their tokens so far are kept.
 
-        A finalizer may call it, from any place in this thread: it waits for nothing."""
+        Safe in a finalizer, at any point of this thread: it never blocks."""
         with held():
             self._aborted.extend(handle for handle in handles if not handle.ended)
             self._see_to_orders()
 
     def abort_all(self) -> None:
-        """End every request that was added before. A signal handler may call it, as it may `abort` and `close`."""
-        arrived = list(self._arrived)  # first: who leaves it meanwhile is among the open ones before
+        """End every request added so far. Safe in a signal handler, as `abort` and `close` are."""
+        arrived = list(self._arrived)  # first: a request is among the open ones before it leaves this list
         self.abort(*dict.fromkeys([*arrived, *self._open.copy().values()]))
 
     def wait(self, handle: Handle, end: bool = False) -> list[Event]:
-        """The events of a request since the last call, at least one unless it has ended; end: wait until it has.
+        """Wait for events of a request: those since the last call, at least one unless it has ended. end: until it has.
 
-        Drives meanwhile, or sleeps while another thread does. Raises the error that ended the request. Ctrl-C is raised
-        between two steps where it would harm somebody else's request."""
+        Drives the engine, or sleeps while another thread does. Raises the error that ended the request. Ctrl-C is
+        raised between two steps if other requests take part in them."""
 
         def ready() -> bool:
             return handle.ready(end)
@@ -139,34 +139,34 @@ class Engine:
         return handle.take()
 
     def step(self) -> list[Event]:
-        """Run one pass over prompts, or one decode step; [] if there is nothing to do. Waits for its turn."""
+        """Run one prefill pass or one decode step; [] if there is nothing to do. Waits for its turn."""
         while True:
             with self._alone() as caught:
                 if not caught:
                     return self._step()
 
     def run(self, stopped: Callable[[], bool]) -> None:
-        """Drive whenever there is work, until stopped(), which is asked again after `poke`: for a thread of its own.
+        """Drive the engine whenever there is work, until stopped() is true: the loop of a dedicated thread.
 
-        An error of a step ends the requests that were running, each with that error; this goes on."""
+        `poke` makes it call stopped() again. An error in a step ends the running requests; the loop goes on."""
         while not stopped():
             self._turn.sleep(stopped, wants=self._has_work)
             if not stopped() and self._turn.take():
                 try:
                     self._step()
-                except Exception:  # the requests have it
+                except Exception:  # it was delivered to the requests
                     continue
                 finally:
                     self._pass_on()
 
     def poke(self) -> None:
-        """Have `run` ask again whether to stop. A finalizer may call it."""
+        """Make `run` call stopped() again. Safe in a finalizer."""
         self._turn.rouse()
 
     def logits(self, ids: list[int], decode_from: int | None = None) -> np.ndarray:
-        """[T, V] float32, as Runner.logits, between two steps of the requests that run.
+        """[T, V] float32, as Runner.logits, between two steps of other requests.
 
-        Waits for a slot and pages, before who has not begun."""
+        Waits for a slot and pages; no queued request begins before."""
         found = None
         while found is None:
             with self._alone() as caught:
@@ -177,7 +177,7 @@ class Engine:
         return found
 
     def flush(self) -> None:
-        """Forget the KV pages that are kept for prompts to come. Between two steps of the requests that run."""
+        """Empty the prefix cache, between two steps."""
         flushed = False
         while not flushed:
             with self._alone() as caught:
@@ -186,17 +186,16 @@ class Engine:
                     flushed = True
 
     def close(self) -> None:
-        """End every request with an error, now or with the step that runs; nothing can be added any more. A finalizer
-        may call it."""
+        """End every request with an error, now or after the current step, and refuse new ones. Safe in a finalizer."""
         self._closed = True
         self._see_to_orders()
 
-    # -- whose turn it is ---------------------------------------------------------------------------------------------
+    # -- which thread drives ------------------------------------------------------------------------------------------
 
     @contextmanager
     def _alone(self) -> Iterator[list[int]]:
-        """This thread has the turn inside, before those that wait for a request, unless what is yielded is not empty:
-        Ctrl-C has come. It is raised afterwards."""
+        """Take the turn before the threads that wait for requests. Yields the Ctrl-C signals caught: if there are any,
+        the thread does not have the turn; KeyboardInterrupt is raised afterwards."""
         with held(self._may_break, self._turn.rouse) as caught:
             taken = False
             while not (taken or caught):
@@ -209,19 +208,19 @@ class Engine:
                     self._pass_on()
 
     def _pass_on(self) -> None:
-        """Give up the turn, and see to what was ordered in its last moments."""
+        """Give up the turn, then handle aborts that came at the last moment."""
         self._turn.pass_on()
         self._see_to_orders()
 
     def _see_to_orders(self) -> None:
-        """Let go of who was aborted, unless a thread drives: it will."""
+        """End aborted requests, unless another thread drives: that one will."""
         with held(self._may_break):
             while self._ordered() and self._turn.take(first=True, wait=False):
                 try:
                     self._deliver(self._orders())
                 finally:
                     self._turn.pass_on()
-        if self._ordered():  # who held the lock at that moment may go to sleep over it
+        if self._ordered():  # the thread that held the lock may have been about to sleep
             self._turn.rouse()
 
     def _ordered(self) -> bool:
@@ -235,7 +234,7 @@ class Engine:
         return self._breakable == threading.get_ident()
 
     def _deliver(self, events: list[Event]) -> None:
-        """Hand events to their requests, and wake who waits for them."""
+        """Give events to their requests and wake the threads that wait for them."""
         wakes: dict[Callable[[], None], None] = {}
         with self._turn.lock:
             now = time.perf_counter()
@@ -248,12 +247,12 @@ class Engine:
         for wake in wakes:
             wake()
 
-    # -- a step: by the owner of the turn -----------------------------------------------------------------------------
+    # -- a step: by the thread that has the turn ----------------------------------------------------------------------
 
     def _step(self, own: Handle | None = None, drain: bool = False) -> list[Event]:
-        """See `step`. If it fails, everybody who was running ends with the error, and the engine begins anew.
+        """As `step`. If it fails, every open request ends with the error.
 
-        own: the request for which this thread drives; Ctrl-C breaks the step off if nobody else's runs."""
+        own: the request that this thread waits for. Ctrl-C interrupts the step if no other request is open."""
         try:
             events = self._orders()
             if not events:
@@ -269,7 +268,7 @@ class Engine:
         return events
 
     def _logits(self, ids: list[int], decode_from: int | None) -> np.ndarray | None:
-        """Batch.logits; Ctrl-C breaks it off if nobody has begun."""
+        """Batch.logits; Ctrl-C interrupts it if no request is open."""
         alone = not self._open
         try:
             self._breakable = threading.get_ident() if alone else 0
@@ -277,13 +276,13 @@ class Engine:
             self._breakable = 0
         except BaseException:
             self._breakable = 0
-            if alone:  # it may have been broken off between taking a slot and giving it back
+            if alone:  # interrupted, perhaps between taking a slot and giving it back
                 self.batch.clear()
             raise
         return found
 
     def _orders(self) -> list[Event]:
-        """Take in who arrived and let go of who was aborted, or whose time is over; the ends of these."""
+        """Queue new requests; end those that were aborted or timed out. Returns the last events of the latter."""
         while self._arrived:
             handle = self._arrived[0]
             for seq in handle.sequences:
@@ -291,8 +290,9 @@ class Engine:
                 self.batch.scheduler.add(seq)
             if (timeout := handle.request.schedule.timeout) is not None:
                 self._note_deadline(handle, handle.added + timeout)
-            self._arrived.popleft()  # last: `abort_all` finds it in one place or the other
+            self._arrived.popleft()  # last: `abort_all` must find it in one place or the other
         if self._closed or self._dead is not None:
+            self._aborted.clear()
             for seq in self._open:
                 seq.error = _closed() if self._dead is None else _failed(self._dead)
             return self._ends(list(self._open), "error")
@@ -305,17 +305,17 @@ class Engine:
         return self._ends(aborted, "abort") + self._ends(late, "timeout")
 
     def _note_deadline(self, handle: Handle, deadline: float) -> None:
-        if len(self._deadlines) > 64 + 2 * len(self._open):  # most of them have ended long before
+        if len(self._deadlines) > 64 + 2 * len(self._open):  # drop those of requests that have ended
             self._deadlines = [entry for entry in self._deadlines if not entry[2].ended]
             heapq.heapify(self._deadlines)
         heapq.heappush(self._deadlines, (deadline, handle.sequences[0].arrival, handle))
 
     def _ends(self, leaving: list[Sequence], reason: str) -> list[Event]:
-        """The ends of those that have not ended yet."""
+        """End the sequences that have not ended yet."""
         return [self.batch.end(seq, reason) for seq in dict.fromkeys(leaving) if seq.finish_reason is None]
 
     def _fail(self, error: BaseException) -> None:
-        """End everybody who was taken in with an error, and begin anew; but not if it is the device that failed."""
+        """End every open request with an error and reset the batch. After a DeviceError the engine stays dead."""
         if isinstance(error, DeviceError):
             self._dead = error
         self.batch.clear()
@@ -325,7 +325,7 @@ class Engine:
         self._deliver([seq.end("error") for seq in self._open])
 
     def _forked(self) -> None:
-        """In a forked child: locks are free, whoever held them; what was running is the parent's."""
+        """In a forked child: make new locks, and end the requests, which belong to the parent."""
         self._turn, self._breakable = Turn(), 0
         told = self.batch.forked()
         while self._arrived:

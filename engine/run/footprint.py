@@ -1,4 +1,4 @@
-"""What the weights of a model take on a device: counted, told and checked before the first of them is loaded."""
+"""Memory of a model's weights on a device: counted and checked before the first one is loaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..weights.names import Entry
 
 @dataclass
 class Footprint:
-    """Bytes of weights, in all and of those that are dequantised."""
+    """Bytes of all weights, and of those that are dequantised."""
 
     ops: Ops
     bytes: int = 0  # of all weights on the device
@@ -26,7 +26,7 @@ class Footprint:
     room: int = 0  # bytes that the backend needs to unpack what it keeps quantised
 
     def add(self, ck: Checkpoint, entry: Entry, head_dim: int) -> None:
-        """One weight of the plan."""
+        """Count one weight of the plan."""
         if entry.kind in ("weight", "transposed"):
             self._add_matrix(ck, entry, head_dim)
         else:  # float32; a table is as large as its first tensor
@@ -48,21 +48,21 @@ class Footprint:
             self.room = max(self.room, sum(map(prod, entry.shapes)) * self.ops.dtype.itemsize)
 
     def about(self) -> str:
-        """Which types are dequantised and what that takes; "" if none is."""
+        """One line: the types that are dequantised, and their memory; "" if there are none."""
         if not self.kinds:
             return ""
         what = f"{', '.join(self.kinds)} dequantised to {np.dtype(self.ops.dtype).name}: {self.tensors} tensors"
-        return f"{what}, {_size(self.stored)} in the file, {_size(self.loaded)} in memory"
+        return f"{what}, {size(self.stored)} in the file, {size(self.loaded)} in memory"
 
     def check(self) -> None:
-        """DeviceError if the device has not enough memory for all weights."""
+        """DeviceError if the weights do not fit into the free memory of the device."""
         device, about = self.ops.device, self.about()
         free, needed = device.free_memory(), self.bytes + self.room
         if needed > free:
-            found = f"weights: expected {_size(needed)} free on {device.name}, found {_size(free)}"
+            found = f"weights: expected {size(needed)} free on {device.name}, found {size(free)}"
             raise DeviceError(f"{found} ({about})" if about else found)
 
 
-def _size(count: int) -> str:
-    """Bytes as people read them."""
+def size(count: int) -> str:
+    """Bytes in MB or GB."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -1,4 +1,4 @@
-"""A request inside the engine: its sequences, the events nobody has taken yet, and how it ended."""
+"""A request inside the engine: its sequences, its events that were not taken yet, and how it ended."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .sequence import Event, Request, Sequence
 
 
 class Driver(Protocol):
-    """The engine, as a handle knows it."""
+    """What a handle needs of the engine."""
 
     def wait(self, handle: Handle, end: bool = False) -> list[Event]:
         """See Engine.wait."""
@@ -27,7 +27,7 @@ class Driver(Protocol):
 
 
 class Handle:
-    """What Engine.add returns. `ended` and `output` are for everybody, the other methods are the engine's."""
+    """What Engine.add returns. `ended` and `output` are public; the engine calls the other methods."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Handle:
     ) -> None:
         """added: when, by the clock of the engine."""
         self.request, self.added = request, added
-        self.engine: Driver | None = engine  # None once it has ended: who keeps the handle does not keep the model
+        self.engine: Driver | None = engine  # None once it has ended: a kept handle must not keep the model
         self.sequences = [Sequence(request, i) for i in range(request.params.n)]
         self.wake = wake
         self.began = time.perf_counter()
@@ -54,31 +54,31 @@ class Handle:
         return self._running == 0
 
     def ready(self, end: bool) -> bool:
-        """Whether there are events to take, or it has ended; end: only the latter counts."""
+        """Whether there are events to take or it has ended; with `end` only whether it has ended."""
         return not self._running or (bool(self._inbox) and not end)
 
     def put(self, event: Event, now: float) -> None:
-        """Note an event of one of its sequences. now: by time.perf_counter."""
+        """Add an event of one of its sequences. now: time.perf_counter()."""
         if event.token is not None:
             self._last = now
             if self._first is None:
                 self._first = now
         if self._inbox is not None and event.finish_reason != "error":  # `take` raises it
             self._inbox.append(event)
-        if event.finish_reason is not None:  # last: who sees that it has ended takes what there is
+        if event.finish_reason is not None:  # last: a thread that sees it ended takes all events
             self._running -= 1
             if not self._running:
                 self.engine = None
 
     @property
     def error(self) -> BaseException | None:
-        """What ended a completion before it was complete."""
+        """The error that ended a completion, if one did."""
         return next((seq.error for seq in self.sequences if seq.error is not None), None)
 
     def take(self) -> list[Event]:
-        """The events since the last take. Raises the error that ended the request once they are all taken."""
+        """The events since the last call. Once all are taken, raises the error that ended the request."""
         events: list[Event] = []
-        with suppress(IndexError):  # another thread takes as well
+        with suppress(IndexError):  # another thread may take events too
             while self._inbox:
                 events.append(self._inbox.popleft())
         if not events and (error := self.error) is not None:
@@ -86,7 +86,7 @@ class Handle:
         return events
 
     def output(self) -> RequestOutput:
-        """The request once it has ended."""
+        """The output, once the request has ended."""
         outputs = [
             CompletionOutput(s.index, s.text.full if s.text else "", list(s.tokens), s.finish_reason or "", s.logprobs)
             for s in self.sequences
@@ -101,7 +101,7 @@ class Handle:
 
 
 def _again(error: BaseException) -> BaseException:
-    """The error for one more thread to raise: a traceback belongs to one."""
+    """A copy of the error for another thread: a traceback belongs to one thread."""
     if isinstance(error, EngineError):
         return type(error)(*error.args)
     return copy.copy(error)

@@ -1,4 +1,4 @@
-"""Which backend runs, and a checkpoint's tensors in its hands. Touches the device through Ops only."""
+"""Chooses the backend and loads a checkpoint's tensors into it. Touches the device through Ops only."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BANNED = -1e30  # bias of a logit that must never be sampled: finite, so that su
 
 
 def choose(backend: str, dtype: str, stored: str) -> tuple[Ops, str]:
-    """The operations of a backend, and a word on the choice. backend "auto": cuda if it works here, else numpy.
+    """The operations of a backend, and a line on why it was chosen. backend "auto": cuda if it works here, else numpy.
 
     dtype "auto" is the checkpoint's own on a GPU (`stored`; quantised files say bfloat16) and float32 on NumPy, which
     always computes in float32: another dtype rounds its weights only. DeviceError if a backend that was asked for by
@@ -69,8 +69,8 @@ def weights(
     progress: Progress = silent,
     tell: Callable[[str], None] | None = None,
 ) -> Weights:
-    """The model's weights as ops keeps them, one tensor after the other; progress(done, all) is called after each.
-    tell is called with one line if tensors are dequantised.
+    """The model's weights, loaded one after the other. progress(done, all) is called after each one. tell is called
+    with one line if tensors are dequantised.
 
     max_len: positions that tables of angles reach, as many as the model was made for if None. banned: embedding rows
     the tokenizer has no token for, made impossible to sample. CheckpointError if a tensor is missing, left over or has
@@ -83,7 +83,7 @@ def weights(
     for done, entry in enumerate(entries, 1):
         *where, name = entry.path.split(".")
         (layers[int(where[1])] if where else top)[name] = _loaded(ops, ck, entry, _spec(c, entry))
-        for tensor in entry.tensors:  # else the file is in memory beside what was made of it
+        for tensor in entry.tensors:  # the file would stay in memory beside the weights
             ck.let_go(tensor)
         progress(done, len(entries))
     tables: dict[tuple[Rope | None, int], Any] = {}
@@ -100,7 +100,7 @@ def weights(
 
 
 def _spec(c: ModelConfig, entry: names.Entry) -> LayerSpec:
-    """Of the layer that the entry belongs to; of the first one if to none."""
+    """The spec of the entry's layer; of layer 0 if it belongs to none."""
     *where, _ = entry.path.split(".")
     return c.layers[int(where[1])] if where else c.layers[0]
 
@@ -108,7 +108,7 @@ def _spec(c: ModelConfig, entry: names.Entry) -> LayerSpec:
 def _room(
     ops: Ops, ck: Checkpoint, c: ModelConfig, entries: list[names.Entry], tell: Callable[[str], None] | None
 ) -> None:
-    """Check that the weights fit into memory, and tell what is dequantised."""
+    """Check that the weights fit into memory, and report what is dequantised."""
     needed = Footprint(ops)
     for entry in entries:
         needed.add(ck, entry, _spec(c, entry).head_dim)
@@ -118,14 +118,14 @@ def _room(
 
 
 def _name_long_factors(r: Rope | None, reach: int) -> None:
-    """On stderr: which of its lists longrope takes is chosen once, for short prompts as well."""
+    """Warn that longrope uses its long factors, which are chosen once, for short prompts as well."""
     if r and r.scaling and r.scaling.kind == "longrope" and reach > r.scaling.original_max_len:
         what = "longrope: the long factors, as sequences may have %d tokens; max_len=%d takes the short ones"
         _log.warning(what, reach, r.scaling.original_max_len)
 
 
 def _loaded(ops: Ops, ck: Checkpoint, entry: names.Entry, spec: LayerSpec) -> Any:
-    """What ops keeps of an entry's tensors, by its kind: see names.Entry."""
+    """A weight made of an entry's tensors, by the kind of the entry: see names.Entry."""
     if entry.kind == "weight":
         stored = [_part(ck, name) for name in entry.tensors]
         return ops.weight(_ordered(entry, stored, spec), entry.layout, spec.head_dim)
@@ -139,13 +139,13 @@ def _loaded(ops: Ops, ck: Checkpoint, entry: names.Entry, spec: LayerSpec) -> An
 
 
 def _part(ck: Checkpoint, name: str) -> Part:
-    """A matrix as the checkpoint has it."""
+    """A matrix as the checkpoint stores it, quantised or not."""
     quantised = ck.quantised(name)
     return ck.tensor(name) if quantised is None else quantised
 
 
 def _ordered(entry: names.Entry, parts: list[P], spec: LayerSpec) -> list[P]:
-    """The parts with the rows of every head of q and k where the kernels look for pairs: see rope.order."""
+    """The parts, with the rows of each head of q and k permuted to half-rotation RoPE: see rope.order."""
     rows = rope.order(spec.rope, spec.head_dim)
     if rows is None or not (entry.layout == "qkv" or entry.path.endswith((".q_norm", ".k_norm"))):
         return parts
@@ -157,18 +157,18 @@ def _ordered(entry: names.Entry, parts: list[P], spec: LayerSpec) -> list[P]:
 
 
 def _by_head(part: P, rows: np.ndarray) -> P:
-    """The rows of every head in another order.  part [heads * d, ...], rows [d]"""
+    """The rows of every head, permuted by `rows`.  part [heads * d, ...], rows [d]"""
     heads = np.arange(0, len(part), len(rows))
     return _rows(part, (heads[:, None] + rows).reshape(-1))
 
 
 def _rows(part: P, rows: np.ndarray) -> P:
-    """Some rows of a matrix or vector, or all of them in another order; of a quantised one nothing is decoded."""
+    """Rows of a matrix or vector by index. A quantised matrix is not decoded."""
     return part.take(rows) if isinstance(part, Quantised) else part[rows]
 
 
 def _ban(ops: Ops, c: ModelConfig, ids: tuple[int, ...]) -> Any:
-    """[V] float32, what is added to the logits so that ids are never sampled; None without any."""
+    """[V] float32, a bias of the logits that bans `ids`; None without any."""
     if not ids:
         return None
     bias = np.zeros(c.vocab, np.float32)

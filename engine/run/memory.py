@@ -1,4 +1,4 @@
-"""What a decoder takes of the device's memory, and how many pages that leaves for the KV cache."""
+"""The memory plan of a decoder: weights, activations, graphs, and the number of pages of the KV cache."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from ..ops.base import Ops
 from ..ops.device import Device
 from ..sizes import PAGE
 from .cache import pages_of
+from .footprint import size
 from .swap import SwapSpace
 
-_SHARE = {True: 0.85, False: 0.5}  # of the free memory, for the KV cache without gpu_memory: on a GPU, on the host
-GRAPHS = 512 << 20  # bytes left for graphs, compiled kernels and what the driver takes, on a GPU
+_SHARE = {True: 0.85, False: 0.5}  # of free memory for the KV cache, without gpu_memory; by Device.is_gpu
+GRAPHS = 512 << 20  # bytes set aside on a GPU for graphs, compiled kernels and the driver
 
 
 @dataclass(frozen=True)
@@ -37,17 +38,18 @@ class MemoryPlan:
         return (self.pages - 1) * PAGE
 
     def line(self) -> str:
-        """The plan for a reader."""
-        graphs = f", graphs up to {_gb(self.graphs)}" if self.graphs else ""
-        return (f"memory: weights {_gb(self.weights)}, activations {_gb(self.activations)}{graphs}, KV cache "
-                f"{_gb(self.pages * self.page)} in {self.pages - 1} pages of {PAGE}: {self.tokens} tokens")  # fmt: skip
+        """The plan in one line."""
+        graphs = f", graphs up to {size(self.graphs)}" if self.graphs else ""
+        parts = f"weights {size(self.weights)}, activations {size(self.activations)}{graphs}"
+        cache = f"KV cache {size(self.pages * self.page)} in {self.pages - 1} pages of {PAGE}: {self.tokens} tokens"
+        return f"memory: {parts}, {cache}"
 
 
 def plan(ops: Ops, c: ModelConfig, e: EngineConfig, max_len: int, weights: Any, activations: Any) -> MemoryPlan:
-    """How many pages there is room for: those of cache_tokens, else what max_batch sequences of max_len can use, as
-    far as gpu_memory allows, or else most of what is free. Weights and activations are on the device already.
+    """Plan the KV cache: cache_tokens, else up to max_batch sequences of max_len, within gpu_memory, or else within
+    most of the free memory. Weights and activations are on the device already.
 
-    DeviceError names what to change if it is too little."""
+    DeviceError if there is too little memory names the option to change."""
     of, device = c.sizes, ops.device
     shape = (2 * c.layer_count, of.kv_heads, PAGE, of.head_dim)
     page = int(np.prod(shape)) * ops.dtype.itemsize
@@ -59,14 +61,14 @@ def plan(ops: Ops, c: ModelConfig, e: EngineConfig, max_len: int, weights: Any, 
     least = 1 if e.cache_tokens is None else wish
     if least > room:
         knob = "gpu_memory, or fewer max_batch or prefill_rows" if e.cache_tokens is None else "cache_tokens"
-        raise DeviceError(f"KV cache: expected {(least + 1) * page / 1e9:.3g} GB free on {device.name}, found {why}; "
+        raise DeviceError(f"KV cache: expected {size((least + 1) * page)} free on {device.name}, found {why}; "
                           f"change {knob}")  # fmt: skip
     pages = 1 + min(wish, room)
     return MemoryPlan(*used, graphs, page, pages, (shape[0], pages, *shape[1:]))
 
 
 def swap_space(device: Device, e: EngineConfig, plan: MemoryPlan, dtype: np.dtype) -> SwapSpace | None:
-    """Host memory for preempted sequences: swap_gb, but no more than the KV cache has. None without any."""
+    """Host memory for preempted sequences, of at most swap_gb; None if that is less than a page."""
     places = min(int(e.swap_gb * 1e9) // plan.page, e.max_batch * (plan.pages - 1))
     parts, _, *page = plan.shape
     if not places:
@@ -75,7 +77,7 @@ def swap_space(device: Device, e: EngineConfig, plan: MemoryPlan, dtype: np.dtyp
 
 
 def nbytes(found: Any) -> int:
-    """Bytes of all arrays in dataclasses, tuples and lists, one that occurs twice counted once."""
+    """Bytes of all arrays in dataclasses, tuples and lists; each array counts once."""
     return sum({id(array): array.nbytes for array in _arrays(found)}.values())
 
 
@@ -90,16 +92,12 @@ def _arrays(found: Any) -> Iterable[Any]:
 
 
 def _room(device: Device, e: EngineConfig, taken: int) -> tuple[int, str]:
-    """Bytes for the KV cache, and where the number comes from."""
+    """Bytes available for the KV cache, and their origin for a message."""
     free = device.free_memory()
     if e.gpu_memory is None:
         share = _SHARE[device.is_gpu] if e.cache_tokens is None else 1
-        return int(free * share), f"{free / 1e9:.3g} GB"
+        return int(free * share), size(free)
     total = e.gpu_memory * (device.total_memory() if e.gpu_memory <= 1 else 1e9)
     room = min(int(total) - taken, free)
-    of = f"gpu_memory={e.gpu_memory:g}, which is {total / 1e9:.3g} GB, less {taken / 1e9:.3g} GB for the rest"
-    return room, f"{max(0, room) / 1e9:.3g} GB, of {free / 1e9:.3g} GB free and {of}"
-
-
-def _gb(count: int) -> str:
-    return f"{count / 1e9:.3g} GB"
+    of = f"gpu_memory={e.gpu_memory:g}, which is {size(int(total))}, less {size(taken)} for the rest"
+    return room, f"{size(max(0, room))}, of {size(free)} free and {of}"

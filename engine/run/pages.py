@@ -1,8 +1,8 @@
-"""The pages of the KV cache: which are free, who shares one, and which hold the keys and values of a known prefix.
+"""The pages of the KV cache: free ones, shared ones with a reference count, and those kept in the prefix cache.
 
-A page that a prefill pass has filled with prompt tokens may be kept under a key (prefix.py). Whoever comes with the
-same key shares it: it is counted, never written again, and given back page by page. A kept page that nobody uses any
-more is free as well, but found until its place is needed: the one that was given back first goes first.
+A page of prompt tokens that a prefill pass has filled may be kept under a key (prefix.py). Sequences with the same key
+share it read-only. A kept page without users counts as free, but can still be found; if it is needed, it is evicted in
+LRU order.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from collections import Counter, OrderedDict
 
 
 class PagePool:
-    """Pages 1 .. pages - 1. Page 0 belongs to the padding rows: they write there and nobody reads it."""
+    """Pages 1 .. pages - 1. Padding rows write to page 0, which no sequence reads."""
 
     def __init__(self, pages: int) -> None:
         self.pages = pages
         self.clear()
 
     def clear(self) -> None:
-        """Every page is free and holds nothing, whoever had it."""
+        """Free all pages and forget their contents."""
         self._empty = list(range(1, self.pages))  # a heap: the lowest first, so that a sequence's tend to be neighbours
         self._users: Counter[int] = Counter()
         self._page_of: dict[bytes, int] = {}
         self._key_of: dict[int, bytes] = {}
-        self._idle: OrderedDict[int, None] = OrderedDict()  # kept, without a user; the first one goes first
+        self._idle: OrderedDict[int, None] = OrderedDict()  # kept pages without users, the least recently used first
 
     @property
     def free(self) -> int:
@@ -33,16 +33,16 @@ class PagePool:
 
     @property
     def kept(self) -> int:
-        """Pages that are found by a key."""
+        """Pages in the prefix cache."""
         return len(self._page_of)
 
     def used(self, key: bytes) -> bool:
-        """Whether somebody uses a page of this key: to share it takes no free page."""
+        """Whether a sequence uses the page of this key, so that sharing it takes no free page."""
         page = self._page_of.get(key)
         return page is not None and self._users[page] > 0
 
     def take(self) -> int:
-        """A page for one user, who may write it; the caller has asked `free`."""
+        """A page for one user, who may write it. The caller has checked `free`."""
         if self._empty:
             page = heapq.heappop(self._empty)
         else:
@@ -52,7 +52,7 @@ class PagePool:
         return page
 
     def share(self, key: bytes) -> int | None:
-        """The page of this key for one more user, who must not write it; None if there is none."""
+        """The page of this key for one more user, read-only; None if there is none."""
         page = self._page_of.get(key)
         if page is not None:
             self._idle.pop(page, None)
@@ -60,12 +60,12 @@ class PagePool:
         return page
 
     def keep(self, page: int, key: bytes) -> None:
-        """Have a page found by a key from now on: nobody writes it any more. Of two of one key the first is kept."""
+        """Put a page into the prefix cache; it is read-only from now on. A key that has a page keeps that one."""
         if key not in self._page_of and page not in self._key_of:
             self._page_of[key], self._key_of[page] = page, key
 
     def give_back(self, page: int) -> None:
-        """One user less."""
+        """Remove one user of a page."""
         self._users[page] -= 1
         if self._users[page]:
             return
@@ -76,7 +76,7 @@ class PagePool:
             heapq.heappush(self._empty, page)
 
     def flush(self) -> None:
-        """Forget every key; pages in use stay their users'."""
+        """Empty the prefix cache. Pages in use stay with their users."""
         for page in self._idle:
             heapq.heappush(self._empty, page)
         self._idle.clear()

@@ -1,4 +1,4 @@
-"""What prompts of a decoder and texts of an encoder have in common: how their rows are laid out in a pass."""
+"""The layout of rows in a pass, for prompts of a decoder and texts of an encoder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..sizes import PAGE
 
 
 class Piece(NamedTuple):
-    """Tokens of one sequence, the first of which stands at position `first`."""
+    """Consecutive tokens of one sequence, from position `first` on."""
 
     slot: int
     ids: Sequence[int]
@@ -20,19 +20,19 @@ class Piece(NamedTuple):
 
 
 def rows_of(pieces: Sequence[Piece], align: int = PAGE) -> int:
-    """Rows that pieces take when each of them begins at a multiple of `align`. At PAGE no tile holds two sequences."""
+    """Rows of all pieces when each starts at a multiple of `align`. With PAGE, no tile holds two sequences."""
     return sum(-(-len(piece.ids) // align) * align for piece in pieces)
 
 
 def spare_rows(rows: int, spare: int) -> np.ndarray:
-    """[4, rows] int32, Step's ids, seqs, positions, visible: token 0 of the spare sequence at 0, seeing itself."""
+    """[4, rows] int32: Step's ids, seqs, positions and visible of padding rows, in slot `spare`."""
     return np.repeat(np.array([[0], [spare], [0], [1]], np.int32), rows, axis=1)
 
 
 def fill(state: np.ndarray, pieces: Sequence[Piece], causal: bool, align: int = PAGE) -> np.ndarray:
-    """Put pieces one after the other into spare rows [4, R]; [N] the row of each one's first token.
+    """Write pieces one after another into padding rows [4, R]. Returns [N]: the row of each one's first token.
 
-    causal: a token sees those before it and itself; else all of its piece. align: as in rows_of."""
+    causal: a token attends to itself and earlier tokens, else to its whole piece. align: as in rows_of."""
     lengths = np.array([len(piece.ids) for piece in pieces])
     taken = -(-lengths // align) * align
     starts, before = np.cumsum(taken) - taken, np.cumsum(lengths) - lengths

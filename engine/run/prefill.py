@@ -1,9 +1,10 @@
-"""Forward passes over prompts, recorded where they are short: prepare(rows, scope), run(pieces, ends).
+"""Prefill passes, captured as graphs where they are short: prepare(rows, scope), run(pieces, ends).
 
-Python takes longer to launch a short prompt's kernels, some seven a layer, than they take to run. So for every number
-of rows up to RECORDED the layers are recorded when a model is loaded, each for exactly these rows. Longer passes are
-launched one kernel after the other, as the head is, whose rows are as many as prompts end in a pass.
-Holds the rows and activations of the pass that runs; the cache belongs to the runner.
+Python takes longer to launch a short prompt's kernels, some seven a layer, than they take to run. So the layers are
+captured when a model is loaded, once for every row count up to RECORDED. Longer passes are launched kernel by kernel.
+So is the head, whose row count is the number of prompts that end in a pass.
+
+This module holds the rows and activations of a pass; the KV cache belongs to the runner.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _BODY, _HEAD = slice(-1), slice(-1, None)  # of a pass's parts
 
 
 class Prompts:
-    """See the module.
+    """Prefill passes of one model.
 
     program: capture.program or nvtx's. parts(ops, b, s): embed, layers and head of a pass. b: for as many rows as the
     largest pass has. table [S + 1, pages] int32; spare: the slot of the rows that fill a tile up."""
@@ -44,19 +45,19 @@ class Prompts:
 
     @property
     def sizes(self) -> range:
-        """Rows of the passes that `prepare` records."""
+        """Row counts of the passes that `prepare` captures."""
         tile = self._ops.tile
         return range(tile, min(RECORDED, len(self._b.x)) + 1, tile)
 
     def prepare(self, rows: int, scope: str) -> None:
-        """Record passes of `rows` rows: "layer" (a graph a part) or "step" (one graph). CaptureError if it fails."""
+        """Capture passes of `rows` rows: "layer" (a graph a part) or "step" (one graph). CaptureError if it fails."""
         self._ops.device.write(self._state[: 4 * rows], spare_rows(rows, self._spare).ravel())
         self._recorded[rows] = self._part(*self._arrays(rows, []), _BODY, scope)
 
     def run(self, pieces: Sequence[Piece], ends: Sequence[int] = ()) -> tuple[Buffers, Step]:
-        """Launch one pass over pieces, each filled up to whole tiles with spare rows; does not wait.
+        """Launch one pass over pieces, each padded to whole tiles; does not wait.
 
-        ends: which of them want logits, [N, V] in the buffers that are returned; without any there is no head."""
+        ends: the pieces that want logits, [N, V] in the returned buffers. Without any, the head is not run."""
         rows = rows_of(pieces, self._ops.tile)
         state = spare_rows(rows, self._spare)
         starts = fill(state, pieces, causal=True, align=self._ops.tile)
@@ -69,7 +70,7 @@ class Prompts:
         return b, s
 
     def _arrays(self, rows: int, last: Sequence[int]) -> tuple[Buffers, Step]:
-        """Of a pass of `rows` rows, of which `last` want logits."""
+        """Buffers and Step of a pass of `rows` rows, of which `last` want logits."""
         whole, n = self._b, len(last)
         b = whole.first(rows, logits=whole.logits[:n], tokens=whole.tokens[:n])
         state = self._state[: 4 * rows].reshape(4, rows)
@@ -77,7 +78,7 @@ class Prompts:
         return b, Step(*(state[i] for i in range(4)), table=self._table, last=wanted, kind=PassKind.PREFILL)
 
     def _part(self, b: Buffers, s: Step, which: slice, scope: str) -> Program:
-        """Some of a pass's parts, recorded by scope."""
+        """The program of some parts of a pass, captured by scope."""
         label = f"graph {scope}, prompts of {len(s.ids)} rows"
         device, ops = self._ops.device, self._ops
         return self._program(device, ops, lambda over: self._parts(over, b, s)[which], scope, label, self.captured)

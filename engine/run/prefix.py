@@ -1,8 +1,7 @@
-"""Keys of the pages of a prompt: a chain of hashes, so that a page's key stands for all tokens up to its end.
+"""Keys of the prefix cache: a chain of hashes, so that the key of a page stands for all tokens up to its end.
 
-Two pages of one key hold the same bits, if both were written by prefill passes: how a prompt is cut into passes and
-who else is in them changes no bit (Ops.exact). Decode steps sum up in another order, so pages with a token that a
-decode step has appended are never given a key.
+Pages of one key hold the same bits if prefill passes wrote them: neither the chunking of a prompt nor other sequences
+change a bit (Ops.exact). Decode steps sum in another order, so a page with a decoded token never gets a key.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ _BYTES = 16  # of a key
 
 
 def root(*parts: str) -> bytes:
-    """The beginning of every chain: what the bits of a page depend on beside the tokens."""
+    """The root of every chain: all that the bits of a page depend on besides its tokens."""
     return _hash("\0".join(parts).encode())
 
 
 def page_keys(beginning: bytes, salt: str, ids: Sequence[int]) -> list[bytes]:
-    """The keys of all full pages of a prompt. Prompts of different salts have no key in common."""
+    """The keys of all full pages of a prompt. Prompts of different salts never share a key."""
     key = _hash(beginning + salt.encode("utf-8", "surrogatepass"))
     tokens = np.asarray(ids, np.int32)
     keys = []

@@ -1,4 +1,4 @@
-"""From the caller's arguments to a Request: whatever is wrong is named before anything runs.
+"""From the caller's arguments to a checked Request, before anything runs.
 
 Knows tokens and text, not the device.
 """
@@ -25,10 +25,10 @@ Prompt = str | list[int]
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request must keep within."""
+    """The limits of a request."""
 
     max_len: int  # tokens of prompt and completion
-    cache: int  # tokens the whole cache holds
+    cache: int  # tokens of the whole KV cache
 
 
 def make(
@@ -69,7 +69,7 @@ def make(
 
 
 def of_prompt(index: int, error: RequestError) -> RequestError:
-    """The error of prompts[index], saying so: "prompt: expected ..." becomes "prompts[2]: expected ..."."""
+    """The error with the prompt's index: "prompt: expected ..." becomes "prompts[2]: expected ..."."""
     message = str(error)
     rest = message.removeprefix("prompt")
     separator = "" if rest != message and rest[:1] in ("[", ":") else ": "
@@ -77,8 +77,8 @@ def of_prompt(index: int, error: RequestError) -> RequestError:
 
 
 def token_ids(prompt: Any, vocab: int, max_len: int | None = None) -> list[int]:
-    """A prompt given as ids, as plain integers. RequestError if it is anything else, has max_len ids or more (which is
-    looked at first), or an id is out of range."""
+    """A prompt of ids as plain integers. RequestError if it is no list of ids, has max_len ids or more (checked first),
+    or an id is out of range."""
     single = isinstance(prompt, np.ndarray) and prompt.ndim == 0
     if single or not isinstance(prompt, (list, tuple, np.ndarray)):
         raise RequestError(f"prompt: expected a string or a list of token ids, found {type(prompt).__name__}")
@@ -89,8 +89,8 @@ def token_ids(prompt: Any, vocab: int, max_len: int | None = None) -> list[int]:
 
 
 def prompts(given: Any) -> tuple[list[Prompt], bool]:
-    """The prompts in what generate was given, and whether it was a list of them: one string and one list of ids are
-    one prompt, else it is a list of either."""
+    """The prompts in the argument of generate, and whether it was a list of prompts. One string and one list of ids are
+    one prompt."""
     if isinstance(given, str):
         return [given], False
     if isinstance(given, np.ndarray):
@@ -107,7 +107,7 @@ def prompts(given: Any) -> tuple[list[Prompt], bool]:
 
 
 def texts(given: Any) -> list[str]:
-    """The texts in what embed was given: one string, or a list of strings that is not empty."""
+    """The texts in the argument of embed: one string, or a list of strings that is not empty."""
     wanted = [given] if isinstance(given, str) else given
     if not isinstance(wanted, (list, tuple)) or not wanted:
         refuse("texts", "a string or a list of strings that is not empty", given)
@@ -118,7 +118,7 @@ def texts(given: Any) -> list[str]:
 
 
 def text_ids(index: int, text: str, t: Tokenizer, max_len: int) -> list[int]:
-    """Token ids of texts[index], with what the tokenizer puts at its ends. RequestError if too many or none."""
+    """Token ids of texts[index], with the tokenizer's special tokens. RequestError if too many or none."""
     expected = f"texts[{index}]: expected 1 to {max_len} tokens (max_len)"
     prompt_text.expect_room(expected, text, t, max_len)
     try:

@@ -1,7 +1,7 @@
 """Weights, buffers, KV cache and graphs of one decoder on one device: prefill(chunks), set_rows(rows), decode().
 
-Holds all device memory, together with prefill.py, which runs the prompts; knows nothing of text, of who waits, or of
-when a sequence ends.
+With prefill.py, which runs the prompts, it holds all device memory. It knows nothing of text, of waiting requests, or
+of when a sequence ends.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .slots import SlotSampling
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a decode step: the token that stands at `position` of the sequence in `slot`."""
+    """One row of a decode step: the token at `position` of the sequence in `slot`."""
 
     slot: int
     token: int
@@ -41,7 +41,7 @@ class Row:
 
 @dataclass
 class DecodeBucket:
-    """Everything a decode step of `rows` rows works on, and the step itself."""
+    """A decode step of `rows` rows: its arrays and its program."""
 
     rows: int
     state: Array  # [5, rows] int32: Step's ids, seqs, positions, visible, and Mail's place
@@ -52,28 +52,28 @@ class DecodeBucket:
 
 @dataclass
 class Ticket:
-    """A pass that was launched. At most MAIL of a kind, decode steps or prefill passes, are open at a time."""
+    """A launched pass. At most MAIL decode steps, and as many prefill passes, may be unread at a time."""
 
     device: Device
     done: Any  # event recorded behind the pass
-    mail: np.ndarray  # [rows] int32, where the pass leaves its tokens
+    mail: np.ndarray  # [rows] int32 in pinned memory, where the pass writes its tokens
     scores: Array  # [rows, V] float32 of the device: the logits
 
     def tokens(self) -> np.ndarray:
-        """[rows] int32, once the pass is done. DeviceError if the work before failed."""
+        """[rows] int32; waits for the pass. DeviceError if it or earlier work failed."""
         self.device.wait(self.done)
         return self.mail.copy()
 
     def logits(self) -> np.ndarray:
-        """[rows, V] float32; waits for all work, and must be asked before the next pass of its kind is launched."""
+        """[rows, V] float32; waits for all work. Call it before the next pass of the same kind is launched."""
         return self.device.read(self.scores)
 
 
 class Runner(BaseRunner[DecodeBucket]):
-    """See the module. DeviceError if the device is too small, CaptureError if a step cannot be captured, RequestError
+    """A decoder on a device. DeviceError if memory is short, CaptureError if a step cannot be captured, RequestError
     for an encoder.
 
-    w: what load.weights returned. progress(done, all) is called while buckets are prepared."""
+    w: from load.weights. progress(done, all): called while buckets are prepared."""
 
     def __init__(
         self,
@@ -84,7 +84,9 @@ class Runner(BaseRunner[DecodeBucket]):
         progress: Progress = silent,
     ) -> None:
         super().__init__(ops, c, w, e, causal=True)
-        self.max_batch = self._spare = e.max_batch  # the sequences are 0 to max_batch - 1, then comes the spare one
+        self.max_batch = self._spare = (
+            e.max_batch
+        )  # slots 0 to max_batch - 1 are for sequences; the padding sequence has the next one
         self.model = MODELS[c.arch]
         self.prefill_rows = min(e.prefill_rows, ops.pass_rows, pages_of(self.max_len) * PAGE * e.max_batch)
         whole = ops.buffers(c, PassKind.PREFILL, self.prefill_rows, min(PROMPTS, self.prefill_rows // PAGE))
@@ -128,12 +130,12 @@ class Runner(BaseRunner[DecodeBucket]):
     # -- steps ----------------------------------------------------------------------------------------------------
 
     def set_sampling(self, sequences: list[Sequence]) -> None:
-        """Tell the device how newly admitted sequences sample, and what those have generated that go on."""
+        """Write the sampling rules of admitted sequences to the device, and the token counts of resumed ones."""
         self._sampling.set(sequences)
 
     def prefill(self, chunks: list[Chunk]) -> Ticket:
-        """Launch one pass over prompt chunks, for the next tokens of those that end their prompt, in order; does not
-        wait."""
+        """Launch one prefill pass over chunks; does not wait. The ticket has a token for each chunk that ends its
+        prompt, in order."""
         self._write_table()
         pieces = [Piece(k.seq.slot, k.seq.prompt[k.first : k.last], k.first) for k in chunks]
         ends = [i for i, k in enumerate(chunks) if k.ends]
@@ -144,15 +146,15 @@ class Runner(BaseRunner[DecodeBucket]):
         return Ticket(self.device, self.device.record_event(), mail, b.logits)
 
     def swap_out(self, copies: Copies) -> None:
-        """Launch the copies of pages to host memory; does not wait."""
+        """Launch copies of pages to host memory; does not wait."""
         self._swap(copies, self.ops.save_pages)
 
     def swap_in(self, copies: Copies) -> None:
-        """Launch the copies of pages from host memory; does not wait."""
+        """Launch copies of pages from host memory; does not wait."""
         self._swap(copies, self.ops.load_pages)
 
     def set_rows(self, rows: list[Row]) -> None:
-        """Set the rows of the decode steps to come. Their sequences are admitted, all earlier tokens in the cache."""
+        """Set the rows of the next decode steps. All earlier tokens of their sequences are in the KV cache."""
         self._current = self._bucket_of(len(rows))
         self._rows = len(rows)
         state = self._spare_state(self._current.rows)
@@ -161,11 +163,11 @@ class Runner(BaseRunner[DecodeBucket]):
         self.device.write(self._current.state, state)
 
     def decode(self) -> Ticket:
-        """Launch one step for the rows of set_rows(), which then stand one token further; does not wait. Their
-        sequences have pages for it.
+        """Launch one decode step and move the rows of set_rows() on by one token; does not wait. Their sequences have
+        pages for it.
 
-        Keeps a mirror of the place that the device counts in Mail: whoever runs the program otherwise must call
-        set_rows() again."""
+        Mirrors the write index of the token ring buffer, which the device counts: call set_rows() again after running
+        the program by other means."""
         self._write_table()
         self._current.program.run()
         mail = self._mail[: self._rows, self._place]
@@ -201,7 +203,7 @@ class Runner(BaseRunner[DecodeBucket]):
                 yield self.device.read(out)[: len(piece) - row]
 
     def _warm_prompts(self) -> None:
-        """Compile the kernels of prompts, which would else count as the first request's time: one spare tile."""
+        """Compile the prefill kernels by one tile of padding rows, so that the first request need not wait for it."""
         b, s = self.prompts.run([Piece(self._spare, [0])], [0])
         self.ops.sample(b.logits, s, self._sampling.arrays, b.tokens, b.scratch)
         self.device.synchronize()
@@ -218,7 +220,7 @@ class Runner(BaseRunner[DecodeBucket]):
     def prepare_steps(self, rows: int, b: Buffers, scope: str) -> DecodeBucket:
         """Prepare decode steps of `rows` (at most max_batch) rows: groups of DECODE_ROWS that share the activations b.
 
-        The runner has one for each size; a further one, with a state of its own, is for whoever measures."""
+        The runner keeps one for each size; benchmarks prepare further ones with a state of their own."""
         device, i32 = self.device, np.dtype(np.int32)
         state = device.upload(self._spare_state(rows))
         grouped = rows > DECODE_ROWS
@@ -236,7 +238,7 @@ class Runner(BaseRunner[DecodeBucket]):
         return DecodeBucket(rows, state, tokens, logits, step)
 
     def _spare_state(self, rows: int) -> np.ndarray:
-        """[5, rows] int32, DecodeBucket.state: spare rows, and where the next step leaves tokens."""
+        """[5, rows] int32, DecodeBucket.state: padding rows, and the write index of the token ring buffer."""
         return np.vstack([spare_rows(rows, self._spare), np.full((1, rows), self._place, np.int32)])
 
     def _parts(self, groups: list[tuple[Buffers, Step, Mail]], ops: Ops) -> Iterator[Part]:
@@ -259,26 +261,25 @@ class Runner(BaseRunner[DecodeBucket]):
 
 
 class FirstTokens:
-    """What prefill passes leave for the host: a token ring buffer of their own, so that to read the tokens of a pass
-    waits for nothing that was launched after it.
+    """The token ring buffer of prefill passes: reading a pass's tokens waits for nothing that was launched later.
 
-    b: the buffers of prefill passes."""
+    b: the buffers of prefill passes. spare: the slot of the padding sequence."""
 
     def __init__(self, ops: Any, b: Buffers, spare: int) -> None:
         i32, rows = np.dtype(np.int32), len(b.tokens)
         self._ops, self._tokens = ops, b.tokens
         self._mail, box = ops.device.pinned((rows, MAIL), i32)
         zeros = ops.device.upload(np.zeros((5, rows), np.int32))
-        table = ops.device.empty((spare + 1, 1), i32)  # of which `advance` takes the number of the padding sequence
+        table = ops.device.empty((spare + 1, 1), i32)  # its length tells `advance` the padding sequence
         ops.device.write(b.tokens, np.zeros(rows, np.int32))
         self._step = Step(*(zeros[i] for i in range(4)), table=table, last=zeros[4], kind=PassKind.DECODE)
         self._box, self._place = Mail(box, zeros[4]), 0
 
     def send(self, rows: int) -> np.ndarray:
-        """[rows] int32, where the first tokens of the buffers will stand."""
+        """Launch the copy of the first `rows` tokens. Returns [rows] int32 in pinned memory, where they will be."""
         if not rows:
             return self._mail[:0, 0]
-        place = np.full(len(self._tokens), self._place, np.int32)  # anew each time: a pass may have been broken off
+        place = np.full(len(self._tokens), self._place, np.int32)  # each time: an interrupted pass may have moved it
         self._ops.device.write(self._box.place, place)
         self._ops.advance(self._step, self._tokens, self._box)
         mail = self._mail[:rows, self._place]
@@ -287,18 +288,18 @@ class FirstTokens:
 
 
 def _prefix(ops: Ops, c: ModelConfig) -> bytes:
-    """The beginning of the keys of the prefix cache."""
+    """The root of the prefix cache's hash chains."""
     return prefix.root(repr(c), ops.name, ops.dtype.name, headers_hash())
 
 
 def _named(parts: Iterable[Callable[[], None]]) -> list[Part]:
-    """The parts of a forward pass with the names that messages and profilers show."""
+    """The parts of a forward pass, named for messages and profilers."""
     embed, *layers, head = parts
     return [("embed", embed), *((f"layer {i}", layer) for i, layer in enumerate(layers)), ("head", head)]
 
 
 def _head(ops: Ops, head: Callable[[], None], b: Buffers, s: Step, sampling: Sampling, mail: Mail) -> None:
-    """The last part of a step: logits, the next tokens, and those as the next step's input and to the host."""
+    """The last part of a decode step: logits, sampling, and the tokens to the next step's input and to the host."""
     head()
     ops.sample(b.logits, s, sampling, b.tokens, b.scratch)
     ops.advance(s, b.tokens, mail)

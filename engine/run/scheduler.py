@@ -1,13 +1,13 @@
-"""Which sequences wait, which run, and which rows go into the next pass.
+"""The scheduler: which sequences wait, which run, and which rows the next pass has.
 
-Owns the slots and, through PageTable, the pages of the KV cache. Knows tokens and counts only: no arrays of the
-device, no text, no threads. Never decides that a sequence has ended (sequence.py does): `release` frees what it held.
+It owns the slots and, through PageTable, the pages of the KV cache. It knows tokens and counts only: no device arrays,
+no text, no threads. It never decides that a sequence has ended (sequence.py does); `release` frees its slot and pages.
 
-A sequence begins when its prompt finds pages, and grows while it runs. If the pages run out, the sequence that is least
-urgent and came last is preempted: its pages go to host memory (swap.py) and come back, in whatever places, before it
-goes on. If there is no room in host memory either, it begins anew with its prompt, and what it has generated is
-generated once more, by decode steps as before. Both leave every bit as it would have been: a page is copied as it is,
-and the steps are the same. To compute generated tokens by a prefill pass would not: it sums up in another order.
+A sequence is admitted when there are pages for its prompt, and grows while it runs. If pages run out, one sequence is
+preempted: the one of the lowest priority, and among these the latest. Its pages are swapped to host memory (swap.py)
+and return, to any pages, before it resumes. Without room in host memory it is replayed: prompt by prefill, then its
+known tokens by decode steps. Both keep every bit: a page is copied unchanged, and a replay repeats the same passes.
+Computing generated tokens by prefill would not, since prefill sums in another order.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from .sequence import Sequence
 from .swap import SwapSpace
 from .waiting import Waiting
 
-HEADROOM = 4  # pages that a preempted sequence must find beyond those it needs: else it would soon be preempted again
+HEADROOM = 4  # hysteresis: pages beyond its own that must be free before a preempted sequence resumes
 
 
 class Chunk(NamedTuple):
-    """Prompt tokens first..last-1 of a sequence, to be run in one prefill pass."""
+    """Prompt tokens first .. last - 1 of a sequence, computed by one prefill pass."""
 
     seq: Sequence
     first: int
@@ -35,17 +35,17 @@ class Chunk(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """Rows the chunk takes: whole tiles, so that no tile holds two sequences."""
+        """Rows of the chunk: whole tiles, so that no tile holds two sequences."""
         return -(-(self.last - self.first) // PAGE) * PAGE
 
     @property
     def ends(self) -> bool:
-        """Whether the prompt is complete after it, so that a token is sampled."""
+        """Whether it completes the prompt, so that a token is sampled."""
         return self.last == len(self.seq.prompt)
 
 
 class Copies(NamedTuple):
-    """Pages of the KV cache and the places in host memory that they are copied to, or from."""
+    """Pages of the KV cache, and the places in host memory to copy them to or from."""
 
     pages: list[int]
     places: list[int]
@@ -53,18 +53,18 @@ class Copies(NamedTuple):
 
 @dataclass
 class Counters:
-    """What has happened since the engine was made."""
+    """Counts since the engine was made."""
 
-    prompt_tokens: int = 0  # of sequences that began, those preempted and begun anew not counted again
-    cached_tokens: int = 0  # of these, found in the prefix cache
-    preempted: int = 0  # sequences that had to make room
-    swapped: int = 0  # of these, to host memory
-    replayed: int = 0  # of these, begun anew
+    prompt_tokens: int = 0  # of admitted sequences; a resumed one counts once
+    cached_tokens: int = 0  # of these, tokens found in the prefix cache
+    preempted: int = 0  # preemptions
+    swapped: int = 0  # of these, those swapped to host memory
+    replayed: int = 0  # of these, those that are replayed
 
 
 class Scheduler:
-    """`slots` sequences run at once. beginning: of the keys of the prefix cache (prefix.root); None is without one.
-    window: tokens that any layer sees; 0 if one sees all."""
+    """Up to `slots` sequences run. swap: host memory for preempted ones. beginning: root of the prefix cache's keys
+    (prefix.root); None: no prefix cache. window: the largest window of all layers; 0 if a layer has none."""
 
     def __init__(
         self,
@@ -77,8 +77,8 @@ class Scheduler:
     ) -> None:
         self.table, self.swap, self.window = table, swap, window
         self.waiting = waiting or Waiting()
-        self.running: list[Sequence] = []  # in order of admission; the decode rows are those with a first token
-        self._filling: list[Sequence] = []  # of these, those whose prompt is not complete
+        self.running: list[Sequence] = []  # in order of admission
+        self._filling: list[Sequence] = []  # of these, those whose prompt is not in the KV cache yet
         self.counters = Counters()
         self.slots = slots
         self._beginning = beginning
@@ -88,22 +88,22 @@ class Scheduler:
 
     @property
     def idle(self) -> bool:
-        """Whether nobody waits and nobody runs."""
+        """Whether no sequence waits or runs."""
         return not self.running and not self.waiting
 
     @property
     def decoding(self) -> list[Sequence]:
-        """The sequences with a token to continue, in order of admission."""
+        """The running sequences that have their first token: the rows of the next decode step."""
         return [seq for seq in self.running if seq.computed]
 
-    # -- who runs ---------------------------------------------------------------------------------------------------
+    # -- admission --------------------------------------------------------------------------------------------------
 
     def add(self, seq: Sequence) -> None:
-        """Queue a sequence, which the whole cache can hold (PageTable.check)."""
+        """Queue a sequence that fits into the whole KV cache (PageTable.check)."""
         self._arrivals += 1
         seq.arrival = self._arrivals
         if self._beginning is not None:
-            before = self._latest  # completions of one prompt come one after the other
+            before = self._latest  # the completions of a request are added in a row
             known = before is not None and before.request is seq.request
             salt = seq.request.schedule.cache_salt
             seq.keys = before.keys if known and before else prefix.page_keys(self._beginning, salt, seq.prompt)
@@ -111,8 +111,8 @@ class Scheduler:
         self.waiting.add(seq)
 
     def admit(self) -> list[Sequence]:
-        """Move waiting sequences to running, in order, while there are slots and pages; returns them. Nobody overtakes
-        the first of the queue."""
+        """Move waiting sequences to running while there are slots and pages; returns them. The first of the queue
+        blocks those behind it."""
         admitted: list[Sequence] = []
         while self._slots and (seq := self.waiting.first()) is not None and self._may_begin(seq):
             seq.slot = self.lend(0)
@@ -168,8 +168,8 @@ class Scheduler:
         self.waiting.left(seq)
 
     def _may_begin(self, seq: Sequence) -> bool:
-        """Whether there are pages for it, for what the prompts of others still lack, and one more for each sequence
-        that can grow."""
+        """The watermark: whether there are pages for it, for the rest of the running sequences' prompts, and one more
+        for each sequence that can grow."""
         need = self._lacking(seq, 0) - self._shares(seq)
         if not self.running:
             return need <= self.table.free
@@ -180,11 +180,11 @@ class Scheduler:
         return need + (HEADROOM if seq.preempted else 0) <= self.table.free
 
     def _lacking(self, seq: Sequence, owned: int) -> int:
-        """Pages that a sequence of so many pages needs to come to its first token, or to its next one."""
+        """Pages that a sequence with `owned` pages still needs for its next token."""
         return max(0, pages_of(_begun(seq)) - owned)
 
     def _shares(self, seq: Sequence) -> int:
-        """Pages of its prompt that others use, or will as they begin alike: it takes no free ones for them."""
+        """Pages of its prompt that it can share with running sequences, and so takes no free ones for."""
         if seq.swapped is not None:
             return 0
         coming = {key for other in self._filling for key in other.keys}
@@ -194,9 +194,9 @@ class Scheduler:
     # -- preemption -------------------------------------------------------------------------------------------------
 
     def preempt(self) -> Copies | None:
-        """Have the least urgent of the running sequences wait, of those the one that came last. No step is under way.
+        """Preempt the running sequence of the lowest priority, and among these the latest. No pass is in flight.
 
-        What is to be copied to host memory before anything else is launched; None if it begins anew."""
+        Returns the copies to launch before any other pass; None: the sequence will be replayed."""
         seq = max(self.running, key=lambda seq: (seq.request.schedule.priority, seq.arrival))
         self.counters.preempted += 1
         seq.preempted = True
@@ -213,7 +213,7 @@ class Scheduler:
         return None if places is None else Copies([page for _, page in own], places)
 
     def resume(self, seq: Sequence) -> Copies | None:
-        """Give an admitted sequence its pages again, if they were copied to host memory: what is to be copied back."""
+        """Give an admitted sequence pages for what was swapped out. Returns the copies to launch; None: nothing was."""
         if seq.swapped is None:
             return None
         places = [place for _, place in seq.swapped]
@@ -226,14 +226,14 @@ class Scheduler:
             self.swap.give_back([place for _, place in seq.swapped])
         seq.swapped = None
 
-    # -- what is launched -------------------------------------------------------------------------------------------
+    # -- the next pass ----------------------------------------------------------------------------------------------
 
     def prefill(self, rows: int) -> list[Chunk]:
-        """The next prefill pass, of at most so many rows: it must be launched at once. [] if every running prompt is in
-        the cache, or if there are no pages.
+        """Plan the next prefill pass, of at most so many rows; the caller launches it before any other. [] if every
+        running prompt is in the KV cache, or no page is free.
 
-        Prompts that begin alike share pages, even those that this very pass writes: a layer writes the keys and values
-        of all rows before any row reads them."""
+        Prompts with a common prefix share pages, even pages that this pass writes: each layer writes the keys and
+        values of all rows before any row reads them."""
         chunks: list[Chunk] = []
         for seq in self._filling:
             if rows <= 0 or len(chunks) == PROMPTS:
@@ -254,7 +254,7 @@ class Scheduler:
         return chunks
 
     def grow(self, rows: list[Sequence]) -> bool:
-        """Give the rows of the next decode step pages for the token that it takes; False if there are too few."""
+        """Give each row of the next decode step a page for its token; False if there are too few."""
         for seq in rows:
             if pages_of(seq.length) > self.table.owned(seq.slot):
                 self._let_go(seq, seq.length)
@@ -263,11 +263,11 @@ class Scheduler:
         return True
 
     def spare(self, seq: Sequence) -> int:
-        """Tokens for which a sequence has pages beyond its next decode step."""
+        """Decode steps after the next one for which a sequence has pages."""
         return self.table.owned(seq.slot) * PAGE - seq.length
 
     def _share(self, seq: Sequence) -> None:
-        """Have a sequence use the pages that are there of the prompt that it still lacks."""
+        """Share pages of the prefix cache, as far as the next tokens of the prompt are there."""
         while (i := seq.prefilled // PAGE) < min(_most_shared(seq), len(seq.keys)):
             if not self.table.share(seq.slot, seq.keys[i]):
                 break
@@ -277,23 +277,23 @@ class Scheduler:
                 self.counters.cached_tokens += PAGE
 
     def _let_go(self, seq: Sequence, visible: int) -> None:
-        """Give back the pages that no token sees any more, where every layer has a window.
+        """Free the pages behind the window, if every layer has one.
 
-        visible: tokens that the first one of the next pass sees, itself included."""
+        visible: tokens up to the first one of the next pass, inclusive."""
         if self.window and visible > self.window:
             self.table.let_go(seq.slot, visible - self.window)
 
 
 def _begun(seq: Sequence) -> int:
-    """Tokens in the cache once its next token is there: of a sequence that begins, or goes on."""
+    """Tokens that a sequence has places for once it is admitted, or resumed: up to its next token."""
     return len(seq.prompt) + (seq.computed or 1)
 
 
 def _grows(seq: Sequence) -> bool:
-    """Whether it can come to need more pages than those of its next token."""
+    """Whether it may need more pages than for its next token."""
     return pages_of(seq.request.longest) > pages_of(_begun(seq))
 
 
 def _most_shared(seq: Sequence) -> int:
-    """Full pages of a prompt that somebody else's pass may have written: one token is left, which gives the logits."""
+    """Pages of a prompt that it can share at most: at least one token must be computed, for its logits."""
     return (len(seq.prompt) - 1) // PAGE

@@ -1,8 +1,7 @@
-"""One completion in the making: its tokens, its text, and the one place that decides when it has ended.
+"""One completion while it is generated: its tokens, its text, and the only place that decides when it ends.
 
-A sequence ends by a stop token, a stop text, its length, an abort, its deadline or an error. The scheduler and the
-runner read and set where it stands on the device (slot, prefilled, computed, ahead, swapped); they never decide that it
-has ended.
+A sequence ends by a stop token, a stop text, its length, an abort, a timeout or an error. The scheduler and the batch
+keep its state on the device here (slot, prefilled, computed, ahead, swapped); they never decide that it has ended.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from ..text.output_text import Text
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt and what is asked for, checked against the model: `Engine.add` takes it as it is."""
+    """A prompt and its parameters, checked against the model: the argument of `Engine.add`."""
 
     ids: list[int]  # the prompt
     params: SamplingParams
@@ -28,33 +27,31 @@ class Request:
     max_tokens: int  # resolved: never None
     stop_ids: tuple[int, ...] = ()  # the tokens that end a completion
     prompt: str | None = None  # None if it was given as ids
-    text: Callable[[], Text] | None = None  # makes the text of one completion; None: tokens alone are wanted
+    text: Callable[[], Text] | None = None  # makes the text of one completion; None: tokens only
     schedule: Scheduling = field(default_factory=Scheduling)
 
     @property
     def longest(self) -> int:
-        """Tokens of a completion that may need a place in the KV cache: a step launched ahead may write the last."""
+        """Tokens of a completion that may be in the KV cache: a step launched ahead may write the last one."""
         return len(self.ids) + self.max_tokens
 
 
 @dataclass(eq=False)
 class Sequence:
-    """One completion; equal to itself only."""
+    """One completion; compared by identity."""
 
     request: Request
     index: int = 0  # which of the request's n completions
-    slot: int = -1  # index into everything per sequence on the device; -1 while waiting and once it has ended
-    arrival: int = 0  # number among all sequences of the engine
-    keys: list[bytes] = field(default_factory=list)  # of the full pages of its prompt, for the prefix cache
-    prefilled: int = 0  # prompt tokens whose keys and values are in the KV cache, or will be before any later pass
-    cached: int = 0  # of these, tokens that were found in the prefix cache when it first began
-    shares: int = 0  # pages of its prompt that it need not take from the free ones, as was expected when it began
-    computed: int = (
-        0  # generated tokens that the host has seen since it began: fewer than `tokens` while it is replayed
-    )
-    ahead: int = 0  # decode steps launched whose tokens were not looked at yet
-    preempted: bool = False  # it had begun, and waits to go on
-    swapped: list[tuple[int, int]] | None = None  # (page of the sequence, place in host memory), preempted to there
+    slot: int = -1  # index into the per-sequence arrays of the device; -1 while it waits and once it has ended
+    arrival: int = 0  # its number in the order of arrival
+    keys: list[bytes] = field(default_factory=list)  # of its prompt's full pages, for the prefix cache
+    prefilled: int = 0  # prompt tokens that the passes launched so far put into the KV cache
+    cached: int = 0  # of these, tokens found in the prefix cache the first time
+    shares: int = 0  # pages that it was expected to share with running sequences when it was admitted
+    computed: int = 0  # tokens generated and read since it was admitted; fewer than len(tokens) during a replay
+    ahead: int = 0  # decode steps in flight
+    preempted: bool = False  # at least once
+    swapped: list[tuple[int, int]] | None = None  # (index of its page, place in host memory) while swapped out
     tokens: list[int] = field(default_factory=list)  # generated
     logprobs: list[dict[int, float]] | None = None  # one dict a token, if the request wants them
     finish_reason: str | None = None  # "stop", "length", "abort", "timeout" or "error"; None while it runs
@@ -70,20 +67,20 @@ class Sequence:
 
     @property
     def length(self) -> int:
-        """Tokens with a place in the KV cache once the decode step is launched that takes its newest token."""
+        """Tokens in the KV cache after the next decode step."""
         return len(self.prompt) + self.computed + self.ahead
 
     @property
     def filled(self) -> bool:
-        """Whether its prompt is in the KV cache."""
+        """Whether its whole prompt is in the KV cache."""
         return self.prefilled == len(self.prompt)
 
     def restart(self) -> None:
-        """Begin again with the prompt; the tokens that are known already will be generated once more."""
+        """Start again with the prompt; its known tokens will be generated again (a replay)."""
         self.prefilled = self.shares = self.computed = 0
 
     def accept(self, token: int, logits: np.ndarray | None = None) -> Event:
-        """Add the next token. logits [V] float32: what it was chosen from, for logprobs."""
+        """Add the next token. logits [V] float32: those it was sampled from, for logprobs."""
         tokens, text = self.tokens, self.text
         tokens.append(token)
         count = len(tokens)
@@ -112,7 +109,7 @@ class Sequence:
                 self.finish_reason = "stop"
 
     def _logprobs(self, token: int, logits: np.ndarray) -> dict[int, float]:
-        """Those of the token, kept with those of the tokens before."""
+        """Compute the token's logprobs and keep them."""
         found = logprobs(logits, token, self.params.logprobs or 0)
         self.logprobs = self.logprobs or []
         self.logprobs.append(found)
@@ -120,11 +117,11 @@ class Sequence:
 
 
 class Event(NamedTuple):
-    """What happened to a sequence in a step. Immutable; `seq` itself goes on changing."""
+    """A new token of a sequence, or its end. Immutable; `seq` itself goes on changing."""
 
     seq: Sequence
-    token: int | None  # None: it ended without one
-    text: str  # what became certain since the event before; all of them joined are the text of the output
+    token: int | None  # None: the sequence ended without one
+    text: str  # new final text; all events joined give the text of the output
     finish_reason: str | None = None  # on the last event of a sequence
     logprobs: dict[int, float] | None = None  # of the token, if asked for
     logits: np.ndarray | None = None  # [V] float32, likewise

@@ -1,4 +1,4 @@
-"""How each running sequence samples, as records by slot: a copy on the host, one on the device."""
+"""Sampling rules of the running sequences, one record a slot: on the host, and a copy on the device."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ..ops.base import Sampling
 from ..ops.device import Device
 from .sequence import Sequence
 
-# What a record takes from the params as it is. A seed may be missing there.
-_TAKEN = [f.name for f in fields(SamplingParams) if f.name in sampling.RULES.fields and f.name != "seed"]
+# Fields copied from SamplingParams unchanged. Its seed may be None, so it is not one of them.
+_TAKEN = [f.name for f in fields(SamplingParams) if f.name in (sampling.RULES.names or ()) and f.name != "seed"]
 
 
 class SlotSampling:
-    """Sampling rules of `slots` sequences and the spare one. `arrays` is what Ops.sample takes."""
+    """Sampling rules of `slots` sequences and the padding sequence. `arrays`: the argument of Ops.sample."""
 
     def __init__(self, device: Device, slots: int, vocab: int) -> None:
         self._device = device
@@ -26,7 +26,7 @@ class SlotSampling:
         self.arrays = Sampling(rules, counts=device.upload(np.zeros((slots + 1, vocab), np.int32)))
 
     def set(self, sequences: list[Sequence]) -> None:
-        """Take over newly admitted sequences, with what they have generated so far."""
+        """Write the rules of admitted sequences, and the token counts of those with penalties."""
         for seq in sequences:
             rules = self._host[seq.slot]
             for name in _TAKEN:

@@ -1,4 +1,4 @@
-"""Host memory for the KV pages of preempted sequences: places of a page each, in blocks that are made when needed."""
+"""Swap space: pinned host memory for the KV pages of preempted sequences, allocated in blocks on demand."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import heapq
 from collections.abc import Callable, Iterator
 from typing import Any
 
-BLOCK = 256 << 20  # bytes of a block, about: to page-lock so many takes some 50 ms
+BLOCK = 256 << 20  # bytes of a block, about: page-locking takes time, so it is done little by little
 
 
 class SwapSpace:
-    """At most `places` places, each for a page of `page_bytes` bytes: the same token range of every layer's K and V.
+    """Up to `places` places, each for one page of `page_bytes` bytes: K and V of 64 tokens in all layers.
 
-    make(n): device array of n places in host memory (Device.pinned)."""
+    make(n): allocates n places; a device array on pinned host memory (Device.pinned)."""
 
     def __init__(self, places: int, page_bytes: int, make: Callable[[int], Any]) -> None:
         self.places = places
@@ -23,26 +23,26 @@ class SwapSpace:
 
     @property
     def free(self) -> int:
-        """Places that hold nothing."""
+        """Free places."""
         return len(self._free)
 
     def clear(self) -> None:
-        """Every place is free; the blocks stay."""
+        """Free all places; the blocks stay allocated."""
         self._free = list(range(self.places))  # a heap: the lowest first, so that few blocks are made
 
     def take(self, count: int) -> list[int] | None:
-        """So many places, or None if too few are free."""
+        """Take places; None if too few are free."""
         if count > len(self._free):
             return None
         return [heapq.heappop(self._free) for _ in range(count)]
 
     def give_back(self, places: list[int]) -> None:
-        """Free places. What was launched before may still read them: whoever has them next is launched after it."""
+        """Free places. Copies in flight may still read them: the next writer comes later in stream order."""
         for place in places:
             heapq.heappush(self._free, place)
 
     def by_block(self, pages: list[int], places: list[int]) -> Iterator[tuple[Any, list[int], list[int]]]:
-        """(block, pages, places in the block) of pages that are copied to places, or from them."""
+        """Group copies by block: (block, pages, places in the block)."""
         groups: dict[int, tuple[list[int], list[int]]] = {}
         for page, place in zip(pages, places, strict=True):
             own, there = groups.setdefault(place // self._a_block, ([], []))

@@ -1,4 +1,4 @@
-"""Whose turn it is: of the threads that wait for something, one does the work and the others sleep.
+"""One thread works, the others sleep: a lock that is handed over with a condition for each sleeper.
 
     with held(..., turn.rouse): Ctrl-C must not come between the next lines
         turn.sleep(ready)       until ready(), or until the turn is free for this thread
@@ -22,7 +22,7 @@ def _always() -> bool:
 
 
 class _Sleeper:
-    """A thread that sleeps. A ring before it has fallen asleep is not lost, and several count as one."""
+    """A sleeping thread. A wake-up that comes before it sleeps is not lost; several count as one."""
 
     def __init__(self, ready: Callable[[], bool], wants: Callable[[], bool]) -> None:
         self.ready = ready  # what it waits for; called with the lock held
@@ -31,12 +31,12 @@ class _Sleeper:
         self._bell.acquire()
 
     def ring(self) -> None:
-        """Wake it, from anywhere: a signal handler or a finalizer may stand in the middle of another ring."""
-        with suppress(RuntimeError):  # it rings already
+        """Wake it. Safe in signal handlers and finalizers, even inside another ring."""
+        with suppress(RuntimeError):  # already released
             self._bell.release()
 
     def rest(self, lock: threading.Lock) -> None:
-        """Until it rings; the lock, which is held, is free meanwhile."""
+        """Sleep until `ring`. Releases the lock meanwhile, which the caller holds."""
         lock.release()
         try:
             self._bell.acquire()
@@ -50,17 +50,17 @@ class Turn:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self._taken = False
-        self._first = 0  # threads that go before all others: they sleep at the head of the list
+        self._first = 0  # sleeping threads that take precedence; they are at the head of the list
         self._sleepers: list[_Sleeper] = []
 
     @property
     def asked_for(self) -> bool:
-        """Whether a thread waits that goes before all others: the owner should pass the turn on soon."""
+        """Whether a thread with precedence waits: the owner should pass the turn on soon."""
         return self._first > 0
 
     def take(self, first: bool = False, wait: bool = True) -> bool:
-        """Take the turn if it is free. first: before those who do not say so; wait: for the lock, which a finalizer
-        must not, as it may interrupt whoever holds it."""
+        """Take the turn if it is free. first: with precedence. wait: block on the lock; a finalizer must not, as it may
+        interrupt the thread that holds it."""
         if not self.lock.acquire(blocking=wait):
             return False
         try:
@@ -71,7 +71,7 @@ class Turn:
             self.lock.release()
 
     def pass_on(self) -> None:
-        """Give up the turn; a sleeper that wants it wakes."""
+        """Give up the turn and wake a sleeper that wants it."""
         with self.lock:
             self._taken = False
             self.wake()
@@ -98,7 +98,7 @@ class Turn:
                     self.wake()
 
     def wake(self) -> None:
-        """Wake who is ready and, if the turn is free, the first who wants it. The lock is held."""
+        """Wake the sleepers that are ready and, if the turn is free, the first that wants it. Call with the lock."""
         free = not self._taken
         for sleeper in self._sleepers:
             wanted = free and sleeper.wants()
@@ -107,6 +107,6 @@ class Turn:
             free = free and not wanted
 
     def rouse(self) -> None:
-        """Have every sleeper look again; without the lock, so that signal handlers and finalizers may call it."""
+        """Make every sleeper check again. Takes no lock, so it is safe in signal handlers and finalizers."""
         for sleeper in list(self._sleepers):
             sleeper.ring()

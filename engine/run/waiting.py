@@ -1,4 +1,4 @@
-"""Who is next: the sequences that wait, by priority, fairness between keys, and arrival."""
+"""The queue of waiting sequences: by priority, fairness between keys, and arrival."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 
 from .sequence import Sequence
 
-AGING = 10.0  # seconds after which who waits counts as one class more urgent
+AGING = 10.0  # seconds of waiting that lower the priority number by one
 
 
 class Waiting:
-    """A queue. The most urgent class goes first; in it the key of which the fewest run, then the one that has not been
-    served for the longest; then who arrived first. A sequence that was preempted keeps its arrival.
+    """The order: lowest priority number; then the key with the fewest running sequences; then the key that was served
+    longest ago; then arrival. A preempted sequence keeps its arrival.
 
     now(): seconds, of any clock."""
 
@@ -21,9 +21,9 @@ class Waiting:
         self._now = now
         self._since: dict[Sequence, float] = {}
         self._running: Counter[str] = Counter()  # by key
-        self._served: dict[str, int] = {}  # by key: when one of it began; only of keys that wait or run
+        self._served: dict[str, int] = {}  # by key: number of its last admission; only keys that wait or run
         self._turns = 0
-        self._first: Sequence | None = None  # what `first` has found, until something changes
+        self._first: Sequence | None = None  # the result of `first`, until something changes
 
     def __len__(self) -> int:
         return len(self._since)
@@ -40,20 +40,20 @@ class Waiting:
         self._first = None
 
     def remove(self, seq: Sequence) -> None:
-        """Take a sequence out that does not begin."""
+        """Remove a sequence that ends before it is admitted."""
         del self._since[seq]
         self._first = None
         self._tidy(seq.request.schedule.key)
 
     def first(self) -> Sequence | None:
-        """Who is next; None if nobody waits."""
+        """The next sequence; None if none waits."""
         if self._first is None and self._since:
             now = self._now()
             self._first = min(self._since, key=lambda seq: self._rank(seq, now))
         return self._first
 
     def began(self, seq: Sequence) -> None:
-        """A sequence of the queue runs from now on."""
+        """Move a sequence from the queue to the running ones."""
         key = seq.request.schedule.key
         self._turns += 1
         self._served[key] = self._turns
@@ -61,13 +61,13 @@ class Waiting:
         self.remove(seq)
 
     def left(self, seq: Sequence) -> None:
-        """A sequence that ran has ended, or was preempted."""
+        """Note that a running sequence has ended or was preempted."""
         self._running[seq.request.schedule.key] -= 1
         self._first = None
         self._tidy(seq.request.schedule.key)
 
     def clear(self) -> None:
-        """Nobody waits and nobody runs."""
+        """Forget all sequences."""
         self._since.clear()
         self._running.clear()
         self._served.clear()
@@ -79,7 +79,7 @@ class Waiting:
         return urgency, self._running[schedule.key], self._served.get(schedule.key, 0), seq.arrival
 
     def _tidy(self, key: str) -> None:
-        """Forget a key of which nobody is left: there may be any number of them."""
+        """Forget a key without sequences: the number of keys is not bounded."""
         if self._running[key] <= 0:
             del self._running[key]
             if not any(seq.request.schedule.key == key for seq in self._since):

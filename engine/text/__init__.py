@@ -1,1 +1,1 @@
-"""Between text and token ids: tokenizers, chat templates, stop texts."""
+"""Text to token ids and back: tokenizers, chat templates, detokenizer, stop texts."""

@@ -1,7 +1,7 @@
-"""From token ids back to text, token by token: the same code serves whole outputs and streams.
+"""The detokenizer: token ids to text, one token at a time, for whole outputs and for streams.
 
-A token is turned into its bytes, bytes into characters as soon as they are complete. So each token costs its own
-length, and only an unfinished UTF-8 sequence is ever held back.
+Each token becomes its bytes. Bytes become characters as soon as a UTF-8 sequence is complete. So a token costs time in
+proportion to its own length, and the only text held back is an incomplete UTF-8 sequence.
 """
 
 from __future__ import annotations
@@ -14,14 +14,24 @@ from typing import Any
 
 from ..errors import TokenizerError
 
-_TIDIED = [".", "?", "!", ",", "n't", "'m", "'s", "'ve", "'re"]  # as the tokenizers package does, token by token
+_TIDIED = [
+    ".",
+    "?",
+    "!",
+    ",",
+    "n't",
+    "'m",
+    "'s",
+    "'ve",
+    "'re",
+]  # as the tokenizers package does
 _BYTE = re.compile("<0x([0-9A-Fa-f]{2})>", re.ASCII)
 
 
 def byte_alphabet() -> dict[str, int]:
-    """The 256 visible characters with which byte-level vocabularies spell bytes, as character: byte.
+    """The 256 printable characters that stand for bytes in a byte-level vocabulary, as {character: byte}.
 
-    Printable Latin-1 stands for itself; the other bytes, in order, for the characters from U+0100 on."""
+    A printable Latin-1 byte is its own character. The other bytes, in order, are the characters from U+0100 on."""
     own = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     rest = [b for b in range(256) if b not in own]
     return {chr(b): b for b in own} | {chr(256 + i): b for i, b in enumerate(rest)}
@@ -31,15 +41,17 @@ ALPHABET = byte_alphabet()
 
 
 class Spelling:
-    """How a vocabulary spells bytes, from the decoder part of a tokenizer.json; TokenizerError for unknown kinds."""
+    """How the tokens of a vocabulary spell bytes.
+
+    decoder: the `decoder` object of a tokenizer.json. TokenizerError if it has a step that is not supported."""
 
     def __init__(self, decoder: Any, source: str):
-        self.byte_level = False  # tokens are in the byte alphabet
-        self.byte_fallback = False  # "<0x0A>" is that byte
+        self.byte_level = False  # tokens are written in ALPHABET
+        self.byte_fallback = False  # the token "<0x0A>" is the byte 0x0A
         self.replaced: list[tuple[str, str]] = []  # e.g. ("▁", " ")
-        self.continues = ""  # "##": a token that begins so follows without a space, all others after one
-        self.tidied: list[str] = []  # what then loses its space: " ." becomes "."
-        self.strip = 0  # spaces that the tokenizer puts before a text, and that decoding takes off again
+        self.continues = ""  # "##": a token with this prefix continues a word; any other begins one
+        self.tidied: list[str] = []  # strings that lose the space before them: " ." becomes "."
+        self.strip = 0  # spaces that encoding adds before a text and decoding removes
         steps: list[Any] = [decoder]
         if isinstance(decoder, dict) and decoder.get("type") == "Sequence":
             steps = decoder["decoders"]
@@ -51,7 +63,7 @@ class Spelling:
             raise TokenizerError(f"{source}: decoder: ByteLevel cannot be combined, found {', '.join(map(str, kinds))}")
 
     def _take(self, step: Any, kind: str | None, fused: bool) -> bool:
-        """Note one step of the decoder; False if it is not known."""
+        """Apply one step of the decoder to the fields; False if the step is not supported."""
         if kind == "ByteLevel":
             self.byte_level = True
         elif kind == "ByteFallback":
@@ -71,11 +83,11 @@ class Spelling:
         return True
 
     def bytes_of(self, token: str) -> bytes:
-        """The bytes that a token of the vocabulary stands for."""
+        """The bytes of a token of the vocabulary."""
         if self.byte_level:
             try:
                 return bytes(map(ALPHABET.__getitem__, token))
-            except KeyError:  # not spelled in the alphabet: the token is its own text
+            except KeyError:  # a token outside ALPHABET, an added one, is its own text
                 return token.encode()
         if self.byte_fallback and (byte := _BYTE.fullmatch(token)):
             return bytes([int(byte[1], 16)])
@@ -90,36 +102,36 @@ class Spelling:
 
 
 class Decoder:
-    """Text of one sequence as its tokens arrive: push them one by one, then flush."""
+    """The text of one sequence: push each token as it arrives, then flush."""
 
     def __init__(self, piece: Callable[[int], bytes], strip: int, left_out: Container[int] = ()):
-        self._piece = piece  # bytes of a token id
-        self._strip = strip  # leading spaces still to be dropped
-        self.left_out = left_out  # ids that are no part of the text: control tokens
+        self._piece = piece  # token id -> its bytes
+        self._strip = strip  # leading spaces still to be removed
+        self.left_out = left_out  # ids whose text is omitted: control tokens
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._whole = True  # no character has begun in earlier tokens
+        self._whole = True  # no incomplete UTF-8 sequence is pending
 
     def push(self, token_id: int) -> str:
-        """The text that this token completes, often none; RequestError for an id that no token has."""
+        """The text that this token completes, maybe "". RequestError for an id without a token."""
         if token_id in self.left_out:
             return ""
         piece = self._piece(token_id)
         if self._whole:
             try:
-                text = piece.decode()  # nearly every token: a third of the time of the incremental decoder
+                text = piece.decode()  # the common case, three times as fast as the incremental decoder
                 return self._cut(text) if self._strip else text
             except UnicodeDecodeError:
-                pass  # part of a character, or none
+                pass  # an incomplete or invalid UTF-8 sequence
         text = self._utf8.decode(piece)
         self._whole = not self._utf8.getstate()[0]
         return self._cut(text)
 
     def spelled(self, token_id: int) -> str:
-        """What a token spells by itself, also if it is left out of the text. Changes nothing."""
+        """The text of a token by itself, even if it is omitted from the output. Changes no state."""
         return self._piece(token_id).decode("utf-8", "replace")
 
     def flush(self) -> str:
-        """The end of the text: U+FFFD if the last character is incomplete, else nothing."""
+        """The end of the text: U+FFFD if a UTF-8 sequence is incomplete, else ""."""
         self._whole = True
         return self._cut(self._utf8.decode(b"", final=True))
 

@@ -1,4 +1,4 @@
-"""Which tokens end a sequence; docs/end-tokens.md tells users."""
+"""Which tokens end a sequence. docs/end-tokens.md explains the rules."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from ..config import ModelConfig
 
 
 def add(config: ModelConfig, ids: Iterable[int]) -> ModelConfig:
-    """The model with these end tokens after its own: the tokenizer's, or in a chat the end of turn."""
+    """The model's configuration with more end tokens: the tokenizer's, or in a chat the end of turn."""
     return replace(config, eos_ids=tuple(dict.fromkeys((*config.eos_ids, *ids))))

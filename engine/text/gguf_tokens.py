@@ -1,4 +1,4 @@
-"""The tokens of a GGUF file, with their types: what all kinds of vocabularies have in common."""
+"""The tokens of a GGUF file and their types, for every kind of vocabulary."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)  # tokenizer.ggml.tok
 
 @dataclass(frozen=True)
 class Tokens:
-    """texts, types: by token id. ids: the id of each text, unused tokens left out."""
+    """texts, types: by token id. ids: text -> token id, without unused tokens."""
 
     texts: list[str]
     types: list[int]
@@ -19,7 +19,7 @@ class Tokens:
 
     @staticmethod
     def read(meta: Keys) -> Tokens:
-        """TokenizerError, naming file and key, for types of another number, and for tokens that are empty or double."""
+        """Read "tokens" and "token_type". TokenizerError if their lengths differ or a token is empty or double."""
         texts = meta.array("tokens", str)
         types = meta.array("token_type", int, len(texts))
         ids: dict[str, int] = {}

@@ -1,8 +1,7 @@
 """A tokenizer from the metadata of a GGUF file.
 
-"tokenizer.ggml.model" says which kind of vocabulary the file has: byte-level BPE (gpt2) or SentencePiece (llama). This
-file builds the first kind, and adds to both what they share: added tokens, begin and end of a prompt. It touches no
-file.
+"tokenizer.ggml.model" is the kind of vocabulary: byte-level BPE (gpt2) or SentencePiece BPE (llama). This module builds
+the first kind. To both kinds it adds the added tokens, and the begin and end tokens of a prompt.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ from .pre_tokenizers import PRE
 
 
 def reader(values: dict[str, Any], source: str) -> Keys:
-    """Typed access to the keys "tokenizer.ggml.…"; TokenizerError names the file and the key."""
+    """Typed access to the keys "tokenizer.ggml.*". TokenizerError names the file and the key."""
     return Keys(values, source, prefix="tokenizer.ggml.", error=TokenizerError)
 
 
 def build(values: dict[str, Any], source: str) -> Backend:
-    """The tokenizer that the metadata `values` of the file `source` describe.
+    """The tokenizer from the metadata `values` of the file `source`.
 
-    Control and unknown tokens become special, user-defined ones plain added tokens; unused ones are left out.
-    TokenizerError names the file and the key that is missing or wrong."""
+    Control and unknown tokens become special added tokens, user-defined tokens become plain added tokens. Unused tokens
+    are left out. TokenizerError names the file and the key that is missing or wrong."""
     meta = reader(values, source)
     model = meta.typed("model", str)
     if model not in MODELS:
@@ -76,7 +75,7 @@ def _merges(meta: Keys, tokens: Tokens) -> list[tuple[str, str]]:
 
 
 def _surround(meta: Keys, backend: Backend, tokens: list[str], bos: bool) -> None:
-    """Have the post-processor put the begin token before a prompt and the end token after it, as the file asks."""
+    """Set the post-processor, which adds the begin token before a prompt and the end token after it."""
     before, after = ("bos", bos), ("eos", meta.typed("add_eos_token", bool, False))
     names: list[tuple[str, int]] = []
     for name, wanted in (before, after):
@@ -90,9 +89,9 @@ def _surround(meta: Keys, backend: Backend, tokens: list[str], bos: bool) -> Non
         backend.post_processor = processors.TemplateProcessing(single=order, special_tokens=names)  # type: ignore[assignment]
 
 
-MODELS: dict[str, tuple[str, Callable[[Keys, Tokens], Backend]]] = {  # tokenizer.ggml.model: what it is, its builder
+MODELS: dict[str, tuple[str, Callable[[Keys, Tokens], Backend]]] = {  # tokenizer.ggml.model: its name, its builder
     "gpt2": ("byte-level BPE", _byte_level),
     "llama": ("SentencePiece BPE", sentencepiece.build),
 }
-# Phi-3's added tokens take the white space after them. GGUF has no place to say so; its tokenizer.json does.
+# Phi-3's other added tokens remove the white space after them. Its tokenizer.json says so; GGUF has no key for it.
 PHI3_PLAIN = ("<unk>", "<s>", "<|endoftext|>")

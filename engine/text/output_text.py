@@ -1,4 +1,4 @@
-"""The text of a completion as its tokens arrive, cut at the first stop text."""
+"""The text of a completion while its tokens arrive."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from .stop_search import StopSearch
 class Text:
     """The text of a growing completion, cut at the first stop text.
 
-    Stop texts are searched for in what the tokens spell; control tokens are then left out of the text."""
+    Stop texts are searched in the text of all tokens, control tokens included. Control tokens are omitted from the
+    output."""
 
     def __init__(self, decoder: Decoder, stops: StopSearch | None = None) -> None:
-        """stops: shared by the completions of a request; None = no stop texts."""
+        """stops: shared by all completions of a request; None = no stop texts."""
         self.stopped = False  # a stop text was found
         self._decoder, self._stops = decoder, stops
-        self._state = ""  # what the tokens spell that may begin a stop text: held back
-        self._held: list[tuple[str, bool]] = []  # the same in pieces, each with whether it is part of the text
-        self._final: list[str] = []  # the text that is certain, in pieces
-        self._taken = 0  # pieces of it that `take` has given out
+        self._state = ""  # the end of the searched text that may begin a stop text; held back
+        self._held: list[tuple[str, bool]] = []  # the same in pieces: (text, whether it is output)
+        self._final: list[str] = []  # final text, in pieces
+        self._taken = 0  # pieces of _final that take() has returned
 
     @property
     def full(self) -> str:
-        """The text that is certain; all of it after `flush`."""
+        """The final text so far; the whole text after `flush`."""
         return "".join(self._final)
 
     def take(self) -> str:
-        """The text that has become certain since the last call."""
+        """The text that became final since the last call."""
         pieces, self._taken = self._final[self._taken :], len(self._final)
         return "".join(pieces)
 
@@ -39,18 +40,18 @@ class Text:
             self._add(decoder.push(token), True, search)
 
     def end(self, token: int, search: bool = True) -> None:
-        """Add a stop token: no part of the text, but a stop text may end with what it spells."""
+        """Add a stop token. Its text is not output, but a stop text may end in it."""
         self._add(self._decoder.flush(), True, search)
         self._add(self._decoder.spelled(token), False, search)
 
     def flush(self) -> None:
-        """No more tokens: what was held back is certain."""
+        """There are no more tokens: text that was held back becomes final."""
         self._add(self._decoder.flush(), True, True)
         self._release(len(self._state))
         self._state = ""
 
     def _add(self, new: str, shown: bool, search: bool) -> None:
-        """Add what a token spells; shown: whether it is part of the text."""
+        """Add the text of a token. shown: whether it is output."""
         if not new or self.stopped:
             return
         if self._stops is None or self._stops.idle(self._state, new):
@@ -67,7 +68,7 @@ class Text:
             self._release(length - len(self._state))
 
     def _release(self, size: int) -> None:
-        """Let the first `size` characters of what is held back go."""
+        """Make the first `size` characters of the held-back text final."""
         while size:
             piece, shown = self._held[0]
             if shown:

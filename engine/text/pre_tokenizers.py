@@ -1,7 +1,7 @@
-"""How a byte-level vocabulary of a GGUF file cuts a text before merging, by the name in "tokenizer.ggml.pre".
+"""The pre-tokenizers of byte-level vocabularies in GGUF files. They split a text into words before merging.
 
-A GGUF file stores a name and leaves the meaning to its reader. PRE holds the meaning: the steps of the tokenizer.json
-that the same models come with.
+A GGUF file has only the name of its pre-tokenizer, "tokenizer.ggml.pre". PRE maps each name to the steps in the
+tokenizer.json of the same models.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ APOSTROPHES = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS = rf"{APOSTROPHES}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _REST = rf" ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}"
-LLAMA3 = rf"{_WORDS}|\p{{N}}{{1,3}}|{_REST}"  # numbers in groups of up to three digits
+LLAMA3 = rf"{_WORDS}|\p{{N}}{{1,3}}|{_REST}"  # numbers are split into groups of up to three digits
 QWEN2 = rf"{_WORDS}|\p{{N}}|{_REST}"  # each digit is a word
 # QWEN2 with combining marks as letters
 QWEN35 = QWEN2.replace(r"]?\p{L}+", r"]?[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]")
@@ -33,13 +33,13 @@ DEEPSEEK_CODER = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[\u4e00-\u9fa5\u0800-\
 
 
 class Pre(NamedTuple):
-    """What one name stands for."""
+    """The meaning of one name."""
 
-    steps: tuple[Any, ...] = ()  # pre-tokenizers, one after the other
-    gpt2: bool = False  # the expression of GPT-2 cuts last
-    whole: bool = False  # a word that is a token is taken whole, without merging
+    steps: tuple[Any, ...] = ()  # pre-tokenizers, applied in this order
+    gpt2: bool = False  # GPT-2's expression is the last step
+    whole: bool = False  # a word that is a token is not merged
     bos: bool = False  # a prompt begins with the begin token, unless the file says otherwise
-    nfc: bool = False  # the text is put into Unicode's normal form C first
+    nfc: bool = False  # Unicode normal form C is applied first
 
 
 def _splits(*expressions: str, **flags: bool) -> Pre:

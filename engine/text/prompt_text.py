@@ -1,4 +1,4 @@
-"""Token ids of the text of a prompt: bounded before it is encoded, and control tokens only where they are asked for."""
+"""Token ids of a prompt's text. A text that is too long is refused before it is encoded."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from ..errors import RequestError
 from .tokenizer import Tokenizer
 
 _log = logging.getLogger("ostinato")
-_told = False  # once a process
+_told = False  # the warning is logged once per process
 
 
 def encode(text: str, t: Tokenizer, max_len: int, parse_special: bool = False, tell: bool = True) -> list[int]:
-    """Ids of a prompt. RequestError if it cannot be encoded, or has max_len tokens or more by its length alone.
+    """Token ids of a prompt. RequestError if it cannot be encoded, or if its length implies max_len tokens or more.
 
-    parse_special: control tokens that the text spells count as such; else they are characters like any other, which is
-    logged once a process if `tell`."""
+    parse_special: read control tokens in the text as control tokens. Otherwise they are plain characters; with `tell`
+    the first such prompt of a process is logged."""
     expect_room(f"prompt: expected fewer than {max_len} tokens (max_len)", text, t, max_len - 1)
     if tell and not parse_special:
         _tell(text, t)
@@ -23,7 +23,7 @@ def encode(text: str, t: Tokenizer, max_len: int, parse_special: bool = False, t
 
 
 def expect_room(expected: str, text: str, t: Tokenizer, most: int) -> None:
-    """RequestError, beginning with `expected`, if a text has more than `most` tokens by its length alone."""
+    """RequestError with the message `expected` if the length of a text implies more than `most` tokens."""
     if (least := t.at_least(text, most)) > most:
         raise RequestError(f"{expected}, found at least {least} in {len(text)} characters")
 

@@ -1,7 +1,7 @@
-"""A child process that renders one chat template within bounds of time and memory; see template_worker.py.
+"""A child process that renders one chat template with limits on time and memory. It runs template_worker.py.
 
-There is one for each template. The child starts at the first rendering, stays for the next ones, and is replaced when a
-rendering has ended it. A process that was forked starts a child of its own.
+Each template has its own child. The child starts at the first rendering and serves all later ones. If a rendering ends
+it, the next one starts another. A forked process starts its own child.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 
 from ..errors import RequestError, TokenizerError
 from ..process import forks
-from ..process.child import Child, Ended, Silent, interpreter
+from ..process.child import Child, Ended, Timeout, interpreter
 
-PATIENCE = 30.0  # seconds on the clock for an answer, start of the process included; processor time is bounded in it
+TIMEOUT = 30.0  # wall-clock seconds for an answer, process start included; the child limits its own CPU time
 _START = "import json, runpy, sys; sys.path[:] = json.loads(sys.argv[1]); runpy.run_path(sys.argv[2], None, '__main__')"
 
 
 class Sandbox:
-    """Renders `template`; `source` names it in messages."""
+    """Renders `template`. source: its name in messages."""
 
     def __init__(self, template: str, source: str):
         self._template, self._source = template, source
@@ -30,13 +30,13 @@ class Sandbox:
         forks.in_child(self._drop)
 
     def render(self, renderings: list[dict[str, Any]]) -> list[str]:
-        """One text for each dict of variables.
+        """One text for each dict of template variables.
 
-        RequestError when the template refuses the messages, TokenizerError when it is wrong or exceeds its bounds."""
+        RequestError if the template refuses the messages; TokenizerError if it is invalid or exceeds a limit."""
         with self._lock:
             try:
                 reply = self._ask({"renderings": renderings})
-            except BaseException:  # also Ctrl-C: the answer would be taken for that of the next question
+            except BaseException:  # also Ctrl-C: its late answer must not be read as the next one
                 self._drop()
                 raise
         if "refused" in reply:
@@ -46,7 +46,7 @@ class Sandbox:
         return reply["texts"]
 
     def close(self) -> None:
-        """End the child process, and the rendering of another thread; the next rendering starts another."""
+        """End the child process, even while another thread waits for it. The next rendering starts a new one."""
         if (child := self._child) is not None:
             child.kill()
         with self._lock:
@@ -64,8 +64,8 @@ class Sandbox:
         child = self._child = self._child or self._start()
         child.tell(question)
         try:
-            return child.answer(PATIENCE)
-        except Silent as e:
+            return child.answer(TIMEOUT)
+        except Timeout as e:
             raise self._error(str(e)) from None
         except Ended as e:
             raise self._ended(e.status) from None
@@ -73,18 +73,18 @@ class Sandbox:
     def _start(self) -> Child:
         worker = str(Path(__file__).with_name("template_worker.py"))
         try:
-            # -I: nothing in the working directory or the environment is imported; packages come from where ours do
+            # -I: no import from the working directory or the environment; sys.path is passed explicitly
             child = Child([interpreter(), "-I", "-c", _START, json.dumps(sys.path), worker])
         except OSError as e:
-            raise self._error(f"cannot start a process to render it: {e}") from e
+            raise self._error(f"the renderer cannot be started: {e}") from e
         child.tell({"template": self._template})
         return child
 
     def _ended(self, status: int) -> TokenizerError:
         if status == -signal.SIGPROF:
-            return self._error("rendering takes too long (more than half a second of processor time)")
-        if status == 0:  # as Popen has it where SIGCHLD is ignored, or somebody else waits for our children
-            return self._error("the process to render it ended, and why is not known: this process ignores SIGCHLD")
+            return self._error("rendering takes too long (more than half a second of CPU time)")
+        if status == 0:  # Popen reports 0 if SIGCHLD is ignored or other code reaps the children
+            return self._error("the renderer ended for an unknown reason, as this process ignores SIGCHLD")
         if status < 0:
-            return self._error(f"rendering ended by {signal.Signals(-status).name}")
-        return self._error(f"the process to render it ended with status {status} (it needs jinja2 and Linux)")
+            return self._error(f"the renderer was ended by {signal.Signals(-status).name}")
+        return self._error(f"the renderer ended with status {status} (it needs jinja2 and Linux)")

@@ -1,8 +1,9 @@
-"""A SentencePiece vocabulary of a GGUF file ("tokenizer.ggml.model" = llama) as a tokenizer: Llama 2, Mistral, Phi-3.
+"""SentencePiece BPE of a GGUF file ("tokenizer.ggml.model" = llama), as Llama 2, Mistral 7B and Phi-3 mini have it.
 
-SentencePiece stores a score for each token and merges the pair of neighbours whose token has the highest score. The
-tokenizers package merges by a list of pairs, best first. So each cut of a token into two tokens becomes a pair, and
-the score of the token its rank. A character without a token is spelled by the tokens of its bytes, <0x00> to <0xFF>.
+A SentencePiece vocabulary has a score for each token. Encoding merges the pair of neighbours whose token has the
+highest score. The tokenizers package needs a list of merges instead, best first. So every split of a token into two
+tokens becomes a merge, ranked by the score of the token. A character without a token is encoded by byte fallback: the
+tokens <0x00> to <0xFF> of its UTF-8 bytes.
 """
 
 from __future__ import annotations
@@ -16,21 +17,21 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from ..keys import Keys
 from .gguf_tokens import BYTE, CONTROL, NORMAL, UNKNOWN, Tokens
 
-SPACE = "▁"  # U+2581 stands for a space in a token
-MAX_TOKEN = 512  # characters; SentencePiece learns tokens of 16 by default, and a token is cut in every place
+SPACE = "▁"  # U+2581 is a space in a token
+MAX_TOKEN = 512  # characters, as every split of a token is tried; SentencePiece trains tokens of at most 16 by default
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
 def build(meta: Keys, tokens: Tokens) -> Backend:
     """The tokenizer; TokenizerError names the file and the key."""
-    for key in ("precompiled_charsmap", "remove_extra_whitespaces"):  # both would change the text first
+    for key in ("precompiled_charsmap", "remove_extra_whitespaces"):  # normalisation that is not supported
         if meta.get(key):
             meta.wrong(key, "nothing", meta.get(key))
     backend = Backend(_model(meta, tokens))
     prefix = meta.typed("add_space_prefix", bool, True)
     if prefix and _mistral_control(tokens):
         backend.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, "first", split=False)  # type: ignore[assignment]
-    else:  # also after each added token
+    else:  # the normalizer also adds a space after each added token
         steps = [normalizers.Prepend(SPACE)] if prefix else []
         backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])  # type: ignore[assignment]
     spelling = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
@@ -41,9 +42,9 @@ def build(meta: Keys, tokens: Tokens) -> Backend:
 
 
 def _mistral_control(tokens: Tokens) -> bool:
-    """Whether the vocabulary is one of Mistral's from its second version on, in which [INST] is a control token.
+    """Whether [INST] is a control token, as in Mistral's vocabularies from the second version on.
 
-    Their templates write the space after a control token themselves; only the beginning of a text gets one."""
+    The chat templates of these write the space after a control token. Only the beginning of a prompt gets one here."""
     i = tokens.ids.get("[INST]")
     return i is not None and tokens.types[i] == CONTROL
 
@@ -61,7 +62,7 @@ def _model(meta: Keys, tokens: Tokens) -> models.BPE:
     if unknown is None and UNKNOWN in tokens.types:
         unknown = tokens.types.index(UNKNOWN)
     spelled = sum(f"<0x{b:02X}>" in tokens.ids for b in range(256))
-    if unknown is None and spelled < 256:  # the tokenizers package would leave such characters out
+    if unknown is None and spelled < 256:  # the tokenizers package would drop characters
         meta.wrong("tokens", "a token for each of 256 bytes, or an unknown token", f"{spelled} bytes")
     return models.BPE(
         vocab=tokens.ids,
@@ -73,9 +74,9 @@ def _model(meta: Keys, tokens: Tokens) -> models.BPE:
 
 
 def _merges(tokens: Tokens, scores: list[float]) -> list[tuple[str, str]]:
-    """Pairs of normal tokens whose concatenation is one, in order of its score, its id, and the ids of the pair.
+    """All splits of a normal token into two. They are sorted by the token's score, highest first, then by ids.
 
-    Only normal tokens: text never becomes a control token by merging."""
+    Other tokens are no part of a merge, so that no text becomes a control token."""
     normal = {text: i for text, i in tokens.ids.items() if tokens.types[i] == NORMAL}
     merges = []
     for text, i in normal.items():

@@ -1,8 +1,8 @@
-"""A lower bound on the tokens of a text, far cheaper than the tokens: what cannot fit is refused before it is encoded.
+"""A lower bound on the number of tokens of a text. It costs far less than encoding and refuses texts that cannot fit.
 
-A token stands for at most as many bytes of a kind (letters, say) as the vocabulary's token with the most of them has.
-So a text has at least as many tokens as its bytes of that kind divided by this number. Vocabularies that turn any
-number of characters into one token, an unknown one, have no such bound; WordPiece has at least a token for each word.
+Let m be the most bytes of one kind, letters for example, that a single token of the vocabulary has. Then a text with n
+such bytes has at least n / m tokens. There is no such bound where an unknown token may stand for any number of
+characters. WordPiece gives at least one token for each word.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
-CHEAP = 8  # characters for each token allowed: no longer text is looked at, encoding it costs little
+CHEAP = 8  # characters per allowed token; shorter texts are encoded without a check
 _ALL = frozenset(range(256))
 _LETTERS = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 _KEEPERS = ("ByteLevel", "Metaspace", "Digits", "UnicodeScripts", "Split", "Punctuation")  # pre-tokenizers
@@ -21,16 +21,16 @@ _WORDS = ("BertPreTokenizer", "Whitespace", "WhitespaceSplit")
 
 
 class TokenFloor:
-    """Bounds for one vocabulary. bytes_of: the bytes of text that an id stands for."""
+    """The bound for one vocabulary. bytes_of: token id -> its bytes."""
 
     def __init__(self, backend: Backend, bytes_of: Callable[[int], bytes]) -> None:
         self._backend, self._bytes_of = backend, bytes_of
         self._byte_level = any(step["type"] == "ByteLevel" for step in _steps(backend.decoder))
         self._splits_words = any(step["type"] in _WORDS for step in _steps(backend.pre_tokenizer))
-        self._most: list[tuple[bytes, int]] | None = None  # not worked out yet
+        self._most: list[tuple[bytes, int]] | None = None  # computed at the first long text
 
     def of(self, text: str, limit: int) -> int:
-        """Tokens that `text` has at least, or 0 if it is short for `limit` tokens."""
+        """A lower bound on the tokens of `text`; 0 if the text is short enough to be encoded for `limit` tokens."""
         if len(text) <= CHEAP * limit:
             return 0
         normalizer = self._backend.normalizer
@@ -44,7 +44,7 @@ class TokenFloor:
         return max(bounds, default=0)
 
     def _kinds(self) -> list[tuple[bytes, int]]:
-        """For each kind of bytes: all others, and how many of the kind a token has at most. [] if there is no bound."""
+        """(bytes of other kinds, most bytes of this kind in one token) for each kind; [] if there is no bound."""
         if not self._bounded():
             return []
         spaces_vanish = any(t.lstrip or t.rstrip for t in self._added())
@@ -54,12 +54,14 @@ class TokenFloor:
         return [(rest, max(1, *(len(token.translate(None, rest)) for token in tokens))) for rest in rests]
 
     def _covers(self, token: str, i: int) -> bytes:
-        """What of a normalised text a token stands for: spaces may be written otherwise in it, bytes be spelled out."""
+        """The bytes of normalised text that a token covers.
+
+        In normalised text a space may be another character, and a byte may be written as <0x0A>."""
         covered = self._bytes_of(i)
         return covered if self._byte_level or len(covered) == 1 else max(covered, token.encode(), key=len)
 
     def _bounded(self) -> bool:
-        """Whether every character of a normalised text goes into a token, and no token takes any number of them."""
+        """Whether each character of normalised text is in a token, and each token has a largest length."""
         steps = _steps(self._backend.pre_tokenizer)
         if any(step["type"] not in _KEEPERS or step.get("behavior") == "Removed" for step in steps):
             return False
@@ -72,7 +74,7 @@ class TokenFloor:
 
 
 def _steps(part: Any) -> list[dict[str, Any]]:
-    """The steps of a pre-tokenizer or decoder, as a tokenizer.json writes them."""
+    """The steps of a pre-tokenizer or decoder, as JSON objects of a tokenizer.json."""
     if part is None:
         return []
     state = json.loads(part.__getstate__())

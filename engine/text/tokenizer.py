@@ -1,8 +1,8 @@
-"""Text to token ids and back, from a tokenizer.json or the vocabulary of a GGUF file.
+"""The tokenizer of a checkpoint: text to token ids and back.
 
-LLM makes one for its model. Text that a user wrote never becomes a control token ("<|im_end|>" stays ten characters):
-only `special=True`, meant for the text of chat templates, reads control tokens. Reads tokenizer.json and
-tokenizer_config.json; the encoding itself is done by the `tokenizers` package.
+It comes from tokenizer.json and tokenizer_config.json, or from the metadata of a GGUF file. The `tokenizers` package
+does the encoding. A user's text never becomes a control token: "<|im_end|>" stays ten characters. Control tokens are
+read only with `special=True`, which is meant for the output of chat templates.
 """
 
 from __future__ import annotations
@@ -26,50 +26,52 @@ from . import gguf_vocab
 from .detokenizer import ALPHABET, Decoder, Spelling
 from .token_floor import TokenFloor
 
-LARGEST = 256 * 2**20  # bytes of a tokenizer.json; the largest in use have about 40 MiB
+MAX_BYTES = 256 * 2**20  # of a tokenizer.json; the largest in use have about 40 MiB
 
 
 class Tokenizer:
-    """One vocabulary. Safe to use from several threads; a Decoder belongs to one sequence."""
+    """One vocabulary. Any number of threads may use it. A Decoder belongs to one sequence."""
 
     def __init__(
         self, backend: Backend, source: str, names: dict[str, str] | None = None, ends: Iterable[int | None] = ()
     ):
-        """names: the texts of tokens by role ("bos_token", "eos_token", ...), for templates and bos_id, eos_ids.
-        ends: end tokens beside the eos_token."""
-        self.source = source  # for messages
+        """source: the name in messages. names: texts of tokens by role ("bos_token", "eos_token", ...), which chat
+        templates, bos_id and eos_ids use. ends: ids of end tokens in addition to the eos_token."""
+        self.source = source
         self.names = names or {}
         self._backend = backend
-        self._splitter: Any = None  # made when it is needed
+        self._splitter: Any = None  # made at the first chat
         self._pre_tokenizers = _pre_tokenizers(backend)
-        self._lock = forks.Lock()  # encoding with or without control tokens is a switch of the backend
+        self._lock = forks.Lock()  # encode_special_tokens is state of the backend
         backend.no_truncation()
         backend.no_padding()
-        state = backend.decoder.__getstate__() if backend.decoder is not None else b"null"  # its JSON
+        state = backend.decoder.__getstate__() if backend.decoder is not None else b"null"  # JSON
         self._spelling = Spelling(json.loads(state), source)
         added = backend.get_added_tokens_decoder()
-        self._pieces = {i: token.content.encode() for i, token in added.items()}  # bytes of ids, as far as known
+        self._pieces = {i: token.content.encode() for i, token in added.items()}  # id -> bytes, a cache
         self.control = {i: token.content for i, token in added.items() if token.special}  # control tokens by id
-        # WordPiece spells each word it does not know so; in other vocabularies bytes do
+        # WordPiece writes this token for an unknown word; other vocabularies spell unknown characters by bytes
         unknown = backend.model.unk_token if isinstance(backend.model, WordPiece) else None
-        self._meant = {i for i, content in self.control.items() if content != unknown}  # never come of a user's text
+        # ids that a user's text must not give
+        self._meant = {i for i, content in self.control.items() if content != unknown}
         vocab = backend.get_vocab(with_added_tokens=True)
         if not vocab:
             raise TokenizerError(f"{source}: expected a vocabulary, found no token")
         self._ids = frozenset(vocab.values())
         byte_level = self._spelling.byte_level
-        self._kept = bytes(b for char, b in ALPHABET.items() if not byte_level or char in vocab)  # bytes with a token
+        # bytes that have a token
+        self._kept = bytes(b for char, b in ALPHABET.items() if not byte_level or char in vocab)
         self._floor = TokenFloor(backend, self._bytes_of)
         texts = sorted((self.control[i] for i in self._meant if self.control[i]), key=len, reverse=True)
         self._spelled = re.compile("|".join(map(re.escape, texts)) or r"(?!)")
         self.vocab_size = max(self._ids) + 1
         self.bos_id = self._id_of("bos_token")
-        # what ends a sequence by the tokenizer's own files
+        # end tokens, by the files of the tokenizer
         self.eos_ids = tuple(dict.fromkeys(i for i in (self._id_of("eos_token"), *ends) if i is not None))
 
     @staticmethod
     def from_checkpoint(checkpoint: Any) -> Tokenizer:
-        """Of an open checkpoint (its directory, or its GGUF metadata); TokenizerError names file and key."""
+        """The tokenizer of an open checkpoint, a directory or a GGUF file. TokenizerError names file and key."""
         if checkpoint.directory is not None:
             return _from_directory(Path(checkpoint.directory))
         values, source = checkpoint.metadata or {}, str(checkpoint.source)
@@ -77,36 +79,36 @@ class Tokenizer:
         meta, tokens = gguf_vocab.reader(values, source), values["tokenizer.ggml.tokens"]
         roles = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
         ids = {role: meta.token_id(f"{name}_token_id", len(tokens)) for role, name in roles.items()}
-        # of a turn, of a call of a tool
+        # end of turn, end of message (a tool call)
         ends = [meta.token_id(f"{name}_token_id", len(tokens)) for name in ("eot", "eom")]
         return Tokenizer(backend, source, {role: tokens[i] for role, i in ids.items() if i is not None}, ends)
 
     def encode(self, text: str, special: bool = False, bos: bool = True) -> list[int]:
         """Token ids of a text.
 
-        special: control tokens in the text count as such, else they are plain characters. bos: add what the
-        tokenizer puts round a prompt, a begin token as a rule. RequestError if the text cannot be encoded so."""
+        special: read control tokens in the text; otherwise they are plain characters. bos: add the tokens that the
+        tokenizer puts around a prompt, usually a begin token. RequestError if the text cannot be encoded."""
         encoding = self._encode(text, special)
         if not bos:
             return encoding.ids
         ids = self._backend.post_process(encoding, None, True).ids
         twice = special and ids[:1] == encoding.ids[:1] == ids[1:2] and ids[0] in self.control
-        return ids[1:] if twice else ids  # the text itself begins with the begin token
+        return ids[1:] if twice else ids  # the text already begins with the begin token
 
     def at_least(self, text: str, limit: int) -> int:
-        """Tokens that a text has at least, for little work; 0 if it is short enough for `limit` to be encoded."""
+        """A lower bound on the tokens of a text, which costs little; 0 if it is short enough to be encoded."""
         return self._floor.of(text, limit)
 
     def control_in(self, text: str) -> str | None:
-        """A control token that a text spells, None if it spells none."""
+        """The first control token that a text spells; None if there is none."""
         match = self._spelled.search(text) if isinstance(text, str) else None
         return match and match[0]
 
     def encode_marked(self, text: str, restore: Callable[[str], str]) -> list[int]:
-        """Token ids of a text in which control tokens count, and of what `restore` then makes of the text between.
+        """Token ids of a text with control tokens. `restore` is applied to each part between control tokens.
 
-        For chat templates, whose control tokens are meant and those in a message are not: these are marked, and
-        restored when the others have been found. No begin token is added."""
+        A chat template's control tokens are read as such, those in a message are not. So placeholders replace the
+        latter, and `restore` brings them back after the former were found. No begin token is added."""
         ids: list[int] = []
         start = 0
         for i, begin, end in self._control_tokens(text):
@@ -115,18 +117,18 @@ class Tokenizer:
         return ids + self._encode(restore(text[start:]), special=False, begins=not ids).ids
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        """The text of these tokens from its beginning on; incomplete UTF-8 becomes U+FFFD."""
+        """The text of tokens that begin a text. Incomplete UTF-8 becomes U+FFFD."""
         decoder = Decoder(self._bytes_of, self._spelling.strip, self.control if skip_special else ())
         return "".join([decoder.push(i) for i in ids]) + decoder.flush()
 
     def incremental(self, skip_special: bool = True) -> Decoder:
-        """A Decoder for tokens that continue a prompt: a space at their beginning is part of the text."""
+        """A Decoder for tokens that continue a prompt. It keeps a space at their beginning."""
         return Decoder(self._bytes_of, 0, self.control if skip_special else ())
 
     def unknown(self, rows: int) -> tuple[int, ...]:
-        """Ids below `rows`, the rows of the embedding table, that no token has: they must never be sampled.
+        """Ids below `rows`, the rows of the embedding table, without a token. They must never be sampled.
 
-        Tables are padded to round sizes, so a tail of such ids is usual. TokenizerError if a token has no row."""
+        Embedding tables are padded to round sizes, so there are usually some. TokenizerError if a token has no row."""
         if self.vocab_size > rows:
             raise TokenizerError(
                 f"{self.source}: expected ids below the {rows} rows of the embedding, found {self.vocab_size - 1}"
@@ -134,24 +136,24 @@ class Tokenizer:
         return tuple(i for i in range(rows) if i not in self._ids)
 
     def _encode(self, text: Any, special: bool, begins: bool = True) -> Any:
-        """begins: whether the text is the beginning of a prompt, else it follows a control token."""
+        """begins: the text is the beginning of a prompt; otherwise it follows a control token."""
         if not isinstance(text, str):
             refuse("prompt", "a text", text)
         lost = unicode("prompt", text).encode().translate(None, self._kept)
-        if lost:  # the backend would leave it out
+        if lost:  # the backend would drop it silently
             raise RequestError(f"prompt: expected bytes that the vocabulary has, found 0x{lost[0]:02x}")
         with self._lock:
             self._backend.encode_special_tokens = not special
             if self._pre_tokenizers is not None:
                 self._backend.pre_tokenizer = self._pre_tokenizers[begins]
             encoding = _guarded(self.source, lambda: self._backend.encode(text, add_special_tokens=False))
-        if not special and not self._meant.isdisjoint(encoding.ids):  # a vocabulary may spell one by other means
+        if not special and not self._meant.isdisjoint(encoding.ids):  # the vocabulary itself produced a control token
             i = next(i for i in encoding.ids if i in self._meant)
             raise RequestError(f"prompt: {self.control[i]!r} cannot be encoded other than as control token {i}")
         return encoding
 
     def _control_tokens(self, text: str) -> Iterator[tuple[int, int, int]]:
-        """(id, begin, end) of each control token in a text, found without encoding what is between them."""
+        """(id, begin, end) of each control token in a text. The text between them is not encoded."""
         if self._splitter is None:
             self._splitter = _splitter(self._backend)
         encoding = _guarded(self.source, lambda: self._splitter.encode(text, add_special_tokens=False))
@@ -161,7 +163,7 @@ class Tokenizer:
                 yield i, begin, end
 
     def _bytes_of(self, i: int) -> bytes:
-        """The bytes of a token id, worked out once; RequestError for an id that no token has."""
+        """The bytes of a token id, computed once. RequestError for an id without a token."""
         piece = self._pieces.get(i)
         if piece is None:
             token = self._backend.id_to_token(i) if i in self._ids else None
@@ -171,7 +173,7 @@ class Tokenizer:
         return piece
 
     def _id_of(self, role: str) -> int | None:
-        """Id of the token with a role; None if there is no such role, TokenizerError if there is no such token."""
+        """Id of the token with a role; None without such a role. TokenizerError if the vocabulary lacks the token."""
         if role not in self.names:
             return None
         i = self._backend.token_to_id(self.names[role])
@@ -181,9 +183,9 @@ class Tokenizer:
 
 
 def _pre_tokenizers(backend: Backend) -> tuple[Any, Any] | None:
-    """The pre-tokenizer for text after a control token, and for the beginning; None if they are the same.
+    """(pre-tokenizer for text after a control token, pre-tokenizer for the beginning); None if they are the same.
 
-    A Metaspace with the scheme "first" puts a space before the beginning of a prompt only."""
+    A Metaspace with the scheme "first" adds a space at the beginning of a prompt only."""
     first: Any = backend.pre_tokenizer
     later = copy.deepcopy(first)
     steps = later if isinstance(later, Sequence) else [later]
@@ -194,7 +196,7 @@ def _pre_tokenizers(backend: Backend) -> tuple[Any, Any] | None:
 
 
 def _splitter(backend: Backend) -> Backend:
-    """A tokenizer that finds the same added tokens, and makes one unknown token of all that is between two of them."""
+    """A tokenizer that finds the same added tokens and gives one unknown token for all text between two of them."""
     splitter = Backend(WordLevel({"": 0}, unk_token=""))
     splitter.normalizer = backend.normalizer  # type: ignore[assignment]
     added = backend.get_added_tokens_decoder()
@@ -203,7 +205,7 @@ def _splitter(backend: Backend) -> Backend:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, {} if there is none; TokenizerError if it holds anything else."""
+    """The JSON object in a file; {} if there is no file. TokenizerError if it holds anything else."""
     if not path.is_file():
         return {}
     try:
@@ -213,10 +215,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
-    """A file's text, without a byte order mark; TokenizerError if it is too large, not UTF-8 or a Git LFS pointer."""
+    """The text of a file, without a byte order mark. TokenizerError if too large, not UTF-8, or a Git LFS pointer."""
     try:
-        if (size := path.stat().st_size) > LARGEST:
-            raise TokenizerError(f"{path}: expected at most {LARGEST} bytes, found {size}")
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise TokenizerError(f"{path}: expected at most {MAX_BYTES} bytes, found {size}")
         text = path.read_text(encoding="utf-8").removeprefix("\ufeff")
     except (OSError, UnicodeDecodeError) as e:
         raise TokenizerError(f"{path}: cannot be read: {e}") from e
@@ -238,7 +240,7 @@ def _from_directory(directory: Path) -> Tokenizer:
 
 
 def _token_names(config: dict[str, Any], path: Path) -> dict[str, str]:
-    """bos_token and its like of a tokenizer_config.json: each a string, or an object with its string as content."""
+    """bos_token, eos_token, ... of a tokenizer_config.json. Each is a string, or an object with a string `content`."""
     names = {}
     for role in ("bos_token", "eos_token", "unk_token", "pad_token"):
         value = config.get(role)
@@ -251,7 +253,7 @@ def _token_names(config: dict[str, Any], path: Path) -> dict[str, str]:
 
 
 def _same_added_tokens(backend: Backend, config: dict[str, Any], path: Path) -> None:
-    """A token that only tokenizer_config.json has would be split into characters: refuse it."""
+    """Refuse a token that only tokenizer_config.json has, as it would be split into characters."""
     added = config.get("added_tokens_decoder") or {}
     for key, value in added.items() if isinstance(added, dict) else ():
         content = value.get("content") if isinstance(value, dict) else None
@@ -262,7 +264,7 @@ def _same_added_tokens(backend: Backend, config: dict[str, Any], path: Path) -> 
 
 
 def _guarded(source: str, action: Any) -> Any:
-    """Run what calls the backend; its errors, and the panics that derive from BaseException, become TokenizerError."""
+    """Call the backend. Its errors, also panics, which derive from BaseException, become TokenizerError."""
     try:
         return action()
     except (EngineError, KeyboardInterrupt, SystemExit, MemoryError):

@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Command-line options that several commands share."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ COMMON: dict[str, dict[str, Any]] = {
     "--graph": {"choices": GRAPHS, "default": "step", "help": "what one graph covers (step)"},
     "--dtype": {"choices": DTYPES, "default": "auto", "help": "default: auto"},
     "--prompt-len": {"type": int, "default": 128, "metavar": "N", "help": "tokens before the first step (128)"},
-    "--max-tokens": {"type": int, "default": 128, "metavar": "N", "help": "steps that are measured (128)"},
-    "--json": {"metavar": "FILE", "help": "write everything to a file"},
+    "--max-tokens": {"type": int, "default": 128, "metavar": "N", "help": "steps to measure (128)"},
+    "--json": {"metavar": "FILE", "help": "write all results to a file"},
 }
 
 
 def add(p: argparse.ArgumentParser, *names: str) -> None:
-    """Add options of COMMON to a command."""
+    """Add these options of COMMON to a command."""
     for name in names:
         p.add_argument(name, **COMMON[name])
 
 
 def several(p: argparse.ArgumentParser, name: str, default: str) -> None:
-    """Add an option that takes names separated by commas."""
-    p.add_argument(name, default=default, help=f"which, separated by commas (default: {default})")
+    """Add an option whose value is a list of names, separated by commas."""
+    p.add_argument(name, default=default, help=f"one or more, separated by commas (default: {default})")
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    """ "1,4" as (1, 4)."""
+    """Parse "1,4" as (1, 4)."""
     return tuple(int(part) for part in text.split(","))
 
 
 def chosen_model(args: argparse.Namespace) -> tuple[str, ModelConfig | None]:
-    """(name, configuration of random weights or None) of MODEL or --shape; RequestError unless it is one of them."""
+    """(model, None) for MODEL, (name, configuration) for --shape. RequestError unless exactly one is given."""
     from .bench.synthetic import shape
 
     if (args.model is None) == (args.shape is None):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from io import StringIO
 from typing import Any
 
+import numpy as np
 from measured import head, line
 
 from ostinato.cli import main as cli
@@ -20,8 +21,9 @@ from ostinato.models.families import FAMILIES
 from ostinato.outputs import CompletionOutput, RequestOutput, StreamChunk
 from ostinato.text import gguf_vocab
 from ostinato.text.pre_tokenizers import PRE
-from ostinato.weights.blocks import BLOCKS
+from ostinato.weights.blocks import BLOCKS, Blocks
 from ostinato.weights.kinds import GGUF_KINDS, PLAIN
+from ostinato.weights.methods import METHODS
 
 CLASSES = (EngineConfig, SamplingParams, Scheduling, RequestOutput, CompletionOutput, StreamChunk)
 
@@ -88,10 +90,29 @@ def families() -> Iterator[str]:
 
 def gguf_types() -> Iterator[str]:
     """Which tensor types of a GGUF file are read."""
-    known = [kind for kind, _, _ in GGUF_KINDS.values()]
-    read = [kind for kind in known if kind in PLAIN or kind in BLOCKS]
-    yield f"- Read: {', '.join(f'`{kind}`' for kind in read)}."
-    yield f"- Refused, be it one tensor of a file: {', '.join(f'`{kind}`' for kind in known if kind not in read)}."
+    yield from head("type", "bits a number", "codes", "numbers that share a scale", "minimum")
+    for kind, (_, numbers, size) in _read_types():
+        if kind not in BLOCKS:
+            yield line(f"`{kind}`", 8 * size // numbers, "–", "–", "–")
+            continue
+        form = Blocks("", kind, (0, numbers), np.empty((0, size), np.uint8)).planes(0, 0)
+        assert form is not None
+        minimum = "–" if form.mins is None else "yes"
+        yield line(f"`{kind}`", f"{8 * size / numbers:g}", f"`{form.code}`", form.group, minimum)
+    refused = [kind for kind, _, _ in GGUF_KINDS.values() if kind not in PLAIN and kind not in BLOCKS]
+    yield ""
+    yield f"Refused, be it one tensor of a file: {', '.join(f'`{kind}`' for kind in refused)}."
+
+
+def _read_types() -> Iterator[tuple[str, tuple[str, int, int]]]:
+    yield from ((of[0], of) for of in GGUF_KINDS.values() if of[0] in PLAIN or of[0] in BLOCKS)
+
+
+def methods() -> Iterator[str]:
+    """Which quantised safetensors are read."""
+    yield from head("`quant_method`", "read", "refused")
+    for name, method in METHODS.items():
+        yield line(f"`{name}`", method.about, method.refused)
 
 
 def pre_tokenizers() -> Iterator[str]:
@@ -103,7 +124,8 @@ def pre_tokenizers() -> Iterator[str]:
 
 def blocks() -> Iterator[tuple[str, Callable[[], Iterator[str]]]]:
     """Name and maker of every block of this module."""
-    yield from {"families": families, "gguf-types": gguf_types, "pre-tokenizers": pre_tokenizers}.items()
+    kinds = {"families": families, "gguf-types": gguf_types, "methods": methods, "pre-tokenizers": pre_tokenizers}
+    yield from kinds.items()
     for name, p in commands(cli.parser()):
         yield f"options {name}", lambda name=name, p=p: options(name, p)
     for cls in CLASSES:

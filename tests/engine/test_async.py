@@ -1,4 +1,4 @@
-"""AsyncLLM: tasks get what threads get, and leave as freely."""
+"""AsyncLLM: tasks get the results that threads get, and can leave at any time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LONG = SamplingParams(temperature=1.5, seed=11, max_tokens=120, ignore_eos=True)
 
 
 def free(llm: LLM) -> bool:
-    """Whether all pages are."""
+    """Whether all pages are free."""
     return llm.runner.table.free == llm.runner.table.pages - 1
 
 
@@ -87,7 +87,7 @@ def test_an_error_of_a_step_reaches_the_task(llm: LLM, monkeypatch: pytest.Monke
             patch.setattr(Ticket, "tokens", fail)
             with pytest.raises(RuntimeError, match="planted"):
                 await on.generate("ab", HOT)
-        assert (await on.generate("ab", HOT))[0].completion_tokens == 20  # the thread goes on
+        assert (await on.generate("ab", HOT))[0].completion_tokens == 20  # the thread continues
         assert on._stop is not None
         on._stop()
 
@@ -105,7 +105,7 @@ def test_the_thread_ends_with_its_owner(llm: LLM) -> None:
             assert not thread.is_alive()
 
 
-def test_a_stream_keeps_alive_who_drives_it() -> None:
+def test_a_stream_keeps_its_async_llm_alive() -> None:
     async def main() -> int:
         stream = AsyncLLM(FIXTURE, backend="numpy", quiet=True).stream("ab", HOT)
         gc.collect()
@@ -115,7 +115,7 @@ def test_a_stream_keeps_alive_who_drives_it() -> None:
 
 
 def test_an_owner_may_be_collected_anywhere(llm: LLM) -> None:
-    """Also where this thread holds the lock of those that wait."""
+    """Also while this thread holds the waiters' lock."""
     owner = [AsyncLLM(llm)]
 
     def collect() -> None:
@@ -130,8 +130,8 @@ def test_an_owner_may_be_collected_anywhere(llm: LLM) -> None:
 
 
 @pytest.mark.parametrize("call", ["generate", "stream", "chat", "stream_chat"])
-def test_requests_are_made_beside_the_loop(llm: LLM, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
-    """Tokenising a long prompt and rendering a template take their time."""
+def test_requests_are_created_outside_the_event_loop(llm: LLM, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    """Tokenising a long prompt and rendering a template do not block the event loop."""
     threads, make = [], llm.request
 
     def noted(*args, **options):

@@ -1,4 +1,4 @@
-"""Batches over time: looking ahead is invisible, places are taken over, nothing leaks."""
+"""Batches over time: one-step-ahead scheduling changes no result, slots are reused, nothing leaks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ostinato.run.engine import Engine
 from ostinato.run.runner import Runner, Ticket
 from ostinato.run.sequence import Sequence
 
-MIXED = [  # one a kind of request, all with stop tokens that some of them reach early
+MIXED = [  # one request of each kind; some reach their stop tokens early
     {},
     {"temperature": 0.7},
     {"temperature": 1.5, "top_k": 20},
@@ -29,7 +29,7 @@ MIXED = [  # one a kind of request, all with stop tokens that some of them reach
 
 
 def mixed(count: int) -> list[Sequence]:
-    """Requests of every kind, of many lengths, of which about half meet a stop token."""
+    """Requests of every kind and of many lengths; about half reach a stop token."""
     lengths = np.random.default_rng(3).integers(1, 40, count)
     return [
         sequence(p, max(int(n), kind.get("min_tokens", 0)), seed=i, stop=tuple(range(0, 131, 20)), **kind)
@@ -43,7 +43,8 @@ def on() -> Runner:
     return runner()
 
 
-def test_looking_ahead_changes_nothing(on: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_one_step_ahead_changes_nothing(on: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     steps, results, decode = [], [], Runner.decode
     monkeypatch.setattr(Runner, "decode", lambda self: (steps.append(1), decode(self))[1])
     for lookahead in (True, False):
@@ -53,7 +54,7 @@ def test_looking_ahead_changes_nothing(on: Runner, monkeypatch: pytest.MonkeyPat
         results.append((tokens, [seq.finish_reason for seq in wanted], len(steps)))
     ahead, plain = results
     assert ahead[:2] == plain[:2] and set(plain[1]) == {"stop", "length"}
-    assert ahead[2] > plain[2]  # steps whose extra token was dropped: looking ahead did happen
+    assert ahead[2] > plain[2]  # more steps: some extra tokens were dropped, so steps were launched ahead
 
 
 def test_at_most_two_steps_are_open_and_the_second_comes_before_the_first_is_read(
@@ -64,7 +65,7 @@ def test_at_most_two_steps_are_open_and_the_second_comes_before_the_first_is_rea
     monkeypatch.setattr(Runner, "decode", lambda self: (log.append("decode"), decode(self))[1])
     monkeypatch.setattr(Ticket, "tokens", lambda self: (log.append("tokens"), tokens(self))[1])
     assert len(list(events(on, [sequence([1, 2], 6)]))) == 6
-    assert log == ["tokens", "decode", *["decode", "tokens"] * 4, "tokens"]  # the prompt's; 5 steps, none in vain
+    assert log == ["tokens", "decode", *["decode", "tokens"] * 4, "tokens"]  # prefill, then 5 steps, none unused
 
 
 def test_a_sequence_that_wants_logprobs_is_not_run_ahead(on: Runner) -> None:
@@ -76,6 +77,7 @@ def test_a_sequence_that_wants_logprobs_is_not_run_ahead(on: Runner) -> None:
         np.testing.assert_allclose(event.logits, again[1 + i], atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 2, 5, 16])
 def test_requests_do_not_depend_on_the_batch(batch: int, on: Runner) -> None:
     alone = [complete(on, [seq])[0] for seq in mixed(20)]
@@ -86,8 +88,8 @@ def test_scarce_pages_delay_but_do_not_change(on: Runner) -> None:
     assert complete(runner(cache_tokens=192), mixed(20)) == complete(on, mixed(20))
 
 
-def test_a_finished_place_is_taken_at_once(on: Runner) -> None:
-    """Four places, six sequences of unequal length: as soon as one ends the next is in the batch."""
+def test_the_slot_of_a_finished_sequence_is_reused_immediately(on: Runner) -> None:
+    """Four slots, six sequences of different lengths: when one ends, the next joins the batch immediately."""
     wanted = [sequence([i + 1], n) for i, n in enumerate((3, 20, 20, 20, 20, 20))]
     order = [event.seq for event in events(on, wanted)]
     last_of_first = max(i for i, seq in enumerate(order) if seq is wanted[0])
@@ -96,8 +98,8 @@ def test_a_finished_place_is_taken_at_once(on: Runner) -> None:
 
 
 @pytest.mark.parametrize("passes", [1, 2, 9])
-def test_whoever_comes_late_has_a_first_token_within_two_steps(on: Runner, passes: int) -> None:
-    """Of somebody else's decoding: the queue is looked at before another step is launched ahead."""
+def test_a_late_request_has_a_first_token_within_two_steps(on: Runner, passes: int) -> None:
+    """The queue is checked before another step is launched ahead."""
     batch, early, late = Batch(on), sequence([1], 60), sequence([2, 3], 3)
     batch.scheduler.add(early)
     for _ in range(passes):
@@ -110,8 +112,8 @@ def test_whoever_comes_late_has_a_first_token_within_two_steps(on: Runner, passe
     batch.clear()
 
 
-def test_who_waits_for_pages_does_not_stop_the_looking_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second can start only when the first has ended: until then steps are launched ahead as ever."""
+def test_waiting_for_pages_does_not_stop_launching_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second can start only when the first has ended; until then steps are still launched ahead."""
     log, decode, tokens = [], Runner.decode, Ticket.tokens
     monkeypatch.setattr(Runner, "decode", lambda self: (log.append("decode"), decode(self))[1])
     monkeypatch.setattr(Ticket, "tokens", lambda self: (log.append("tokens"), tokens(self))[1])
@@ -121,7 +123,7 @@ def test_who_waits_for_pages_does_not_stop_the_looking_ahead(monkeypatch: pytest
 
 @pytest.mark.parametrize("after", [1, 2, 9])
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, DeviceError])
-def test_a_step_that_fails_ends_everybody_and_frees_the_pages(
+def test_a_failed_step_ends_all_sequences_and_frees_their_pages(
     after: int, kind: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on = runner()
@@ -144,7 +146,7 @@ def test_a_step_that_fails_ends_everybody_and_frees_the_pages(
         with pytest.raises(DeviceError):
             engine.wait(handle)
     assert on.table.free == on.table.pages - 1
-    assert complete(on, mixed(10)) == complete(runner(), mixed(10))  # and the runner is as good as new
+    assert complete(on, mixed(10)) == complete(runner(), mixed(10))  # the runner works as before
 
 
 def test_what_can_never_fit_is_refused_when_it_is_added(on: Runner) -> None:
@@ -170,7 +172,7 @@ def test_logits_that_are_no_numbers_end_that_request_alone() -> None:
 
 
 def engine_memory() -> int:
-    """Bytes that the engine's code holds; other threads of the test run have theirs."""
+    """Bytes allocated by the engine's code, without those of other threads of the test run."""
     ours = tracemalloc.Filter(True, str(Path(ostinato.__file__).parent / "*"))
     return sum(s.size for s in tracemalloc.take_snapshot().filter_traces([ours]).statistics("filename"))
 

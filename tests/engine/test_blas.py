@@ -29,9 +29,9 @@ def product(x: np.ndarray, weight: np.ndarray, team: Team = ONE, way=blas.prefil
 
 
 @pytest.mark.parametrize(("n", "k"), SHAPES)
-def test_rows_of_a_prompt_have_the_same_bits_in_any_company(n: int, k: int) -> None:
+def test_prefill_rows_have_the_same_bits_with_any_other_rows(n: int, k: int) -> None:
     weight, x = operands(n, k, 448)
-    step = 1 if blas.way_of(n, k).anywhere else blas.TILE
+    step = 1 if blas.tiling(n, k).anywhere else blas.TILE
     alone = np.concatenate([product(x[r : r + blas.TILE], weight) for r in range(0, 448, blas.TILE)])
     np.testing.assert_allclose(alone, x.astype(np.float64) @ weight.T.astype(np.float64), rtol=1e-3, atol=1e-3)
     for team in (ONE, TWO):
@@ -40,7 +40,7 @@ def test_rows_of_a_prompt_have_the_same_bits_in_any_company(n: int, k: int) -> N
 
 
 @pytest.mark.parametrize(("n", "k"), SHAPES)
-def test_rows_of_a_decode_step_have_the_same_bits_in_any_company(n: int, k: int) -> None:
+def test_decode_rows_have_the_same_bits_with_any_other_rows(n: int, k: int) -> None:
     weight, x = operands(n, k, 16)
     alone = np.concatenate([product(x[r : r + 1], weight, way=blas.decode) for r in range(16)])
     for rows in (2, 3, 8, 16):
@@ -93,15 +93,15 @@ def by_place(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("matmul", "expected"), [
-    (by_itself, blas.Way((256, 128, 64, 32), 0, True)),
-    (at_the_end, blas.Way((64, 32), 0, True)),
-    (at_both_ends, blas.Way((256, 128, 64, 32), 8, True)),
-    (by_place, blas.Way((32,), 0, False)),
+    (by_itself, blas.Tiling((256, 128, 64, 32), 0, True)),
+    (at_the_end, blas.Tiling((64, 32), 0, True)),
+    (at_both_ends, blas.Tiling((256, 128, 64, 32), 8, True)),
+    (by_place, blas.Tiling((32,), 0, False)),
 ])  # fmt: skip
-def test_products_are_made_as_blas_sums_up(monkeypatch: pytest.MonkeyPatch, matmul, expected: blas.Way) -> None:
+def test_products_are_made_as_blas_sums_up(monkeypatch: pytest.MonkeyPatch, matmul, expected: blas.Tiling) -> None:
     monkeypatch.setattr(blas.np, "matmul", matmul)
     for known in (blas._agree, blas._uniform):
         known.cache_clear()
-    assert blas.way_of.__wrapped__(100, 96) == expected
+    assert blas.tiling.__wrapped__(100, 96) == expected
     for known in (blas._agree, blas._uniform):
         known.cache_clear()

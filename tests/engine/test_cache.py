@@ -1,4 +1,4 @@
-"""Pages: who owns which, and that none is lost, shared or handed out twice."""
+"""The table of KV pages: owners, and that no page is lost or handed out twice."""
 
 from __future__ import annotations
 

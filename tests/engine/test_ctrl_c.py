@@ -1,4 +1,4 @@
-"""Ctrl-C at any line of the engine: the call ends, the LLM stays as good as new, nobody waits for ever."""
+"""Ctrl-C at any line of the engine: the call ends, the LLM remains usable, no thread waits forever."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CASES: dict[str, Callable[[LLM], Any]] = {
 
 
 def read(stream: Stream) -> None:
-    """To its end, and closed: Python loses a KeyboardInterrupt in a finalizer."""
+    """Read a stream to its end and close it: Python would swallow a KeyboardInterrupt in a finalizer."""
     with stream:
         for _ in stream:
             pass
@@ -45,7 +45,7 @@ def read(stream: Stream) -> None:
 
 @contextmanager
 def lines(at: int = -1) -> Iterator[list[int]]:
-    """Count the lines of FILES that this thread runs; SIGINT comes before line number `at`."""
+    """Count the lines of FILES that this thread executes; send SIGINT before line number `at`."""
     count = [0]
 
     def line(frame: FrameType, event: str, arg: Any) -> Any:
@@ -86,7 +86,7 @@ def test_ctrl_c_at_any_line(llm: LLM, call: Callable[[LLM], Any], others: bool) 
                 with pytest.raises(KeyboardInterrupt), lines(at) as count:
                     call(llm)
                     if count[0] < at:
-                        raise KeyboardInterrupt  # another thread drove: this one had less to do
+                        raise KeyboardInterrupt  # another thread ran the engine, so this one executed fewer lines
                 assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
                 assert pool.submit(llm.generate, "ab", HOT).result(5)[0].token_ids == alone[:3], f"line {at}"
                 assert others or llm.runner.table.free == llm.runner.table.pages - 1, f"line {at}"
@@ -95,8 +95,8 @@ def test_ctrl_c_at_any_line(llm: LLM, call: Callable[[LLM], Any], others: bool) 
         assert running is None or running.result(5)
 
 
-def test_ctrl_c_wakes_who_sleeps_while_another_thread_drives(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The step that the other one runs goes on."""
+def test_ctrl_c_wakes_a_thread_that_waits_for_another(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step of the other thread continues."""
     tokens, begun, go = Ticket.tokens, threading.Event(), threading.Event()
 
     def slow(self: Ticket) -> np.ndarray:

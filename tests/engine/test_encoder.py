@@ -89,7 +89,7 @@ def test_replay_equals_eager_bit_for_bit_at_every_bucket(ops: Ops, scope: str) -
     assert used == set(recorded.buckets)
 
 
-def test_a_text_has_the_same_bits_in_every_company(ops: Ops) -> None:
+def test_a_text_has_the_same_bits_in_every_batch(ops: Ops) -> None:
     ids = texts(LENGTHS)
     on, large = encoder(ops), encoder(ops, prefill_rows=1024)
     together = on.embed(ids)  # in several passes
@@ -100,7 +100,7 @@ def test_a_text_has_the_same_bits_in_every_company(ops: Ops) -> None:
         np.testing.assert_array_equal(on.embed([one]), together[i : i + 1])
 
 
-def test_more_short_texts_than_a_pass_has_places(ops: Ops) -> None:
+def test_more_short_texts_than_slots_of_a_pass(ops: Ops) -> None:
     ids = texts([1 + i % 3 for i in range(40)])
     on = encoder(ops, prefill_rows=192)
     assert on._fits(ids, 0) == 192 // max(TEXT_ROWS, ops.align)

@@ -59,7 +59,7 @@ OTHER_END = {"generation_eos_token_id": 0, "config_eos_token_id": 0, "tokenizer_
 
 async def answers(llm: LLM, params: SamplingParams) -> list[RequestOutput]:
     on = AsyncLLM(llm)
-    stream = await on.stream_chat(QUESTION, params)
+    stream = on.stream_chat(QUESTION, params)
     return [await on.chat(QUESTION, params), *[c.output async for c in stream if c.output]]
 
 
@@ -116,7 +116,7 @@ def test_control_tokens_of_a_prompt_count_where_that_is_asked_for(llm: LLM) -> N
             call("x", parse_special=1)  # type: ignore[arg-type]
 
 
-def test_that_control_tokens_are_characters_is_said_once(
+def test_the_warning_about_control_tokens_appears_once(
     llm: LLM, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(prompt_text, "_told", False)

@@ -1,4 +1,4 @@
-"""Requests that join and leave while others run, from any thread: each gets what it gets alone, and nothing leaks."""
+"""Requests that join and leave from any thread while others run: each gets its result alone, and nothing leaks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LONG = SamplingParams(temperature=1.5, seed=11, max_tokens=120, ignore_eos=True)
 
 @pytest.fixture
 def engine() -> Iterator[Engine]:
-    """Four slots; afterwards all pages must be free and nobody left."""
+    """An engine with four slots; after the test all pages must be free and no request may be left."""
     made = Engine(runner(SMALL))
     yield made
     table = made.batch.runner.table
@@ -61,8 +61,8 @@ def test_streams_in_threads_and_calls_between_their_chunks(llm: LLM) -> None:
     assert text == whole.text == "".join(chunk.text for chunk in other)
 
 
-def test_a_forgotten_stream_locks_nobody_out() -> None:
-    """It holds the only place; who comes next has it run to its end, and then runs."""
+def test_a_forgotten_stream_does_not_block_others() -> None:
+    """The stream holds the only slot; the next request runs it to its end, and then itself."""
     with LLM(FIXTURE, backend="numpy", max_batch=1, quiet=True) as llm:
         alone = llm.generate("ab", HOT)[0].token_ids
         forgotten = llm.stream("c", HOT)
@@ -72,8 +72,9 @@ def test_a_forgotten_stream_locks_nobody_out() -> None:
         assert len(list(forgotten)) == 19
 
 
+@pytest.mark.slow
 def test_fuzz_of_arrivals_aborts_and_stops(engine: Engine) -> None:
-    """300 requests at random times, a fifth of them aborted at random moments: answers are prefixes of those alone."""
+    """300 requests at random times, a fifth aborted at random times: outputs are prefixes of those alone."""
     rng = np.random.default_rng(5)
     texts, requests = prompts(300, seed=2, longest=40), []
     for i, prompt in enumerate(texts):
@@ -111,12 +112,12 @@ def _sampling(params: SamplingParams) -> dict[str, Any]:
 
 
 def free(llm: LLM) -> bool:
-    """Whether all pages are."""
+    """Whether all pages are free."""
     return llm.runner.table.free == llm.runner.table.pages - 1
 
 
 @pytest.mark.parametrize("how", ["closed", "dropped", "aborted", "with"])
-def test_a_stream_left_early_frees_its_pages_at_once(llm: LLM, how: str) -> None:
+def test_a_closed_stream_frees_its_pages_immediately(llm: LLM, how: str) -> None:
     stream = llm.stream("ab", HOT)
     next(stream)
     assert not free(llm)
@@ -162,7 +163,7 @@ def test_abort_ends_what_other_threads_wait_for(llm: LLM) -> None:
 
 @pytest.mark.parametrize("leave", [Engine.abort_all, Engine.close], ids=["abort", "close"])
 def test_a_signal_handler_may_end_everything(leave: Callable[[Engine], None]) -> None:
-    """It stands in the middle of whatever this thread does, in a lock as well."""
+    """The handler interrupts this thread anywhere, even while it holds a lock."""
     engine = Engine(runner(SMALL))
     handle = engine.add(request([1], 100))
     engine.step()
@@ -190,8 +191,19 @@ def test_close_ends_what_runs_with_an_error() -> None:
             use()
 
 
-def test_who_keeps_a_stream_does_not_keep_the_model() -> None:
-    """Closing lets go of a GPU's memory: also where a notebook still has the streams."""
+def test_close_while_an_abort_is_pending(engine: Engine) -> None:
+    """Both come while another thread has the turn."""
+    handle = engine.add(request([1], 100))
+    engine.step()
+    assert engine._turn.take()
+    engine.abort(handle)
+    engine.close()
+    engine._pass_on()
+    assert handle.ended and not engine._aborted
+
+
+def test_a_kept_stream_does_not_keep_the_model() -> None:
+    """Closing frees a GPU's memory, even if a notebook still holds the streams."""
     llm = LLM(FIXTURE, backend="numpy", quiet=True)
     done, begun = llm.stream("ab", HOT), llm.stream("ab", LONG)
     assert len(list(done)) == 20 and next(begun).token_ids
@@ -204,7 +216,7 @@ def test_who_keeps_a_stream_does_not_keep_the_model() -> None:
 
 
 def test_a_handle_has_ended_when_its_last_event_is_there() -> None:
-    """Who looks at it from another thread at any moment sees that one first."""
+    """Another thread that polls the handle sees the last event no later than its end."""
     engine = Engine(runner(SMALL))
     handle, seen = engine.add(request([1], 2), listen=True), []
 
@@ -220,7 +232,7 @@ def test_a_handle_has_ended_when_its_last_event_is_there() -> None:
 
 
 def test_a_request_added_while_the_engine_closes_ends(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It was checked before, and nobody else may come who would end it."""
+    """The request was checked before the close, and no other request may come that would end it."""
     check = Engine.check
 
     def close_meanwhile(self: Engine, request: Request) -> None:
@@ -231,8 +243,8 @@ def test_a_request_added_while_the_engine_closes_ends(engine: Engine, monkeypatc
     assert engine.add(request([1])).ended
 
 
-def test_logits_wait_for_room_before_who_has_not_begun() -> None:
-    """Else they would never find so many pages at a time where requests keep coming."""
+def test_logits_get_free_pages_before_waiting_requests() -> None:
+    """Otherwise a steady flow of requests would never leave enough free pages."""
     engine = Engine(runner(SMALL, cache_tokens=256))
     handles = [engine.add(request([1], 3 + i)) for i in range(12)]
     engine.step()
@@ -242,7 +254,7 @@ def test_logits_wait_for_room_before_who_has_not_begun() -> None:
         engine.step()
 
 
-def test_a_device_that_fails_reaches_every_waiter_and_all_who_come_later(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_error_reaches_waiting_and_later_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     together = threading.Barrier(3)
     tokens, calls = Ticket.tokens, []
 
@@ -290,10 +302,8 @@ def test_an_error_that_is_not_the_devices_leaves_the_engine_alive(engine: Engine
 
 
 @pytest.mark.parametrize("others", [False, True], ids=["alone", "with others"])
-def test_ctrl_c_ends_the_callers_requests_and_nobody_elses(
-    llm: LLM, others: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The signal comes in the middle of a step that this thread runs for all."""
+def test_ctrl_c_ends_only_the_callers_requests(llm: LLM, others: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The signal comes during a step that this thread runs for all requests."""
     alone = llm.generate("ab", HOT)[0].token_ids
     stream = llm.stream("ab", HOT) if others else None
     first = [] if stream is None else next(stream).token_ids
@@ -309,7 +319,7 @@ def test_ctrl_c_ends_the_callers_requests_and_nobody_elses(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Ticket, "tokens", interrupted)
         llm.generate(["a", "b"] if others else "a", HOT)
-    assert (2 in calls) == others  # alone it is broken off where it is
+    assert (2 in calls) == others  # alone the step is interrupted immediately
     if stream is not None:
         assert first + [t for chunk in stream for t in chunk.token_ids] == alone
     assert free(llm) and signal.getsignal(signal.SIGINT) is signal.default_int_handler

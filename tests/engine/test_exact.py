@@ -177,7 +177,7 @@ def expected(name: str, deep: bool) -> list[Answer]:
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 @pytest.mark.parametrize("name", ON)
-def test_every_way_leads_to_the_same_bits(name: str, way: Callable) -> None:
+def test_every_schedule_of_work_gives_the_same_bits(name: str, way: Callable) -> None:
     """mistral: every layer has a window, so pages behind it are let go of; smollm3: one layer has."""
     deep = way in SHORT
     assert same(way(on_numpy(name), DEEP if deep else WIDE), expected(name, deep))
@@ -332,7 +332,7 @@ def test_pages_that_are_not_copied_are_caught(op: str, monkeypatch: pytest.Monke
         assert not same(swapped(on_numpy("llama"), DEEP), expected("llama", True))
 
 
-def test_a_replay_that_goes_another_way_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recomputation_with_other_tokens_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """As it may where sums depend on the company."""
     from ostinato.errors import DeviceError
 

@@ -189,7 +189,7 @@ assert [answer(w) for w in ("one", "two", "three")] == right
 import copy, pickle
 for call in (pickle.dumps, copy.copy, copy.deepcopy):
     try: call(llm)
-    except RequestError as e: assert "make one there" in str(e)
+    except RequestError as e: assert "create one there" in str(e)
     else: raise AssertionError(call)
 """,
 }

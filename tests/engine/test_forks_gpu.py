@@ -28,6 +28,6 @@ assert llm.generate("The river", GREEDY)[0].text == right
 
 
 @pytest.mark.gpu
-def test_a_forked_child_is_told_at_once() -> None:
+def test_calls_in_a_forked_child_fail_immediately() -> None:
     pytest.importorskip("cupy")
     run(PROGRAM)

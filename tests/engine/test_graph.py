@@ -1,4 +1,4 @@
-"""Recording and replay: what is replayed equals what runs eagerly, and what cannot be captured is told by name."""
+"""Capture and replay: replays equal eager runs, and a failed capture names the operation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PARTS = decoder.parts
 
 
 def decoded(on: Runner, rows: int, steps: int) -> list[np.ndarray]:
-    """Tokens and logits of a few steps of `rows` sequences that start at position 0, working memory poisoned before."""
+    """Tokens and logits of a few steps of `rows` sequences from position 0; working memory is poisoned before."""
     for slot in range(rows):
         on.table.allocate(slot, 64)
     on.set_rows([Row(slot, 3 + slot, 0) for slot in range(rows)])
@@ -63,11 +63,12 @@ def test_one_graph_a_pass_or_a_part_of_it_for_prompts_of_few_rows(scope: str, gr
     assert on.captured.graphs == on.steps_captured.graphs + graphs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("scope", ["layer", "step"])
 @pytest.mark.parametrize("length", [1, 64, 65, 400, 511])
 def test_prompts_that_are_replayed_have_the_bits_of_eager_ones(name: str, scope: str, length: int) -> None:
-    """Twice, and another one between, of which nothing may be left."""
+    """The same prompt twice, with another one in between that must not affect it."""
     eager, recorded = (runner(MODELS[name], graph=g) for g in ("off", scope))
     ids = np.random.default_rng(length).integers(0, 131, length).tolist()
     expected = logits(eager, ids)
@@ -79,7 +80,7 @@ def test_prompts_that_are_replayed_have_the_bits_of_eager_ones(name: str, scope:
 def test_recorded_prompts_list_no_operations_anew(
     lengths: list[int], listed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows of 32, 256 and 352, of which the last are too many to be recorded."""
+    """Passes of 32, 256 and 352 rows; the last is too large to be recorded."""
     monkeypatch.setattr("ostinato.run.prefill.RECORDED", 256)
     on, calls = runner(), []
     monkeypatch.setattr(on.model, "parts", lambda *given: calls.append(1) or PARTS(*given))
@@ -98,7 +99,7 @@ def _again(seq: Any) -> Any:
 
 
 def _frozen(ops: Any, c: Any, w: Any, b: Any, s: Any, caches: Any) -> Any:
-    """A planted mistake: the tokens are those that stood in the array when the operations were listed."""
+    """A planted mistake: the token ids are copied when the operations are recorded."""
     _, *others = PARTS(ops, c, w, b, s, caches)
     yield lambda: ops.embed_tokens(replace(s, ids=s.ids.copy()), w.embed, b, w.layers[0].attn_norm)
     yield from others
@@ -128,7 +129,7 @@ def test_recording_notes_and_runs_only_under_a_capture() -> None:
 
 
 class FakeStream:
-    """Counts what a capture does with a stream, and the nodes that operations say they added."""
+    """Records the calls of a capture on a stream, and counts the nodes that operations add."""
 
     def __init__(self) -> None:
         self.log: list[str] = []
@@ -176,7 +177,7 @@ def test_a_stream_is_warmed_captured_and_uploaded(gpu: FakeGpu) -> None:
     report = CaptureReport()
     step = program(gpu, ops, lambda to: [("a", to.norm), ("b", to.norm)], "layer", "test", report)  # pyright: ignore
     assert gpu.stream.log == ["begin", "end", "left", "upload"] * 2 and report.graphs == 2
-    assert ran == ["norm"] * 4  # warm, then captured
+    assert ran == ["norm"] * 4  # warm-up, then capture
     step.run()
     assert gpu.stream.log[-2:] == ["launch"] * 2 and len(ran) == 4
 
@@ -192,7 +193,7 @@ def test_a_call_knows_its_part_and_its_nodes(gpu: FakeGpu) -> None:
     assert [(c.part, c.name, c.nodes) for c in one.calls] == [(f"layer {i}", *c) for i in range(2) for c in layer]
 
 
-def test_what_fails_when_the_capture_ends_is_nobodys_operation(gpu: FakeGpu) -> None:
+def test_a_failure_at_the_end_of_a_capture_names_no_operation(gpu: FakeGpu) -> None:
     gpu.stream.forked = True
     ops = SimpleNamespace(norm=lambda: None)
     with pytest.raises(CaptureError, match=r"test, at the end of the capture: cannot be captured: .*unjoined work"):
@@ -221,7 +222,7 @@ def test_what_fails_while_capturing_is_named_and_the_stream_left_in_order(
 
     def run(name: str) -> None:
         calls.append(name)
-        fails = broken.get(name) if calls.count(name) == 4 else None  # the second layer, after a warm run of both
+        fails = broken.get(name) if calls.count(name) == 4 else None  # the second layer, after a warm-up of both
         if fails == "spoils":
             gpu.stream.spoilt = True
         elif fails:

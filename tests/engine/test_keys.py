@@ -42,7 +42,7 @@ def test_what_the_engine_lacks_is_another_error() -> None:
         Keys(VALUES, "x").integer("b", 2, 3)
 
 
-def test_keys_that_nobody_read() -> None:
+def test_unread_keys() -> None:
     keys = Keys(VALUES, "x", prefix="a.")
     assert keys.typed("m", int, 7) == 7 and keys.get("none", 8) == 8 and keys.token_id("n", 4) == 3
     keys.inner("inner")

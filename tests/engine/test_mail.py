@@ -1,4 +1,4 @@
-"""The host reads tokens where the steps leave them: steps under way at a time, rows that change, buckets, groups."""
+"""The token ring buffer: steps in flight, changed rows, buckets, groups."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SMALL = changed(LLAMA, layers=1, max_len=128)
 
 
 def started(on: Runner, rows: int) -> Runner:
-    """With so many sequences at position 0."""
+    """A runner with `rows` sequences at position 0."""
     for slot in range(rows):
         on.table.allocate(slot, 64)
     on.set_rows([Row(slot, 3 + slot, 0) for slot in range(rows)])
@@ -32,8 +32,8 @@ def one_by_one(rows: int, steps: int) -> list[list[int]]:
 
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("rows", [1, 3, 20])
-def test_as_many_steps_as_there_are_places_may_be_unread(scope: str, rows: int) -> None:
-    """Twenty rows are two groups, each with an operation of its own that sends."""
+def test_as_many_steps_as_ring_entries_may_be_unread(scope: str, rows: int) -> None:
+    """Twenty rows are two groups, each with its own operation that writes to the ring."""
     on = started(runner(SMALL, graph=scope, max_batch=rows), rows)
     found = []
     for _ in range(2):
@@ -49,7 +49,7 @@ def test_kernels_send_what_numpy_sends(device: Device, scope: str) -> None:
 
 
 def test_tokens_are_the_callers() -> None:
-    """What was read stays as it is when the place is written again."""
+    """Tokens that were read do not change when the entry is written again."""
     on = started(runner(SMALL, max_batch=2), 2)
     first = on.decode().tokens()
     before = first.copy()
@@ -59,8 +59,8 @@ def test_tokens_are_the_callers() -> None:
 
 
 @pytest.mark.parametrize("steps", range(1, MAIL + 1))
-def test_other_rows_and_buckets_go_on_in_the_next_place(steps: int) -> None:
-    """An unread step is not overwritten by those of rows that are set later."""
+def test_other_rows_and_buckets_continue_at_the_next_entry(steps: int) -> None:
+    """Steps of rows that are set later do not overwrite an unread step."""
     on = started(runner(SMALL, max_batch=4), 3)
     *_, ticket = [on.decode() for _ in range(steps)]
     on.set_rows([Row(0, 9, 0)])
@@ -72,8 +72,8 @@ def test_other_rows_and_buckets_go_on_in_the_next_place(steps: int) -> None:
 
 
 @pytest.mark.parametrize("steps", range(1, MAIL + 1))
-def test_set_rows_finds_the_place_again(steps: int) -> None:
-    """Whoever measures runs a program without counting."""
+def test_set_rows_restores_the_write_index(steps: int) -> None:
+    """Measuring tools run a program without updating the host's copy of the write index."""
     on = started(runner(SMALL, max_batch=2), 2)
     for _ in range(steps):
         on.current.program.run()

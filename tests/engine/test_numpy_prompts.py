@@ -35,7 +35,7 @@ class Counting(NumpyOps):
 
     def linear(self, x, weight, out, kind, bias=None, residual=None, scale=1.0):
         if kind.tiled:
-            self.rows += sum(size for _, size in blas.tiles_of(len(x), blas.way_of(*weight.shape).sizes))
+            self.rows += sum(size for _, size in blas.tiles_of(len(x), blas.tiling(*weight.shape).sizes))
         super().linear(x, weight, out, kind, bias, residual, scale)
 
 
@@ -131,7 +131,7 @@ def test_scores_take_no_more_memory_in_a_longer_prompt() -> None:
 
 
 @pytest.mark.parametrize("window", [0, 256])
-def test_blocks_of_keys_that_nobody_sees_are_left_out(monkeypatch: pytest.MonkeyPatch, window: int) -> None:
+def test_hidden_blocks_of_keys_are_skipped(monkeypatch: pytest.MonkeyPatch, window: int) -> None:
     usual, scores = np.matmul, 0
 
     def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:

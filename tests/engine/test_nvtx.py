@@ -58,7 +58,7 @@ OPERATIONS = ["norm", "NORM", "/", "attend", "ATTEND", "/"]
         pytest.param("step", ["graph, bucket 1", *OPERATIONS * 2, "/"], id="one-graph"),
     ],
 )
-def test_what_stands_around_what(scope: str, expected: list[str], log: list[str]) -> None:
+def test_nesting_of_ranges(scope: str, expected: list[str], log: list[str]) -> None:
     program(scope, log).run()
     assert log == expected
 
@@ -74,7 +74,7 @@ def test_a_range_is_closed_by_an_error(log: list[str]) -> None:
     assert log == ["work", "/"]
 
 
-def test_unless_asked_for_nothing_is_in_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_nvtx_nothing_is_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvtx, "_library", lambda: pytest.fail("nobody asked for ranges"))
     on = runner()
     assert type(on.ops) is NumpyOps and on._program is graph.program

@@ -35,7 +35,7 @@ class Bars:
         self.begun.set()
 
 
-def test_a_bar_comes_by_itself_while_nobody_says_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bar_appears_without_updates(monkeypatch: pytest.MonkeyPatch) -> None:
     bars = Bars(monkeypatch)
     bar = Reporter(quiet=False).late_bar("prompt", after=0.01)
     bar.update(0, 9)
@@ -48,7 +48,7 @@ def test_a_bar_comes_by_itself_while_nobody_says_anything(monkeypatch: pytest.Mo
     assert bars.drawn.count("begin") == bars.drawn.count("end")
 
 
-def test_a_terminal_that_goes_away_ends_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_terminal_does_not_raise(monkeypatch: pytest.MonkeyPatch) -> None:
     class Gone(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -81,7 +81,7 @@ def test_no_bar(monkeypatch: pytest.MonkeyPatch, quiet: bool, terminal: bool, af
     assert threading.active_count() <= alive + 1  # a cancelled timer may need a moment to end
 
 
-def test_a_bar_goes_when_the_prompt_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bar_ends_when_the_prompt_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     bars = Bars(monkeypatch)
     bar = Reporter(quiet=False).late_bar("prompt", after=0.01)
 
@@ -103,7 +103,7 @@ def test_a_bar_goes_when_the_prompt_is_given_up(monkeypatch: pytest.MonkeyPatch)
     pytest.param(2, [(0, 90), (64, 90), (70, 90), (70, 100), (90, 100), (100, 100)], id="together"),
     pytest.param(1, [(0, 70), (64, 70), (70, 70), (0, 20), (20, 20), (0, 10), (10, 10)], id="in-turn"),
 ])  # fmt: skip
-def test_the_batch_tells_of_prompts_that_run_together(slots: int, expected: list[tuple[int, int]]) -> None:
+def test_progress_of_prompts_that_run_together(slots: int, expected: list[tuple[int, int]]) -> None:
     told: list[tuple[int, int]] = []
     on = runner(max_batch=slots, prefill_rows=64)
     batch = [sequence([1] * 70, 1), sequence([2] * 20, 1), sequence([3] * 10, 1)]

@@ -63,7 +63,7 @@ def test_bad_requests_are_refused_before_anything_runs(llm: LLM, prompt, params,
 
 
 def test_as_many_params_as_prompts(llm: LLM) -> None:
-    with pytest.raises(RequestError, match="one for each of the 2 prompts, found 3"):
+    with pytest.raises(RequestError, match=r"expected one, or one per prompt \(2\), found 3"):
         llm.generate(["a", "b"], [HOT] * 3)
     with pytest.raises(RequestError, match="n: expected 1 in a stream, found 2"):
         llm.stream("a", SamplingParams(n=2))

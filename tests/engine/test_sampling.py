@@ -57,6 +57,7 @@ CUTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ties", [False, True], ids=["distinct", "ties"])
 @pytest.mark.parametrize(("top_k", "top_p", "min_p"), CUTS)
 def test_distribution(top_k, top_p, min_p, ties):

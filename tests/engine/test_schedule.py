@@ -79,7 +79,7 @@ def test_a_page_is_left_for_each_that_can_grow() -> None:
     assert s.admit() == fixed[:2]
 
 
-def test_sixteen_that_could_fill_the_cache_alone_run_at_once() -> None:
+def test_sixteen_requests_without_max_tokens_run_together() -> None:
     """As requests without max_tokens do."""
     engine = Engine(runner(SMALL, max_batch=16, cache_tokens=4096))
     for i in range(16):
@@ -115,7 +115,7 @@ def pressed(s: Scheduler, *sequences: Sequence) -> Copies | None:
 
 
 @pytest.mark.parametrize(("priorities", "victim"), [((0, 0, 0), 2), ((0, 5, 0), 1), ((1, 0, 0), 0), ((1, 1, 0), 1)])
-def test_the_least_urgent_and_latest_makes_room(priorities: tuple[int, ...], victim: int) -> None:
+def test_the_least_urgent_and_latest_is_preempted(priorities: tuple[int, ...], victim: int) -> None:
     s = scheduler()
     sequences = [seq for i, p in enumerate(priorities) for seq in add(s, 10, priority=p)]
     s.admit()
@@ -142,7 +142,7 @@ def test_pages_go_to_places_and_come_back_to_other_pages() -> None:
     assert not np.array_equal(s.table.host[:2], before)
 
 
-def test_who_went_on_too_early_would_be_preempted_again() -> None:
+def test_resuming_too_early_would_preempt_again() -> None:
     """Hysteresis: a preempted sequence waits for more than its own pages, but not for ever."""
     s = scheduler(places=8)
     a, b = add(s, 10, 10)
@@ -154,7 +154,7 @@ def test_who_went_on_too_early_would_be_preempted_again() -> None:
     assert s.admit() == [b]
 
 
-def test_without_places_it_begins_anew() -> None:
+def test_without_swap_space_a_sequence_is_recomputed() -> None:
     s = scheduler(places=3)
     a, b = add(s, 10, 10)
     assert pressed(s, a, b) is None
@@ -218,7 +218,7 @@ def test_pages_are_shared_within_a_pass_and_counted_once() -> None:
 
 
 @pytest.mark.parametrize("ops", [CublasOps, NumpyOps])
-def test_the_cache_is_off_where_sums_depend_on_the_company(ops: type) -> None:
+def test_the_prefix_cache_is_off_without_batch_invariance(ops: type) -> None:
     assert ops.exact is (ops is NumpyOps)
 
 
@@ -264,7 +264,7 @@ def test_alone_a_prompt_runs_in_large_passes(on: Runner, monkeypatch: pytest.Mon
     assert log[0] == on.prefill_rows == 512
 
 
-def test_a_prompt_in_between_does_not_stop_the_looking_ahead(on: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prompt_in_between_does_not_stop_launching_ahead(on: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next pass is always launched before the one before is read."""
     batch, open_ = Batch(on), []
     batch.scheduler.add(sequence([1], 40))
@@ -290,7 +290,7 @@ def firsts(engine: Engine, handles: list[Handle]) -> list[int]:
     return order
 
 
-def test_priority_and_keys_decide_who_begins() -> None:
+def test_priority_and_keys_decide_the_order() -> None:
     engine = Engine(runner(SMALL, max_batch=1))
     orders = [Scheduling(key="a"), Scheduling(key="a"), Scheduling(key="b"), Scheduling(-1, key="c")]
     handles = [engine.add(replace(request([i], 3), schedule=order)) for i, order in enumerate(orders)]
@@ -316,7 +316,7 @@ def test_the_queue_has_a_limit() -> None:
     assert engine.add(request([4], 3, n=3)).sequences
 
 
-def test_a_deadline_ends_who_waits_and_who_runs() -> None:
+def test_a_deadline_ends_waiting_and_running_requests() -> None:
     now = [0.0]
     engine = Engine(runner(SMALL, max_batch=1), now=lambda: now[0])
     runs = engine.add(replace(request([1], 100), schedule=Scheduling(timeout=5)))

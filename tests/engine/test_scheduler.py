@@ -1,4 +1,4 @@
-"""Who runs when: admission, chunks of prompts, ends, and places taken over."""
+"""The scheduler: admission, chunked prefill, ends of sequences, reuse of slots."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def add(s: Scheduler, lengths: list[int], max_tokens: int = 8) -> list[Sequence]
     return sequences
 
 
-ADMISSION = [  # slots, pages, reserves (prompt + 8), how many are admitted at first
+ADMISSION = [  # slots, pages, reserves (prompt + 8), number admitted at first
     pytest.param(2, 9, [10, 10, 10], 2, id="slots"),
     pytest.param(4, 4, [64, 64, 64], 1, id="pages: 2 each, 3 there"),
     pytest.param(4, 5, [56, 56, 120, 56], 3, id="the third takes the last two"),
@@ -68,7 +68,7 @@ def test_at_most_sixteen_prompts_in_a_step() -> None:
     assert len(s.prefill(64 * 20)) == 16
 
 
-def test_a_place_is_taken_over_at_once_and_others_keep_theirs() -> None:
+def test_a_free_slot_is_reused_immediately_and_others_stay() -> None:
     s = scheduler(slots=3)
     a, b, c, d = add(s, [5, 5, 5, 5])
     s.admit()
@@ -86,7 +86,7 @@ def test_clear_frees_everything() -> None:
 
 
 def test_clear_begins_anew_after_what_was_broken_off() -> None:
-    """Ctrl-C between taking the pages and the slot, and between leaving the queue and standing among the running."""
+    """Ctrl-C between taking pages and slot, and between leaving the queue and joining the running sequences."""
     s = scheduler(slots=2)
     s.table.allocate(0, 5)
     (gone,) = add(s, [5])

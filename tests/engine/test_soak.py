@@ -34,7 +34,7 @@ def test_emulated(compiler: str) -> None:
     assert run("emulated", 20, swap_gb=1, cache_tokens=64 * 3).seen["length"] > 0
 
 
-def test_a_wrong_answer_is_told() -> None:
+def test_a_wrong_answer_is_reported() -> None:
     """What request 0 gives alone is noted down wrongly."""
     make, vocab, sizes = soak.small("numpy")
     one = Round(Load.of(make, vocab, **sizes, seed=0), 7, **GREEDY)

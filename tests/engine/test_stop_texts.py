@@ -26,6 +26,7 @@ def spelled(llm: LLM, tokens: list[int]) -> str:
     return "".join(map(decoder.push, tokens)) + decoder.flush()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [0, 1, 3])
 @pytest.mark.parametrize("after", [0, 1, 3])
 def test_a_stop_text_round_a_control_token(llm: LLM, free: tuple[int, RequestOutput, int], before: int, after: int):

@@ -50,7 +50,7 @@ class Status(int):
 
 
 @pytest.mark.parametrize(("end", "became"), [(0, "the capture goes on"), (901, "the capture is lost")])
-def test_a_refused_call_tells_what_became_of_the_capture(end: int, became: str) -> None:
+def test_a_refused_call_reports_the_state_of_the_capture(end: int, became: str) -> None:
     bare, entered = object.__new__(lab.Lab), []
     bare.plain = SimpleNamespace(get_function=lambda name: None)
     bare.driver = SimpleNamespace(
@@ -64,14 +64,14 @@ def test_a_refused_call_tells_what_became_of_the_capture(end: int, became: str) 
     with pytest.raises(Refused) as caught:
         bare.capture(raiser(RuntimeError("cudaErrorX: no")))
     assert (caught.value.error, caught.value.detail) == ("cudaErrorX", became)
-    once = [2, "end", "graph"] if end == 0 else [2, "end"]  # a graph that nobody gets is destroyed
+    once = [2, "end", "graph"] if end == 0 else [2, "end"]  # a graph without an owner is destroyed
     assert entered == once
-    with pytest.raises(TypeError):  # a mistake of the probe stays one, and the capture is ended all the same
+    with pytest.raises(TypeError):  # a bug of the probe is raised as it is, and the capture is ended
         bare.capture(raiser(TypeError("mine")))
     assert entered == once * 2
 
 
-def test_the_device_runtime_is_looked_for_and_its_lack_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_device_runtime_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linking, "folders", lambda: iter([tmp_path / "lib", tmp_path / "lib64"]))
     with pytest.raises(CannotRun, match=r"^libcudadevrt\.a, the CUDA device runtime, is not installed: it comes with"):
         linking.device_runtime()

@@ -63,7 +63,7 @@ def fake_lab() -> type[FakeLab]:
     return type("Fresh", (FakeLab,), {})
 
 
-def test_a_worker_answers_each_name_with_a_lab_of_its_own(fake_lab: type[FakeLab]) -> None:
+def test_a_worker_uses_a_new_lab_for_each_probe(fake_lab: type[FakeLab]) -> None:
     seen: list[Any] = []
     probes = {n: fake(n, run=lambda lab: seen.append((lab, lab.entered)) or "fine") for n in "ab"}
     first, *answers = worker.serve("ab", probes, fake_lab)
@@ -152,7 +152,7 @@ def test_a_program_that_is_not_there() -> None:
         runner.run(["a"], start=["no-such-python"])
 
 
-def test_a_gpu_that_is_gone_after_a_probe_is_told_and_not_waited_for(tmp_path: Path) -> None:
+def test_a_lost_gpu_is_reported_without_waiting(tmp_path: Path) -> None:
     begin = f"open({str(tmp_path / 'log')!r}).read().count('start') == 2 and sys.exit('fell off the bus')"
     first, dies, *others = runner.run(["first", "dies", "a", "b"], start=start(tmp_path, begin)).outcomes
     assert (first.verdict, dies.verdict) == ("supported", "broken")

@@ -22,7 +22,7 @@ def test_every_row_of_the_article_has_probes_and_they_are_in_its_order() -> None
 
 @pytest.mark.parametrize("name", PROBES)
 def test_no_probe_believes_a_gpu_that_does_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No error anywhere, and no number changes: whoever calls that supported has not looked."""
+    """On a fake GPU without errors or effects no probe may report "supported"."""
     driver, runtime = (pytest.importorskip(f"cuda.bindings.{module}") for module in ("driver", "runtime"))
     monkeypatch.setattr("ctypes.CDLL", Library)
     monkeypatch.setattr("cuda.pathfinder.load_nvidia_dynamic_lib", MagicMock())

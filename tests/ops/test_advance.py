@@ -40,7 +40,7 @@ def test_order_of_threads_does_not_matter(shuffled):
     np.testing.assert_array_equal(advance(shuffled), SENT)
 
 
-def test_mail_goes_round(device):
+def test_the_ring_buffer_wraps_around(device):
     """The ring buffer holds the last MAIL steps, for the maximum number of rows."""
     rows, steps = 256, 3 * MAIL + 1
     s = step(device, range(rows), [0] * rows, [1] * rows, np.zeros((rows + 1, 1)))
@@ -93,14 +93,14 @@ def test_next_kernel_may_read_positions_early(device):
         pytest.param(257, 257, (257, MAIL), 257, "expected at most 256 rows, found 257", id="rows"),
     ],
 )
-def test_names_what_is_wrong(device, rows, tokens, box, place, message):
+def test_errors_name_the_argument(device, rows, tokens, box, place, message):
     s = step(device, [0] * rows, [0] * rows, [1] * rows, np.zeros((2, 1)))
     mail = Mail(device.pinned(box, I32)[1], device.empty((place,), I32))
     with pytest.raises(DeviceError, match=f"^advance: {message}"):
         RowOps(device, F32).advance(s, device.empty((tokens,), I32), mail)
 
 
-def test_part_of_every_row_of_a_box_is_refused(device):
+def test_a_strided_ring_buffer_is_refused(device):
     """The kernel has no stride parameter."""
     mail = Mail(device.pinned((2, 2 * MAIL), I32)[1][:, :MAIL], device.empty((2,), I32))
     s = step(device, [0, 0], [0, 0], [1, 1], np.zeros((2, 1)))

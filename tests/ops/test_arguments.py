@@ -34,7 +34,7 @@ def test_what_the_driver_could_misread_is_refused(value: Any) -> None:
             word(value)
 
 
-def test_room_is_filled_anew() -> None:
+def test_the_buffer_is_reused() -> None:
     room = Arguments(3)
     for given in ([1, 2, 3], [4, -5, 6]):
         room.fill([np.int32(v) for v in given])

@@ -124,7 +124,7 @@ def test_norm_head(device, dtype, rows, last):
 
 
 @pytest.mark.parametrize("dtype", EPS)
-def test_logits_have_the_same_bits_in_every_company(device, dtype):
+def test_logits_have_the_same_bits_in_every_batch(device, dtype):
     t = case(device, dtype, SMALL, prefill_step(64, range(64)))
     g = t.gpu
     g.ops.norm_head(SMALL, g.w, g.b, g.s)

@@ -125,7 +125,7 @@ def test_decode_bits_do_not_depend_on_the_batch(device, dtype, k):
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_prefill_bits_do_not_depend_on_the_rows_beside(device, dtype):
+def test_prefill_bits_do_not_depend_on_the_other_rows(device, dtype):
     """64 rows have the same bits alone and at every place of 128 and 192 rows."""
     ops, weight, _ = matrix(device, dtype, "rows", 0, (209,), 144)
     x = random((64, 144), ops.dtype)
@@ -138,7 +138,7 @@ def test_prefill_bits_do_not_depend_on_the_rows_beside(device, dtype):
         np.testing.assert_array_equal(device.read(out)[before : before + 64], device.read(alone))
 
 
-def test_other_launch_shapes_are_taken_at_once(device):
+def test_changed_launch_shapes_take_effect(device):
     """The launch of a decode GEMM is cached, but a change of the launch shapes takes effect."""
     ops, weight, _ = matrix(device, "bfloat16", "rows", 0, (49,), 80)
     names = []

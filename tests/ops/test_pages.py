@@ -64,7 +64,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("pool", "host", "kind", "message"), WRONG)
-def test_names_what_is_wrong(device, pool: tuple, host: tuple, kind: np.dtype, message: str) -> None:
+def test_errors_name_the_argument(device, pool: tuple, host: tuple, kind: np.dtype, message: str) -> None:
     one = device.upload(np.array([1], kind))
     with pytest.raises(DeviceError, match=message):
         RowOps(device, F32).save_pages(device.empty(pool, F32), device.pinned(host, F32)[1], one, one)

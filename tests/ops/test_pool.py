@@ -41,7 +41,7 @@ def test_one_row_is_itself(ops: Ops) -> None:
     np.testing.assert_array_equal(pooled(ops, x, [(7, 1), (2, 1)]), x[[7, 2]])
 
 
-def test_the_bits_do_not_depend_on_where_the_rows_stand(ops: Ops) -> None:
+def test_bits_do_not_depend_on_the_position_of_the_rows(ops: Ops) -> None:
     x = np.random.default_rng(1).standard_normal((40, 48)).astype(F32)
     moved = np.concatenate([np.ones((13, 48), F32), x])
     np.testing.assert_array_equal(pooled(ops, x, [(1, 37)])[0], pooled(ops, moved, [(0, 5), (14, 37)])[1])

@@ -247,6 +247,6 @@ def _one_row(device):
         ),
     ],
 )
-def test_names_what_is_wrong(device, call, message):
+def test_errors_name_the_argument(device, call, message):
     with pytest.raises(DeviceError, match=message):
         call(RowOps(device, F32), lambda *shape: device.empty(shape, F32))

@@ -218,7 +218,7 @@ def test_order_of_threads_does_not_matter(shuffled):
     run(shuffled, normal(9, 1, 9000), g, [8])
 
 
-def test_names_what_is_wrong(device):
+def test_errors_name_the_argument(device):
     g = rules(2, 50)
     g.counts = g.counts.astype(np.int64)
     with pytest.raises(DeviceError, match=r"sample: expected counts to be int32 \[3, 50\], found int64 \[3, 50\]"):

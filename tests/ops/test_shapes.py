@@ -95,7 +95,7 @@ def test_refusal(shape: DecodeShape, says: str) -> None:
     assert found.startswith(says) and bool(found) == bool(says)
 
 
-def test_rows_left_over_are_not_taken_at_once() -> None:
+def test_leftover_rows_are_not_register_resident() -> None:
     """Register-resident weights need whole groups: 36 tiles are not groups of 8, and 58 rows are not tiles."""
     for n, says in ((576, ""), (592, "single.once: expected tiles that divide 37,"), (570, "single.once: expected")):
         assert ONCE.refusal((n, 576, 2), shared_limit(90)).startswith(says) and bool(says) == (n != 576)

@@ -103,7 +103,7 @@ def test_pushes(pushed: list[Any], shown: list[str]) -> None:
     assert [d.push(i) for i in range(len(parts))] + [d.flush()] == shown
 
 
-def test_each_token_is_looked_at_once() -> None:
+def test_each_token_is_examined_once() -> None:
     seen: list[int] = []
     d = Decoder(lambda i: seen.append(i) or b"\xe2\x82", 0)  # never a complete character
     for i in range(1000):
@@ -117,7 +117,7 @@ def test_space_before_a_text(kind: str) -> None:
     ids = t.encode("ab ab", bos=False)
     assert t.decode(ids) == "ab ab"
     d = t.incremental()
-    assert [d.push(i) for i in ids] + [d.flush()] == [" ab", " ab", ""]  # goes on from a prompt: the space is text
+    assert [d.push(i) for i in ids] + [d.flush()] == [" ab", " ab", ""]  # continues a prompt: the space is text
     assert t.decode([1, *ids]) == "ab ab"
 
 

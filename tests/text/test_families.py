@@ -43,7 +43,7 @@ def read(kind: str, **changes: Any) -> ModelConfig:
         pytest.param({"initializer_range": 1, "attn_pdrop": 0, "image_token_id": 3}, "", id="none"),
     ],
 )
-def test_keys_nobody_reads_are_named_once(caplog: pytest.LogCaptureFixture, changes: dict, expected: str) -> None:
+def test_unread_keys_are_named_once(caplog: pytest.LogCaptureFixture, changes: dict, expected: str) -> None:
     with caplog.at_level(logging.WARNING, "ostinato"):
         read("llama", **changes)
     what = f"{Path('some/model/config.json')}: keys that the engine does not know, and ignores: {expected}"

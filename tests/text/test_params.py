@@ -1,4 +1,4 @@
-"""SamplingParams and EngineConfig: what they accept, what they make of it, and what they refuse by field."""
+"""SamplingParams and EngineConfig: accepted values, conversions, and rejected values by field."""
 
 from __future__ import annotations
 

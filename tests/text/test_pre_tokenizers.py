@@ -30,7 +30,7 @@ CUTS = {
     **dict.fromkeys(("deepseek-v3", "hunyuan-dense"), LLAMA),
     "deepseek-coder": ["They", "'", "ll", "ĠSay", "ĠhelloWorld", "Ġ", *"12345", "Ġa", "//", "Ċ", "b"],
 }
-OTHER = [  # what tells expressions apart that cut TEXT alike
+OTHER = [  # texts that distinguish expressions which split TEXT alike
     pytest.param("qwen2", "ab\u093e(\u093e", ["ab", "\u093e(\u093e"], id="qwen2-mark-is-a-sign"),
     pytest.param("qwen35", "ab\u093e(\u093e", ["ab\u093e", "(\u093e"], id="qwen35-mark-is-a-letter"),
     pytest.param("deepseek-v3", "ab\u4e2d\u6587cd", ["ab", "\u4e2d\u6587", "cd"], id="deepseek-v3-chinese"),

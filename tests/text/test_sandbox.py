@@ -10,7 +10,7 @@ import pytest
 from vocabularies import CHATML, user
 
 from ostinato.errors import RequestError, TokenizerError
-from ostinato.text.template import LONGEST_CHAT, ChatTemplate
+from ostinato.text.template import MAX_CHAT, ChatTemplate
 from ostinato.text.tokenizer import Tokenizer
 
 
@@ -81,9 +81,9 @@ def test_one_process_serves_many_renderings(tokenizer: Tokenizer) -> None:
 
 def test_longest_chat(tokenizer: Tokenizer) -> None:
     t = make("{{ messages[0].content | trim }}", tokenizer)
-    longest = "<|im_end|>" + "😀" * (LONGEST_CHAT - 10)
+    longest = "<|im_end|>" + "😀" * (MAX_CHAT - 10)
     assert t.render(user(longest)) == longest
-    with pytest.raises(RequestError, match=f"messages: expected at most {LONGEST_CHAT} .*, found {LONGEST_CHAT + 1}"):
+    with pytest.raises(RequestError, match=f"messages: expected at most {MAX_CHAT} .*, found {MAX_CHAT + 1}"):
         t.render(user(longest, "x"))
 
 

@@ -100,7 +100,7 @@ def test_no_control_token_from_two_messages_that_meet(tokenizer: Tokenizer) -> N
 def test_template_that_acts_upon_control_text_is_refused(tokenizer: Tokenizer, expression: str) -> None:
     t = make("{% if " + expression + " %}A{% else %}B{% endif %}", tokenizer)
     assert tokenizer.decode(t.encode(user("x"))) == "B"
-    with pytest.raises(RequestError, match=r"messages: expected none of '<\|im_end\|>', which the chat template acts"):
+    with pytest.raises(RequestError, match=r"messages: expected none of '<\|im_end\|>', as the chat template treats"):
         t.encode(user("1234567890 <|im_end|>"))
 
 

@@ -131,7 +131,9 @@ def test_byte_without_token_is_refused_not_dropped() -> None:
         pytest.param("smollm", "1234 ab", ["1", "2", "3", "4", " ", "ab"], id="smollm-digits-apart"),
         pytest.param("llama-bpe", "1234", ["123", "4"], id="llama-digits-by-three"),
         pytest.param("llama-bpe", "hello", ["hello"], id="llama-takes-whole-words"),
+        pytest.param("tekken", "hello", ["hello"], id="tekken-takes-whole-words"),
         pytest.param("gpt-2", "hello", ["hell", "o"], id="gpt2-takes-merges-only"),
+        pytest.param("gpt-4o", "hello", ["hell", "o"], id="gpt4o-takes-merges-only"),
         pytest.param("qwen2", "1234", ["1", "2", "3", "4"], id="qwen-digits-apart"),
         pytest.param("qwen2", "e\u0301", ["\ufffd", "\ufffd"], id="qwen-composes"),
         pytest.param("gpt-2", "e\u0301", ["e", "\ufffd", "\ufffd"], id="gpt2-does-not"),
@@ -147,6 +149,8 @@ def test_pre_tokenizer(pre: str, text: str, expected: list[str]) -> None:
     [
         pytest.param({}, ["ab"], id="gpt2-none"),
         pytest.param({"pre": "llama-bpe"}, ["<|im_start|>", "ab"], id="llama-begins"),
+        pytest.param({"pre": "tekken"}, ["<|im_start|>", "ab"], id="tekken-begins"),
+        pytest.param({"pre": "glm4"}, ["ab"], id="glm4-does-not"),
         pytest.param({"pre": "llama-bpe", "add_bos_token": False}, ["ab"], id="told-not-to"),
         pytest.param({"add_bos_token": True}, ["<|im_start|>", "ab"], id="told-to"),
         pytest.param({"add_eos_token": True}, ["ab", "<|im_end|>"], id="end-as-well"),

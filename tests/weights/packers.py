@@ -190,16 +190,22 @@ def int8(symmetric: bool = True, group: int = -1) -> Packer:
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 
 
-def nvfp4(w: np.ndarray) -> tuple[Entries, np.ndarray]:
-    divisor = np.float32(2688 / abs(w).max())
-    scales, _ = blocks(w, (1, 16), 6, "f8")
-    scales = (scales * divisor).astype(E4M3)
-    each = np.repeat(scales.astype("f4") / divisor, 16, 1).astype("f8")
-    codes = np.abs(abs(w / np.maximum(each, 1e-30))[..., None] - E2M1).argmin(-1) + np.where(w < 0, 8, 0)
-    values = np.concatenate([E2M1, -E2M1])[codes]
-    stored = {"weight_packed": (codes[:, ::2] | codes[:, 1::2] << 4).astype("u1"), "weight_scale": scales,
-              "weight_global_scale": np.array([divisor], "f4")}  # fmt: skip
-    return stored, (values * each).astype("f4")
+def nvfp4(whole: str = "weight_global_scale", codes: str = "weight_packed", divides: bool = True) -> Packer:
+    """whole: the scale of all, by which those of groups are divided or multiplied. codes: the entry that has them."""
+
+    def pack(w: np.ndarray) -> tuple[Entries, np.ndarray]:
+        factor = np.float32(2688 / abs(w).max())
+        scales, _ = blocks(w, (1, 16), 6, "f8")
+        scales, factor = (scales * factor).astype(E4M3), factor if divides else 1 / factor
+        small = scales.astype("f4") / factor if divides else scales.astype("f4") * factor
+        each = np.repeat(small, 16, 1).astype("f8")
+        found = np.abs(abs(w / np.maximum(each, 1e-30))[..., None] - E2M1).argmin(-1) + np.where(w < 0, 8, 0)
+        values = np.concatenate([E2M1, -E2M1])[found]
+        stored = {codes: (found[:, ::2] | found[:, 1::2] << 4).astype("u1"), "weight_scale": scales,
+                  whole: np.array([factor], "f4")}  # fmt: skip
+        return stored, (values * each).astype("f4")
+
+    return pack
 
 
 TABLE = np.array([-1, -0.7, -0.52, -0.39, -0.28, -0.18, -0.09, 0, 0.08, 0.16, 0.25, 0.34, 0.44, 0.56, 0.72, 1], "f4")
@@ -239,8 +245,8 @@ def bnb_int8(w: np.ndarray) -> tuple[Entries, np.ndarray]:
 # -- all of them ---------------------------------------------------------------------------------------------------
 
 
-def ct(pack: Packer, kind: str, form: str, activations: bool = False, key: str = "quantization_config",
-       **weights: Any) -> Kind:  # fmt: skip
+def ct(pack: Packer, kind: str, form: str, weights: dict[str, Any], activations: bool = False,
+       key: str = "quantization_config") -> Kind:  # fmt: skip
     """A kind of compressed-tensors, whose only group has these settings."""
     group = {"targets": ["Linear"], "weights": {"observer": "minmax", **weights},
              "input_activations": {"num_bits": 8, "dynamic": True} if activations else None}  # fmt: skip
@@ -250,10 +256,10 @@ def ct(pack: Packer, kind: str, form: str, activations: bool = False, key: str =
 
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": False, "sym": True}
-W4 = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": GROUP}
-W8 = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
-F8 = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel"}
-ASYM = {"symmetric": False}
+W4: dict[str, Any] = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": GROUP}
+W8: dict[str, Any] = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
+F8: dict[str, Any] = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel"}
+ASYM: dict[str, Any] = {"symmetric": False}
 FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3"}
 BNB = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 OLD_AWQ = {"zero_point": True, "q_group_size": GROUP, "w_bit": 4, "version": "GEMM"}
@@ -278,27 +284,27 @@ KINDS = {
     "awq": Kind(awq(), AWQ, "AWQ 4-bit g16"),
     "awq per row": Kind(awq(-1), {**AWQ, "group_size": -1}, "AWQ 4-bit"),
     "awq beside": Kind(awq(), OLD_AWQ, "AWQ", file="quant_config.json"),
-    "ct w4a16": ct(packed(), "int4 g16", "pack-quantized", **W4),
-    "ct w4a16 asym": ct(packed(symmetric=False), "int4", "pack-quantized", **W4 | ASYM),
-    "ct w4a16 asym old": ct(packed(symmetric=False, old=True), "int4", "pack-quantized", **W4 | ASYM),
-    "ct w4a16 actorder": ct(packed(order=True), "int4", "pack-quantized", actorder="group", **W4),
-    "ct w8a16": ct(packed(8, group=-1), "int8", "pack-quantized", **W8),
-    "ct w8a16 asym": ct(packed(8, False, -1), "int8", "pack-quantized", **W8 | ASYM),
-    "ct w4a16 tensor": ct(packed(tensor=True, group=-1), "int4", "pack-quantized", **W4 | {"strategy": "tensor"}),
-    "ct fp8": ct(fp8("row", "weight_scale", BF16), "FP8 per row", "float-quantized", True, **F8),
+    "ct w4a16": ct(packed(), "int4 g16", "pack-quantized", W4),
+    "ct w4a16 asym": ct(packed(symmetric=False), "int4", "pack-quantized", W4 | ASYM),
+    "ct w4a16 asym old": ct(packed(symmetric=False, old=True), "int4", "pack-quantized", W4 | ASYM),
+    "ct w4a16 actorder": ct(packed(order=True), "int4", "pack-quantized", W4 | {"actorder": "group"}),
+    "ct w8a16": ct(packed(8, group=-1), "int8", "pack-quantized", W8),
+    "ct w8a16 asym": ct(packed(8, False, -1), "int8", "pack-quantized", W8 | ASYM),
+    "ct w4a16 tensor": ct(packed(tensor=True, group=-1), "int4", "pack-quantized", W4 | {"strategy": "tensor"}),
+    "ct fp8": ct(fp8("row", "weight_scale", BF16), "FP8 per row", "float-quantized", F8, True),
     "ct fp8 tensor": ct(
         fp8("tensor", "weight_scale", BF16, {"input_scale": np.ones(1, "f4")}), "FP8 per tensor", "float-quantized",
-        True, **F8 | {"strategy": "tensor"},
+        F8 | {"strategy": "tensor"}, True,
     ),
     "ct fp8 block": ct(
-        fp8(SMALL, "weight_scale", BF16), "FP8 16x32", "naive-quantized", True, "compression_config",
-        **F8 | {"strategy": "block", "block_structure": list(SMALL)},
+        fp8(SMALL, "weight_scale", BF16), "FP8 16x32", "naive-quantized", 
+        F8 | {"strategy": "block", "block_structure": list(SMALL)}, True, "compression_config",
     ),
-    "ct w8a8": ct(int8(), "int8 per row", "int-quantized", True, **W8),
-    "ct w8a8 asym": ct(int8(False), "int8 per row", "int-quantized", True, **W8 | ASYM),
-    "ct w8a8 group": ct(int8(group=GROUP), "int8 g16", "int-quantized", **W8 | {"strategy": "group", "group_size": 16}),
+    "ct w8a8": ct(int8(), "int8 per row", "int-quantized", W8, True),
+    "ct w8a8 asym": ct(int8(False), "int8 per row", "int-quantized", W8 | ASYM, True),
+    "ct w8a8 group": ct(int8(group=GROUP), "int8 g16", "int-quantized", W8 | {"strategy": "group", "group_size": 16}),
     "ct nvfp4": ct(
-        nvfp4, "NVFP4", "nvfp4-pack-quantized", **F8 | {"num_bits": 4, "strategy": "tensor_group", "group_size": 16}
+        nvfp4(), "NVFP4", "nvfp4-pack-quantized", F8 | {"num_bits": 4, "strategy": "tensor_group", "group_size": 16}
     ),
     "fp8 block": Kind(fp8(SMALL, "weight_scale_inv"), {**FP8, "weight_block_size": list(SMALL)}, "FP8 16x32"),
     "fp8 block bf16": Kind(fp8(SMALL, "weight_scale_inv", BF16), {**FP8, "weight_block_size": [16, 32]}, "FP8 16x32"),
@@ -308,6 +314,15 @@ KINDS = {
     "fp8 tensor inv": Kind(
         fp8("scalar", "weight_scale_inv", BF16, {"activation_scale": np.ones((), "f4")}),
         {**FP8, "activation_scheme": "static", "weight_block_size": None}, "FP8 per tensor",
+    ),
+    "modelopt fp8": Kind(
+        fp8("scalar", "weight_scale", more={"input_scale": np.ones((), "f4")}),
+        {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["lm_head"]}, "FP8 per tensor",
+    ),
+    "modelopt nvfp4": Kind(
+        nvfp4("weight_scale_2", "weight", False),
+        {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4", "group_size": 16,
+         "kv_cache_quant_algo": None, "exclude_modules": ["lm_head"]}}, "NVFP4", file="hf_quant_config.json",
     ),
     "nf4": Kind(nf4(), BNB, "bitsandbytes nf4 b64"),
     "nf4 double": Kind(nf4(double=True, nested=16), BNB, "bitsandbytes nf4 b64"),

@@ -108,7 +108,7 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(
     assert cached(index) == ["tiny-1.0", "tiny-1.0/m.gguf"]
 
 
-def test_several_at_once_get_one_whole_file(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_downloads_get_one_file(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_pip(tmp_path, monkeypatch, f"time.sleep(0.2); {COPY}")
     with ThreadPoolExecutor(4) as pool:
         paths = list(pool.map(lambda _: resolve("tiny", progress=False), range(4)))

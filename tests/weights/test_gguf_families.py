@@ -152,7 +152,7 @@ def test_every_fourth_layer_of_smollm3_has_no_positions(tmp_path: Path) -> None:
     assert [spec.rope is None for spec in c.layers] == [False, False, False, True] * 2 and c.tied
 
 
-def test_a_key_of_the_architecture_that_nobody_reads_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unread_key_of_the_architecture_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     keys = llama_keys(llama__attention__sinks=4, llama__block_scale=2.0, general__name="x", other__key=1)
     write_gguf(tmp_path / "x.gguf", keys, {"token_embd.weight": np.ones((12, 8), "f4")})
     with caplog.at_level(logging.WARNING, "ostinato"), open_checkpoint(tmp_path / "x.gguf") as ck:

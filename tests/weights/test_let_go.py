@@ -44,7 +44,7 @@ def test_arrays_of_other_memory_are_left_alone(array: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
-def test_every_tensor_is_let_go_once_it_was_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_tensor_is_released_after_reading(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = SimpleNamespace(read=[], gone=[])
     with open_checkpoint(FIXTURES / name) as ck:
         read = ck.tensor

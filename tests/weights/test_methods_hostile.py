@@ -132,6 +132,11 @@ DAMAGED = [
     ("ct nvfp4", {"weight_scale": put(NAN8[0])}, ["x.weight", "scales of row 2, place 1"]),
     ("ct nvfp4", {"weight_scale": fewer(0, 1)}, ["x.weight_scale", "[32, 4]", "[32, 3]"]),
     ("ct nvfp4", {"weight_packed": lambda a: a.view("i4")}, ["x.weight_shape", "missing"]),
+    ("ct nvfp4", {"weight_packed": fewer(0, 2)}, ["x.weight_scale", "16 divides", "60"]),
+    ("modelopt nvfp4", {"weight_scale_2": np.array([np.nan], "f4")}, ["x.weight", "scales of row 0"]),
+    ("modelopt nvfp4", {"weight_scale_2": None}, ["x.weight_scale_2", "missing"]),
+    ("modelopt fp8", {"weight_scale": np.ones(2, "f4")}, ["x.weight_scale", "32 x 64", "[2]"]),
+    ("modelopt fp8", {"weight_scale": None}, ["x.weight_scale", "missing"]),
     # FP8
     ("fp8 block", {"weight_scale_inv": None}, ["x.weight_scale_inv", "missing"]),
     ("fp8 block", {"weight_scale_inv": fewer(1)}, ["x.weight_scale_inv", "[2, 2]", "[1, 2]", "16 x 32"]),
@@ -147,6 +152,7 @@ DAMAGED = [
     ("nf4", {"weight.absmax": None}, ["x.weight.absmax", "missing"]),
     ("nf4", {"weight.quant_map": None}, ["x.weight.quant_map", "missing"]),
     ("nf4", {STATE: None}, [f"x.{STATE}", "missing"]),
+    ("nf4", {STATE.replace("nf4", "fp4"): np.ones(3, "u1")}, ["bitsandbytes__fp4", "beside"]),
     ("nf4", {"weight": None}, ["x.weight", "missing"]),
     ("nf4", {"weight": fewer(1)}, ["x.weight", "half a byte", "1023 bytes"]),
     ("nf4", {"weight.absmax": fewer(1)}, ["x.weight.absmax", "[32]", "[31]", "64"]),
@@ -212,8 +218,10 @@ CONTRADICTIONS = [  # the settings, not the tensors, are changed
     ("ct w4a16", group("weights", None), ["x.weight_packed", "no group of config_groups"]),
     ("ct w4a16", {"config_groups": {}}, ["config_groups"]),
     ("ct w4a16", {"config_groups": {"group_0": 1}}, ["config_groups: group_0", "1"]),
+    ("ct w4a16", group(num_bits=8, type="float", strategy="block", block_structure=None), ["block_structure"]),
     ("ct fp8 block", group(num_bits=8, type="float", strategy="block", block_structure=[8, 0]), ["block_structure"]),
     ("ct fp8 block", group(num_bits=8, type="float", strategy="block", block_structure=[8, 8]), ["[4, 8]"]),
+    ("modelopt fp8", {"quant_algo": "NVFP4"}, ["x.weight", "U8", "F8_E4M3"]),
     ("fp8 block", {"weight_block_size": [8, 8]}, ["x.weight_scale_inv", "[4, 8]"]),
     ("fp8 block", {"weight_block_size": [0, 128]}, ["weight_block_size"]),
     ("fp8 block", {"weight_block_size": 128}, ["weight_block_size", "128"]),
@@ -241,8 +249,10 @@ UNKNOWN = [
     ("gptq", {"bits": 3}, ["bits", "2 or 4 or 8", "3"]),
     ("gptq", {"bits": "4"}, ["bits", "'4'"]),
     ("gptq", {"checkpoint_format": "marlin"}, ["checkpoint_format", "marlin", "gptq or gptq_v2"]),
+    ("gptq", {"checkpoint_format": ["gptq"]}, ["checkpoint_format", "['gptq']"]),
     ("gptq", {"is_marlin_format": True}, ["is_marlin_format"]),
     ("gptq", {"pack_dtype": "int64"}, ["pack_dtype", "int64"]),
+    ("gptq", {"data_type": "mx_fp"}, ["data_type", "mx_fp", "int"]),
     ("gptq", {"rotation": "hadamard"}, ["rotation", "hadamard"]),
     ("gptq", {"adapter": {"name": "lora"}}, ["adapter"]),
     ("gptq", {"dynamic": {"+:.*": {"bits": 3}}}, ["dynamic", "bits", "3"]),
@@ -262,6 +272,9 @@ UNKNOWN = [
     ("ct w4a16", {"sparsity_config": {"format": "sparse-24-bitmask"}}, ["sparsity_config"]),
     ("ct w4a16", {"rotations": 1}, ["rotations"]),
     ("ct w4a16", group(num_bits=3), ["num_bits", "3", "4 or 8"]),
+    ("ct w4a16", group(num_bits=4.0), ["num_bits", "4.0"]),
+    ("ct w4a16", group(actorder={}), ["actorder"]),
+    ("ct w4a16", group(strategy=[]), ["strategy"]),
     ("ct w4a16", group(type="codebook"), ["type", "codebook"]),
     ("ct w4a16", group(strategy="token"), ["strategy", "token"]),
     ("ct w4a16", group(actorder="sorted"), ["actorder", "sorted"]),
@@ -271,6 +284,10 @@ UNKNOWN = [
     ("fp8 row", {"fmt": "e5m2"}, ["fmt", "e5m2", "e4m3"]),
     ("fp8 row", {"weight_bits": 8}, ["weight_bits"]),
     ("nf4", {"codebook": 8}, ["codebook"]),
+    ("modelopt fp8", {"quant_algo": "W4A8_AWQ"}, ["quant_algo", "W4A8_AWQ", "FP8 or NVFP4"]),
+    ("modelopt fp8", {"pre_quant_scale": True}, ["pre_quant_scale"]),
+    ("modelopt nvfp4", {"quantization": {"quant_algo": "NVFP4", "group_size": 32}}, ["quantization: group_size", "32"]),
+    ("modelopt nvfp4", {"quantization": {"quant_algo": "NVFP4", "rank": 1}}, ["quantization.rank"]),
 ]
 
 
@@ -287,7 +304,15 @@ def test_what_is_not_known_is_refused_by_name(
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_scale_of_zero_is_a_number(tmp_path: Path, kind: str) -> None:
     """A group of zeros; only what is no number is refused."""
-    names = {"scales", "weight_scale", "weight_scale_inv", "weight.absmax", "weight.nested_absmax", "SCB"}
+    names = {
+        "scales",
+        "weight_scale",
+        "weight_scale_inv",
+        "weight.absmax",
+        "weight.nested_absmax",
+        "SCB",
+        "weight_scale_2",
+    }
     stored = set(KINDS[kind].pack(np.ones(SHAPE, "f4"))[0]) & names
     folder = directory(tmp_path, kind, changes=dict.fromkeys(stored, np.zeros_like))
     with open_checkpoint(folder) as ck:

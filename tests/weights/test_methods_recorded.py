@@ -1,4 +1,4 @@
-"""Matrices written by compressed-tensors, bitsandbytes, GPTQModel and AutoGPTQ are read as these packages read them.
+"""Matrices that compressed-tensors, bitsandbytes, GPTQModel, AutoGPTQ and ModelOpt wrote are read as they read them.
 
 See tests/fixtures/quantised.py. A package computes in the type of its model: its numbers are ours rounded to it.
 """
@@ -32,4 +32,4 @@ def test_numbers_are_those_of_the_package(name: str) -> None:
 
 def test_every_package_is_there() -> None:
     made = {json.loads((RECORDED / name / "config.json").read_text())["_made_by"].split()[0] for name in NAMES}
-    assert made == {"auto-gptq", "gptqmodel", "compressed-tensors", "bitsandbytes"}
+    assert made == {"auto-gptq", "gptqmodel", "compressed-tensors", "bitsandbytes", "nvidia-modelopt"}

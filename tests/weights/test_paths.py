@@ -169,7 +169,7 @@ def test_a_pointer_is_called_one(tmp_path: Path, files: dict[str, str], name: st
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
-def test_a_pointer_in_place_of_the_tokenizer_is_called_one(tmp_path: Path, name: str) -> None:
+def test_a_git_lfs_pointer_instead_of_the_tokenizer_is_named(tmp_path: Path, name: str) -> None:
     fixture = Path(__file__).parents[1] / "fixtures" / "llama"
     (tmp_path / "tokenizer.json").write_bytes((fixture / "tokenizer.json").read_bytes())
     (tmp_path / name).write_text(POINTER)

@@ -10,22 +10,17 @@ import ml_dtypes
 import numpy as np
 import pytest
 from checkpoint_files import llama_keys, random_blocks, refused, write_gguf
+from loading import bits, loaded, logits
 from products import cublas
 
-from ostinato.config import EngineConfig
 from ostinato.errors import DeviceError
-from ostinato.models.families import model_config
 from ostinato.ops import dequantise
-from ostinato.ops.base import Ops
-from ostinato.ops.cuda import CudaOps, PackedWeight
+from ostinato.ops.cuda import CudaOps
 from ostinato.ops.device import Device, HostDevice
 from ostinato.ops.formats import form_of
 from ostinato.ops.numpy import NumpyOps
-from ostinato.run import load
-from ostinato.run.batch import Batch
 from ostinato.run.footprint import Footprint
 from ostinato.run.memory import nbytes
-from ostinato.run.runner import Runner
 from ostinato.weights import names
 from ostinato.weights.blocks import BLOCKS, Blocks
 from ostinato.weights.checkpoint import Checkpoint, open_checkpoint
@@ -83,41 +78,12 @@ def write(
     return folder / "quantised.gguf", folder / "plain.gguf"
 
 
-def loaded(path: Path, ops: Ops, **options: Any) -> tuple[Any, Any]:
-    with open_checkpoint(path) as ck:
-        c = model_config(ck.config, ck.generation_config, ck.source)
-        return c, load.weights(ops, ck, c, **options)
-
-
-def logits(path: Path, ops: Ops) -> np.ndarray:
-    c, w = loaded(path, ops)
-    runner = Runner(ops, c, w, EngineConfig(max_batch=1, graph="off", cache_tokens=64))
-    found = Batch(runner).logits([3, 1, 4, 1, 5, 9, 2, 6], 5)
-    assert found is not None
-    return found
-
-
 @pytest.mark.parametrize(("kind", "others"), MIXES)
 def test_the_logits_are_those_of_the_model_in_float32(tmp_path: Path, kind: str, others: dict[str, Any]) -> None:
     quantised, plain = write(tmp_path, kind, others)
     expected = logits(plain, NumpyOps())
     assert np.isfinite(expected).all() and expected.std() > 0.01
     np.testing.assert_array_equal(logits(quantised, NumpyOps()), expected)
-
-
-def bits(ops: Any, w: Any) -> dict[str, np.ndarray]:
-    """Every matrix of loaded weights as plain numbers: as the backend keeps it, or multiplies prompts by it."""
-    layers = {
-        f"{i}.{n}": getattr(layer, n) for i, layer in enumerate(w.layers) for n in ("qkv", "o", "gate_up", "down")
-    }
-    every = {"embed": w.embed, "head": w.head, **layers}
-    return {name: plain(ops, a) for name, a in every.items()}
-
-
-def plain(ops: Any, weight: Any) -> np.ndarray:
-    if isinstance(weight, PackedWeight):
-        return ops.device.read(ops._plain(weight)[0])[: weight.tiles * 16 * weight.k]
-    return ops.device.read(weight)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -191,7 +157,7 @@ def test_a_tied_head_is_the_embedding_and_not_a_second_copy(tmp_path: Path) -> N
     assert w.head is w.embed
 
 
-def test_one_line_says_what_was_dequantised(tmp_path: Path) -> None:
+def test_one_line_reports_dequantised_tensors(tmp_path: Path) -> None:
     quantised, plain = write(tmp_path, "Q4_K", Q4_K_M)
     lines: list[str] = []
     loaded(quantised, NumpyOps(), tell=lines.append)

@@ -27,14 +27,17 @@ from .compressed import CompressedTensors
 from .fp8 import Fp8
 from .gptq import Gptq
 from .method import Method
+from .modelopt import ModelOpt
 from .module import Joined, Module
 
 METHODS: dict[str, type[Method]] = {  # by quant_method
     "gptq": Gptq, "awq": Awq, "compressed-tensors": CompressedTensors, "fp8": Fp8, "fbgemm_fp8": Fp8,
-    "bitsandbytes": BitsAndBytes,
+    "modelopt": ModelOpt, "bitsandbytes": BitsAndBytes,
 }  # fmt: skip
 KEYS = ("quantization_config", "compression_config")  # of config.json
-FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}  # beside config.json, and whose they are
+FILES = {  # beside config.json, and whose they are
+    "quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt",
+}  # fmt: skip
 
 _log = logging.getLogger("ostinato")
 
@@ -56,20 +59,28 @@ def joined(
         raise UnsupportedModel(f"{keys.name}: not known, and may change numbers: {', '.join(unread)[:200]}")
     if reader.activations:
         _log.warning("%s: activations are not quantised, so sums are more exact than the file asks for", directory)
-    return {k: v for k, v in config.items() if k not in KEYS}, dict(_joined(reader, tensors, keys))
+    return _without(config), dict(_joined(reader, tensors, keys))
 
 
 def _settings(directory: Path, config: dict[str, Any]) -> tuple[Keys | None, str]:
     """The keys of the quantisation and the name of its method; None where there are none."""
-    for key in KEYS:
-        if config.get(key) is not None:
-            keys = Keys(config[key], f"{directory / 'config.json'}: {key}")
-            return keys, _method(keys, "compressed-tensors" if key == KEYS[1] else None)
+    text = config.get("text_config")  # of a model that also sees
+    for holder, where in ((config, ""), (text if isinstance(text, dict) else {}, "text_config: ")):
+        for key in KEYS:
+            if holder.get(key) is not None:
+                keys = Keys(holder[key], f"{directory / 'config.json'}: {where}{key}")
+                return keys, _method(keys, "compressed-tensors" if key == KEYS[1] else None)
     for name, method in FILES.items():
         if (directory / name).exists():
             keys = Keys(read_json(directory / name), str(directory / name))
             return keys, _method(keys, method)
     return None, ""
+
+
+def _without(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without its quantisation."""
+    rest = {k: v for k, v in config.items() if k not in KEYS}
+    return {k: _without(v) if k == "text_config" and isinstance(v, dict) else v for k, v in rest.items()}
 
 
 def _method(keys: Keys, default: str | None) -> str:

@@ -46,6 +46,8 @@ class Matrix(Grouped):
 class Awq(Method):
     """quant_method "awq"."""
 
+    about = "4 bits, version gemm"
+    refused = "versions gemv and marlin; `zero_point` false"
     entries = ("qweight", "qzeros", "scales")
     harmless = re.compile(
         r"modules_to_not_convert|backend|do_fuse|fuse_max_seq_len|modules_to_fuse|exllama_config|sym|desc_act|lm_head"

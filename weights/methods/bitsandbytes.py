@@ -12,23 +12,22 @@ integers: 4-bit matrices have no planes.
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NoReturn
 
 import numpy as np
 
 from ...errors import CheckpointError
 from ...keys import Keys
 from ..files import parse_json
-from ..quantised import Planes, Quantised
+from ..quantised import Quantised
 from .bytewise import Bytewise
 from .method import Method
 from .module import FLOATS, Module
-from .packed import Packed, Rows
+from .packed import Ordered
 
+_MOST = 2**31 - 1  # of a size
 STATES = {f"weight.quant_state.bitsandbytes__{kind}": kind for kind in ("nf4", "fp4")}
 
 
@@ -43,7 +42,7 @@ class Nested:
 
 
 @dataclass(frozen=True)
-class Table(Packed):
+class Table(Ordered):
     """A 4-bit matrix of bitsandbytes."""
 
     packed: np.ndarray = field(kw_only=True)  # [N, K / 2] uint8
@@ -51,9 +50,6 @@ class Table(Packed):
     absmax: np.ndarray = field(kw_only=True)  # [blocks] float32, or uint8 with `nested`
     block: int = field(kw_only=True)  # numbers, counted through the rows
     nested: Nested | None = None
-
-    def _read(self, at: Rows) -> Planes:
-        raise NotImplementedError
 
     def _planes(self, first: int, last: int) -> None:
         return None
@@ -87,6 +83,8 @@ class Table(Packed):
 class BitsAndBytes(Method):
     """quant_method "bitsandbytes"."""
 
+    about = "nf4 and fp4, with double quantisation or without; int8"
+    refused = "matrices of an odd K"
     entries = ("weight", "weight.absmax", "weight.quant_map", "weight.nested_absmax", "weight.nested_quant_map",
                *STATES, "SCB", "weight_format")  # fmt: skip
     types = ("U8", "I8")
@@ -114,59 +112,41 @@ def _int8(m: Module) -> Bytewise:
 def _table(m: Module) -> Table:
     states = [suffix for suffix in STATES if suffix in m]
     if len(states) != 1:
-        m.array(next(iter(STATES)), "U8")  # says that it is missing
+        m.array(next(iter(STATES)), "U8", dims=1)  # says that it is missing
         m.wrong(states[1], f"no such tensor beside {m.name}.{states[0]}", "one")
-    state = _State(m, states[0])
-    n, k = state.shape
+    where = f"{m.entries[states[0]].file}: tensor {m.name}.{states[0]}"
+    state = Keys(parse_json(m.array(states[0], "U8", dims=1).tobytes(), where), where)
+    (n, k), block = _shape(state), state.integer("blocksize", 1, _MOST)
     m.array("weight", "U8", *FLOATS, dims=None)  # bnb_4bit_quant_storage may be a type of floats
     packed = m.entries["weight"].raw
     if packed.nbytes * 2 != n * k or k % 2:
         m.wrong("weight", f"half a byte for each number of shape {[n, k]} of {states[0]}, and an even K",
                 f"{packed.nbytes} bytes")  # fmt: skip
     table = _finite(m, "weight.quant_map", 16)
-    blocks = -(-n * k // state.block)
-    if "weight.nested_absmax" in m:
-        absmax = m.array("weight.absmax", "U8", dims=1)
-        scales = _finite(m, "weight.nested_absmax", -(-blocks // state.nested_block))
-        nested = Nested(_finite(m, "weight.nested_quant_map", 256), scales, state.nested_block, state.offset)
-    else:
-        absmax, nested = m.array("weight.absmax", "F32", dims=1), None
-    m.expect("weight.absmax", (blocks,), f"for blocks of {state.block} numbers")
+    blocks = -(-n * k // block)
+    nested = _nested(m, state, blocks) if "weight.nested_absmax" in m else None
+    absmax = m.array("weight.absmax", "U8" if nested else "F32", dims=1)
+    m.expect("weight.absmax", (blocks,), f"for blocks of {block} numbers")
     return Table(
-        m.where, f"bitsandbytes {STATES[states[0]]} b{state.block}", (n, k), m.nbytes, n,
-        packed=packed.reshape(n, k // 2), table=table, absmax=absmax, block=state.block, nested=nested,
+        m.where, f"bitsandbytes {STATES[states[0]]} b{block}", (n, k), m.nbytes, n,
+        packed=packed.reshape(n, k // 2), table=table, absmax=absmax, block=block, nested=nested,
     )  # fmt: skip
 
 
-class _State:
-    """The JSON beside a 4-bit matrix."""
+def _shape(state: Keys) -> tuple[int, int]:
+    """N and K."""
+    shape = state.get("shape")
+    if not isinstance(shape, list) or len(shape) != 2 or not all(type(n) is int and 0 < n <= _MOST for n in shape):
+        state.wrong("shape", "a list of two positive numbers", shape)
+    return shape[0], shape[1]
 
-    def __init__(self, m: Module, suffix: str) -> None:
-        self._where = f"{m.entries[suffix].file}: tensor {m.name}.{suffix}"
-        self._state = parse_json(m.array(suffix, "U8", dims=1).tobytes(), self._where)
-        shape = self._state.get("shape")
-        if not isinstance(shape, list) or len(shape) != 2 or not all(type(s) is int and 0 < s < 1 << 31 for s in shape):
-            self._wrong("shape", "a list of two positive numbers")
-        self.shape: tuple[int, int] = (shape[0], shape[1])
-        self.block = self._size("blocksize")
-        nested = "weight.nested_absmax" in m
-        self.nested_block = self._size("nested_blocksize") if nested else 0
-        self.offset = np.float32(self._real("nested_offset") if nested else 0)
 
-    def _size(self, key: str) -> int:
-        value = self._state.get(key)
-        if type(value) is not int or not 0 < value < 1 << 31:
-            self._wrong(key, "a positive number")
-        return value
-
-    def _real(self, key: str) -> float:
-        value = self._state.get(key)
-        if type(value) not in (int, float) or not math.isfinite(value) or abs(value) > 3e38:
-            self._wrong(key, "a finite number")
-        return float(value)
-
-    def _wrong(self, key: str, expected: str) -> NoReturn:
-        raise CheckpointError(f"{self._where}: key {key}: expected {expected}, found {self._state.get(key)!r:.80}")
+def _nested(m: Module, state: Keys, blocks: int) -> Nested:
+    """What turns bytes into so many scales."""
+    size = state.integer("nested_blocksize", 1, _MOST)
+    scales = _finite(m, "weight.nested_absmax", -(-blocks // size))
+    offset = np.float32(state.real("nested_offset", -3e38, 3e38))
+    return Nested(_finite(m, "weight.nested_quant_map", 256), scales, size, offset)
 
 
 def _finite(m: Module, suffix: str, length: int) -> np.ndarray:

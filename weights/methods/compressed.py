@@ -23,17 +23,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...keys import Keys
-from ..blocks import FP4
-from ..quantised import E4M3, Planes, Quantised
+from ..quantised import Quantised
 from .bytewise import TYPES, block_size, bytewise
+from .fp4 import Fp4, nvfp4
 from .method import Method, groups_of
 from .module import FLOATS, Module
-from .packed import Grouped, Packed, Rows, sharing, unpack, unpack_columns
+from .packed import Grouped, Rows, sharing, unpack, unpack_columns
 
 FORMATS = ("pack-quantized", "float-quantized", "int-quantized", "naive-quantized", "nvfp4-pack-quantized")
 STRATEGIES = ("tensor", "channel", "group", "block", "tensor_group")
 ACTORDERS = (None, False, "weight", "static", "group", "dynamic")
-_PAIRS = np.stack([FP4[np.arange(256) & 15], FP4[np.arange(256) >> 4]], -1).view(np.int16)[:, 0]  # of a byte of FP4
 _WEIGHTS = re.compile(r"observer(_kwargs)?|scale_dtype|zp_dtype|dynamic|is_mx", re.ASCII)  # keys that change nothing
 
 
@@ -77,23 +76,14 @@ class Matrix(Grouped):
         return unpack_columns(self.zeros.T, self.bits, at)
 
 
-@dataclass(frozen=True)
-class Fp4(Packed):
-    """An nvfp4-pack-quantized matrix: 16 numbers of a row share a scale. Codes are twice the number."""
-
-    packed: np.ndarray = field(kw_only=True)  # [N, K / 2] uint8
-    scales: np.ndarray = field(kw_only=True)  # [N, K / 16] uint8, E4M3
-    divisor: np.ndarray = field(kw_only=True)  # [1] float32
-
-    def _read(self, at: Rows) -> Planes:
-        with np.errstate(divide="ignore", invalid="ignore"):  # what is no number is refused by Planes.check
-            scales = E4M3[self.scales[at]] / self.divisor / np.float32(2)
-        return Planes("s8", np.take(_PAIRS, self.packed[at], mode="clip").view(np.int8), 16, scales)
-
-
 class CompressedTensors(Method):
     """quant_method "compressed-tensors"."""
 
+    about = (
+        "pack-quantized of 4 and 8 bits, symmetric or not; float-quantized (FP8) and int-quantized (int8) per"
+        " tensor, row, group or block; nvfp4-pack-quantized"
+    )
+    refused = "other formats and bits; sparse ones; `transform_config`"
     entries = ("weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx",
                "weight_global_scale")  # fmt: skip
     types = tuple(TYPES)
@@ -159,16 +149,9 @@ class CompressedTensors(Method):
         return bytewise(m, "weight_scale", "compressed-tensors ", scheme.shared(n, k), zeros)
 
     def _fp4(self, m: Module, packed: np.ndarray) -> Fp4:
-        n, k = packed.shape[0], 2 * packed.shape[1]
         other = "weight_packed", "type I32", "U8"
         self._fitting(m, [None if s.floats and s.bits == 4 else other for s in self._schemes])
-        if k % 16:
-            m.wrong("weight_packed", "rows of a multiple of 16 numbers", k)
-        scales, divisor = m.array("weight_scale", "F8_E4M3"), m.array("weight_global_scale", "F32", dims=None)
-        m.expect("weight_scale", (n, k // 16))
-        if divisor.size != 1:
-            m.wrong("weight_global_scale", "one number", divisor.size)
-        return Fp4(m.where, "NVFP4", (n, k), m.nbytes, n, packed=packed, scales=scales, divisor=divisor.reshape(1))
+        return nvfp4(m, packed, "weight_global_scale", divides=True)
 
     def _fitting(self, m: Module, misfits: list[tuple[str, str, str] | None]) -> Scheme:
         """The scheme whose misfit is None; CheckpointError with the first misfit if there is no such scheme.
@@ -189,7 +172,7 @@ def _scheme(keys: Keys) -> Scheme:
     kind, bits = keys.get("type", "int"), keys.get("num_bits", 8)
     if kind not in ("int", "float"):
         keys.unsupported("type", "int or float", kind)
-    if bits not in (4, 8):
+    if type(bits) is not int or bits not in (4, 8):
         keys.unsupported("num_bits", "4 or 8", bits)
     group, size, strategy = keys.get("group_size"), keys.get("block_structure"), keys.get("strategy")
     if strategy is None:
@@ -206,7 +189,7 @@ def _scheme(keys: Keys) -> Scheme:
     keys.skip(*(key for key in keys.values if _WEIGHTS.fullmatch(key)))
     return Scheme(
         bits, kind == "float", keys.flag("symmetric", True), strategy,
-        group=int(group) if strategy == "group" else 0, block=block if strategy == "block" else None,
+        group=group if strategy == "group" and type(group) is int else 0, block=block if strategy == "block" else None,
     )  # fmt: skip
 
 
@@ -228,7 +211,7 @@ def _words_misfit(m: Module, s: Scheme, n: int, k: int) -> tuple[str, str, str] 
     rows, group = s.shared(n, k)
     if k % group:
         return "weight_shape", f"a K that group_size = {group} divides", str(k)
-    wanted = {"weight_packed": [(n, -(-k * s.bits // 32))]}
+    wanted: dict[str, list[tuple[int, ...]]] = {"weight_packed": [(n, -(-k * s.bits // 32))]}
     wanted["weight_scale"] = [(n, k // group)] if rows == 1 else [(1,), (1, 1), ()]
     if not s.symmetric:
         old = "weight_zero_point" in m and m.entries["weight_zero_point"].kind == "I8"

@@ -20,6 +20,8 @@ _SCALES = ("weight_scale_inv", "weight_scale")
 class Fp8(Method):
     """quant_method "fp8", "fbgemm_fp8"."""
 
+    about = "E4M3 in blocks, per row or per tensor"
+    refused = "E5M2"
     entries = ("weight", *_SCALES)
     types = ("F8_E4M3",)
     ignored = ("input_scale", "activation_scale", "input_scale_ub", "k_scale", "v_scale", "q_scale", "output_scale")

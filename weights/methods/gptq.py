@@ -55,12 +55,18 @@ class Matrix(Grouped):
 class Gptq(Method):
     """quant_method "gptq"."""
 
+    about = (
+        "2, 4 and 8 bits; `checkpoint_format` gptq (version 1) and gptq_v2; symmetric or not; `desc_act`; "
+        "rules of `dynamic`"
+    )
+    refused = "3 bits; packed for Marlin and other kernels; `rotation`, `adapter`"
     entries = ("qweight", "qzeros", "scales", "g_idx")
     harmless = re.compile(
         r"damp_percent|damp_auto_increment|true_sequential|static_groups|desc_act|sym|model_name_or_path|model_seqlen"
         r"|model_file_base_name|tokenizer|dataset|block_name_to_quantize|module_name_preceding_first_block|batch_size"
         r"|pad_token_id|use_exllama|disable_exllama|exllama_config|max_input_length|use_cuda_fp16|cache_block_outputs"
         r"|modules_in_block_to_quantize|inside_layer_modules|meta|backend|lm_head|mse|pack_impl|device|offload_\w+"
+        r"|autoround_version|iters|lr|minmax_lr|nsamples|seqlen|low_gpu_mem_usage|gradient_accumulate_steps|enable_\w+"
         r"|act_group_aware|gptaq|foem|telemetry|fallback|hessian|method|format|checkpoint_format|\w+_vram_strategy\w*",
         re.ASCII,
     )
@@ -70,8 +76,9 @@ class Gptq(Method):
             keys.neutral(key, (None,))
         keys.neutral("pack_dtype", ("int32", "torch.int32"))
         keys.neutral("is_marlin_format", (False,))
+        keys.neutral("data_type", ("int",))
         version = keys.get("checkpoint_format", keys.get("format", "gptq"))
-        if version not in VERSIONS:
+        if not isinstance(version, str) or version not in VERSIONS:
             keys.unsupported("checkpoint_format", " or ".join(VERSIONS), version)
         self._added = VERSIONS[version]
         self._sizes = _sizes(keys)

@@ -16,6 +16,8 @@ class Method(ABC):
     """One quant_method of quantization_config, made of its keys. It has read every key that changes numbers: what is
     left and not `harmless` is refused. UnsupportedModel or CheckpointError, naming file and key."""
 
+    about: str  # what is read, for the table of docs/models.md
+    refused: str  # what is refused, for the same table
     entries: tuple[str, ...]  # suffixes of the tensors that form a matrix; X is quantised if it has one beside "weight"
     types: tuple[str, ...] = ()  # or if X.weight is of one of these types
     ignored: tuple[str, ...] = ()  # suffixes that concern activations and KV cache, which are not quantised here

@@ -1,6 +1,6 @@
-"""The families of models: which are known, and from the files of a checkpoint to a ModelConfig.
+"""The known families of models, and the function that turns a checkpoint's configuration into a ModelConfig.
 
-A family is a file of data here; docs/adding-a-model.md shows how one is added.
+Every family is one file of data; docs/adding-a-model.md shows how to add one.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ FAMILIES = {
 }  # fmt: skip
 ARCHITECTURES = {name: family for family in FAMILIES.values() for name in family.architectures}
 GGUF = {family.gguf.arch: family for family in FAMILIES.values() if family.gguf}
-# Keys of text_config that may stand outside as well; outside is the model that was saved.
+# Keys of text_config that may also be at the top level, where they describe the saved model and take precedence.
 OF_BOTH = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "dtype", "torch_dtype")
 
 _log = logging.getLogger("ostinato")
 
 
 def model_config(config: dict[str, Any], generation: dict[str, Any], source: str | Path) -> ModelConfig:
-    """The ModelConfig these dicts describe.
+    """Make a ModelConfig.
 
-    config: config.json, or the same made from GGUF metadata; generation: generation_config.json, {} when there is none,
-    whose end tokens come before config's; source: directory or GGUF file, for messages. CheckpointError or
-    UnsupportedModel, naming file and key. Keys that nobody reads are named on stderr, by logging."""
+    config: config.json, or its equivalent from GGUF metadata. generation: generation_config.json or {}; its end tokens
+    come before config's. source: directory or GGUF file, for messages. CheckpointError or UnsupportedModel names file
+    and key. Unknown keys are logged as a warning."""
     path = Path(source)
     gguf = path.is_file() or (path.suffix == ".gguf" and not path.is_dir())
     keys = Keys(config, str(path if gguf else path / "config.json"))
@@ -62,7 +62,7 @@ def model_config(config: dict[str, Any], generation: dict[str, Any], source: str
 
 
 def _family(keys: Keys) -> Family:
-    """From architectures, from model_type, or from both when they agree."""
+    """The family, from architectures, from model_type, or from both if they agree."""
     listed, kind = keys.get("architectures"), keys.get("model_type")
     if listed is None and kind is None:
         keys.wrong("architectures", f"one of {', '.join(ARCHITECTURES)}", None)
@@ -81,7 +81,7 @@ def _family(keys: Keys) -> Family:
 
 
 def _text(keys: Keys, family: Family) -> tuple[Keys, Family]:
-    """The keys of the model of text, and the family that reads them: of a model that also sees, its text_config."""
+    """(keys, family) of the text model: for a multimodal model those of its text_config."""
     if not family.text:
         return keys, family
     inner = keys.inner("text_config")

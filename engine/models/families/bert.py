@@ -1,4 +1,4 @@
-"""BERT alone or under a head for masked words, which is not used: an encoder, which embeds."""
+"""BERT, an encoder that embeds texts. A masked-LM head in the checkpoint is ignored."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ _TABLE = Table(
         ("mlp_norm", "vector", "rows", "", {"output.LayerNorm.weight": "D"}),
         ("mlp_norm_bias", "vector", "rows", "", {"output.LayerNorm.bias": "D"}),
     ),
-    # numbers of rows; and what BERT was trained with: the pooled first token, masked words, the next sentence
-    spare=r"embeddings\.(position_ids|token_type_ids)|pooler\.dense\.(weight|bias)"
+    # index buffers; and the training heads: pooler, masked words, next sentence
+    ignored=r"embeddings\.(position_ids|token_type_ids)|pooler\.dense\.(weight|bias)"
     r"|cls\.predictions\.(bias|decoder\.(weight|bias)|transform\.(dense|LayerNorm)\.(weight|bias|gamma|beta))"
     r"|cls\.seq_relationship\.(weight|bias)",
     shared="cls.predictions.decoder.weight",

@@ -1,4 +1,4 @@
-"""What the families of models/decoder.py have in common: most config keys, most tensor names."""
+"""Config keys and tensor names that the families of models/decoder.py share."""
 
 from __future__ import annotations
 
@@ -37,31 +37,31 @@ TABLE = Table(
         ("gate_up", "weight", "gate_up", "", {"mlp.gate_proj.weight": "F D", "mlp.up_proj.weight": "F D"}),
         ("down", "weight", "rows", "", {"mlp.down_proj.weight": "D F"}),
     ),
-    spare=r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",
+    ignored=r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",
 )  # fmt: skip
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu", "swish"),  # two names of one function
+    "hidden_act": ("silu", "swish"),  # two names of the same function
     "mlp_bias": (False,),
-    "attention_bias": (False,),  # it puts a bias on o_proj too
+    "attention_bias": (False,),  # would also put a bias on o_proj
 }
 
 
 def no_windows(keys: Keys, layers: int) -> list[int]:
-    """Every token sees all before it."""
+    """Window of each layer: 0, full attention."""
     return [0] * layers
 
 
 def sliding(keys: Keys, types: list[bool]) -> list[int]:
-    """Of each layer, how many tokens a token sees, 0 for all: sliding_window in the layers that have one."""
+    """Window of each layer: sliding_window where types[i] is true, else 0 (full attention)."""
     window = keys.integer("sliding_window", 1, 2**31 - 1) if keys.get("sliding_window") is not None else 0
     if any(types) and not window:
-        keys.wrong("sliding_window", "an integer, as layers have a window", None)
+        keys.wrong("sliding_window", "an integer, because some layers have a window", None)
     return [window if slides else 0 for slides in types]
 
 
 def layer_types(keys: Keys, layers: int) -> list[bool] | None:
-    """Which layers slide, by layer_types; None without that key."""
+    """Whether each layer has a sliding window, from layer_types; None without that key."""
     types = keys.get("layer_types")
     if types is None:
         return None
@@ -84,9 +84,10 @@ def decoder(
 ) -> ModelConfig:
     """A ModelConfig of arch "decoder".
 
-    optional: sizes that follow from the others where transformers has no default of its own. theta, tied: in place of
-    absent keys. partial_rotary: allowed. every: fields of all layers."""
-    if "num_key_value_heads" in keys:  # as null, for instance
+    optional: sizes that may be absent and then follow from the others. windows: function that gives the window of each
+    layer. theta, tied: defaults of absent keys. partial_rotary: whether the family allows it. every: fields of all
+    layers."""
+    if "num_key_value_heads" in keys:  # may be null
         optional += ("num_key_value_heads",)
     needed = {k: v for k, v in LIMITS.items() if k not in optional or keys.get(k) is not None}
     sizes = {k: keys.integer(k, 1, high) for k, high in needed.items()}
@@ -112,8 +113,8 @@ def decoder(
 def _head_dim(keys: Keys, sizes: dict[str, int]) -> int:
     hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
     if "head_dim" not in sizes and hidden % heads:
-        keys.wrong("hidden_size", f"a multiple of num_attention_heads = {heads}, as head_dim is not given", hidden)
+        keys.wrong("hidden_size", f"a multiple of num_attention_heads = {heads}, as head_dim is absent", hidden)
     dim = sizes.get("head_dim", hidden // heads)
     if dim % 2:
-        keys.wrong("head_dim", "an even number, as RoPE turns pairs", dim)
+        keys.wrong("head_dim", "an even number, as RoPE rotates pairs", dim)
     return dim

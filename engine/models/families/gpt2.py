@@ -33,13 +33,13 @@ _TABLE = Table(
         ("down", "transposed", "rows", "", {"mlp.c_proj.weight": "F D"}),
         ("down_bias", "vector", "rows", "", {"mlp.c_proj.bias": "D"}),
     ),
-    spare=r"h\.\d+\.attn\.(bias|masked_bias)",  # the causal mask and what stands where it hides
+    ignored=r"h\.\d+\.attn\.(bias|masked_bias)",  # the causal mask and its fill value
 )
 
 
 def _gpt2(keys: Keys) -> ModelConfig:
     hidden = size(keys, "n_embd", "hidden_size")
-    keys.skip("n_ctx", "reorder_and_upcast_attn")  # the older name of n_positions; the order of two products
+    keys.skip("n_ctx", "reorder_and_upcast_attn")  # the older name of n_positions; a numerical detail of training
     return learned(
         keys, "n_embd", "n_head",
         arch="gpt2",

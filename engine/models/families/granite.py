@@ -1,4 +1,4 @@
-"""Granite 3, dense: a Llama with four scalars."""
+"""Granite 3, dense: a Llama with four scale factors."""
 
 from __future__ import annotations
 

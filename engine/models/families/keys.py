@@ -1,4 +1,4 @@
-"""What the families read alike of config.json: limits of sizes, keys that change no number, the type of the tensors."""
+"""Parts of config.json that all families read alike: limits of sizes, harmless keys, the storage type."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 from ...keys import Keys
 
-LIMITS = {  # sizes beyond these are damage, not models
+LIMITS = {  # larger sizes mean a damaged file
     "num_hidden_layers": 1024,
     "hidden_size": 2**17,
     "num_attention_heads": 2**12,
@@ -17,7 +17,7 @@ LIMITS = {  # sizes beyond these are damage, not models
     "max_position_embeddings": 2**24,
 }
 DTYPES = ("bfloat16", "float16", "float32")
-# Keys that concern training, other programs or text, and never the numbers of a forward pass.
+# Keys that do not affect the forward pass: they concern training, other programs or text.
 HARMLESS = re.compile(
     r"_.*|architectures|model_type|transformers(_version|\.js_config)|torch_dtype|dtype|auto_map|name_or_path"
     r"|(pad|sep|cls|unk|mask|decoder_start|forced_[be]os)_token_id|\w+_token_(index|id)|initializer_range|init_std|use_cache"
@@ -30,7 +30,7 @@ HARMLESS = re.compile(
 
 
 def dtype(keys: Keys) -> str:
-    """What the tensors are stored as: dtype, or torch_dtype as it was called before; float32 without either."""
+    """The storage type: dtype, or its older name torch_dtype; float32 without either."""
     names = {key: str(keys.get(key)).removeprefix("torch.") for key in ("dtype", "torch_dtype") if keys.get(key)}
     for key, name in names.items():
         if name not in DTYPES:

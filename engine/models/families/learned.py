@@ -1,4 +1,4 @@
-"""What GPT-2 and BERT have in common: learned positions, LayerNorm with bias, biases everywhere, GELU."""
+"""Shared by GPT-2 and BERT: learned positions, LayerNorm with bias, biases in all linear layers, GELU."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ GELUS = {  # names in transformers: LayerSpec.activation
 
 
 def size(keys: Keys, key: str, like: str = "") -> int:
-    """A size, limited like the key of that name in other families."""
+    """A size. like: the key of LIMITS that bounds it, if it is not `key`."""
     return keys.integer(key, 1, LIMITS[like or key])
 
 
 def learned(
     keys: Keys, hidden_key: str, head_key: str, layers: int, ffn: int, activation: str, **fields: Any
 ) -> ModelConfig:
-    """A ModelConfig of equal layers."""
+    """A ModelConfig with equal layers. fields: further fields of ModelConfig."""
     heads, hidden = size(keys, head_key, "num_attention_heads"), size(keys, hidden_key, "hidden_size")
     if hidden % heads:
         keys.wrong(hidden_key, f"a multiple of {head_key} = {heads}", hidden)
@@ -34,7 +34,7 @@ def learned(
 
 
 def gelu(keys: Keys, key: str, usual: str) -> str:
-    """LayerSpec.activation; usual in place of an absent key."""
+    """LayerSpec.activation. usual: default of an absent key."""
     name = keys.get(key, usual)
     if not isinstance(name, str) or name not in GELUS:
         keys.unsupported(key, f"one of {', '.join(GELUS)}", name)

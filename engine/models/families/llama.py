@@ -1,4 +1,4 @@
-"""Llama 2 and 3, SmolLM2, and everything that is a Llama by another name."""
+"""Llama 2 and 3, SmolLM2, and other models with the structure of Llama."""
 
 from __future__ import annotations
 

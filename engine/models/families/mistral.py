@@ -1,4 +1,4 @@
-"""Mistral: 7B and Nemo, Ministral, and Small 3 and Ministral 3, which are text_config of a model that also sees."""
+"""Mistral 7B, Nemo and Ministral; Small 3 and Ministral 3, whose text model is the text_config of a vision model."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from .decoder import NEUTRAL, TABLE, decoder, layer_types, sliding
 from .family import Family, GgufForm
 from .rope import LENGTH
 
-SIZES = ("head_dim",)  # that follow from the others
+SIZES = ("head_dim",)  # optional sizes, which follow from the others
 BETA = "llama_4_scaling_beta"
 
 
 def _windows(keys: Keys, layers: int) -> list[int]:
-    """On all layers or on none."""
+    """A window on all layers or on none."""
     types = [keys.get("sliding_window") is not None] * layers
-    if layer_types(keys, layers) not in (None, types):  # which transformers would not look at
+    if layer_types(keys, layers) not in (None, types):  # transformers ignores layer_types here
         keys.unsupported("layer_types", "the window on all layers or on none", keys.get("layer_types"))
     return sliding(keys, types)
 
@@ -29,7 +29,7 @@ def _by_layer(keys: Keys, layers: int) -> list[int]:
 
 
 def _expect_window(keys: Keys) -> None:
-    if "sliding_window" not in keys:  # transformers would take 4096
+    if "sliding_window" not in keys:  # transformers' default is 4096
         keys.wrong("sliding_window", "an integer or null", None)
 
 
@@ -44,11 +44,11 @@ def _ministral(keys: Keys) -> ModelConfig:
 
 
 def _ministral3(keys: Keys) -> ModelConfig:
-    """Beyond the training length queries are multiplied by a number that grows: the engine ends there."""
+    """Beyond the training length queries are scaled by a growing factor; the engine limits max_len to that length."""
     c = decoder(keys, (), _windows)
     inner = keys.inner("rope_parameters" if keys.get("rope_parameters") is not None else "rope_scaling")
     inner.skip("max_position_embeddings")
-    where = keys if BETA in keys else inner  # a GGUF file has it beside the others
+    where = keys if BETA in keys else inner  # a GGUF file has it at the top level
     if where.get(BETA) is None or not (beta := where.real(BETA, -1, 1e6)):
         return c
     length = inner.integer(LENGTH, 1, 2**24)
@@ -61,7 +61,7 @@ def _ministral3(keys: Keys) -> ModelConfig:
 _VISION = r"(model\.)?(vision_tower|multi_modal_projector)\..+|"
 _BESIDE_VISION = TABLE._replace(
     prefixes=("model.language_model.", "language_model.model.", *TABLE.prefixes),
-    spare=_VISION + TABLE.spare,
+    ignored=_VISION + TABLE.ignored,
     old=(("lm_head.weight", "language_model.lm_head.weight"),),
 )
 _FORM = GgufForm("mistral3", paired=True, keys={"attention.temperature_scale": BETA})

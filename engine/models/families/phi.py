@@ -1,4 +1,4 @@
-"""Phi-3, Phi-3.5, Phi-4 and Phi-4-mini: q, k, v in one tensor, gate and up in another; longrope, a part of a head."""
+"""Phi-3, Phi-3.5, Phi-4 and Phi-4-mini: fused qkv and gate_up tensors, longrope, partial RoPE."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _ABSENT = ("qkv_bias", "q_norm", "k_norm")
 
 
 def _windows(keys: Keys, layers: int) -> list[int]:
-    """On all layers or on none."""
+    """A window on all layers or on none."""
     return sliding(keys, [keys.get("sliding_window") is not None] * layers)
 
 
 def _phi3(keys: Keys) -> ModelConfig:
-    keys.skip(LENGTH)  # of longrope
+    keys.skip(LENGTH)  # used by longrope only
     return decoder(keys, windows=_windows, partial_rotary=True)
 
 

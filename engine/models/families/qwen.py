@@ -1,4 +1,4 @@
-"""Qwen2, Qwen2.5 and the dense Qwen3: biases on q, k, v, or norms of heads; a window on the last layers, or none."""
+"""Qwen2, Qwen2.5 (biases on q, k, v) and dense Qwen3 (QK-norm); a window on the last layers, or none."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .family import Family, GgufForm
 
 
 def _windows(keys: Keys, layers: int) -> list[int]:
-    """By layer_types; without that key the first max_window_layers have no window."""
+    """Windows from layer_types; without that key, the first max_window_layers layers have none."""
     keys.skip("sliding_window", "max_window_layers", "layer_types")
     if not keys.flag("use_sliding_window", False):
         return [0] * layers
@@ -33,6 +33,6 @@ QWEN2 = Family(
     config=_qwen2,
     table=TABLE,
     gguf=GgufForm("qwen2"),
-    neutral={k: v for k, v in NEUTRAL.items() if k != "attention_bias"},  # always on q, k, v
+    neutral={k: v for k, v in NEUTRAL.items() if k != "attention_bias"},  # q, k, v always have biases
 )
 QWEN3 = Family("qwen3", ("Qwen3ForCausalLM",), _qwen3, TABLE, GgufForm("qwen3"), NEUTRAL)

@@ -1,7 +1,7 @@
-"""Rotary embedding settings of a checkpoint, in the two forms in which they are written.
+"""RoPE settings of a checkpoint, in both of the forms that transformers writes.
 
-Until transformers 4 `rope_theta` stands beside `rope_scaling` {type or rope_type, factor, ...}; since 5 both are in
-one dict `rope_parameters`.
+Up to transformers 4: `rope_theta`, and a dict `rope_scaling` {type or rope_type, factor, ...}. Since 5 both are in one
+dict `rope_parameters`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ LENGTH = "original_max_position_embeddings"
 
 
 def rope(keys: Keys, head_dim: int, max_len: int, theta: float = 10000.0, partial: bool = False) -> Rope:
-    """From whichever form is there; both are fine when they say the same.
+    """Read the Rope from either form, or from both if they agree.
 
-    theta: in place of an absent rope_theta. partial: the family may turn a part of a head only."""
+    theta: default of an absent rope_theta. partial: whether the family allows partial RoPE."""
     theta = keys.real("rope_theta", 0, 1e12, default=theta)
     outer = Rope(theta, rotary=_rotary(keys, head_dim, 0, partial))
     if keys.get("rope_parameters") is None:
@@ -35,7 +35,7 @@ def rope(keys: Keys, head_dim: int, max_len: int, theta: float = 10000.0, partia
 
 
 def _rotary(keys: Keys, head_dim: int, default: int, partial: bool) -> int:
-    """Elements of a head that turn, 0 for all; default in place of an absent key."""
+    """Number of rotated elements of a head; 0: all. default: for an absent key."""
     if keys.get("partial_rotary_factor") is None:
         return default
     share = keys.real("partial_rotary_factor", 0, 1)
@@ -50,7 +50,7 @@ def _rotary(keys: Keys, head_dim: int, default: int, partial: bool) -> int:
 
 
 def _one(keys: Keys, key: str, outer: Rope, head_dim: int, max_len: int, partial: bool) -> Rope:
-    """Read one of the two dicts; outer is what is written outside it, or the defaults."""
+    """Read one of the two dicts. outer: values from outside the dict, or defaults."""
     if keys.get(key) is None:
         return outer
     inner = keys.inner(key)
@@ -58,7 +58,7 @@ def _one(keys: Keys, key: str, outer: Rope, head_dim: int, max_len: int, partial
     if kind is not None and old_name is not None and kind != old_name:
         inner.wrong("type", f"the same as rope_type = {kind}", old_name)
     kind = kind if kind is not None else old_name
-    if kind in ("su", "yarn") and "short_factor" in inner:  # as Phi-3 called it
+    if kind in ("su", "yarn") and "short_factor" in inner:  # the first name in Phi-3's files
         kind = "longrope"
     if kind is None:
         inner.wrong("rope_type", KINDS, None)
@@ -79,15 +79,15 @@ def _one(keys: Keys, key: str, outer: Rope, head_dim: int, max_len: int, partial
 
 def _llama3(inner: Keys) -> RopeScaling:
     low, high = inner.real("low_freq_factor", 0, 1e6), inner.real("high_freq_factor", 0, 1e6)
-    if low >= high:  # the blend between the two divides by their difference
+    if low >= high:  # the blend divides by their difference
         inner.wrong("high_freq_factor", f"a number above low_freq_factor = {low:g}", high)
     length = inner.integer(LENGTH, 1, 2**24)
     return RopeScaling("llama3", inner.real("factor", 0, 1e6), low, high, length)
 
 
 def _yarn(inner: Keys, theta: float, max_len: int) -> RopeScaling:
-    """A null factor is what max_position_embeddings adds to the training length."""
-    if theta <= 1:  # its logarithm divides
+    """YaRN. A null factor means max_position_embeddings / training length."""
+    if theta <= 1:  # the formula divides by log(theta)
         inner.wrong("rope_theta", "a number above 1", theta)
     length = inner.integer(LENGTH, 1, 2**24) if inner.get(LENGTH) is not None else max_len
     if "factor" not in inner:
@@ -109,13 +109,13 @@ def _mscale(factor: float, mscale: float) -> float:
 
 
 def _longrope(keys: Keys, inner: Keys, count: int, max_len: int) -> RopeScaling:
-    """The training length may stand outside the dict, as in Phi-3; factor, if absent, is what max_len adds to it."""
+    """longrope. The training length may be outside the dict, as in Phi-3; factor defaults to max_len / that length."""
     where = keys if keys.get(LENGTH) is not None else inner
     length = where.integer(LENGTH, 2, 2**24)
     factor = inner.real("factor", 0, 1e6, default=max_len / length)
     usual = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(length))
     short, long = (inner.reals(key, 0, 1e6, count) for key in ("short_factor", "long_factor"))
-    inner.skip(LENGTH)  # where the outer one counts
+    inner.skip(LENGTH)  # the outer one takes precedence
     return RopeScaling(
         "longrope", original_max_len=length, short=short, long=long,
         attention_factor=inner.real("attention_factor", 0, 1e6, default=usual),

@@ -1,4 +1,4 @@
-"""SmolLM3: a Llama in which every fourth layer has no positions. SmolLM2 is a plain Llama."""
+"""SmolLM3: a Llama in which every fourth layer has no RoPE. SmolLM2 is a plain Llama."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .family import Family, GgufForm
 
 
 def _turns(keys: Keys, layers: int) -> list[bool]:
-    """Which layers turn q and k: by no_rope_layers, where 1 means that they do, or all but every fourth."""
+    """Whether each layer has RoPE: from no_rope_layers, where 1 means RoPE; default: all but every fourth layer."""
     given = keys.get("no_rope_layers")
     interval = keys.integer("no_rope_layer_interval", 1, 2**31 - 1) if keys.get("no_rope_layer_interval") else 4
     if given is None:
@@ -22,7 +22,7 @@ def _turns(keys: Keys, layers: int) -> list[bool]:
 
 
 def _windows(keys: Keys, layers: int) -> list[int]:
-    """Off by default; else by layer_types, or on the layers without positions."""
+    """No windows by default; else from layer_types, or on the layers without RoPE."""
     keys.skip("sliding_window", "layer_types")
     if not keys.flag("use_sliding_window", False):
         return [0] * layers

@@ -1,7 +1,7 @@
-"""`ostinato bench check`: a run of `bench decode` against an earlier one on the same card.
+"""`ostinato bench check`: compares a run of `bench decode` with an earlier one on the same GPU model.
 
-A card's clocks and memory differ a little from machine to machine and from day to day. So the two runs are compared by
-their shares of the read ceiling, which each of them measured: ratio = share now / share then.
+Clocks and memory of a GPU differ a little between machines and days. So the runs are compared by their shares of the
+read ceiling, which each run measured: ratio = share now / share then.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from ...errors import CheckpointError, RequestError
 from ...report import console
 from ...weights.files import read_json
 
-BASELINES = Path("examples/results")  # of a checkout, in which the command is run
-SAME = ("device", "model", "weights", "prompt length", "steps", "quant")  # what two runs must have in common
-WIDTH = 120  # of a table that does not go to a terminal
+BASELINES = Path("examples/results")  # in a checkout, from its root
+SAME = ("device", "model", "weights", "prompt length", "steps", "quant")  # must be equal in both runs
+WIDTH = 120  # columns of the table when stdout is not a terminal
 
 
 class Key(NamedTuple):
@@ -31,11 +31,11 @@ class Key(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What a row's step takes."""
+    """The cost of one step."""
 
     step_ms: float
     percent: float  # of the read ceiling
-    bytes: int  # a step must read
+    bytes: int  # that a step must read
     dtype: str
 
 
@@ -45,12 +45,12 @@ class Run:
 
     file: Path
     date: str
-    made_by: dict[str, Any]  # SAME and their values
+    made_by: dict[str, Any]  # name of SAME -> value
     rows: dict[Key, Cost]
 
 
 class Compared(NamedTuple):
-    """A row of both runs."""
+    """A row that both runs have."""
 
     key: Key
     then: Cost
@@ -58,12 +58,12 @@ class Compared(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """Above 1: faster than the baseline."""
+        """Share of the read ceiling, now / then. Above 1: faster than the baseline."""
         return self.now.percent / self.then.percent
 
 
 def read_run(file: Path) -> Run:
-    """RequestError names the file, and the key that is missing or out of range."""
+    """Read a run. RequestError names the file, and the key that is missing or out of range."""
     try:
         found = read_json(file)
     except CheckpointError as e:
@@ -71,7 +71,7 @@ def read_run(file: Path) -> Run:
     try:
         return _run(file, found)
     except (KeyError, TypeError, AttributeError) as e:
-        what = f"found no key {e}" if isinstance(e, KeyError) else f"found something else ({e})"
+        what = f"found no key {e}" if isinstance(e, KeyError) else f"found another structure ({e})"
         raise RequestError(f"{file}: expected a file of `ostinato bench decode --json`, {what}") from e
 
 
@@ -94,9 +94,9 @@ def _run(file: Path, found: dict[str, Any]) -> Run:
 
 
 def baseline(run: Run, place: Path) -> Run:
-    """The newest run in a folder that `run` can be compared with, or the one in a file.
+    """The run in a file, or the newest comparable run in a folder.
 
-    RequestError if there is none: for a file it says what differs."""
+    RequestError if there is none; for a file it names the differences."""
     if not place.is_dir():
         other = read_run(place)
         if different := list(_differences(run, other)):
@@ -110,7 +110,7 @@ def baseline(run: Run, place: Path) -> Run:
 
 
 def _candidate(file: Path, run: Run) -> Run | None:
-    """A file of a folder of results, most of which are of other programs, cards or models."""
+    """The run in a file, or None if it is not comparable: a folder of results also has other files."""
     try:
         other = read_run(file)
     except RequestError:
@@ -124,7 +124,7 @@ def _differences(run: Run, other: Run) -> Iterator[str]:
             yield f"{name}: expected {other.made_by[name]}, found {now}"
     shared = run.rows.keys() & other.rows.keys()
     if not shared:
-        yield "rows: expected a backend, graph mode and batch that both have, found none"
+        yield "rows: expected at least one common backend, graph mode and batch, found none"
     for key in sorted(shared):
         for name in ("dtype", "bytes"):
             then, now = getattr(other.rows[key], name), getattr(run.rows[key], name)
@@ -134,33 +134,31 @@ def _differences(run: Run, other: Run) -> Iterator[str]:
 
 
 def compare(run: Run, base: Run) -> list[Compared]:
-    """The rows that both have, in the order of the new run."""
+    """The rows that both runs have, in the order of the new run."""
     return [Compared(key, base.rows[key], now) for key, now in run.rows.items() if key in base.rows]
 
 
 def slower(row: Compared, tolerance: float) -> bool:
-    """Whether a row fell below its baseline by more than `tolerance` percent."""
+    """Whether a row is slower than its baseline by more than `tolerance` percent."""
     return row.ratio < 1 - tolerance / 100
 
 
 def add_command(commands: Any) -> None:
     """Add `check` to the subparsers of `ostinato bench`."""
     p = commands.add_parser(
-        "check", help="a run against an earlier one", description="A run of `bench decode` against a baseline."
+        "check", help="a run against an earlier one", description="Compare a run of `bench decode` with a baseline."
     )
     p.add_argument("file", metavar="FILE.json", help="what `ostinato bench decode --json FILE.json` wrote")
     p.add_argument(
         "--baseline", default=str(BASELINES), metavar="PATH",
-        help=f"a run of the same card, or a folder of which the newest such run is taken ({BASELINES})",
+        help=f"a run on the same GPU, or a folder: its newest such run is used ({BASELINES})",
     )  # fmt: skip
-    p.add_argument(
-        "--tolerance", type=float, default=3.0, metavar="X", help="percent that a row may lose before it fails (3)"
-    )
+    p.add_argument("--tolerance", type=float, default=3.0, metavar="X", help="allowed slowdown of a row in percent (3)")
     p.set_defaults(run=main)
 
 
 def main(args: argparse.Namespace) -> int:
-    """Print the table. 0 if no row is slower than the tolerance, else 1; RequestError if the runs do not compare."""
+    """Print the table. Return 1 if a row is slower than the tolerance allows, else 0. RequestError: not comparable."""
     tolerance = real("tolerance", args.tolerance, 0, 100)
     run = read_run(Path(args.file))
     base = baseline(run, Path(args.baseline))
@@ -170,7 +168,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def print_table(run: Run, base: Run, rows: list[Compared], tolerance: float) -> None:
-    """The rows on stdout, and how many of them failed."""
+    """Print the rows and the number of slower ones on stdout."""
     from rich.table import Table
 
     model, device = run.made_by["model"], run.made_by["device"]

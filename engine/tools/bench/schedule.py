@@ -1,7 +1,7 @@
-"""`ostinato bench schedule`: what requests do to one another, on the wall: how many run at once, what a shared prefix
-saves, and how long streams stand still while a long prompt comes in.
+"""`ostinato bench schedule`: how requests affect one another, by the host clock: number of concurrent requests, gain of
+the prefix cache, and the longest pause of running streams during the prefill of a long prompt.
 
-The engine is driven as LLM drives it, by one thread; a token's time is when the step that brought it has returned.
+One thread runs the engine, as in LLM. A token's time is the return of the step that produced it.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from .decode import Choose, load_model, tidy
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure; RequestError names the first field that is out of range."""
+    """What to measure. RequestError names the first field that is out of range."""
 
     model: str  # a checkpoint, or a name for `config`
-    config: ModelConfig | None = None  # random weights of this shape
+    config: ModelConfig | None = None  # use random weights of this shape
     backend: str = "cuda"
     graph: str = "step"
     dtype: str = "auto"
-    streams: int = 16  # that decode while the prompt comes in, and requests without max_tokens
-    prompt_len: int = 8192  # of the long prompt
+    streams: int = 16  # number of streams that decode during the long prompt, and of requests without max_tokens
+    prompt_len: int = 8192  # tokens of the long prompt
     shared: int = 4096  # tokens of the shared prefix
-    tail: int = 64  # tokens behind it
+    tail: int = 64  # tokens after the prefix
     repeats: int = 5
     gpu_memory: float | None = None
     seed: int = 0
@@ -60,19 +60,19 @@ class Report:
 
     settings: Settings
     machine: dict[str, str] = field(default_factory=dict)
-    memory: str = ""  # the plan
-    running: int = 0  # requests without max_tokens, of `streams`, that ran at once
-    cold_ms: list[float] = field(default_factory=list)  # first token of shared + tail, nothing cached
-    warm_ms: list[float] = field(default_factory=list)  # with the prefix cached
-    tail_ms: list[float] = field(default_factory=list)  # of a prompt that is the tail alone
-    step_ms: float = 0.0  # median gap of the streams, undisturbed
-    gap_ms: list[float] = field(default_factory=list)  # the longest one while the prompt came in, of all streams
-    alone_ms: list[float] = field(default_factory=list)  # first token of the long prompt, alone
-    between_ms: list[float] = field(default_factory=list)  # the same beside the streams
+    memory: str = ""  # the memory plan
+    running: int = 0  # concurrent requests without max_tokens, of `streams`
+    cold_ms: list[float] = field(default_factory=list)  # TTFT of shared + tail, nothing cached
+    warm_ms: list[float] = field(default_factory=list)  # TTFT of shared + tail, prefix cached
+    tail_ms: list[float] = field(default_factory=list)  # TTFT of the tail alone
+    step_ms: float = 0.0  # median time between two tokens of a stream, without the long prompt
+    gap_ms: list[float] = field(default_factory=list)  # longest time between two tokens of any stream during the prompt
+    alone_ms: list[float] = field(default_factory=list)  # TTFT of the long prompt, without streams
+    between_ms: list[float] = field(default_factory=list)  # TTFT of the long prompt, with the streams running
 
 
 def schedule(s: Settings, choose: Choose = loading.choose) -> Report:
-    """Measure everything; says on stderr what it is at."""
+    """Measure everything; progress goes to stderr."""
     report = Report(s)
     ops, c, w, _ = load_model(s.model, s.config, lambda c: choose(s.backend, s.dtype, c.dtype)[0], s.seed)
     report.machine = ops.device.about()
@@ -84,7 +84,7 @@ def schedule(s: Settings, choose: Choose = loading.choose) -> Report:
 
 
 class _Bench:
-    """One runner for all parts, with a place for the long prompt beside the streams."""
+    """One runner for all measurements, with one slot more than streams, for the long prompt."""
 
     def __init__(self, s: Settings, report: Report, ops: Ops, c: ModelConfig, w: Weights) -> None:
         self.s, self.report, self._ops, self.c = s, report, ops, c
@@ -96,22 +96,22 @@ class _Bench:
         self.engine = Engine(runner)
 
     def close(self) -> None:
-        """Let go of the device's memory."""
+        """Free the device's memory."""
         self.engine.close()
         tidy(self._ops.device)
 
     def open_ended(self) -> None:
-        """How many requests run at once that may become as long as the model allows."""
+        """Count the concurrent requests that may grow to the model's maximum length."""
         handles = [self._add(128, None) for _ in range(self.s.streams)]
         self._until(lambda: all(h.sequences[0].tokens for h in handles) or self._stuck(handles))
         self.report.running = sum(h.sequences[0].slot >= 0 for h in handles)
         self._end(handles)
-        say("bench", f"{self.report.running} of {self.s.streams} requests without max_tokens run at once")
+        say("bench", f"{self.report.running} of {self.s.streams} requests without max_tokens run concurrently")
 
     def prefixes(self) -> None:
-        """First tokens of prompts with a shared beginning, cold and warm."""
+        """TTFT of prompts with a shared prefix, cold and warm."""
         s, r = self.s, self.report
-        self._first_ms(self._ids(s.shared + s.tail))  # which compiles what is not compiled yet
+        self._first_ms(self._ids(s.shared + s.tail))  # warm-up: compiles kernels
         for _ in range(s.repeats):
             prefix = self._ids(s.shared)
             self.engine.flush()
@@ -123,7 +123,7 @@ class _Bench:
                      f"{tail:.2f} for the tail alone")  # fmt: skip
 
     def long_prompts(self) -> None:
-        """Gaps of streams while a long prompt comes in."""
+        """Times between tokens of running streams during the prefill of a long prompt."""
         s, r = self.s, self.report
         for _ in range(s.repeats):
             self.engine.flush()
@@ -146,18 +146,18 @@ class _Bench:
         return self._rng.integers(0, self.c.vocab, count).tolist()
 
     def _add(self, prompt: int | list[int], tokens: int | None) -> Handle:
-        """A greedy request of random tokens; None: as many as the model and the cache allow."""
+        """Add a greedy request with random tokens. tokens=None: as many as the model and the KV cache allow."""
         ids = self._ids(prompt) if isinstance(prompt, int) else prompt
         runner = self.engine.batch.runner
-        room = min(runner.max_len, runner.memory.tokens) - len(ids)
-        if room < 1:
-            raise DeviceError(f"bench: expected room for a prompt of {len(ids)} tokens, found a KV cache of "
+        most = min(runner.max_len, runner.memory.tokens) - len(ids)
+        if most < 1:
+            raise DeviceError(f"bench: expected space for a prompt of {len(ids)} tokens, found a KV cache of "
                               f"{runner.memory.tokens} tokens and max_len {runner.max_len}")  # fmt: skip
         params = SamplingParams(ignore_eos=True)
-        return self.engine.add(Request(ids, params, 0, room if tokens is None else min(tokens, room)))
+        return self.engine.add(Request(ids, params, 0, most if tokens is None else min(tokens, most)))
 
     def _first_ms(self, ids: list[int], cached: int | None = None) -> float:
-        """To the first token of a prompt alone; cached: tokens that it must find in the prefix cache."""
+        """TTFT of a prompt that runs alone, in ms. cached: number of tokens that must come from the prefix cache."""
         began = time.perf_counter()
         handle = self._add(ids, 1)
         self._until(lambda: handle.ended)
@@ -172,11 +172,11 @@ class _Bench:
             self.engine.step()
 
     def _stuck(self, handles: list[Handle]) -> bool:
-        """Whether those that run have had many tokens, and others none."""
+        """Whether running requests have many tokens, so that the others will not start."""
         return max(len(h.sequences[0].tokens) for h in handles) > 32
 
     def _gaps(self, streams: list[Handle], done: Callable[[], bool]) -> list[float]:
-        """ms between tokens of each stream, until `done`."""
+        """ms between tokens of all streams, until done()."""
         times: dict[Handle, list[float]] = {h: [time.perf_counter()] for h in streams}
         of = {h.sequences[0]: h for h in streams}
         while not done():

@@ -1,4 +1,4 @@
-"""`ostinato bench schedule` on the command line. Imports what measures when it is asked for."""
+"""`ostinato bench schedule` on the command line. Measuring modules are imported only when a measurement runs."""
 
 from __future__ import annotations
 
@@ -17,25 +17,23 @@ if TYPE_CHECKING:
 def add_command(what: Any) -> None:
     """Add `schedule` to the subparsers of `ostinato bench`."""
     p = what.add_parser(
-        "schedule", help="what requests do to one another", description="Requests at once, shared prefixes, gaps."
+        "schedule", help="how requests affect one another", description="Concurrent requests, shared prefixes, pauses."
     )
     add(p, "model", "--shape")
     p.add_argument("--backend", choices=BACKENDS[1:], default="cuda", help="default: cuda")
     add(p, "--graph", "--dtype")
     p.add_argument("--streams", type=int, default=16, metavar="N", help="streams that decode meanwhile (16)")
-    p.add_argument(
-        "--prompt-len", type=int, default=8192, metavar="N", help="tokens of the prompt that comes in (8192)"
-    )
+    p.add_argument("--prompt-len", type=int, default=8192, metavar="N", help="tokens of the long prompt (8192)")
     p.add_argument("--shared", type=int, default=4096, metavar="N", help="tokens of a shared prefix (4096)")
-    p.add_argument("--tail", type=int, default=64, metavar="N", help="tokens behind it (64)")
-    p.add_argument("--repeats", type=int, default=5, metavar="N", help="times that each is measured (5)")
+    p.add_argument("--tail", type=int, default=64, metavar="N", help="tokens after the prefix (64)")
+    p.add_argument("--repeats", type=int, default=5, metavar="N", help="number of measurements (5)")
     p.add_argument("--gpu-memory", type=float, metavar="X", help="as for LLM: a share of the device, or GB")
     add(p, "--json")
     p.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print the table, write the file; the exit status."""
+    """Measure, print the table, write the file; return the exit status."""
     from .report import check_outputs, stamp, write_json
     from .schedule import Settings, schedule
 
@@ -64,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def print_table(report: Report) -> None:
-    """A line for each thing measured, on stdout."""
+    """Print one line per measurement on stdout."""
     from rich.table import Table
 
     from .report import stdout
@@ -73,19 +71,19 @@ def print_table(report: Report) -> None:
     table = Table(title=f"{s.model} on {r.machine['device']}, {s.backend}, {s.streams} streams")
     for i, head in enumerate(("what", "median", "worst", "unit")):
         table.add_column(head, justify="right" if i in (1, 2) else "left", no_wrap=True)
-    table.add_row("requests without max_tokens that run at once", str(r.running), "", f"of {s.streams}")
+    table.add_row("concurrent requests without max_tokens", str(r.running), "", f"of {s.streams}")
     for what, found in (
         (f"first token, prompt of {s.tail}", r.tail_ms),
         (f"first token, {s.shared} shared + {s.tail}, cold", r.cold_ms),
         (f"first token, {s.shared} shared + {s.tail}, warm", r.warm_ms),
-        ("gap of a stream, undisturbed", [r.step_ms]),
-        (f"longest gap while a prompt of {s.prompt_len} comes in", r.gap_ms),
-        (f"first token of {s.prompt_len}, alone", r.alone_ms),
-        (f"first token of {s.prompt_len}, beside the streams", r.between_ms),
+        ("between two tokens of a stream", [r.step_ms]),
+        (f"longest pause of a stream during a prompt of {s.prompt_len}", r.gap_ms),
+        (f"first token, prompt of {s.prompt_len}, alone", r.alone_ms),
+        (f"first token, prompt of {s.prompt_len}, with the streams", r.between_ms),
     ):
         table.add_row(what, f"{median(found):.2f}", f"{max(found):.2f}", "ms")
     console = stdout()
     console.print(table)
     warm, between = median(r.warm_ms) - median(r.tail_ms), median(r.between_ms) / median(r.alone_ms)
-    console.print(f"{r.memory}\nwarm is {warm:.2f} ms above the tail alone; the prompt takes {between:.2f} times as "
-                  "long beside the streams as alone.")  # fmt: skip
+    console.print(f"{r.memory}\nwarm takes {warm:.2f} ms more than the tail alone; with the streams the prompt takes "
+                  f"{between:.2f} times as long as alone.")  # fmt: skip

@@ -23,7 +23,7 @@ class Group:
 
     @property
     def name(self) -> str:
-        """ "embed", or "layers 0 to 29"."""
+        """The name of the group: "embed", or "layers 0 to 29"."""
         if len(self.parts) == 1:
             return self.parts[0]
         kind, first = self.parts[0].rsplit(" ", 1)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...errors import DeviceError
-from ...process.child import Child, Ended, Silent, interpreter
+from ...process.child import Child, Ended, Timeout, interpreter
 from .probe import Outcome
 
 START_SECONDS = 90.0  # limit for a process to start, load CUDA and describe the machine
@@ -44,7 +44,7 @@ class Worker:
         try:
             self._child = Child(start, self._errors)
             answer = self._child.answer(START_SECONDS)
-        except (OSError, Silent, Ended) as e:
+        except (OSError, Timeout, Ended) as e:
             answer = {"failed": f"the worker process does not start: {self._described(e)}"}
         if "failed" in answer:
             self.close()
@@ -57,7 +57,7 @@ class Worker:
         self._child.tell(name)
         try:
             answer: dict[str, Any] = self._child.answer(seconds)
-        except (Silent, Ended) as e:
+        except (Timeout, Ended) as e:
             return Outcome(name, "broken", detail=self._described(e)), False
         outcome, spoiled = Outcome(**answer["outcome"]), answer["spoiled"]
         if spoiled:

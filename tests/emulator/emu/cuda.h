@@ -1,4 +1,4 @@
-// Comes before every kernel that is compiled for the CPU: CUDA C++ without CUDA.
+// Included before every kernel that is compiled for the CPU: CUDA C++ without CUDA.
 #pragma once
 
 #define __global__

@@ -1,4 +1,4 @@
-// What a compiled kernel tells Python: the types of its parameters, and how to call it with an array of pointers.
+// The entry of a compiled kernel for Python: the types of its parameters, and a call with an array of pointers.
 #pragma once
 
 #include "emu/machine.h"
@@ -14,14 +14,14 @@ struct LaunchBound {};
 struct Parameter {
     char kind;         // 'v' a value, 'r' pointer to const, 'w' pointer
     const char* type;  // NumPy's name of the type, or of what the pointer points to; "" if NumPy has none
-    size_t bytes;      // of the value
+    size_t bytes;      // size of the value
 };
 
 struct Entry {
     void (*call)(void** arguments);
     const Parameter* parameters;
     unsigned count;
-    unsigned bound;  // threads of a block at most
+    unsigned bound;  // maximum threads per block
 };
 
 template <class T>

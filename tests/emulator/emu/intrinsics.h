@@ -185,7 +185,7 @@ inline float __ull2float_rn(unsigned long long x) {
     return float(x);
 }
 
-// -- float arithmetic: the fast functions of the GPU are a few units in the last place off, these are nearer
+// -- float arithmetic: the GPU's fast functions are off by a few units in the last place, these are more accurate
 // --------------
 
 inline float __expf(float x) {

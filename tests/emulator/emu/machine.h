@@ -1,9 +1,8 @@
-// What the emulator knows about the threads, blocks and launch it is running; shared by kernels and the runtime.
+// State of the threads, blocks and launch that the emulator runs; shared by kernels and the runtime.
 //
-// A CUDA thread is a fiber: its own stack, and it runs until it waits for others at a barrier or warp collective.
-// Only then may another thread run, so between two such points nothing is interleaved. One block runs at a time, and
-// it goes on until it ends or all its threads wait for other blocks: at the barrier of its cluster, or at the grid's.
-// Everything happens on one CPU thread.
+// A CUDA thread is a fiber with its own stack. It runs until it waits at a barrier or warp collective; only then
+// another thread may run. One block runs at a time, until it ends or all its threads wait for other blocks at the
+// barrier of their cluster or of the grid. Everything runs on one CPU thread.
 #pragma once
 
 #include "emu/types.h"
@@ -17,7 +16,7 @@ constexpr unsigned max_threads = 1024;
 constexpr size_t max_shared = 232448;  // bytes of a block on sm_90
 constexpr size_t unreadable = 65536;   // bytes behind a block's shared memory
 
-// A place in a kernel where threads wait for one another.
+// A place in a kernel at which threads wait for one another.
 struct Site {
     const char* what;
     const char* file;
@@ -29,7 +28,7 @@ enum class State : uint8_t {
     at_warp,
     at_barrier,
     at_named_barrier,
-    arrived,  // at a named barrier, and goes on: when the others cannot
+    arrived,  // arrived at a named barrier without waiting; runs when the other threads cannot
     at_grid_wait,
     at_cluster_sync,
     at_grid_sync,
@@ -38,7 +37,7 @@ enum class State : uint8_t {
 
 constexpr int named_barriers = 16;  // 0 is that of __syncthreads
 
-// A copy to shared memory on its way, of 16 bytes at most: the data is read when issued and arrives when waited for.
+// A copy to shared memory in flight, at most 16 bytes: the data is read when issued and arrives when waited for.
 struct Copy {
     void* to;
     uint4 data;
@@ -47,17 +46,17 @@ struct Copy {
 };
 
 struct Thread {
-    void* context;  // where the fiber goes on; see fibers.h
+    void* context;  // where the fiber continues; see fibers.h
     uint3 index;    // threadIdx
     unsigned id;    // linear
     State state;
-    Site site;                                     // why it waits
-    unsigned mask;                                 // at_warp: which lanes it waits for
-    const void* in;                                // at_warp: what it gives to the collective
-    void* out;                                     // at_warp: where the result goes
+    Site site;                                     // where it waits
+    unsigned mask;                                 // at_warp: lanes that take part
+    const void* in;                                // at_warp: its input to the collective
+    void* out;                                     // at_warp: destination of the result
     void (*finish)(Thread* warp, unsigned lanes);  // at_warp: computes the results of all lanes
-    int vote;                                      // at_barrier: what it gives to __syncthreads_count and the like
-    int named;                                     // at_named_barrier: which
+    int vote;                                      // at_barrier: its argument of __syncthreads_count and the like
+    int named;                                     // at_named_barrier: number of the barrier
     bool waited;                                   // has called grid_wait
     int group;                                     // cp.async groups committed
     std::vector<Copy> copies;
@@ -71,36 +70,36 @@ struct Warp {
 struct Block {
     Thread threads[max_threads];
     Warp warps[max_threads / 32];
-    unsigned order[max_threads];     // the schedule: in which order threads get their turns
+    unsigned order[max_threads];     // the schedule: the order in which threads run
     unsigned position[max_threads];  // its inverse
     uint3 index;                     // blockIdx
-    unsigned rank;                   // its place in its cluster
-    Block** cluster;                 // the blocks of that, by rank
-    State state;                     // done, or what it waits at for other blocks
-    Site site;                       // where that is
-    bool synced;                     // has passed such a barrier: all of its cluster have started
-    Site reached;                    // where it called in_cluster since then; what: null if it has not
+    unsigned rank;                   // rank in its cluster
+    Block** cluster;                 // the blocks of its cluster, by rank
+    State state;                     // done, or the barrier at which it waits for other blocks
+    Site site;                       // the place of that barrier
+    bool synced;                     // has passed such a barrier: all blocks of its cluster have started
+    Site reached;                    // where it called in_cluster since then; what is null if it has not
     unsigned alive, at_barrier, at_grid_wait;
-    unsigned came[named_barriers];    // threads that have come to each since it last opened
-    unsigned wanted[named_barriers];  // how many it opens for, as the last of those said
+    unsigned came[named_barriers];    // threads that have arrived at each since it last opened
+    unsigned wanted[named_barriers];  // number of threads that it opens for, as the last of them passed it
     unsigned at_sync;       // threads that wait for other blocks
     int votes, true_votes;  // of the last barrier: threads, and those that voted true
     bool waited;            // some thread has called grid_wait
-    bool guarded;           // runs as if the kernels before had not ended
+    bool guarded;           // runs as if the preceding kernels had not ended
     char* stacks;
     char* shared;      // static variables from here upwards
     char* shared_end;  // dynamic shared memory ends here, at unreadable pages
 };
 
-// Memory of the kernels before this one in a dependent chain, any of which may still run before grid_wait: not to be
-// written then, and what they wrote (mask, a byte each, or null) reads as poison.
+// Memory of the preceding kernels of a chain of dependent launches, which may still run before grid_wait. It must not
+// be written before grid_wait, and what they wrote (mask per byte, or null) reads as poison.
 struct Region {
     unsigned char* start;
     size_t bytes;
     const unsigned char* mask;
 };
 
-// One launch, as Python describes it (device.py holds the same structure), and what went wrong.
+// One launch, as Python describes it (launch.py has the same structure), and its error.
 struct Launch {
     unsigned grid[3], block[3];
     unsigned cluster;  // blocks, along x
@@ -118,9 +117,9 @@ struct Launch {
     size_t region_count;
     int triggered;  // out: 1 if a block called grid_launch, 2 if it did so before it waited
     int fenced;     // out: a thread called __threadfence
-    char* message;  // out: what went wrong
+    char* message;  // out: the error
     size_t message_bytes;
-    int faulted;  // out: the kernel touched memory that it must not, at address fault
+    int faulted;  // out: the kernel made an invalid access at address `fault`
     uintptr_t fault;
     uintptr_t instruction;  // out: of the code that made it
     int fault_is_write;
@@ -137,13 +136,13 @@ extern dim3 grid_size, block_size;
 // Parks the current thread in `state` until the runtime makes it ready.
 void wait(State state, Site site);
 
-// Parks it until other blocks are there too: at_cluster_sync or at_grid_sync.
+// Parks the current thread until other blocks have arrived: at_cluster_sync or at_grid_sync.
 void wait_for_blocks(State state, Site site);
 
-// Arrives at the barrier of the block with a vote; returns when all threads that have not ended are there.
+// Arrives at the barrier of the block with a vote; returns when all threads that have not ended have arrived.
 void barrier(int vote, Site site);
 
-// Comes to a named barrier, which opens for `threads` threads, and waits there unless it only arrives.
+// Arrives at a named barrier that opens for `threads` threads, and waits there if `waits`.
 void named_barrier(int barrier, unsigned threads, bool waits, Site site);
 
 // Waits for the other lanes of mask at the same collective; the last one calls finish for all.

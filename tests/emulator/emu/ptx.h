@@ -1,4 +1,4 @@
-// The functions of kernels/ptx.cuh on the CPU: same names, same results. That file says what each does.
+// The functions of kernels/ptx.cuh on the CPU, with the same names and results. That file documents them.
 #pragma once
 
 #include "emu/intrinsics.h"
@@ -43,7 +43,7 @@ inline void require_shared(const char* what, const void* p, unsigned bytes = 16)
     if (!is_shared(p, bytes)) fail("%s: address %p is not %u bytes of the block's shared memory", what, p, bytes);
 }
 
-// Four tiles of 8 x 8: lane l names row l % 8 of tile l / 8 and gets two neighbours of column l / 4 of each.
+// Four tiles of 8 x 8: lane l passes row l % 8 of tile l / 8 and gets two adjacent elements of column l / 4 of each.
 inline uint4 ldmatrix_x4_trans(const char* what, const void* row, const char* file, int line) {
     uint4 out;
     meet(~0u, {what, file, line}, &row, &out, [](Thread* warp, unsigned lanes) {
@@ -64,8 +64,8 @@ inline uint4 ldmatrix_x4_trans(const char* what, const void* row, const char* fi
     return out;
 }
 
-// Puts a copy of the first `bytes` of data on its way; when it arrives is up to the schedule, at the latest when it is
-// waited for.
+// Issues a copy of the first `bytes` of data. The schedule decides when it arrives, at the latest when it is waited
+// for.
 void issue_copy(void* to, uint4 data, size_t bytes);
 
 void commit_copies();
@@ -77,7 +77,7 @@ void grid_wait();
 
 void grid_launch();
 
-// What p is in this block's shared memory, in that of block `rank` of the cluster.
+// The address of p, a shared variable, in the shared memory of block `rank` of the cluster.
 void* in_cluster(void* p, unsigned rank, Site site);
 
 }  // namespace emu

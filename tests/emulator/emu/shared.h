@@ -7,7 +7,7 @@
 
 namespace emu {
 
-// Address of the static variable number `slot` of this launch; places it when its first thread comes by.
+// Address of the static variable number `slot` of this launch; places it when the first thread reaches it.
 void* place_static(int slot, size_t bytes, size_t alignment);
 
 // Number of a new static variable.
@@ -18,7 +18,7 @@ void* place_dynamic(size_t alignment);
 
 bool is_shared(const void* p, size_t bytes);
 
-// Tag is a lambda of its own for every declaration and every instance of the function around it.
+// Tag is a different lambda type for every declaration and every instance of the enclosing function.
 template <class T, size_t alignment, class Tag>
 T& static_shared(Tag) {
     static const int slot = new_slot();

@@ -1,4 +1,4 @@
-// Barriers and warp collectives: every lane brings its part, the last to arrive computes the result of all.
+// Barriers and warp collectives: every lane passes its input, and the last lane to arrive computes all results.
 #pragma once
 
 #include "emu/machine.h"
@@ -27,7 +27,7 @@ void each_lane(unsigned lanes, F f) {
 template <class T>
 struct Shuffle {
     T value;
-    unsigned source;  // lane whose value this lane wants
+    unsigned source;  // lane whose value this lane reads
 };
 
 template <class T>

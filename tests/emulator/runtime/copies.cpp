@@ -1,5 +1,6 @@
-// cp.async: data is read when the copy is issued and arrives in shared memory as late as it may (schedule 0), at once
-// (schedule 1), or either (others), so that a kernel that looks too early or reuses a buffer too soon is found.
+// cp.async: data is read when the copy is issued. It arrives in shared memory as late as possible (schedule 0),
+// immediately (schedule 1), or at random (others). So a kernel that reads too early or reuses a buffer too soon is
+// found.
 
 #include "internal.h"
 #include "emu/ptx.h"

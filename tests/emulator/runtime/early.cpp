@@ -1,4 +1,4 @@
-// Dependent launch: a block starts while the kernels before it still run, and meets memory as it is then.
+// Programmatic dependent launch: a block starts while the preceding kernels still run, and sees memory in that state.
 
 #include "internal.h"
 

@@ -1,4 +1,4 @@
-// Turns what a kernel must not do into a message: memory that is not there, and what the compiler's checks find.
+// Turns faults of a kernel into messages: invalid memory accesses, and the findings of the compiler's checks.
 
 #include "internal.h"
 
@@ -27,7 +27,7 @@ size_t describe_thread(char* out, size_t size) {
 }
 
 void on_signal(int number, siginfo_t* info, void* raw) {
-    if (!self) {  // not a kernel's doing: as if nothing had been installed
+    if (!self) {  // not a fault of a kernel: restore the default behaviour
         release_faults();
         return;
     }

@@ -1,4 +1,4 @@
-// Fibers: a stack each, and a switch between them.
+// Fibers: stacks and context switches.
 #pragma once
 
 #include <cstddef>
@@ -6,7 +6,7 @@
 
 #if defined(__x86_64__)
 
-// Saves the registers that a function must preserve on the stack, the stack pointer in *from, and goes on at `to`.
+// Saves the callee-saved registers on the stack and the stack pointer in *from, and continues at `to`.
 extern "C" void emu_switch(void** from, void* to);
 asm(".text\n"
     ".type emu_switch, @function\n"
@@ -25,7 +25,7 @@ inline void* new_context(char* top, void (*entry)()) {
     void** sp = reinterpret_cast<void**>(reinterpret_cast<uintptr_t>(top) & ~uintptr_t(15));
     *--sp = nullptr;  // where entry would return to; keeps the stack aligned as after a call
     *--sp = reinterpret_cast<void*>(entry);
-    return sp - 6;  // six registers of no importance
+    return sp - 6;  // six registers with arbitrary values
 }
 
 inline void switch_context(void** from, void* to) {

@@ -1,4 +1,4 @@
-// What the files of the runtime share.
+// Declarations shared by the files of the runtime.
 #pragma once
 
 #include "emu/machine.h"
@@ -13,7 +13,7 @@ extern sigjmp_buf give_up;  // where fail() and faults go
 extern void (*kernel)(void** arguments);
 extern unsigned threads_per_block;
 void start_block(Block& b, unsigned linear, Block** cluster);  // all its threads ready
-void run_block(Block& b);             // until they have ended, or all wait for other blocks; b.state says which
+void run_block(Block& b);             // until all threads have ended or wait for other blocks; b.state says which
 bool release(Block& b, State state);  // all its threads in that state are ready; whether there were any
 
 // launch.cpp
@@ -26,7 +26,7 @@ void release_faults();
 
 // early.cpp
 extern bool regions_guarded;
-void guard_regions();    // from here on as if the predecessors still ran
+void guard_regions();    // from here on, as if the predecessors were still running
 void unguard_regions();  // they have ended
 
 // shared.cpp

@@ -1,5 +1,5 @@
-// A launch: clusters of blocks one after the other (of one block, if the launch does not say more). Several blocks are
-// in memory at once only while they may wait for each other: those of a cluster, and all that are at a grid barrier.
+// A launch: runs clusters one after the other; without clusters, of one block each. Blocks are in memory together only
+// while they may wait for each other: those of a cluster, and all that wait at a grid barrier.
 
 #include "internal.h"
 #include "emu/ptx.h"
@@ -20,7 +20,7 @@ constexpr size_t max_cluster = 8;
 
 uint64_t random_state;
 
-// Blocks that are in memory together: those of a cluster or, when there is a grid barrier, all.
+// Blocks that are in memory together: those of a cluster or, with a grid barrier, all.
 using Blocks = std::vector<Block*>;
 
 Blocks unused;  // of the resident ones
@@ -44,7 +44,7 @@ Block* new_block() {
     return b;
 }
 
-// Opens a barrier to these blocks, which are all for whom it is if there are `expected`. False if none waits there.
+// Opens a barrier for these blocks; it is complete if there are `expected` of them. False if no block waits there.
 bool open(const Blocks& blocks, State barrier, size_t expected) {
     size_t there = 0;
     Block* one = nullptr;
@@ -89,7 +89,7 @@ bool go_on(const std::vector<Blocks>& clusters) {
     return any;
 }
 
-// One cluster after the other. Those that wait at a grid barrier, or let others run first, stay in memory.
+// Runs one cluster after the other. Clusters that wait at a grid barrier, or let others run first, stay in memory.
 void run_grid(unsigned blocks) {
     unsigned clusters = blocks / launch->cluster;
     std::vector<unsigned> turn(clusters);
@@ -101,7 +101,7 @@ void run_grid(unsigned blocks) {
         for (unsigned rank = 0; rank < launch->cluster; rank++) {
             cluster[rank] = new_block();
             start_block(*cluster[rank], turn[i] * launch->cluster + rank, cluster.data());
-            // The first, the last and every 16th cluster are watched for what they touch before grid_wait.
+            // Accesses before grid_wait are checked in the first, the last and every 16th cluster.
             cluster[rank]->guarded = launch->dependent && (i % 16 == 0 || i + 1 == clusters);
         }
         run_cluster(cluster);
@@ -169,7 +169,7 @@ void* in_cluster(void* p, unsigned rank, Site site) {
 
 }  // namespace emu
 
-// Runs `call` for every thread of the launch; 0, or 1 with launch->message (and fault) saying what went wrong.
+// Runs `call` for every thread of the launch. Returns 0, or 1 with the error in launch->message (and fault).
 extern "C" int emu_run(emu::Launch* launch, void (*call)(void**)) {
     using namespace emu;
     if (resident.empty()) resident.push_back(std::make_unique<Block>());

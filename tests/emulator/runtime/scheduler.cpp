@@ -1,4 +1,4 @@
-// The threads of a block: fibers that take turns in the order of the schedule, barriers and warp collectives.
+// The threads of a block: fibers that run in the order of the schedule, barriers and warp collectives.
 
 #include "fibers.h"
 #include "internal.h"
@@ -27,7 +27,7 @@ Thread* ready_at(unsigned position) {
     return t.state == State::ready ? &t : nullptr;
 }
 
-// Schedules 0 and 1: a warp runs as far ahead of the others as it can. Others: anybody.
+// Schedules 0 and 1: a warp runs as far ahead of the others as it can. Other schedules: any thread may run next.
 Thread* next_ready() {
     unsigned n = threads_per_block, from = self ? block->position[self->id] : n - 1;
     if (launch->seed > 1) {
@@ -56,8 +56,9 @@ void leave() {
     switch_context(&me->context, next ? next->context : main_context);
 }
 
-// In random schedules a thread 0 that comes to a barrier straight from a __threadfence lets the other blocks run first:
-// what it told them, as by a ticket, must hold although the rest of its block is not there yet. Once a block (synced).
+// In random schedules a thread 0 that reaches a barrier directly after a __threadfence lets the other blocks run first:
+// what it announced, for instance by a ticket, must hold before the rest of its block has arrived. Once per block
+// (synced).
 void let_other_blocks_run() {
     if (self->id || launch->seed < 2 || launch->cluster > 1 || launch->fenced != 1 || block->synced) return;
     block->synced = true;
@@ -115,7 +116,7 @@ void end_block() {
              site.line);
 }
 
-// Ends the collective of `lanes`, all of which are there, unless some of them wait for another one.
+// Completes the collective of `lanes`, which have all arrived, unless some of them wait for another one.
 bool finish_collective(Thread* warp, unsigned lanes) {
     const Thread& first = warp[__builtin_ctz(lanes)];
     for (unsigned m = lanes; m; m &= m - 1) {
@@ -273,7 +274,7 @@ void named_barrier(int barrier, unsigned threads, bool waits, Site site) {
         Thread& t = block->threads[i];
         if (t.state == State::at_named_barrier && t.named == barrier) t.state = State::ready;
     }
-    // Who only arrives goes on at once in the first schedule, and after all others in the rest.
+    // A thread that only arrives continues immediately in the first schedule, and after all others in the rest.
     if (waits ? !opens : launch->seed > 0) me->state = waits ? State::at_named_barrier : State::arrived;
     leave();
 }

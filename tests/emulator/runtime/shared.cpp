@@ -7,8 +7,8 @@ namespace emu {
 
 namespace {
 
-constexpr size_t gap = 64;       // bytes after every static variable that nobody may write
-constexpr size_t front = 16384;  // bytes before dynamic memory that nobody may write
+constexpr size_t gap = 64;       // guard bytes after every static variable
+constexpr size_t front = 16384;  // guard bytes before dynamic memory
 
 struct Variable {
     size_t start, bytes;

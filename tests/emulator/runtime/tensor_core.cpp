@@ -1,10 +1,10 @@
-// mma.sync on the CPU, bit for bit as the tensor cores of the rules below add.
+// mma.sync on the CPU, bit for bit like tensor cores that follow the rules below.
 //
-// A dot product goes through the hardware in groups of `group` products. The products of a group are exact. They and
-// the sum so far are shifted to the largest exponent among them, where each keeps `fraction` bits behind the binary
-// point and loses the rest; these integers are added exactly, and the sum is cut (not rounded) to float32. An exponent
-// is the one of the encoding: that of a product is the sum of its factors' exponents even if the product is 2 or more,
-// that of a subnormal number is the smallest exponent of its format. Zeros have none; the largest is at least -133.
+// The hardware adds a dot product in groups of `group` products. The products of a group are exact. They and the sum so
+// far are shifted to the largest exponent among them, where each keeps `fraction` bits after the binary point and is
+// truncated. These integers are added exactly, and the sum is truncated (not rounded) to float32. An exponent is that
+// of the encoding: that of a product is the sum of its factors' exponents, even if the product is 2 or more; that of a
+// subnormal number is the smallest exponent of its format. Zeros have none; the largest is at least -133.
 
 #include "tensor_core.h"
 

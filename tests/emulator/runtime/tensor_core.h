@@ -1,10 +1,10 @@
-// How a generation of tensor cores adds; the figures are in tensor_core.cpp, in one place.
+// The rule by which a generation of tensor cores adds; tensor_core.cpp has the figures.
 #pragma once
 
 namespace emu {
 
 struct Rules {
-    int group;     // products that are added at once
+    int group;     // products that are added together
     int fraction;  // bits kept behind the binary point of the largest exponent
 };
 
