@@ -58,7 +58,8 @@ class CudaOps(DeviceOps):
     def shapes(self) -> Shapes:
         """The launch shapes of decode products. DeviceError if a tuned file of this device is damaged."""
         if self._shapes is None:
-            self.shapes = tuned.shapes(self.device)
+            self.shapes = found = tuned.shapes(self.device)
+            return found
         return self._shapes
 
     @shapes.setter
