@@ -23,7 +23,7 @@ class Given(Quantised):
     kind: str = "given"
 
     @property
-    def shape(self) -> tuple[int, int]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def shape(self) -> tuple[int, int]:  # type: ignore[override]
         return self.given.codes.shape
 
     @property
