@@ -290,7 +290,7 @@ def some(key: str, n: int = 48, k: int = 512, **fields: Any) -> Given:
     return Given(replace(part.given, **fields))
 
 
-def floats(values: np.ndarray) -> np.ndarray:
+def floats(values: Any) -> np.ndarray:
     return values.astype(F32)
 
 

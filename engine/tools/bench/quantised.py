@@ -70,7 +70,7 @@ class RandomQuantised(Quantised):
     start: int = 0
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> str:  # type: ignore[override]
         return f"random {self.form.key}"
 
     @property
