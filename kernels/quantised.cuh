@@ -371,9 +371,15 @@ struct Format<Quantised<CODES, SCALES, K_, T_>> {
     // Sums of some row tiles and columns. Nested: of every other group apart, as one row of x has half of the columns
     // of an mma for each of two groups (multiply_single).
     static constexpr int CLASSES = SCALES::NESTED ? 2 : 1;
+
+    // One row of x is multiplied by multiply_single. Not in steps of 256 k: there nvcc 12.9 and 13.0 read one of their
+    // words of codes for another (tests/test_nvrtc.py looks for words that nothing reads).
+    template <class S>
+    static constexpr bool SINGLE = SCALES::NESTED && K < SPAN && S::ROWS == 1;
+
     template <class S>
     struct Acc {
-        static constexpr int KEPT = S::ROWS == 1 ? 1 : CLASSES;  // of one row a lane has one of them
+        static constexpr int KEPT = SINGLE<S> ? 1 : CLASSES;  // of one row a lane has one of them
         float sum[S::TILES][S::COLS][4];
         float rest[KEPT][S::TILES][S::COLS][4];
 
@@ -387,7 +393,7 @@ struct Format<Quantised<CODES, SCALES, K_, T_>> {
                 for (int c = 0; c < S::COLS; c++)
 #pragma unroll
                     for (int i = 0; i < 4; i++) {
-                        if constexpr (S::ROWS == 1) {
+                        if constexpr (SINGLE<S>) {
                             const float v = rest[0][r][c][i];
                             sum[r][c][i] = v + __shfl_xor_sync(0xffffffffu, v, 2);
                         } else {
@@ -400,7 +406,7 @@ struct Format<Quantised<CODES, SCALES, K_, T_>> {
     template <class S, bool DIRECTLY>
     static __device__ __forceinline__ void multiply(Acc<S>& acc, const A (&a)[S::TILES],
                                                     const Columns<DIRECTLY> (&x)[S::COLS]) {
-        if constexpr (SCALES::NESTED && S::ROWS == 1)
+        if constexpr (SINGLE<S>)
             multiply_single<S>(acc, a, x[0]);
         else
             multiply_columns<S>(acc, a, x);

@@ -33,6 +33,7 @@ class Usage:
     threads: int  # maximum per block: __launch_bounds__
     shared: int  # bytes of static shared memory
     early: int  # loads of weights before the first grid_wait in the machine code
+    unused: int  # words that load_stream loads and that no instruction of the PTX reads
 
 
 class CompileError(Exception):
