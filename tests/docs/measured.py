@@ -102,6 +102,9 @@ def ceilings() -> Iterator[str]:
 
 def first_tokens() -> Iterator[str]:
     """ms to the first token, on the H100."""
+    found = read("llama-3.1-8b-h100.json")
+    yield f"One {found['machine']['device']}, {found['date'][:10]}, bf16, the same runs as above."
+    yield ""
     yield from head("prompt of 128 tokens, batch 1", *SHAPES.values())
     for backend in ("cuda", "cublas"):
         found = (rows(shape, backend, card="-h100")[0] for shape in SHAPES)
