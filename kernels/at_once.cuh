@@ -67,11 +67,11 @@ __device__ __forceinline__ void fold(float (&s)[N]) {
     if constexpr (OFFSET > 1) fold<OFFSET / 2>(s);
 }
 
-// What find_scales does, by one warp, a lane a row, with the same bits.
+// What RowScales does, by one warp, a lane a row, with the same bits.
 template <class T, int K>
 __device__ __forceinline__ void find_scales_at_once(const float* squared, int rows, float eps, float* scales) {
     constexpr int QUADS = (K / 16 + 3) / 4;
-    static_assert(QUADS <= 64, "find_scales adds up in another order beyond");
+    static_assert(QUADS <= 64, "RowScales adds up in another order beyond");
     const int lane = threadIdx.x % 32;
     if (lane >= rows) return;
     const float4* line = reinterpret_cast<const float4*>(squared) + lane * QUADS;
@@ -87,10 +87,11 @@ __device__ __forceinline__ void find_scales_at_once(const float* squared, int ro
 
 constexpr int COPIED = 1, SUMMED = 2;  // barriers: x is in shared memory; the sums are, and the scales
 
-template <class T, Source SOURCE, int WARPS, int TILES, int COLS, int DEPTH, class Epilogue>
+template <class T, Source SOURCE, class S, class Epilogue>
 __device__ __forceinline__ void product_at_once(const T* weight, const T* x, const float* squared, float eps, int rows,
-                                                int tiles, const Epilogue& epilogue) {
-    constexpr int TILES_K = WARPS * DEPTH, PAIRS = Sums<TILES, COLS>::PAIRS, THREADS = WARPS * 32;
+                                                int tiles, int first_tile, const Epilogue& epilogue) {
+    constexpr int WARPS = S::WARPS, TILES = S::TILES, COLS = S::COLS, DEPTH = S::DEPTH, THREADS = WARPS * 32;
+    constexpr int TILES_K = WARPS * DEPTH, PAIRS = Sums<S>::PAIRS;
     static_assert(PAIRS <= WARPS, "a thread adds up one pair of sums");
     extern __shared__ float4 memory[];
     float2* red = reinterpret_cast<float2*>(memory);
@@ -111,7 +112,7 @@ __device__ __forceinline__ void product_at_once(const T* weight, const T* x, con
     for (int i = 0; i < DEPTH; i++)
 #pragma unroll
         for (int r = 0; r < TILES; r++) a[r][i] = load_a(from + (r * TILES_K + i * WARPS) * 256);
-    const Share<1, TILES, COLS> mine(0, rows, tiles);
+    const Share<S> mine(0, rows, tiles, first_tile);
     const int tile = mine.tile(blockIdx.x);
     const bool adds = mine.exists(blockIdx.x);
     typename Epilogue::Ahead ahead;
@@ -134,7 +135,7 @@ __device__ __forceinline__ void product_at_once(const T* weight, const T* x, con
         for (int c = 0; c < COLS; c++)
 #pragma unroll
             for (int r = 0; r < TILES; r++) multiply<T>(acc[r][c], a[r][i], b[c][i]);
-    Sums<TILES, COLS>::leave(red + warp * PAIRS * 32 + lane, acc);
+    Sums<S>::leave(red + warp * PAIRS * 32 + lane, acc);
     barrier_wait(SUMMED, THREADS + 32);
     if (!adds) return;
     const float2 sum = mine.template add_up<WARPS, WARPS>(red);

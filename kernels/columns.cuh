@@ -1,18 +1,34 @@
 // Which part of x a block of a decode product needs, and how it gets there: straight from global memory, or as a copy
 // in shared memory. And what its sums are to be multiplied by where x is half normalised (norm.cuh).
 //
-// What a block holds of x is [k tiles of its parts, R, 16]: the eight columns of a fragment are neighbours, in
-// different banks. Rows beyond R read row R - 1: columns do not influence one another.
+// What a block holds of x is [chunks of its parts, R, CHUNK], 16 or 32 k a chunk (format.cuh): the eight columns of a
+// fragment are neighbours, in different banks. Rows beyond R read row R - 1: columns do not influence one another.
 #pragma once
+#include "format.cuh"
 #include "norm.cuh"
-#include "packed.cuh"
 
 enum Source {
     DIRECT,  // x as it is in global memory
     STAGED,  // copied
 };
 
-// Which k tiles of a product belong to a block and to a warp: linear_decode.cu says how they are shared out.
+// How a decode product is cut, and for how many rows: 1, up to 8 or up to 16. linear_decode.cu says what is meant.
+enum Way {
+    REGISTERS,
+    RING,
+    ONCE,  // no stream: at_once.cuh
+};
+
+template <int WARPS_, int SPLIT_, int TILES_, int ROWS_, int DEPTH_, int BLOCKS_, Way WAY_>
+struct Shape {
+    static constexpr int WARPS = WARPS_, SPLIT = SPLIT_, TILES = TILES_, ROWS = ROWS_, DEPTH = DEPTH_, BLOCKS = BLOCKS_;
+    static constexpr Way WAY = WAY_;
+    static constexpr int COLS = (ROWS + 7) / 8;                   // columns of eight rows of x
+    static constexpr int THREADS = 32 * (WARPS + (WAY == ONCE));  // of a block
+    static constexpr int HALVES = ROWS == 1 ? 1 : 2;              // sums of a lane that there are rows for
+};
+
+// Which k steps of a product belong to a block and to a warp: linear_decode.cu says how they are shared out.
 template <int WARPS, int SPLIT>
 struct Parts {
     static constexpr int PARTS = WARPS / SPLIT, THREADS = WARPS * 32;  // parts of a block
@@ -30,23 +46,23 @@ struct Parts {
         part = rank * PARTS + local;
     }
 
-    // The k tile of the warp's part that comes `step` after its first; of any part of the block, what is held at `i`.
-    __device__ __forceinline__ int tile(int step) const { return part + step * WARPS; }
-    __device__ __forceinline__ int held_tile(int i) const { return i / PARTS * WARPS + rank * PARTS + i % PARTS; }
+    // The k step that comes `i` after the first of the warp's part; of any part of the block, what is held at `i`.
+    __device__ __forceinline__ int step(int i) const { return part + i * WARPS; }
+    __device__ __forceinline__ int held_step(int i) const { return i / PARTS * WARPS + rank * PARTS + i % PARTS; }
 
-    static __device__ __forceinline__ int steps(int tiles_k) { return (tiles_k + WARPS - 1) / WARPS; }
-    static __device__ __forceinline__ int held(int tiles_k) {
-        return steps(tiles_k) * PARTS * 16;
-    }  // elements of a row
+    // The most that a part has of `steps`; those that a block holds.
+    static __device__ __forceinline__ int most(int steps) { return (steps + WARPS - 1) / WARPS; }
+    static __device__ __forceinline__ int held(int steps) { return most(steps) * PARTS; }
 };
 
-// held = the block's part of x. Ends with a barrier. By loads and not by copies: who waits for those waits for the
-// weights as well, which are on their way already.   x [R, K] T
-template <class Own, class T>
-__device__ __forceinline__ void hold(const Own& own, const T* x, int rows, int tiles_k, T* held) {
-    constexpr int EACH = 16 / sizeof(T), CHUNKS = 16 / EACH,
-                  AHEAD = 4;  // elements of a load, loads of a k tile, at once
-    const int count = Own::held(tiles_k) / EACH, whole = Own::THREADS / count, left = Own::THREADS - whole * count;
+// held = the block's part of x, prepared. Ends with a barrier. By loads and not by copies: who waits for those waits
+// for the weights as well, which are on their way already.   x [R, K] T
+template <class F, class Own, class T>
+__device__ __forceinline__ void hold(const Own& own, const T* x, int rows, int steps, T* held) {
+    constexpr int EACH = 16 / sizeof(T), CHUNKS = F::K / F::CHUNK;  // elements of a load; chunks of a step
+    constexpr int LOADS = F::CHUNK / EACH, AHEAD = 4;               // of a chunk; loads at once
+    const int count = Own::held(steps) * CHUNKS * LOADS, whole = Own::THREADS / count;
+    const int left = Own::THREADS - whole * count;
     int row = static_cast<int>(threadIdx.x) / count, i = static_cast<int>(threadIdx.x) - row * count;
 #pragma unroll 1
     while (row < rows) {
@@ -54,35 +70,59 @@ __device__ __forceinline__ void hold(const Own& own, const T* x, int rows, int t
         T* to[AHEAD];
 #pragma unroll
         for (int j = 0; j < AHEAD; j++) {
-            const int at = i / CHUNKS, tile = own.held_tile(at), element = i % CHUNKS * EACH;
-            to[j] = row < rows && tile < tiles_k ? held + (at * rows + row) * 16 + element : nullptr;
+            const int at = i / LOADS, step = own.held_step(at / CHUNKS), element = i % LOADS * EACH;
+            to[j] = row < rows && step < steps ? held + (at * rows + row) * F::CHUNK + element : nullptr;
             if (to[j])
-                v[j] = *reinterpret_cast<const uint4*>(x + (static_cast<size_t>(row) * tiles_k + tile) * 16 + element);
+                v[j] = *reinterpret_cast<const uint4*>(x + (static_cast<size_t>(row) * steps + step) * F::K +
+                                                       at % CHUNKS * F::CHUNK + element);
             row += whole, i += left;
             if (i >= count) row++, i -= count;
         }
 #pragma unroll
         for (int j = 0; j < AHEAD; j++)
-            if (to[j]) *reinterpret_cast<uint4*>(to[j]) = v[j];
+            if (to[j]) *reinterpret_cast<uint4*>(to[j]) = F::prepare(v[j]);
     }
     __syncthreads();
 }
 
-// scales[r] = FACTOR / rms of row r, a warp a row; nothing without `squared`.   squared [R, squared_line(k)]
+// What finds scales[r] = FACTOR / rms of row r, a warp a row; nothing without `squared`. Begun before a block copies
+// its x, so that the two trips to L2 are one.   squared [R, squared_line(k)]
 template <class T, int WARPS>
-__device__ __forceinline__ void find_scales(const float* squared, int rows, int k, float eps, float* scales) {
-    if (!squared) return;
-    const int lane = threadIdx.x % 32, quads = squared_line(k) / 4;
-#pragma unroll 1
-    for (int r = threadIdx.x / 32; r < rows; r += WARPS) {
-        const float4* line = reinterpret_cast<const float4*>(squared) + r * quads;
-        float sum = 0.f;
-#pragma unroll 1
-        for (int i = lane; i < quads; i += 64) {  // two loads at once: all there are up to K = 4096
-            const float4 v = line[i], w = i + 32 < quads ? line[i + 32] : make_float4(0.f, 0.f, 0.f, 0.f);
-            sum += v.x + v.y + (v.z + v.w) + (w.x + w.y + (w.z + w.w));
-        }
-        sum = warp_sum(sum);
-        if (lane == 0) scales[r] = FACTOR<T> * rsqrtf(__fdividef(sum, k) + eps);
+struct RowScales {
+    const float4* squared;
+    int rows, quads, row;
+    float4 first[2];  // of the warp's first row: all there are up to K = 4096
+
+    __device__ __forceinline__ RowScales(const float* squared, int rows, int k)
+        : squared(reinterpret_cast<const float4*>(squared)), rows(rows), quads(squared_line(k) / 4) {
+        row = threadIdx.x / 32;
+        if (squared && row < rows) load(first, row, threadIdx.x % 32);
     }
-}
+
+    __device__ __forceinline__ void load(float4 (&v)[2], int r, int i) const {
+        const float4 *line = squared + r * quads, zero = make_float4(0.f, 0.f, 0.f, 0.f);
+        v[0] = i < quads ? line[i] : zero;
+        v[1] = i + 32 < quads ? line[i + 32] : zero;
+    }
+
+    static __device__ __forceinline__ float sum(const float4 (&v)[2]) {
+        return v[0].x + v[0].y + (v[0].z + v[0].w) + (v[1].x + v[1].y + (v[1].z + v[1].w));
+    }
+
+    __device__ __forceinline__ void find(int k, float eps, float* scales) const {
+        if (!squared) return;
+        const int lane = threadIdx.x % 32;
+#pragma unroll 1
+        for (int r = row; r < rows; r += WARPS) {
+            float total = r == row ? sum(first) : 0.f;
+#pragma unroll 1
+            for (int i = r == row ? lane + 64 : lane; i < quads; i += 64) {
+                float4 v[2];
+                load(v, r, i);
+                total += sum(v);
+            }
+            total = warp_sum(total);
+            if (lane == 0) scales[r] = FACTOR<T> * rsqrtf(__fdividef(total, k) + eps);
+        }
+    }
+};

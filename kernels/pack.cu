@@ -1,6 +1,17 @@
-// Packing weights once at load, and reading rows back out of a packed table.
+// Packing weights once at load, and reading them back: rows of a table, or a whole matrix as plain numbers.
 #include "norm.cuh"
-#include "packed.cuh"
+#include "quantised.cuh"
+
+// Where a row of a packed matrix is: the inverse of first_row. Of a group of 16 * span rows the second half are
+// partners of the first.
+struct RowPlace {
+    int tile, g, half;
+
+    __device__ __forceinline__ RowPlace(int row, int span) {
+        const int group = row / (16 * span), rest = row % (16 * span);
+        half = rest / (8 * span), tile = group * span + rest % (8 * span) / 8, g = rest % 8;
+    }
+};
 
 // Rows first .. first + count of a matrix [N, K] into their places of its packed form; rows from N on become zeros.
 //   source [N - first at most, K] T, row-major: the row block that starts at row `first`
@@ -18,12 +29,64 @@ __global__ void __launch_bounds__(256)
 #pragma unroll
     for (int j = 0; j < 4; j++)
         v[j] = i < present ? source[static_cast<size_t>(i) * k + kt * 16 + q * 4 + j] : from_float<T>(0.f);
-    // The inverse of first_row: within a group of 16 * span rows the second half are partners of the first.
-    int row = first + i, group = row / (16 * span), rest = row % (16 * span);
-    int half = rest / (8 * span), tile = group * span + rest % (8 * span) / 8, lane = rest % 8 * 4 + q;
-    T* out = packed + ((static_cast<size_t>(tile) * tiles_k + kt) * 32 + lane) * 8 + half * 2;
+    const RowPlace at(first + i, span);
+    T* out = packed + ((static_cast<size_t>(at.tile) * tiles_k + kt) * 32 + at.g * 4 + q) * 8 + at.half * 2;
     out[0] = v[0], out[1] = v[1];
     out[4] = v[2], out[5] = v[3];
+}
+
+// BYTES of a row, of which `from` has a number `at`, to its half of the bytes of two rows; zeros unless they are there.
+template <int BYTES>
+__device__ __forceinline__ void put_scales(unsigned char* to, int half, const unsigned char* from, size_t at,
+                                           bool there) {
+    for (int i = 0; i < BYTES; i++) to[half * BYTES + i] = there ? from[at * BYTES + i] : 0;
+}
+
+// Rows first .. first + count of codes and scales into their places of the packed form of W (quantised.cuh); rows from
+// N on become zeros.
+//   codes [present, K]; inner [present, steps, LANE / 2] and outer [present, steps / SHARING, OUTER / 2] of the format:
+//   bytes of the scales of each step of a row, and of what those of a run are under; packed [tiles, steps / SHARING,
+//   RUN]
+// LAUNCH: grid ceil(count * K / 16 / 256), block 256. A thread moves 16 codes of one row: a lane's of 64 k.
+// PRECOND: K % Format<W>::K == 0; first + count is at most the padded N; present, at most count, rows are given.
+template <class W>
+__global__ void __launch_bounds__(256)
+    pack_codes(const unsigned char* codes, const unsigned char* inner, const unsigned char* outer,
+               unsigned char* packed, int first, int count, int present, int k, int span) {
+    using F = Format<W>;
+    const long long thread = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
+    const int i = static_cast<int>(thread / (k / 16)), run = static_cast<int>(thread % (k / 16)) / 4, q = thread % 4;
+    if (i >= count) return;
+    const RowPlace at(first + i, span);
+    const int steps = k / F::K, step = run * 64 / F::K, kt = run * 4 % (F::K / 16);
+    unsigned char* unit = F::step_of(packed, at.tile, step, steps);
+    unsigned char code[4][4] = {};
+    if (i < present)
+        for (int j = 0; j < 16; j++)
+            code[j / 4][j % 4] = codes[static_cast<size_t>(i) * k + run * 64 + F::k_of(j / 4, q, j % 4)];
+    F::put(unit, at.g, q, at.half, kt, code);
+    if (kt > 0 || q > 0) return;
+    put_scales<F::LANE / 2>(unit + F::CODE_BYTES + at.g * F::LANE, at.half, inner,
+                            static_cast<size_t>(i) * steps + step, i < present);
+    if (step % F::SHARING) return;
+    put_scales<F::OUTER / 2>(unit + F::SHARING * F::STEP + at.g * F::OUTER, at.half, outer,
+                             static_cast<size_t>(i) * (steps / F::SHARING) + step / F::SHARING, i < present);
+}
+
+// The numbers of a matrix of codes and scales, rounded to T, as plain weights are packed: for products of many rows.
+//   weight as Format<W> has it, [tiles] of them; plain [tiles, K / 16, 32, 8] T (packed.cuh)
+// LAUNCH: grid ceil(tiles * K / 16 * 32 / 256), block 256. A thread makes a lane's eight of a k tile.
+template <class W, class T = typename Format<W>::T>
+__global__ void __launch_bounds__(256) unpack(const typename Format<W>::Weight* weight, T* plain, int tiles, int k) {
+    const long long thread = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
+    const int lane = thread % 32, kt = thread / 32 % (k / 16), tile = static_cast<int>(thread / 32 / (k / 16));
+    if (tile >= tiles) return;
+    float v[8];
+    for (int half = 0; half < 2; half++) {
+        const float4 four = Format<W>::four(weight, tile, lane / 4, half, kt * 16 + lane % 4 * 4, k);
+        v[half * 2] = four.x, v[half * 2 + 1] = four.y, v[4 + half * 2] = four.z, v[5 + half * 2] = four.w;
+    }
+    store8(plain + thread * 8, v);
 }
 
 __device__ __forceinline__ float4 plus(float4 a, float4 b) {
@@ -34,22 +97,20 @@ __device__ __forceinline__ float4 times(float4 a, float b) {  // rounded: no par
     return make_float4(__fmul_rn(a.x, b), __fmul_rn(a.y, b), __fmul_rn(a.z, b), __fmul_rn(a.w, b));
 }
 
-// out[r] = scale table[ids[r]] + places[at[r]] of a table packed with span 1; without the second where places is null.
-// With norm also the first half of the norm that out goes through next (norm.cuh).
+// out[r] = scale table[ids[r]] + places[at[r]] of a table packed as W with span 1; without the second where places is
+// null. With norm also the first half of the norm that out goes through next (norm.cuh).
 //   ids, at [R], table [V, K] packed, places [T, K] float32, out [R, K] float32; norm [K] or null, normed [R, K] T,
 //   squared [R, squared_line(K)]
-// LAUNCH: grid (R, any), block 128, dependent. PRECOND: 0 <= ids[r] < V, 0 <= at[r] < T, K % 16 == 0.
-template <class T>
+// LAUNCH: grid (R, any), block 128, dependent. PRECOND: 0 <= ids[r] < V, 0 <= at[r] < T, K % Format<W>::K == 0.
+template <class W, class T = typename Format<W>::T>
 __global__ void __launch_bounds__(128)
-    embed_packed(const int* ids, const T* table, const int* at, const float* places, float* out, int k,
-                 float scale, const float* norm, T* normed, float* squared) {
+    embed_packed(const int* ids, const typename Format<W>::Weight* table, const int* at, const float* places,
+                 float* out, int k, float scale, const float* norm, T* normed, float* squared) {
     grid_wait();    // ids may be what the step before has sampled
     grid_launch();  // not earlier: the step's kernels may count on its positions being there when they start
-    int row = blockIdx.x, id = ids[row], tiles_k = k / 16;
-    const T* tile = table + static_cast<size_t>(id / 16) * tiles_k * 256 + id % 8 * 32 + id % 16 / 8 * 2;
+    int row = blockIdx.x, id = ids[row];
     for (int i = blockIdx.y * blockDim.x + threadIdx.x; i < k / 4; i += gridDim.y * blockDim.x) {
-        const T* p = tile + (i / 4) * 256 + i % 4 * 8;
-        float4 v = times(make_float4(to_float(p[0]), to_float(p[1]), to_float(p[4]), to_float(p[5])), scale);
+        float4 v = times(Format<W>::four(table, id / 16, id % 8, id % 16 / 8, i * 4, k), scale);
         if (places) v = plus(v, reinterpret_cast<const float4*>(places + static_cast<size_t>(at[row]) * k)[i]);
         reinterpret_cast<float4*>(out + static_cast<size_t>(row) * k)[i] = v;
         if (norm) {
@@ -67,8 +128,7 @@ __global__ void __launch_bounds__(128)
 // out as above from a plain table [V, K], for products by cuBLAS. LAUNCH and PRECOND as above.
 template <class T>
 __global__ void __launch_bounds__(128)
-    embed_plain(const int* ids, const T* table, const int* at, const float* places, float* out, int k,
-                float scale) {
+    embed_plain(const int* ids, const T* table, const int* at, const float* places, float* out, int k, float scale) {
     grid_wait();
     grid_launch();
     const T* row = table + static_cast<size_t>(ids[blockIdx.x]) * k;

@@ -74,7 +74,7 @@ __device__ __forceinline__ void copy_b(FragmentB<T>* to, const T* p) {
     if constexpr (sizeof(T) == 4)
         cp_async16(to, p);
     else
-        cp_async8(to, p);
+        cp_async<8>(to, p);
 }
 
 template <class T>

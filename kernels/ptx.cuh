@@ -75,9 +75,14 @@ PTX void cp_async16(void* shared, const void* global) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");
 }
 
-// 8 bytes, both addresses 8-byte aligned.
-PTX void cp_async8(void* shared, const void* global) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(shared_address(shared)), "l"(global) : "memory");
+// 4, 8 or 16 bytes, both addresses aligned to as many.
+template <int BYTES>
+PTX void cp_async(void* shared, const void* global) {
+    if constexpr (BYTES == 16)
+        cp_async16(shared, global);
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared_address(shared)), "l"(global), "n"(BYTES)
+                     : "memory");
 }
 
 // Copies the first `bytes` (0 to 16) and fills the rest with zeros; with 0 nothing is read.
@@ -174,8 +179,8 @@ PTX void cluster_sync() {
 
 // -- loads and arithmetic ---------------------------------------------------------------------------------------------
 
-// 16 bytes that are read once in this kernel: weights. Not by the path for read-only data, though they are: ptxas moves
-// such loads down to their first use, past a grid_wait, before which they were to be on their way.
+// Load 16 bytes that the kernel reads once: weights. A plain load and not ld.global.nc, although weights are read-only:
+// ptxas moves ld.global.nc down to the first use, below grid_wait(), which would defeat the prefetch.
 PTX uint4 load_stream(const uint4* p) {
     uint4 v;
     asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
@@ -184,8 +189,21 @@ PTX uint4 load_stream(const uint4* p) {
     return v;
 }
 
-// p itself, of which the compiler then knows only that it is global memory: what is read at fixed distances from it
-// shares one address, where it would else add up base and index for each.
+// The same with 8 and with 4 bytes.
+PTX uint2 load_stream(const uint2* p) {
+    uint2 v;
+    asm volatile("ld.global.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+    return v;
+}
+
+PTX unsigned load_stream(const unsigned* p) {
+    unsigned v;
+    asm volatile("ld.global.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(p));
+    return v;
+}
+
+// Return p with its provenance hidden from the compiler. Loads at fixed offsets from p then share one base register;
+// otherwise the compiler adds base and index for each of them.
 template <class T>
 PTX const T* one_address(const T* p) {
     size_t at = __cvta_generic_to_global(p);
@@ -195,6 +213,20 @@ PTX const T* one_address(const T* p) {
 
 PTX void prefetch_l2(const void* p) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+}
+
+// The products of two pairs of bf16, each rounded to nearest even.
+PTX unsigned multiply_bf16x2(unsigned a, unsigned b) {
+    unsigned d;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(0x80008000u));
+    return d;
+}
+
+// Asks for `bytes` from p on, multiples of 16, to be brought to L2. Below sm_90 it does nothing.
+PTX void prefetch_l2(const void* p, unsigned bytes) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(bytes));
+#endif
 }
 
 // 2^x within 2 units in the last place; results below 2^-126 are 0.

@@ -8,7 +8,7 @@ import threading
 import pytest
 from emulator import EmulatedDevice, build
 from executed import NO_COMPILER, declared, never_launched, whole_suite
-from instances import INSTANCES
+from instances import TOGETHER, on_the_cpu
 
 from ostinato.errors import DeviceError
 from ostinato.ops.device import Device
@@ -30,7 +30,7 @@ def device(request: pytest.FixtureRequest) -> Device:
     """The emulated GPU, and a real one if there is one."""
     if request.param == "emulated":
         request.getfixturevalue("compiler")
-        return EmulatedDevice()
+        return EmulatedDevice(together=TOGETHER)
     try:
         return CupyDevice()
     except DeviceError as e:
@@ -40,7 +40,7 @@ def device(request: pytest.FixtureRequest) -> Device:
 @pytest.fixture(scope="session")
 def shuffled(compiler: str) -> EmulatedDevice:
     """The emulated GPU. Runs every launch under three schedules and fails unless they agree bit for bit."""
-    return EmulatedDevice(schedules=3)
+    return EmulatedDevice(schedules=3, together=TOGETHER)
 
 
 def pytest_configure() -> None:
@@ -69,8 +69,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Compile kernels on a second core while the tests run on the first."""
     if whole_suite(session.config) and build.compiler():
-        instances = [(file, name) for file, names in INSTANCES.items() for name in names]
-        threading.Thread(target=build.compile_all, args=(instances, _run_over.is_set), daemon=True).start()
+        threading.Thread(target=build.compile_all, args=(on_the_cpu(), _run_over.is_set), daemon=True).start()
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from configs import flat
+from quantised_cases import given
 
 from ostinato.config import ModelConfig
 from ostinato.models import rope
 from ostinato.ops.base import Cache, PassKind, Step
 from ostinato.ops.cuda import CudaOps
 from ostinato.ops.numpy import NumpyOps
+from ostinato.ops.shapes import DecodeShape, Launch, Shapes
 from ostinato.sizes import PAGE
 
 F32, I32 = np.dtype(np.float32), np.dtype(np.int32)
@@ -66,7 +69,20 @@ def step(seqs, positions, last, kind):
     return Step(np.zeros_like(seqs), seqs, positions, positions + 1, table, np.asarray(last, I32), kind)
 
 
-def case(device, dtype, c, s) -> Case:
+class Everywhere(Shapes):
+    """One shape for all matrices."""
+
+    def decode(self, n: int, k: int, form: int | str) -> DecodeShape:
+        return self.tuned[0, 0, 0]
+
+
+def everywhere(warps: int, launch: Launch) -> Shapes:
+    """The same launch for all matrices and numbers of rows."""
+    return Everywhere({(0, 0, 0): DecodeShape(warps, launch, launch, launch)}, "given")
+
+
+def case(device, dtype, c, s, forms: Mapping[str, Sequence[str]] | None = None) -> Case:
+    """forms: of the parts of matrices that are quantised (quantised_cases.py), by the matrix."""
     rows, last, of = len(s.seqs), len(s.last), c.sizes
     plain = {
         "attn_norm": random(c.hidden), "mlp_norm": random(c.hidden), "norm": random(c.hidden),
@@ -83,6 +99,10 @@ def case(device, dtype, c, s) -> Case:
         "head": ([random(c.vocab, c.hidden) / c.hidden**0.5], "rows", 0),
         "up": ([random(of.ffn, c.hidden) / c.hidden**0.5], "rows", 0),
     }
+    for name, keys in (forms or {}).items():
+        parts, *rest = matrices[name]
+        parts = [given(key, *part.shape, rng, size=0.1) for key, part in zip(keys, parts, strict=True)]
+        matrices[name] = (parts, *rest)
     x, h, pages = random(rows, c.hidden), random(rows, c.hidden), (PAGES, of.kv_heads, PAGE, d)
     k, v = random(*pages), random(*pages)
     sides = []

@@ -12,10 +12,11 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
-from instances import INSTANCES, kind, on
+from instances import INSTANCES, QUANTISED, kind, on
 from ptxas import REGISTERS, CompileError, Usage, missing, usage
 
 from ostinato.ops.device import KERNELS
+from ostinato.ops.formats import FORMS, QuantisedForm
 
 ARCHS = (80, 89, 90, 100, 120)
 Jobs = dict[tuple[str, int], "Future[dict[str, Usage]]"]
@@ -43,12 +44,22 @@ def test_instances(jobs: Jobs, file: str, arch: int):
     assert not wide, "more registers than a block of __launch_bounds__ threads can have"
 
 
+def loads(key: str) -> int:
+    """Of a step of a row tile of codes and scales."""
+    form = FORMS[key]
+    assert isinstance(form, QuantisedForm)
+    lane = 2 * form.inner  # bytes of scales, of two rows
+    planes = (form.slot - 32 * lane) // 512
+    return planes + -(-lane // 16) + form.nested
+
+
 def test_weights_are_prefetched_before_the_wait(jobs: Jobs):
     """A decode GEMM issues all loads of its pipeline before the wait: ptxas has moved none of them below it."""
     late = {}
     for name, u in jobs["linear_decode.cu", 90].result().items():
-        _, _, tiles, _, depth, *_ = name.split(", ")[-7:]
-        if u.early < int(tiles) * int(depth):
+        _, _, tiles, _, depth, *_ = name.split("Shape<")[1].split(", ")
+        each = next((loads(key) for key, weight in QUANTISED.items() if weight in name), 1)
+        if u.early < int(tiles) * int(depth) * each:
             late[name] = u.early
     assert not late
 

@@ -115,13 +115,13 @@ def product(ops: CudaOps) -> list[str]:
 def test_tuned_shapes_are_launched(ops: CudaOps) -> None:
     shape = DecodeShape(12, Launch(1, 3, 2, 2), Launch(1, 4, 2, 2), Launch(1, 3, 2, 2, staged=True))
     tuned.save(tuned.path(ops.device), ops.device, {(32, 64, 2): shape})
-    assert product(ops) == ["decode_store<bf16, float, DIRECT, 12, 1, 1, 1, 3, 2, REGISTERS>"]
+    assert product(ops) == ["decode_store<bf16, float, DIRECT, Shape<12, 1, 1, 1, 3, 2, REGISTERS>>"]
 
 
 def test_shapes_may_be_given(ops: CudaOps) -> None:
     single = Launch(1, 8, 1, 1, 2, staged=True, ring=True)
     ops.shapes = Shapes({(32, 64, 2): replace(SHAPE, single=single)}, "given")
-    assert product(ops) == ["decode_store<bf16, float, STAGED, 16, 2, 1, 1, 8, 1, RING>"]
+    assert product(ops) == ["decode_store<bf16, float, STAGED, Shape<16, 2, 1, 1, 8, 1, RING>>"]
 
 
 def test_doctor_says_which_shapes(ops: CudaOps, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +135,7 @@ def test_a_whole_run(
     ops: CudaOps, spilled: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Steps cost 1, and less with two tiles for the head: the search finds, keeps and prints that, unless it spills."""
-    head, two_tiles = (80, 64, 2), "4, 1, 2, 1, 2, 2, REGISTERS>"
+    head, two_tiles = (80, 64, 2), tuple(f"Shape<4, 1, 2, {rows}, 2, 2, REGISTERS>>" for rows in (1, 8))
     monkeypatch.setattr(EmulatedDevice, "local_bytes", lambda self, kernel: spilled * kernel.name.endswith(two_tiles))
     few = {"TILES": (1, 2), "DEPTHS": (2,), "WARPS": (4,), "BLOCKS": (2,), "SPLITS": (1,), "RING": (), "REGISTERS": ()}
     for name, values in few.items():
@@ -171,7 +171,7 @@ def test_a_step_is_timed(ops: CudaOps) -> None:
     table = {key: decode_shape(*key) for key in steps.keys.values()}
     table[80, 64, 2] = SHAPE
     assert steps.ms(table, [1]) > 0
-    assert "decode_store<bf16, float, DIRECT, 16, 1, 1, 1, 4, 2, REGISTERS>" in ops.device.launches
+    assert "decode_store<bf16, float, DIRECT, Shape<16, 1, 1, 1, 4, 2, REGISTERS>>" in ops.device.launches
 
 
 @pytest.mark.parametrize(("arch", "clusters"), [(89, False), (90, True)])

@@ -39,10 +39,7 @@ def _halves(blocks: np.ndarray, at: int) -> np.ndarray:
 
 def _nibbles(packed: np.ndarray) -> np.ndarray:
     """[n, runs, bytes] -> [n, 2 runs bytes]: of every run of bytes, all low halves, then all high ones."""
-    out = np.empty((len(packed), packed.shape[1], 2, packed.shape[2]), np.uint8)
-    np.bitwise_and(packed, 15, out=out[:, :, 0])
-    np.right_shift(packed, 4, out=out[:, :, 1])
-    return out.reshape(len(packed), 2 * packed.shape[1] * packed.shape[2])
+    return _bits(packed, 4, 2)
 
 
 def _run(blocks: np.ndarray, first: int, last: int, run: int) -> np.ndarray:
@@ -100,11 +97,15 @@ def _sixes(b: np.ndarray, at: int) -> Fields:
     return {"d": _halves(b, 0), "dmin": _halves(b, 2), "scales": scales.view(np.uint8), "mins": mins.view(np.uint8)}
 
 
-def _bits(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
-    """[n, runs, bytes] -> [n, runs count bytes]: of every run, the lowest bits of each byte, then the next ones."""
-    shifts = np.arange(0, bits * count, bits, dtype=np.uint8)[:, None]
-    out = packed[:, :, None] >> shifts & np.uint8((1 << bits) - 1)
-    return out.reshape(len(packed), out.shape[1] * count * packed.shape[2])
+def _bits(packed: np.ndarray, bits: int, count: int, at: int = 0) -> np.ndarray:
+    """[n, runs, bytes] -> [n, runs count bytes]: of every run, the lowest bits of each byte, then the next ones.
+
+    at: the bit of the result where they begin."""
+    packed, mask = np.ascontiguousarray(packed), np.uint8((1 << bits) - 1)
+    out = np.empty((len(packed), packed.shape[1], count, packed.shape[2]), np.uint8)
+    for i in range(count):  # faster than all shifts by broadcasting, whose inner loops are one run long
+        out[:, :, i] = (packed >> np.uint8(bits * i) & mask) << np.uint8(at)
+    return out.reshape(len(packed), packed.shape[1] * count * packed.shape[2])
 
 
 def _q4_k(b: np.ndarray) -> Fields:
@@ -112,13 +113,14 @@ def _q4_k(b: np.ndarray) -> Fields:
 
 
 def _q5_k(b: np.ndarray) -> Fields:
-    high = _bits(_run(b, 16, 48, 32), 1, 8)
-    return {"code": "u5", "codes": _nibbles(_run(b, 48, 176, 32)) | high << 4, **_sixes(b, 4)}
+    codes = _nibbles(_run(b, 48, 176, 32))
+    codes |= _bits(_run(b, 16, 48, 32), 1, 8, at=4)
+    return {"code": "u5", "codes": codes, **_sixes(b, 4)}
 
 
 def _q6_k(b: np.ndarray) -> Fields:
-    high = _bits(_run(b, 128, 192, 32), 2, 4)
-    codes = _nibbles(_run(b, 0, 128, 64)) | high << 4
+    codes = _nibbles(_run(b, 0, 128, 64))
+    codes |= _bits(_run(b, 128, 192, 32), 2, 4, at=4)
     return {"code": "u6", "codes": codes, "zero": 32, "scales": b[:, 192:208].view(np.int8), "d": _halves(b, 208)}
 
 
@@ -130,16 +132,16 @@ def _q2_k(b: np.ndarray) -> Fields:
 
 def _q3_k(b: np.ndarray) -> Fields:
     """Codes of 3 bits; scales of 6 bits less 32: low halves in 8 bytes, high 2 bits in 4."""
-    codes = _bits(_run(b, 32, 96, 32), 2, 4) | _bits(_run(b, 0, 32, 32), 1, 8) << 2
-    scales = _nibbles(_run(b, 96, 104, 8)) | _bits(_run(b, 104, 108, 4), 2, 4) << 4
+    codes = _bits(_run(b, 32, 96, 32), 2, 4) | _bits(_run(b, 0, 32, 32), 1, 8, at=2)
+    scales = _nibbles(_run(b, 96, 104, 8)) | _bits(_run(b, 104, 108, 4), 2, 4, at=4)
     return {"code": "u4", "codes": codes, "zero": 4, "d": _halves(b, 108), "scales": scales.view(np.int8) - np.int8(32)}
 
 
 def _iq4_xs(b: np.ndarray) -> Fields:
     """Scales of 6 bits less 32: low halves in 4 bytes, two a byte, high 2 bits in a word of 16."""
     low = np.stack([b[:, 4:8] & 15, b[:, 4:8] >> 4], axis=2).reshape(-1, 8)
-    high = _bits(_run(b, 2, 4, 1), 2, 4)
-    scales = (low | high << 4).view(np.int8) - np.int8(32)
+    high = _bits(_run(b, 2, 4, 1), 2, 4, at=4)
+    scales = (low | high).view(np.int8) - np.int8(32)
     return {"code": "s8", "codes": IQ4[_nibbles(_run(b, 8, 136, 16))], "d": _halves(b, 0), "scales": scales}
 
 

@@ -65,7 +65,7 @@ class CublasOps(DeviceOps):
 
     def _look_up(self, ids, table, out, scale, at, places):
         expect("embed", "out", out, np.float32, (len(out), table.shape[1]))
-        self._embed("embed_plain", table, ids, out, scale, at, places)
+        self._embed(f"embed_plain<{c_type(self.dtype)}>", table, ids, out, scale, at, places)
 
     def linear(self, x, weight, out, kind, bias=None, residual=None, scale=1.0):
         n, k = weight.shape

@@ -1,44 +1,34 @@
 """Backend "cuda": every operation a kernel of this project, matrix products included.
 
-Reaches the GPU only through a Device. This file holds the products (packing, linear,
-embed and the fused composites), DeviceOps all the rest. The kernels' side is kernels/packed.cuh, linear_decode.cu
-and linear_prefill.cu.
+Reaches the GPU only through a Device. This file holds the products (linear, embed and the fused composites),
+packing.py how weights are kept, DeviceOps all the rest. The kernels' side is kernels/packed.cuh, quantised.cuh,
+linear_decode.cu and linear_prefill.cu.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..config import LayerSpec
-from ..errors import DeviceError, UnsupportedModel
+from ..errors import DeviceError
+from ..models.weights import Weights
 from ..sizes import DECODE_ROWS
 from ..weights.quantised import Quantised
-from . import dequantise, tuned
+from . import tuned
 from .base import Buffers, Cache, PassKind, Step, expect_decode
+from .device import Device
 from .device_ops import DeviceOps
+from .formats import QuantisedForm
+from .packing import PackedWeight, Packer, Segment
 from .products import c_type, check_linear, expect
 from .scratch import squared_line
 from .shapes import PREFILL_THREADS, Shapes, prefill_shape, shared_limit
 
-
-@dataclass(frozen=True)
-class PackedWeight:
-    """A matrix [n, k] in the order in which the tensor cores take it: see kernels/packed.cuh."""
-
-    data: Any  # [tiles * k * 16] T
-    n: int
-    k: int
-    layout: str  # "rows", "qkv" or "gate_up": which rows share a tile
-    span: int  # tiles of a group, rows i and i + 8 * span of which share a tile: 1, d / 16 or n / 16
-
-    @property
-    def tiles(self) -> int:
-        return -(-self.n // 16)
+AHEAD = 24 << 10  # bytes a multiprocessor of the weights that come next
 
 
 class _Planned(NamedTuple):
@@ -55,11 +45,25 @@ class CudaOps(DeviceOps):
     """Products of packed weights by mma.sync, fused with RoPE, SiLU, or residual and half of a norm."""
 
     name = "cuda"
+    unpacks = True
+    _shapes: Shapes | None = None
 
-    @cached_property
+    def __init__(self, device: Device, dtype: Any) -> None:
+        super().__init__(device, dtype)
+        self._packer = Packer(device, self.dtype)
+        self._plans: dict[tuple, _Planned] = {}  # launches that follow from the shapes
+        self._following: dict[int, PackedWeight] = {}  # id of a matrix -> the one that a decode step needs next
+
+    @property
     def shapes(self) -> Shapes:
         """The launch shapes of decode products. DeviceError if a tuned file of this device is damaged."""
-        return tuned.shapes(self.device)
+        if self._shapes is None:
+            self.shapes = tuned.shapes(self.device)
+        return self._shapes
+
+    @shapes.setter
+    def shapes(self, shapes: Shapes) -> None:
+        self._shapes, self._plans = shapes, {}
 
     @cached_property
     def _t(self) -> str:
@@ -73,37 +77,26 @@ class CudaOps(DeviceOps):
 
         parts: arrays [rows, K] of the host, or of the device in T, or quantised matrices. UnsupportedModel if K is not
         a multiple of 16."""
-        n, k = sum(len(p) for p in parts), parts[0].shape[1]
-        if k % 16:
-            raise UnsupportedModel(
-                f"backend {self.name}: expected a matrix with a multiple of 16 columns, found {[n, k]}"
-            )
-        layout, span = _interleave(layout, n, head_dim)
-        packed = PackedWeight(self.device.empty((-(-n // 16) * 16 * k,), self.dtype), n, k, layout, span)
-        kernel = self.device.kernel("pack.cu", f"pack<{self._t}>")
-        first = 0
-        for i, part in enumerate(parts):
-            if len(part.shape) != 2 or part.shape[1] != k:
-                raise DeviceError(f"weight: expected part {i} to be [rows, {k}], found {list(part.shape)}")
-            plain = self._upload_part(part)
-            end = first + len(part) if i + 1 < len(parts) else packed.tiles * 16
-            threads = -(-(end - first) // 8) * (k // 16) * 32
-            sizes = [np.int32(v) for v in (first, end - first, len(part), k, span)]
-            self.device.launch(kernel, (-(-threads // 256),), (256,), [plain, packed.data, *sizes])
-            self.device.synchronize()
-            first = end
-        return packed
+        return self._packer.pack(parts, layout, head_dim)
 
-    def _upload_part(self, part: Any) -> Any:
-        if isinstance(part, np.ndarray):
-            return self.device.upload(np.ascontiguousarray(part, self.dtype))
-        if isinstance(part, Quantised):
-            plain = self.device.empty(part.shape, self.dtype)
-            for at, piece in dequantise.pieces(part, self.dtype):
-                self.device.write(plain[at : at + len(piece)], piece)
-            return plain
-        expect("weight", "part", part, self.dtype, part.shape)
-        return part
+    def keeps(self, parts: Sequence[Quantised | None], layout: str = "rows", head_dim: int = 0) -> bool:
+        return self._packer.keeps(parts, layout, head_dim)
+
+    @property
+    def workspace(self) -> Any:
+        return self._packer.unpacked
+
+    def loaded(self, w: Weights) -> None:
+        """Makes room to unpack the matrices of layers: not in a pass, which may be captured. The head, and the table of
+        the embedding, are never multiplied by many rows."""
+        for layer in w.layers:
+            for weight in (layer.qkv, layer.o, layer.gate_up, layer.up, layer.down):
+                if weight is not None and weight.stored_bytes:
+                    self._packer.room(weight)
+        if not w.layers or not isinstance(w.head, PackedWeight):
+            return
+        order = [m for layer in w.layers for m in (layer.qkv, layer.o, layer.gate_up, layer.down)] + [w.head]
+        self._following = {id(m): after for m, after in zip(order, order[1:] + order[:1], strict=True)}
 
     # -- primitives -----------------------------------------------------------------------------------------------
 
@@ -115,12 +108,12 @@ class CudaOps(DeviceOps):
 
     def _look_up(self, ids, table, out, scale, at, places):
         expect("embed", "out", out, np.float32, (len(out), table.k))
-        self._embed("embed_packed", table.data, ids, out, scale, at, places, None, None, None)
+        self._embed(_lookup(table, self._t), table.segments[0].data, ids, out, scale, at, places, None, None, None)
 
     def linear(self, x, weight, out, kind, bias=None, residual=None, scale=1.0):
         check_linear("linear", (len(x), weight.n), self.dtype, out, bias, residual)
         tail = _store(weight, out, bias, residual, scale)
-        self._product("linear", f"store<{self._t}, {c_type(out.dtype)}", weight, x, kind, tail)
+        self._product("linear", "store", weight, x, kind, tail, c_type(out.dtype))
 
     def head(self, x, weight, out, bias, scale=1.0):
         for i in range(0, len(x), DECODE_ROWS):
@@ -134,7 +127,7 @@ class CudaOps(DeviceOps):
             return
         expect("embed_tokens", "x", b.x, np.float32, (len(b.x), table.k))
         half = self._half_norm("embed_tokens", b, norm)
-        self._embed("embed_packed", table.data, s.ids, b.x, scale, None, None, *half)
+        self._embed(_lookup(table, self._t), table.segments[0].data, s.ids, b.x, scale, None, None, *half)
 
     def linear_add(self, x, weight, b, s, norm, scale=1.0):
         rows = len(x)
@@ -147,16 +140,16 @@ class CudaOps(DeviceOps):
             raise DeviceError(f'linear_add: expected a weight of a multiple of 16 rows in layout "rows", '
                               f'found {weight.n} in "{weight.layout}"')  # fmt: skip
         half = self._half_norm("linear_add", b, norm)
-        self._decode(f"decode_add<{self._t}", weight, x, [np.int32(weight.n), np.float32(scale), b.x, *half])
+        self._decode("add", weight, x, [np.int32(weight.n), np.float32(scale), b.x, *half])
 
     def norm_qkv(self, c, spec, w, b, s, cache):
         weight = w.qkv
         tail = self._qkv_tail("norm_qkv", spec, w, b, s, cache)
         if weight.layout == "qkv" and not spec.qk_norm:
-            self._normed("norm_qkv", f"qkv<{self._t}", c, weight, w.attn_norm, b, s, tail)
+            self._normed("norm_qkv", "qkv", c, weight, w.attn_norm, b, s, tail)
             return
         tail = _store(weight, b.qkv, w.qkv_bias)
-        self._normed("norm_qkv", f"store<{self._t}, {self._t}", c, weight, w.attn_norm, b, s, tail)
+        self._normed("norm_qkv", "store", c, weight, w.attn_norm, b, s, tail, self._t)
         if spec.qk_norm:  # of whole heads, which no thread of a product holds
             self.head_norm(b.qkv, w.q_norm, w.k_norm, c.eps, spec.heads, spec.kv_heads)
         self.rope_append(b.qkv, w.rope, s, cache, spec.heads)
@@ -166,11 +159,11 @@ class CudaOps(DeviceOps):
         expect("norm_gate_up", "ffn", b.ffn, self.dtype, (rows, weight.n // 2))
         if weight.layout == "gate_up":
             tail = [np.int32(weight.n // 2), b.ffn]
-            self._normed("norm_gate_up", f"gate<{self._t}", c, weight, w.mlp_norm, b, s, tail)
+            self._normed("norm_gate_up", "gate", c, weight, w.mlp_norm, b, s, tail)
             return
         expect("norm_gate_up", "gate_up", b.gate_up, self.dtype, (rows, weight.n))
         tail = _store(weight, b.gate_up)
-        self._normed("norm_gate_up", f"store<{self._t}, {self._t}", c, weight, w.mlp_norm, b, s, tail)
+        self._normed("norm_gate_up", "store", c, weight, w.mlp_norm, b, s, tail, self._t)
         self.silu_mul(b.gate_up, b.ffn)
 
     def norm_head(self, c, w, b, s):
@@ -181,7 +174,7 @@ class CudaOps(DeviceOps):
         expect("norm_head", "last", s.last, np.int32, (rows,))
         check_linear("norm_head", (count, weight.n), np.dtype(np.float32), b.logits, w.head_bias, None)
         tail = _store(weight, b.logits, w.head_bias, scale=c.logit_scale)
-        self._normed("norm_head", f"store<{self._t}, float", c, weight, w.norm, b, s, tail)
+        self._normed("norm_head", "store", c, weight, w.norm, b, s, tail, "float")
 
     def linear_append(self, spec, w, b, s, cache):
         """The kernel of models with rotary positions: w.rope has angles of 0."""
@@ -189,13 +182,13 @@ class CudaOps(DeviceOps):
             super().linear_append(spec, w, b, s, cache)
             return
         tail = self._qkv_tail("linear_append", spec, w, b, s, cache)
-        self._product("linear_append", f"qkv<{self._t}", w.qkv, b.h, s.kind, tail)
+        self._product("linear_append", "qkv", w.qkv, b.h, s.kind, tail)
 
     def linear_gelu(self, spec, w, b, s):
         rows, weight = len(b.h), w.up
         check_linear("linear_gelu", (rows, weight.n), self.dtype, b.ffn, w.up_bias, None)
         tail = [np.int32(weight.n), w.up_bias, np.int32(spec.activation == "gelu_tanh"), b.ffn]
-        self._product("linear_gelu", f"gelu<{self._t}", weight, b.h, s.kind, tail)
+        self._product("linear_gelu", "gelu", weight, b.h, s.kind, tail)
 
     # -- checks and launches ------------------------------------------------------------------------------------
 
@@ -214,25 +207,28 @@ class CudaOps(DeviceOps):
         return b.scratch.squared
 
     def _normed(
-        self, op: str, kernel: str, c: Any, weight: PackedWeight, norm: Any, b: Buffers, s: Step, tail: list
-    ) -> None:
+        self, op: str, kernel: str, c: Any, weight: PackedWeight, norm: Any, b: Buffers, s: Step, tail: list,
+        out: str = "",
+    ) -> None:  # fmt: skip
         """A product of the normalised rows of b.x. In a decode step who wrote b.x has done half of the norm."""
         expect(op, "x", b.x, np.float32, (len(b.x), weight.k))
         expect(op, "norm weight", norm, np.float32, (weight.k,))
         if s.kind.tiled:
             self.rms_norm(b.x, norm, c.eps, b.h)
-            self._product(op, kernel, weight, b.h, s.kind, tail)
+            self._product(op, kernel, weight, b.h, s.kind, tail, out)
         else:
             expect(op, "h", b.h, self.dtype, b.x.shape)
-            self._decode(f"decode_{kernel}", weight, b.h, tail, self._squared(op, b), c.eps)
+            self._decode(kernel, weight, b.h, tail, out, self._squared(op, b), c.eps)
 
-    def _product(self, op: str, kernel: str, weight: PackedWeight, x: Any, kind: PassKind, tail: list) -> None:
-        """A product of the rows x [R, K] T. kernel: "qkv<bf16", what follows "decode_" or "prefill_"."""
+    def _product(
+        self, op: str, kernel: str, weight: PackedWeight, x: Any, kind: PassKind, tail: list, out: str = ""
+    ) -> None:
+        """A product of the rows x [R, K] T. kernel: "qkv", what follows "decode_" or "prefill_"; out: its Out."""
         expect(op, "x", x, self.dtype, (len(x), weight.k))
         if kind.tiled:
-            self._prefill(f"prefill_{kernel}", weight, x, tail)
+            self._prefill(kernel, weight, x, tail, out)
         else:
-            self._decode(f"decode_{kernel}", weight, x, tail)
+            self._decode(kernel, weight, x, tail, out)
 
     def _qkv_tail(self, op: str, spec: LayerSpec, w: Any, b: Buffers, s: Step, cache: Cache) -> list:
         """What the kernels decode_qkv and prefill_qkv take behind K, checked."""
@@ -245,50 +241,75 @@ class CudaOps(DeviceOps):
         places = [s.seqs, s.positions, s.table, np.int32(s.table.shape[1])]
         return [w.qkv_bias, w.rope, *places, b.qkv, cache.k, cache.v, *sizes]
 
-    def _decode(self, kernel: str, weight: PackedWeight, x: Any, tail: list, squared: Any = None, eps: float = 0):
-        """A decode kernel, named up to T, of rows x [R, K] T; with `squared` rows after the first half of a norm."""
-        rows, plans = len(x), self.shapes.plans
-        key = kernel, weight.n, weight.k, rows
-        plan = plans.get(key) or plans.setdefault(key, self._plan(kernel, weight, rows))
-        args = [weight.data, x, squared, np.float32(eps), np.int32(rows), np.int32(weight.k), *tail]
-        function, grid, block, shared, cluster = plan
-        self.device.launch(function, grid, block, args, shared, dependent=True, cluster=cluster)
+    def _decode(
+        self, kernel: str, weight: PackedWeight, x: Any, tail: list, out: str = "", squared: Any = None, eps: float = 0
+    ) -> None:
+        """A decode kernel of rows x [R, K] T; with `squared` rows after the first half of a norm."""
+        rows, plans = len(x), self._plans
+        for part in weight.segments:
+            key = kernel, out, part.form, part.tiles, weight.k, rows
+            plan = plans.get(key) or plans.setdefault(key, self._plan(kernel, out, weight, part, rows))
+            function, grid, block, shared, cluster = plan
+            sizes = [np.int32(v) for v in (rows, weight.k, part.tiles, part.first)]
+            args = [part.data, x, squared, np.float32(eps), *sizes, *self._ahead(weight, part, grid[0]), *tail]
+            self.device.launch(function, grid, block, args, shared, dependent=True, cluster=cluster)
 
-    def _plan(self, kernel: str, weight: PackedWeight, rows: int) -> _Planned:
+    def _ahead(self, weight: PackedWeight, part: Segment, blocks: int) -> tuple[Any, np.int32]:
+        """What the kernel brings to L2 for the one after it, and each block's share in bytes."""
+        after = self._following.get(id(weight))
+        if not after or not isinstance(part.form, QuantisedForm) or part is not weight.segments[-1]:
+            return None, np.int32(0)
+        data = after.segments[0].data
+        return data, np.int32(min(AHEAD * self.device.multiprocessors, data.nbytes) // blocks // 128 * 128)
+
+    def _plan(self, kernel: str, out: str, weight: PackedWeight, part: Segment, rows: int) -> _Planned:
         """How a decode kernel is launched for `rows` rows: worked out once."""
-        expect_decode(kernel, rows)
-        gpu, size = self.device, self.dtype.itemsize
-        shape, limit = self.shapes.decode(weight.n, weight.k, size), shared_limit(gpu.arch)
-        source, shared = shape.source(rows, weight.k, size, limit)
+        expect_decode(f"decode_{kernel}", rows)
+        gpu, limit = self.device, shared_limit(self.device.arch)
+        n = weight.n if len(weight.segments) == 1 else part.tiles * 16
+        shape = self.shapes.decode(n, weight.k, part.form.key)
+        source, shared = shape.source(rows, weight.k, part.form.key, limit)
         launch, block = shape.launch(rows), (shape.threads(rows),)
-        function = gpu.kernel("linear_decode.cu", f"{kernel}, {source}, {shape.template(rows)}>")
+        types = ", ".join(filter(None, (part.form.spelled(self._t), out, source, shape.template(rows))))
+        function = gpu.kernel("linear_decode.cu", f"decode_{kernel}<{types}>")
         resident = max(1, min(launch.grid, limit // shared))
         most = max(1, gpu.multiprocessors * resident // launch.split)
         if launch.split > 1:  # more than are there at once would begin when the first ones end
             most = min(most, gpu.clusters(function, block, shared, launch.split))
-        groups = -(-weight.tiles // (launch.tiles * launch.split))
+        groups = -(-part.tiles // (launch.tiles * launch.split))
         grid = (groups if launch.once else min(groups, most) * launch.split,)
         return _Planned(function, grid, block, shared, launch.split)
 
-    def _prefill(self, kernel: str, weight: PackedWeight, x: Any, tail: list) -> None:
+    def _prefill(self, kernel: str, weight: PackedWeight, x: Any, tail: list, out: str) -> None:
         size, gpu = self.dtype.itemsize, self.device
+        data, constant = self._plain(weight)
         shape = prefill_shape(weight.tiles, len(x), size, gpu.multiprocessors, shared_limit(gpu.arch))
-        function = gpu.kernel("linear_prefill.cu", f"{kernel}, {shape.template}>")
-        args = [weight.data, x, np.int32(len(x)), np.int32(weight.k), *tail]
-        gpu.launch(function, shape.grid(weight.tiles, len(x)), (PREFILL_THREADS,), args, shape.shared, dependent=True)
+        types = ", ".join(filter(None, (self._t, out, shape.template)))
+        function = gpu.kernel("linear_prefill.cu", f"prefill_{kernel}<{types}>")
+        args = [data, x, np.int32(len(x)), np.int32(weight.k), *tail]
+        grid = shape.grid(weight.tiles, len(x))
+        gpu.launch(function, grid, (PREFILL_THREADS,), args, shape.shared, dependent=constant)
+
+    def _plain(self, weight: PackedWeight) -> tuple[Any, bool]:
+        """The matrix as plain numbers of T, and whether they were there before this pass: a kernel that reads weights
+        before it waits must not start while these are being unpacked."""
+        if not isinstance(weight.segments[0].form, QuantisedForm):
+            return weight.segments[0].data, True
+        plain, k = self._packer.room(weight), weight.k
+        for part in weight.segments:
+            to = plain[part.first * 16 * k : (part.first + part.tiles) * 16 * k]
+            function = self.device.kernel("pack.cu", f"unpack<{part.form.spelled(self._t)}>")
+            threads = part.tiles * k * 2
+            args = [part.data, to, np.int32(part.tiles), np.int32(k)]
+            self.device.launch(function, (-(-threads // 256),), (256,), args)
+        return plain, False
+
+
+def _lookup(table: PackedWeight, t: str) -> str:
+    """The kernel that looks up rows of a table."""
+    return f"embed_packed<{table.segments[0].form.spelled(t)}>"
 
 
 def _store(weight: PackedWeight, out: Any, bias: Any = None, residual: Any = None, scale: float = 1.0) -> list:
     """What the kernels decode_store and prefill_store take behind K."""
     return [np.int32(weight.n), np.int32(weight.span), np.float32(scale), bias, residual, out]
-
-
-def _interleave(layout: str, n: int, head_dim: int) -> tuple[str, int]:
-    """The layout and its span; "rows" where heads, or gate and up, do not divide into tiles."""
-    if layout not in ("rows", "qkv", "gate_up"):
-        raise DeviceError(f'weight: expected layout "rows", "qkv" or "gate_up", found {layout!r}')
-    if layout == "qkv" and head_dim % 16 == 0:
-        return layout, head_dim // 16
-    if layout == "gate_up" and n % 16 == 0:
-        return layout, n // 16
-    return "rows", 1

@@ -52,9 +52,8 @@ class DeviceOps(Ops):
         if at is not None and places is not None:
             expect("embed", "at", at, I32, (rows,))
             expect("embed", "places", places, F32, (len(places), k))
-        name = f"{kernel}<{c_type(self.dtype)}>"
         grid = (rows, -(-k // 512))  # four elements per thread; a loop over the row would take as long as a layer
-        self._launch("pack.cu", name, grid, 128, ids, table, at, places, out, np.int32(k), np.float32(scale), *more)
+        self._launch("pack.cu", kernel, grid, 128, ids, table, at, places, out, np.int32(k), np.float32(scale), *more)
 
     # -- norms and elementwise operations -----------------------------------------------------------------------------
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+
+from .formats import FORMS
 
 _SHARED = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99, 121: 99}
 
@@ -21,7 +22,7 @@ def shared_limit(arch: int) -> int:
     return _SHARED.get(arch, 99) << 10
 
 
-Key = tuple[int, int, int]  # of a matrix: N, K, bytes of T
+Key = tuple[int, int, "int | str"]  # of a matrix: N, K, and its form (formats.py): bytes of T, or a name
 
 
 @dataclass(frozen=True)
@@ -57,31 +58,32 @@ class DecodeShape:
         return self.single if rows == 1 else self.narrow if rows <= 8 else self.wide
 
     def template(self, rows: int) -> str:
-        """Template arguments of the kernel: WARPS, SPLIT, TILES, COLS, DEPTH, BLOCKS, WAY."""
-        launch, cols = self.launch(rows), 1 if rows <= 8 else 2
-        sizes = (self.warps, launch.split, launch.tiles, cols, launch.depth, launch.blocks)
-        return ", ".join(map(str, (*sizes, launch.way)))
+        """The Shape of the kernel (kernels/columns.cuh), as it spells it."""
+        launch, most = self.launch(rows), 1 if rows == 1 else 8 if rows <= 8 else 16
+        sizes = (self.warps, launch.split, launch.tiles, most, launch.depth, launch.blocks)
+        return f"Shape<{', '.join(map(str, (*sizes, launch.way)))}>"
 
     def threads(self, rows: int) -> int:
         """Threads of a block."""
         return 32 * (self.warps + self.launch(rows).once)
 
-    def shared(self, rows: int, k: int, itemsize: int, source: str) -> int:
+    def shared(self, rows: int, k: int, key: int | str, source: str) -> int:
         """Bytes of shared memory of a kernel that takes x from `source` (kernels/columns.cuh): where the warps' sums
         meet, the ring of weights, scales, and what the block holds of x; the LAUNCH lines of linear_decode.cu."""
-        launch, cols, direct = self.launch(rows), 1 if rows <= 8 else 2, source == "DIRECT"
+        launch, cols, direct, form = self.launch(rows), 1 if rows <= 8 else 2, source == "DIRECT", FORMS[key]
+        sums = 256 * self.warps * launch.tiles * cols * (1 if rows == 1 else 2)
         if launch.once:
-            return self.warps * 512 * launch.tiles * cols + 64 + (0 if direct else 8 * cols * k * itemsize)
-        ring = launch.ring * launch.depth * 32 * (8 * launch.tiles + 4 * cols * direct) * itemsize
-        held = 0 if direct else -(-k // 16 // self.warps) * self.warps // launch.split * 16  # elements of a row
-        return self.warps * (1024 * launch.tiles * cols + ring) + 64 + held * rows * itemsize
+            return sums + 64 + (0 if direct else 8 * cols * k * form.itemsize)
+        ring = launch.ring * launch.depth * (launch.tiles * form.slot + 32 * cols * direct * form.columns)
+        steps = 0 if direct else -(-k // form.step // self.warps) * self.warps // launch.split
+        return 2 * sums + self.warps * ring + 64 + steps * form.step * rows * form.itemsize
 
-    def source(self, rows: int, k: int, itemsize: int, limit: int) -> tuple[str, int]:
+    def source(self, rows: int, k: int, form: int | str, limit: int) -> tuple[str, int]:
         """Where a kernel takes x from, and its bytes of shared memory, of which it may have `limit`."""
-        staged = self.shared(rows, k, itemsize, "STAGED")
+        staged = self.shared(rows, k, form, "STAGED")
         if self.launch(rows).staged and staged <= limit:
             return "STAGED", staged
-        return "DIRECT", self.shared(rows, k, itemsize, "DIRECT")
+        return "DIRECT", self.shared(rows, k, form, "DIRECT")
 
     def refusal(self, key: Key, shared: int) -> str:
         """Why no GPU, or none with `shared` bytes of shared memory a block, can launch it for this matrix; "" if it
@@ -93,7 +95,7 @@ class DecodeShape:
             for size, allowed in _ALLOWED.items():
                 if getattr(launch, size) not in allowed:
                     return f"{where}{size}: expected one of {allowed}, found {getattr(launch, size)}"
-            if reason := self._misfit(launch, rows) or (launch.once and self._misfit_once(launch, *key[:2])):
+            if reason := self._misfit(launch, rows) or (launch.once and self._misfit_once(launch, key)):
                 return where + reason
             if (needed := self.shared(rows, 0, key[2], "DIRECT")) > shared:
                 return f"{name}: expected at most {shared} bytes of shared memory, found {needed}"
@@ -110,8 +112,11 @@ class DecodeShape:
             return f"blocks: expected at most {THREADS // (warps * 32)} with {warps} warps, found {launch.blocks}"
         return ""
 
-    def _misfit_once(self, launch: Launch, n: int, k: int) -> str:
-        """The same for a register-resident launch of a matrix [n, k]."""
+    def _misfit_once(self, launch: Launch, key: Key) -> str:
+        """The same for a register-resident launch."""
+        n, k, form = key
+        if isinstance(form, str):
+            return f"once: expected plain weights, found {form}"
         if k != 16 * self.warps * launch.depth:
             return f"depth: expected {k / 16 / self.warps:g} at once, found {launch.depth}"
         if n % (16 * launch.tiles) or launch.split > 1 or launch.ring:
@@ -137,6 +142,9 @@ DECODE: dict[Key, DecodeShape] = {
     (960, 576, 2): DecodeShape(
         12, Launch(4, 3, 1, 1, once=True), Launch(2, 3, 1, 1, once=True), Launch(2, 3, 1, 1, once=True)
     ),
+    (1024, 4096, "u6 g16 nested"): DecodeShape(
+        16, Launch(1, 2, 1, 1, staged=True, ring=True), Launch(1, 2, 1, 1, staged=True), Launch(1, 1, 1, 1, staged=True)
+    ),
     (2048, 2048, 2): DecodeShape(16, Launch(2, 6, 1, 1), Launch(1, 4, 2, 2), Launch(2, 6, 1, 1)),
     (2048, 8192, 2): DecodeShape(
         16, Launch(1, 12, 1, 1, ring=True), Launch(2, 8, 2, 1, 2, ring=True), Launch(2, 6, 1, 1, 2)
@@ -149,15 +157,75 @@ DECODE: dict[Key, DecodeShape] = {
     ),
     (3072, 2048, 2): DecodeShape(16, Launch(2, 4, 1, 1), Launch(2, 6, 1, 1), Launch(2, 6, 1, 1, 2)),
     (4096, 4096, 2): DecodeShape(16, Launch(2, 6, 1, 1), Launch(2, 6, 1, 1), Launch(2, 6, 1, 1, 2)),
+    (4096, 4096, "s8 g32"): DecodeShape(
+        16, Launch(2, 3, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True), Launch(1, 4, 1, 1, 2, staged=True)
+    ),
+    (4096, 4096, "u4 g128"): DecodeShape(
+        16, Launch(2, 2, 1, 1), Launch(2, 3, 1, 1, staged=True), Launch(1, 3, 1, 1, 2, staged=True)
+    ),
+    (4096, 4096, "u4 g32"): DecodeShape(
+        16, Launch(2, 4, 1, 1), Launch(2, 2, 1, 1, staged=True), Launch(2, 2, 1, 1, 2, staged=True)
+    ),
+    (4096, 4096, "u4 g32 nested min"): DecodeShape(
+        16, Launch(2, 2, 1, 1), Launch(1, 2, 1, 1, staged=True), Launch(1, 1, 1, 1, 2, staged=True)
+    ),
     (4096, 14336, 2): DecodeShape(
         16, Launch(2, 8, 2, 1, ring=True), Launch(2, 8, 2, 1, 2, ring=True), Launch(2, 6, 1, 1, 2, staged=True)
+    ),
+    (4096, 14336, "s8 g32"): DecodeShape(
+        16, Launch(2, 3, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True), Launch(1, 2, 1, 1, staged=True)
+    ),
+    (4096, 14336, "u4 g128"): DecodeShape(
+        16, Launch(2, 2, 1, 1, staged=True, ring=True), Launch(2, 2, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True)
+    ),
+    (4096, 14336, "u4 g32"): DecodeShape(
+        16, Launch(2, 5, 1, 1, staged=True, ring=True), Launch(2, 4, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True)
+    ),
+    (4096, 14336, "u4 g32 nested min"): DecodeShape(
+        16, Launch(2, 1, 1, 1), Launch(2, 1, 1, 1, staged=True), Launch(1, 1, 1, 1, staged=True)
+    ),
+    (4096, 14336, "u6 g16 nested"): DecodeShape(
+        16,
+        Launch(1, 2, 1, 1, staged=True, ring=True),
+        Launch(2, 1, 1, 1, 2, staged=True),
+        Launch(1, 1, 1, 1, staged=True),
+    ),
+    (5120, 4096, "u4 g32 nested min"): DecodeShape(
+        16, Launch(1, 2, 1, 1, staged=True), Launch(1, 2, 1, 1, staged=True), Launch(1, 1, 1, 1, staged=True)
     ),
     (6144, 4096, 2): DecodeShape(
         16, Launch(2, 6, 1, 1), Launch(2, 6, 1, 1), Launch(2, 6, 2, 1, 8, staged=True, ring=True)
     ),
+    (6144, 4096, "s8 g32"): DecodeShape(
+        16, Launch(1, 6, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True), Launch(1, 2, 1, 1, staged=True)
+    ),
+    (6144, 4096, "u4 g128"): DecodeShape(
+        16, Launch(2, 2, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True), Launch(1, 2, 1, 1, staged=True)
+    ),
+    (6144, 4096, "u4 g32"): DecodeShape(
+        16, Launch(2, 3, 1, 1, staged=True), Launch(2, 4, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True)
+    ),
+    (6144, 4096, "u4 g32 nested min"): DecodeShape(
+        16, Launch(1, 2, 1, 1, staged=True), Launch(1, 2, 1, 1, staged=True), Launch(1, 1, 1, 1, staged=True)
+    ),
     (16384, 2048, 2): DecodeShape(16, Launch(2, 8, 2, 1, ring=True), Launch(2, 8, 2, 1, ring=True), Launch(2, 4, 1, 1)),
     (28672, 4096, 2): DecodeShape(
         16, Launch(2, 6, 1, 1), Launch(2, 8, 2, 1, ring=True), Launch(2, 6, 1, 1, staged=True)
+    ),
+    (28672, 4096, "s8 g32"): DecodeShape(
+        16, Launch(2, 2, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True), Launch(1, 4, 1, 1, staged=True)
+    ),
+    (28672, 4096, "u4 g128"): DecodeShape(
+        16,
+        Launch(2, 2, 1, 1, staged=True, ring=True),
+        Launch(2, 2, 1, 1, staged=True, ring=True),
+        Launch(1, 2, 1, 1, staged=True),
+    ),
+    (28672, 4096, "u4 g32"): DecodeShape(
+        16, Launch(2, 4, 1, 1, staged=True, ring=True), Launch(2, 4, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True)
+    ),
+    (28672, 4096, "u4 g32 nested min"): DecodeShape(
+        16, Launch(2, 2, 1, 1, staged=True), Launch(2, 1, 1, 1, staged=True), Launch(1, 1, 1, 1, staged=True)
     ),
     (49152, 576, 2): DecodeShape(12, Launch(2, 3, 2, 2), Launch(2, 3, 2, 2), Launch(1, 3, 2, 2, staged=True)),
     (128256, 2048, 2): DecodeShape(
@@ -166,20 +234,28 @@ DECODE: dict[Key, DecodeShape] = {
     (128256, 4096, 2): DecodeShape(
         16, Launch(1, 4, 2, 2), Launch(2, 8, 2, 1, ring=True), Launch(2, 4, 1, 1, staged=True)
     ),
+    (128256, 4096, "s8 g32"): DecodeShape(
+        16, Launch(1, 6, 1, 1, staged=True), Launch(1, 4, 1, 1, staged=True), Launch(1, 2, 1, 1, staged=True)
+    ),
+    (128256, 4096, "u6 g16 nested"): DecodeShape(
+        16, Launch(2, 1, 1, 1, staged=True), Launch(1, 2, 1, 1, staged=True), Launch(1, 1, 1, 1, staged=True)
+    ),
 }
 
 
 @lru_cache(maxsize=1024)
-def decode_shape(n: int, k: int, itemsize: int, arch: int = MEASURED) -> DecodeShape:
+def decode_shape(n: int, k: int, form: int | str, arch: int = MEASURED) -> DecodeShape:
     """The shape for a matrix [n, k]: on the GPUs it was measured on from the table, else by the rule."""
-    found = DECODE.get((n, k, itemsize)) if arch == MEASURED else None
-    return found or rule(n, k, itemsize)
+    found = DECODE.get((n, k, form)) if arch == MEASURED else None
+    return found or rule(n, k, form)
 
 
-def rule(n: int, k: int, itemsize: int) -> DecodeShape:
+def rule(n: int, k: int, form: int | str) -> DecodeShape:
     """A shape by the number of k tiles and rows, for matrices without a measured one, on any GPU."""
+    if isinstance(form, str):
+        return _quantised_rule(k, form)
     warps, depth = (16, 3) if k >= 1024 else (12, 3) if k >= 384 else (4, 2)
-    if itemsize == 4:
+    if form == 4:
         narrow = Launch(1, 2, 1, 1)
         return DecodeShape(warps, narrow, narrow, Launch(1, 2, 1, 1, staged=True))
     blocks = 1 if warps == 16 else 2  # two would leave a thread of 16 warps too few registers for 16 columns
@@ -192,6 +268,19 @@ def rule(n: int, k: int, itemsize: int) -> DecodeShape:
     return DecodeShape(warps, narrow, narrow, wide)
 
 
+def _quantised_rule(k: int, key: str) -> DecodeShape:
+    """A step is long, so that few are in flight. Two row tiles of a warp share what is worked out of x, unless nested
+    scales leave no registers for that. A long K of many rows fits into shared memory by clusters only, which the rule
+    does not use: those rows come from L2."""
+    step, nested = FORMS[key].step, "nested" in key
+    deep = max(2, 256 // step)
+    narrow = Launch(1, deep, 1, 1, staged=True)
+    most = 8 if step == 256 else 16  # warps: with twice as many a thread has too few registers
+    warps = next(n for n in (most, 8, 4) if k >= n * step or n == 4)
+    single = narrow if nested or step == 256 else replace(narrow, tiles=2)
+    return DecodeShape(warps, single, narrow, replace(narrow, depth=deep // 2))
+
+
 @dataclass(frozen=True)
 class Shapes:
     """The decode shape of every matrix on one device: tuned there, else the built-in one."""
@@ -199,11 +288,10 @@ class Shapes:
     tuned: Mapping[Key, DecodeShape]
     source: str  # what doctor says of them
     arch: int = MEASURED
-    plans: dict[tuple, Any] = field(default_factory=dict, repr=False, compare=False)  # CudaOps' launches by these
 
-    def decode(self, n: int, k: int, itemsize: int) -> DecodeShape:
+    def decode(self, n: int, k: int, form: int | str) -> DecodeShape:
         """The shape for a matrix [n, k]."""
-        return self.tuned.get((n, k, itemsize)) or decode_shape(n, k, itemsize, self.arch)
+        return self.tuned.get((n, k, form)) or decode_shape(n, k, form, self.arch)
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,11 @@ from ..keys import Keys
 from ..weights.fetch import cache_dir, work_folder
 from ..weights.files import read_json
 from .device import Device, headers_hash, kernel_source
+from .formats import FORMS
 from .shapes import DecodeShape, Key, Launch, Shapes, shared_limit
 
-_FIELDS = {"n": int, "k": int, "itemsize": int, "warps": int, "single": dict, "narrow": dict, "wide": dict}
+_FIELDS = {"n": int, "k": int, "form": str, "warps": int, "single": dict, "narrow": dict, "wide": dict}
+_FORMS = {str(form): form for form in FORMS}
 _SIZES, _SWITCHES = ("tiles", "depth", "blocks", "grid", "split"), ("staged", "ring", "once")
 _LAUNCH = {**dict.fromkeys(_SIZES, int), **dict.fromkeys(_SWITCHES, bool)}
 
@@ -60,7 +62,8 @@ def load(file: Path, device: Device) -> dict[Key, DecodeShape]:
 
 def save(file: Path, device: Device, chosen: Mapping[Key, DecodeShape]) -> None:
     """Write a file that `load` reads, by one rename. DeviceError if that is not possible."""
-    entries = [{"n": n, "k": k, "itemsize": size, **asdict(shape)} for (n, k, size), shape in sorted(chosen.items())]
+    in_order = sorted(chosen.items(), key=lambda item: (*item[0][:2], str(item[0][2])))
+    entries = [{"n": n, "k": k, "form": str(form), **asdict(shape)} for (n, k, form), shape in in_order]
     content = {"device": device.name, "kernels": kernels_hash(), "shapes": entries}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +84,9 @@ def _entry(keys: Keys, device: Device) -> tuple[Key, DecodeShape]:
         if launches[-1].split > 1 and device.arch < 90:
             launch.wrong("split", "1 below sm_90", launches[-1].split)
     shape = DecodeShape(keys.get("warps"), *launches)
-    matrix = keys.get("n"), keys.get("k"), keys.get("itemsize")
+    if keys.get("form") not in _FORMS:
+        keys.wrong("form", f"one of {', '.join(_FORMS)}", keys.get("form"))
+    matrix = keys.get("n"), keys.get("k"), _FORMS[keys.get("form")]
     if reason := shape.refusal(matrix, shared_limit(device.arch)):
         raise CheckpointError(f"{keys.name}: {reason}")
     return matrix, shape

@@ -94,7 +94,9 @@ def weights(
             _name_long_factors(spec.rope, reach)
         layer["rope"] = tables[key]
     top.setdefault("head", top["embed"])
-    return Weights(layers=tuple(LayerWeights(**layer) for layer in layers), **top)
+    w = Weights(layers=tuple(LayerWeights(**layer) for layer in layers), **top)
+    ops.loaded(w)
+    return w
 
 
 def _spec(c: ModelConfig, entry: names.Entry) -> LayerSpec:

@@ -43,6 +43,7 @@ def add_command(commands: Any) -> None:
     p.add_argument("--batch", type=numbers, default=(1, 4, 16), metavar="N,N", help="sequences (1,4,16)")
     p.add_argument("--seconds", type=float, default=120, metavar="S", help="search time, after loading (120)")
     add(p, "--dtype")
+    p.add_argument("--quant", default="", metavar="KIND", help="random weights quantised, as for bench decode")
     p.add_argument("--json", metavar="FILE", help="also write the choice and the times to a file")
     p.set_defaults(run=run)
 
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     name, config = chosen_model(args)
     if not 0 <= args.seconds < inf:
         raise RequestError(f"seconds: expected 0 or more, found {args.seconds}")
-    settings = Settings(name, config, args.batch, ("cuda",), ("step",), dtype=args.dtype)
+    settings = Settings(name, config, args.batch, ("cuda",), ("step",), dtype=args.dtype, quant=args.quant)
     check_outputs(args.json, None)
     found = tune(settings, args.seconds)
     print_choice(found)
@@ -108,9 +109,18 @@ class Steps:
 
         self._ops, self._shared = ops, shared_limit(ops.device.arch)
         self._steps = {batch: middle_step(ops, c, w, s.load(batch)) for batch in s.batches}
-        layer, size = w.layers[0], ops.dtype.itemsize
-        weights = {**{name: getattr(layer, name) for name in OPERATIONS.values() if name != "head"}, "head": w.head}
-        self.keys: dict[str, Key] = {name: (m.n, m.k, size) for name, m in weights.items()}
+        self.keys: dict[str, Key] = {}  # "down" -> key; "down u6 g16 nested" where layers differ
+        self._uses: dict[Key, list[tuple[str, int]]] = {}  # kinds of operations on it, and which call of the kind
+        for kind, name in OPERATIONS.items():
+            matrices = [w.head] if name == "head" else [getattr(layer, name) for layer in w.layers]
+            forms = list(dict.fromkeys(part.form.key for m in matrices for part in m.segments))
+            for i, m in enumerate(matrices):
+                for part in m.segments:
+                    key = m.n if len(m.segments) == 1 else part.tiles * 16, m.k, part.form.key
+                    label = name if len(forms) == 1 else f"{name} {part.form.key}"
+                    if key not in self._uses or label not in self.keys:
+                        self._uses.setdefault(key, []).append((kind, i))
+                    self.keys.setdefault(label, key)
 
     def ms(self, table: Table, batches: Iterable[int]) -> float:
         """Median ms of a captured step with these shapes, summed over the batch sizes."""
@@ -176,10 +186,9 @@ class Steps:
         ops.device = plan = _Plan(self._ops.device)
         ops.shapes = Shapes({key: shape}, "", self._ops.device.arch)
         for batch in batches:
-            calls = {call.kind: call for call in self._steps[batch][1]}
-            for kind, name in OPERATIONS.items():
-                if self.keys[name] == key:
-                    getattr(ops, calls[kind].name)(*calls[kind].args, **calls[kind].kwargs)
+            for kind, i in self._uses[key]:
+                call = [call for call in self._steps[batch][1] if call.kind == kind][i]
+                getattr(ops, call.name)(*call.args, **call.kwargs)
         return tuple(plan.planned)
 
     def _compile(self, plans: Iterable[tuple], over: Callable[[], bool]) -> int:
@@ -235,7 +244,7 @@ def tune(s: Settings, seconds: float, choose: Choose | None = None) -> Choice:
 def record(found: Choice) -> dict[str, Any]:
     """All results, for JSON."""
     tables = {"before": found.before, "after": found.after}
-    shapes = [{"matrix": name, "n": key[0], "k": key[1], "itemsize": key[2],
+    shapes = [{"matrix": name, "n": key[0], "k": key[1], "form": key[2],
                **{when: asdict(table[key]) for when, table in tables.items()}}
               for name, key in found.matrices.items()]  # fmt: skip
     times = [{"batch": b, "before_ms": before, "after_ms": after} for b, (before, after) in found.ms.items()]

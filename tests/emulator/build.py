@@ -98,13 +98,13 @@ def machine_code(file: str, names: tuple[str, ...], directory: Path) -> str:
     return done.stdout
 
 
-def compile_all(instances: Iterable[tuple[str, str]], stop: Callable[[], bool]) -> None:
-    """Compile (file, name) pairs one by one until `stop`. Errors are ignored; the instance's user will see them."""
-    for file, name in instances:
+def compile_all(instances: Iterable[tuple[str, tuple[str, ...]]], stop: Callable[[], bool]) -> None:
+    """Compile instances (file, names) one by one until `stop`. Errors are ignored; whoever uses one will see them."""
+    for file, names in instances:
         if stop():
             return
         with contextlib.suppress(CompileError, OSError, ValueError):
-            shared_object(file, (name,))
+            shared_object(file, names)
 
 
 def source_line(library: Path, offset: int) -> str:

@@ -28,13 +28,17 @@ class EmulatedDevice(HostDevice):
     """A GPU of compute capability 9.0 in ordinary memory.
 
     schedules: number of runs of each launch, from the same memory, with threads and blocks in different orders; all
-    must leave the same bits. directory: source of the kernels. together: instances to compile together, by file.
+    must leave the same bits. directory: source of the kernels. together: groups of instances that are
+    compiled at once, by file.
     """
 
     name, arch, multiprocessors = "emulated", 90, 4
 
     def __init__(
-        self, schedules: int = 1, directory: Path = KERNELS, together: Mapping[str, Sequence[str]] | None = None
+        self,
+        schedules: int = 1,
+        directory: Path = KERNELS,
+        together: Mapping[str, Sequence[Sequence[str]]] | None = None,
     ) -> None:
         self.schedules, self.directory, self.together = schedules, directory, together or {}
         self._memory, self._chain = Memory(), Chain()
@@ -64,7 +68,8 @@ class EmulatedDevice(HostDevice):
 
     def kernel(self, file: str, name: str) -> EmulatedKernel:
         if (file, name) not in self._kernels:
-            self._kernels[file, name] = EmulatedKernel.load(file, name, self.directory, self.together.get(file, ()))
+            names = next((names for names in self.together.get(file, ()) if name in names), (name,))
+            self._kernels[file, name] = EmulatedKernel.load(file, name, self.directory, tuple(names))
         return self._kernels[file, name]
 
     def clusters(self, kernel: EmulatedKernel, block: Dim, shared: int, cluster: int) -> int:

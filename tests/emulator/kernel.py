@@ -45,11 +45,8 @@ class EmulatedKernel:
     parameters: tuple[str, ...]
 
     @classmethod
-    def load(cls, file: str, name: str, directory: Path, together: Sequence[str] = ()) -> EmulatedKernel:
-        """Compile the instance `name` of <directory>/<file> if necessary, and load it.
-
-        together: instances to compile in the same run, which is faster than one by one."""
-        names = tuple(together) if name in together else (name,)
+    def load(cls, file: str, name: str, directory: Path, names: tuple[str, ...]) -> EmulatedKernel:
+        """Load the instance `name` of <directory>/<file>, compiled with all of `names` unless that was done before."""
         path = build.shared_object(file, names, directory)
         build.runtime()  # the kernel is linked to it
         loaded = ctypes.CDLL(str(path))

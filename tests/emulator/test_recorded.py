@@ -24,7 +24,7 @@ KERNELS = [*PRODUCTS.values(), "run_ldmatrix", "run_cp_async", "run_to_tf32", "r
 
 @pytest.fixture(scope="module")
 def emulated(compiler) -> EmulatedDevice:
-    return EmulatedDevice(directory=HERE / "kernels", together={"fragments.cu": KERNELS})
+    return EmulatedDevice(directory=HERE / "kernels", together={"fragments.cu": [KERNELS]})
 
 
 def run(device: EmulatedDevice, label: str) -> np.ndarray:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import ostinato
-from ostinato import LLM, CacheFull, DeviceError, SamplingParams, TokenizerError
+from ostinato import LLM, CacheFull, DeviceError, SamplingParams, Scheduling, TokenizerError
+from ostinato.ops.numpy import NumpyOps
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 LLAMA = FIXTURES / "llama"
@@ -218,3 +219,35 @@ def test_a_model_without_chat_template_still_generates(tmp_path: Path) -> None:
         assert llm.generate("ab", SamplingParams(max_tokens=2, ignore_eos=True))[0].completion_tokens == 2
         with pytest.raises(TokenizerError):
             llm.chat([{"role": "user", "content": "hi"}])
+
+
+def test_a_second_request_finds_its_prompt_in_the_prefix_cache(llm: LLM) -> None:
+    prompt, params = [i % 30 + 3 for i in range(100)], SamplingParams(max_tokens=5, ignore_eos=True, logprobs=3)
+    llm.flush_prefix_cache()
+    before = llm.counters
+    outputs = [llm.generate(prompt, params)[0] for _ in range(2)]
+    llm.flush_prefix_cache()
+    outputs += llm.generate([prompt], params)
+    assert [out.cached_tokens for out in outputs] == [0, 64, 0]
+    assert outputs[0].outputs == outputs[1].outputs == outputs[2].outputs
+    assert llm.counters.cached_tokens - before.cached_tokens == 64
+    assert llm.counters.prompt_tokens - before.prompt_tokens == 300
+
+
+def test_the_prefix_cache_is_off_where_sums_depend_on_other_rows(capfd: pytest.CaptureFixture) -> None:
+    class Inexact(NumpyOps):
+        exact = False
+
+    prompt, params = [3] * 100, SamplingParams(max_tokens=2, ignore_eos=True)
+    with LLM(LLAMA, ops=Inexact(), max_batch=1) as llm:
+        assert "prefix cache: off" in capfd.readouterr().err
+        assert [llm.generate(prompt, params)[0].cached_tokens for _ in range(2)] == [0, 0]
+
+
+def test_a_schedule_reaches_the_scheduler(llm: LLM) -> None:
+    """A timeout of 0 ends a request before its first token."""
+    late = llm.generate("ab", schedule=Scheduling(timeout=0))[0]
+    assert (late.finish_reason, late.token_ids) == ("timeout", [])
+    prompt, params = [5] * 100, SamplingParams(max_tokens=2, ignore_eos=True)
+    salted = [llm.generate(prompt, params, schedule=Scheduling(cache_salt=salt))[0] for salt in ("x", "y", "x")]
+    assert [out.cached_tokens for out in salted] == [0, 0, 64]

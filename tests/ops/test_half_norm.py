@@ -69,7 +69,7 @@ def test_embed_tokens(device, dtype, c, rows):
 
 @pytest.mark.parametrize("hidden", [2048, 2064, 2112, 2560, 3072, 3584, 4032, 4096, 5120])
 def test_scales_of_every_width(device, hidden):
-    """A lane of find_scales reads one quad of sums up to 2048 elements, two up to 4096, and loops beyond."""
+    """A lane of RowScales reads one quad of sums up to 2048 elements, two up to 4096, and loops beyond."""
     c = changed(SMALL, hidden=hidden, heads=1, kv_heads=1, head_dim=16, vocab=16, ffn=16)
     t = case(device, "bfloat16", c, decode_step(3))
     x = device.read(t.gpu.b.x) * (1 + np.arange(hidden, dtype=F32) % 89 / 10)  # all sums of squares differ

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from configs import changed
-from sides import F32, SMALL, case, close, decode_step, ready, same_numbers
+from sides import F32, SMALL, case, close, decode_step, everywhere, ready, same_numbers
 
-from ostinato.ops.shapes import DecodeShape, Launch, Shapes
+from ostinato.ops.shapes import Launch
 
 LONG = changed(SMALL, hidden=1040, heads=2, kv_heads=2, head_dim=48)  # 65 k tiles for 16 warps
 EVEN = changed(SMALL, hidden=256, heads=4, kv_heads=2, head_dim=64)  # two k tiles per warp in every matrix
@@ -24,18 +24,6 @@ LAUNCHES = [
     pytest.param(EVEN, 8, replace(ONCE, staged=True), "float16", id="once-of-halves"),
     pytest.param(EVEN, 8, replace(ONCE, tiles=1, staged=True), "float32", id="once-of-floats"),
 ]
-
-
-class Everywhere(Shapes):
-    """One shape for all matrices."""
-
-    def decode(self, n: int, k: int, itemsize: int) -> DecodeShape:
-        return self.tuned[0, 0, 0]
-
-
-def everywhere(warps: int, launch: Launch) -> Shapes:
-    """The same launch for all matrices and numbers of rows."""
-    return Everywhere({(0, 0, 0): DecodeShape(warps, launch, launch, launch)}, "given")
 
 
 @pytest.mark.parametrize(("c", "warps", "launch", "dtype"), LAUNCHES)

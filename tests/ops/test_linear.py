@@ -153,7 +153,7 @@ def test_changed_launch_shapes_take_effect(device):
         ((name, count),) = (device.launches - before).items()
         assert count == 2
         names.append(name)
-    assert names[0] == names[2] and " 4, 1, 1, 1, 2" in names[0] and " 8, 1, 1, 1, 2" in names[1]
+    assert names[0] == names[2] and "Shape<4, 1, 1, 1, 2" in names[0] and "Shape<8, 1, 1, 1, 2" in names[1]
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -212,7 +212,7 @@ def test_packed_layout(device):
     plain = np.arange(32 * 16, dtype=F32).reshape(32, 16)
     for layout, sizes, step in (("rows", (32,), 8), ("gate_up", (16, 16), 16)):
         parts = np.split(plain, np.cumsum(sizes)[:-1])
-        tile = device.read(ops.weight(parts, layout).data).reshape(2, 32, 8)[0]
+        tile = device.read(ops.weight(parts, layout).segments[0].data).reshape(2, 32, 8)[0]
         for lane in range(32):
             g, k = lane // 4, lane % 4 * 4
             a, b = plain[g], plain[g + step]

@@ -75,11 +75,12 @@ def changed(path: str, value: Any) -> Any:
         pytest.param(changed("shapes", {}), "json: shapes: expected list", id="no-list"),
         pytest.param(changed("shapes.0", 3), "shapes[0]: expected a JSON object", id="no-object"),
         pytest.param(changed("shapes.1.warps", None), "shapes[1]: expected an object of n, k,", id="missing"),
-        pytest.param(changed("shapes.1.more", 1), "found one of itemsize, k, more,", id="unknown"),
+        pytest.param(changed("shapes.1.more", 1), "found one of form, k, more,", id="unknown"),
         pytest.param(changed("shapes.0.warps", "16"), "shapes[0]: warps: expected int, found '16'", id="type"),
         pytest.param(changed("shapes.0.n", True), "shapes[0]: n: expected int, found True", id="bool"),
         pytest.param(changed("shapes.0.wide.staged", 1), "shapes[0]: wide: staged: expected bool", id="staged"),
         pytest.param(changed("shapes.0.single", [1, 4]), "shapes[0]: single: expected dict", id="no-launch"),
+        pytest.param(changed("shapes.0.form", "u3"), "shapes[0]: form: expected one of 2, 4, u4", id="form"),
         pytest.param(
             changed("shapes.0.narrow.ring", None), "shapes[0]: narrow: expected an object of tiles,", id="ring"
         ),

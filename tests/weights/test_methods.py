@@ -97,7 +97,7 @@ def test_some_rows_and_rows_in_another_order_are_those_rows(
     matrix, expected = opened(tmp_path, kind, (40, 80))
     monkeypatch.setattr(quantised, "CHUNK", 3 * 80)
     np.testing.assert_array_equal(matrix.numbers(), expected)
-    for first, last in ((0, 16), (16, 40), (32, 33), (7, 12)):
+    for first, last in ((0, 16), (16, 40), (32, 33), (7, 20)):
         np.testing.assert_array_equal(matrix.numbers(first, last), expected[first:last])
     order = np.random.default_rng(1).permutation(40)
     taken = matrix.take(order)
@@ -139,9 +139,10 @@ def test_a_gpu_has_the_numbers_rounded_to_its_type(
     """The same bits as of the model in float32; q, k, v are one tensor of the file, and RoPE turns a part of a head."""
     monkeypatch.setattr(dequantise, "PIECE", 5 * 48)
     stored, plain = stored_and_plain(tmp_path, kind, "phi3-longrope")
-    found, expected = (bits(loaded(path, backend(device, "bfloat16"))[1]) for path in (stored, plain))
+    ops = backend(device, "bfloat16")
+    found, expected = (bits(ops, loaded(path, ops)[1]) for path in (stored, plain))
     for name, array in expected.items():
-        assert device.read(found[name]).tobytes() == device.read(array).tobytes(), name
+        assert found[name].tobytes() == array.tobytes(), name
 
 
 def test_the_emulated_gpu_gives_the_logits_of_numpy(tmp_path: Path, device: Device) -> None:
@@ -207,3 +208,20 @@ def test_equal_heads_of_tied_weights_are_compared_entry_by_entry(tmp_path: Path)
     write_directory(tmp_path, KINDS["fp8 row"], config, arrays)
     with pytest.raises(CheckpointError, match=r"lm_head\.weight: the configuration ties it to model\.embed_tokens"):
         loaded(tmp_path, NumpyOps())
+
+
+PROGRAMS = [  # that write GPTQ files, and what they say beside the sizes
+    pytest.param({"damp_percent": 0.01, "true_sequential": True, "model_name_or_path": None}, id="AutoGPTQ"),
+    pytest.param({"meta": {"quantizer": ["gptqmodel:7.7.0"]}, "lm_head": False, "pack_dtype": "int32"}, id="GPTQModel"),
+    pytest.param({"autoround_version": "0.4", "iters": 200, "data_type": "int", "enable_norm_bias": 1}, id="AutoRound"),
+    pytest.param({"tokenizer": None, "use_exllama": True, "exllama_config": {"version": 1}}, id="transformers"),
+]
+
+
+@pytest.mark.parametrize("keys", PROGRAMS)
+def test_keys_that_say_how_a_file_was_made_change_nothing(tmp_path: Path, keys: dict[str, Any]) -> None:
+    entries, expected = KINDS["gptq"].pack(np.random.default_rng(2).standard_normal((8, 32)).astype("f4"))
+    kind = KINDS["gptq"]._replace(config={**KINDS["gptq"].config, **keys})
+    write_directory(tmp_path, kind, {}, {f"x.{suffix}": a for suffix, a in entries.items()})
+    with open_checkpoint(tmp_path) as ck:
+        np.testing.assert_array_equal(ck.tensor("x.weight"), expected)

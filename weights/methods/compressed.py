@@ -172,7 +172,7 @@ def _scheme(keys: Keys) -> Scheme:
     kind, bits = keys.get("type", "int"), keys.get("num_bits", 8)
     if kind not in ("int", "float"):
         keys.unsupported("type", "int or float", kind)
-    if bits not in (4, 8):
+    if type(bits) is not int or bits not in (4, 8):
         keys.unsupported("num_bits", "4 or 8", bits)
     group, size, strategy = keys.get("group_size"), keys.get("block_structure"), keys.get("strategy")
     if strategy is None:

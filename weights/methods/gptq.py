@@ -66,6 +66,7 @@ class Gptq(Method):
         r"|model_file_base_name|tokenizer|dataset|block_name_to_quantize|module_name_preceding_first_block|batch_size"
         r"|pad_token_id|use_exllama|disable_exllama|exllama_config|max_input_length|use_cuda_fp16|cache_block_outputs"
         r"|modules_in_block_to_quantize|inside_layer_modules|meta|backend|lm_head|mse|pack_impl|device|offload_\w+"
+        r"|autoround_version|iters|lr|minmax_lr|nsamples|seqlen|low_gpu_mem_usage|gradient_accumulate_steps|enable_\w+"
         r"|act_group_aware|gptaq|foem|telemetry|fallback|hessian|method|format|checkpoint_format|\w+_vram_strategy\w*",
         re.ASCII,
     )
@@ -75,8 +76,9 @@ class Gptq(Method):
             keys.neutral(key, (None,))
         keys.neutral("pack_dtype", ("int32", "torch.int32"))
         keys.neutral("is_marlin_format", (False,))
+        keys.neutral("data_type", ("int",))
         version = keys.get("checkpoint_format", keys.get("format", "gptq"))
-        if version not in VERSIONS:
+        if not isinstance(version, str) or version not in VERSIONS:
             keys.unsupported("checkpoint_format", " or ".join(VERSIONS), version)
         self._added = VERSIONS[version]
         self._sizes = _sizes(keys)

@@ -12,7 +12,7 @@ import numpy as np
 from ..quantised import Planes, Quantised
 
 Rows = slice | np.ndarray  # which rows of a matrix
-_HALVINGS = {8: (), 4: ((4, 0x0F0F),), 2: ((4, 0x0F0F), (6, 0x0303))}  # a byte becomes two: lower bits, then upper bits
+_HALVINGS = {8: (), 4: ((4, 0x0F0F),), 2: ((4, 0x0F0F), (6, 0x0303))}  # a byte becomes two: its lower bits, its upper
 M = TypeVar("M", bound="Ordered")
 
 
@@ -90,21 +90,11 @@ class Grouped(Packed):
         np.multiply(integers, p.scales.astype(np.float32)[:, self.g_idx], out=out)
 
     def _read(self, at: Rows) -> Planes:
-        codes, zeros, half = self._codes(at), None if self.symmetric else self._zeros(at), 1 << (self.bits - 1)
-        if self.bits == 8:  # Planes has no unsigned codes of 8 bits: both are less by 128
-            codes, zeros = (
-                (codes ^ 0x80).view(np.int8),
-                None if zeros is None else zeros.astype(np.int16) - np.int16(128),
-            )
-            half = 0
-        return Planes(
-            code="s8" if self.bits == 8 else "u4",
-            codes=codes,
-            group=self.group,
-            scales=self._scales(at),
-            zero=half if zeros is None else 0,
-            zeros=zeros,
-        )
+        codes, scales, zeros = self._codes(at), self._scales(at), None if self.symmetric else self._zeros(at)
+        if self.bits == 8:  # Planes has no unsigned codes of 8 bits: codes and zeros are less by 128
+            zeros = None if zeros is None else zeros.astype(np.int16) - np.int16(128)
+            return Planes("s8", (codes ^ 0x80).view(np.int8), self.group, scales, zeros=zeros)
+        return Planes("u4", codes, self.group, scales, zero=1 << (self.bits - 1) if zeros is None else 0, zeros=zeros)
 
 
 def sharing(block: tuple[int, int], shape: tuple[int, int]) -> str:

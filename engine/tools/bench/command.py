@@ -30,6 +30,7 @@ def _options(p: argparse.ArgumentParser) -> None:
     several(p, "--backend", "cuda,cublas")
     several(p, "--graph", "off,layer,step")
     add(p, "--prompt-len", "--max-tokens", "--dtype")
+    p.add_argument("--quant", default="", metavar="KIND", help="random weights quantised: q4_0, q4_k_m, g128, ...")
     p.add_argument("--no-operations", action="store_true", help="do not time single operations")
     add(p, "--json")
     p.add_argument("--plot", metavar="FILE", help="plot ms per step: .png, .svg or .pdf (needs the extra plot)")
@@ -50,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
         prompt_len=args.prompt_len,
         max_tokens=args.max_tokens,
         dtype=args.dtype,
+        quant=args.quant,
         operations=not args.no_operations,
     )
     report.check_outputs(args.json, args.plot)

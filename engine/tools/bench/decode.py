@@ -31,6 +31,7 @@ from ...weights.fetch import resolve
 from . import synthetic
 from .ceiling import Reader
 from .operations import Operation, operations, step_bytes
+from .quantised import mix_of
 from .session import Load, Session
 
 PERCENTILES = (10, 50, 90)
@@ -52,6 +53,7 @@ class Settings:
     operations: bool = True  # also time each kind of operation
     repeats: int = 3  # passes over the steps, after one warm-up pass
     seed: int = 0
+    quant: str = ""  # how random weights are quantised: a name of quantised.MIXES
     read_bytes: int | None = None  # size of the buffer that the read ceiling is measured on
 
     def __post_init__(self) -> None:
@@ -63,6 +65,10 @@ class Settings:
             choice("backend", backend, ("cuda", "cublas", "numpy"))
         for graph in self.graphs:
             choice("graph", graph, ("off", "layer", "step"))
+        if self.quant and self.config is None:
+            raise RequestError(f"quant: expected random weights (--shape), found {self.model}")
+        if self.quant:
+            mix_of(self.quant)
         if not (self.batches and self.backends and self.graphs):
             raise RequestError("batch, backend, graph: expected at least one of each, found none")
 
@@ -131,7 +137,7 @@ def tidy(device: Device) -> None:
 
 def open_model(s: Settings, backend: str, choose: Choose) -> tuple[Ops, ModelConfig, Weights]:
     """A backend with the model's weights."""
-    ops, c, w, _ = load_model(s.model, s.config, lambda c: _choose(s, c, backend, choose), s.seed)
+    ops, c, w, _ = load_model(s.model, s.config, lambda c: _choose(s, c, backend, choose), s.seed, quant=s.quant)
     return ops, c, w
 
 
@@ -141,11 +147,12 @@ def load_model(
     choose: Callable[[ModelConfig], Ops],
     seed: int = 0,
     also: Callable[[Checkpoint], Any] = lambda ck: None,
+    quant: str = "",
 ) -> tuple[Ops, ModelConfig, Weights, Any]:
     """(ops, config, weights, also(checkpoint)). With `config` the weights are random, and the last item is None."""
     if config is not None:
         ops = choose(config)
-        ck = synthetic.checkpoint(config, ops.device, ops.dtype, seed)
+        ck = synthetic.checkpoint(config, ops.device, ops.dtype, seed, mix_of(quant) if quant else None)
         return ops, config, loading.weights(ops, ck, config), None
     with open_checkpoint(resolve(model, progress=True)) as ck:
         c = model_config(ck.config, ck.generation_config, ck.source)
@@ -200,7 +207,7 @@ def measure(ops: Ops, c: ModelConfig, w: Weights, graph: str, load: Load, repeat
     prove(ops, graph, recorded, stepped, made, len(session.runner.buckets) * parts)
     p10, median, p90 = np.percentile(steps, PERCENTILES).tolist()
     ttft, wall = (statistics.median(column) for column in zip(*served, strict=True))
-    need = step_bytes(c, ops.dtype.itemsize, load)
+    need = step_bytes(c, ops.dtype.itemsize, load, w)
     rate = need / median / 1e6
     return Measurement(
         ops.name, graph, load.batch, median, p10, p90, wall, load.batch * 1e3 / wall, need, rate, 100 * rate / ceiling,

@@ -59,27 +59,36 @@ class Operation:
     kernels: dict[str, int]  # kernel -> launches per step
 
 
-def bytes_read(c: ModelConfig, itemsize: int, load: Load) -> dict[str, int]:
-    """Bytes that one call of each kind must read, averaged over layers; see FORMULA."""
+def bytes_read(c: ModelConfig, itemsize: int, load: Load, w: Weights | None = None) -> dict[str, int]:
+    """Bytes that one call of each kind must read, averaged over layers; see FORMULA.
+
+    w: the weights, some of which may be quantised; without it all take itemsize bytes a number."""
     of, norm = c.sizes, 4 * c.hidden
     extra = 4 * of.qkv * of.qkv_bias + 8 * of.head_dim * of.qk_norm
     seen = sum(min(load.context, spec.window or load.context) for spec in c.layers) / c.layer_count
+
+    def matrix(name: str, numbers: int) -> int:
+        owners = (w,) if name in ("embed", "head") else w.layers if w else ()
+        stored = [getattr(getattr(owner, name), "stored_bytes", 0) for owner in owners if owner]
+        sizes = [size or numbers * itemsize for size in stored]
+        return round(sum(sizes) / len(sizes)) if sizes else numbers * itemsize
+
     return {
-        "embed_tokens": load.batch * c.hidden * itemsize,
-        "norm_qkv": of.qkv * c.hidden * itemsize + norm + extra,
+        "embed_tokens": load.batch * matrix("embed", c.vocab * c.hidden) // c.vocab,
+        "norm_qkv": matrix("qkv", of.qkv * c.hidden) + norm + extra,
         "attend": round(load.batch * seen * 2 * of.kv_heads * of.head_dim * itemsize),
-        "linear_add o": c.hidden * of.heads * of.head_dim * itemsize,
-        "norm_gate_up": 2 * of.ffn * c.hidden * itemsize + norm,
-        "linear_add down": c.hidden * of.ffn * itemsize,
-        "norm_head": c.vocab * c.hidden * itemsize + norm,
+        "linear_add o": matrix("o", c.hidden * of.heads * of.head_dim),
+        "norm_gate_up": matrix("gate_up", 2 * of.ffn * c.hidden) + norm,
+        "linear_add down": matrix("down", c.hidden * of.ffn),
+        "norm_head": matrix("head", c.vocab * c.hidden) + norm,
         "sample": load.batch * c.vocab * 4,
         "advance": 0,
     }
 
 
-def step_bytes(c: ModelConfig, itemsize: int, load: Load) -> int:
+def step_bytes(c: ModelConfig, itemsize: int, load: Load, w: Weights | None = None) -> int:
     """Bytes that a step must read on average, by FORMULA."""
-    each = bytes_read(c, itemsize, load)
+    each = bytes_read(c, itemsize, load, w)
     once = each["embed_tokens"] + each["norm_head"]
     in_layer = sum(n for kind, n in each.items() if kind not in ("embed_tokens", "norm_head", *IN_CACHE))
     return once + c.layer_count * in_layer
@@ -92,7 +101,7 @@ def operations(ops: Ops, c: ModelConfig, w: Weights, load: Load, reader: Reader,
     for call in calls:
         kinds.setdefault(call.kind, []).append(call)
     launch = _launch_ms(ops, kinds["advance"][0], reader)
-    expected = bytes_read(c, ops.dtype.itemsize, load)
+    expected = bytes_read(c, ops.dtype.itemsize, load, w)
     found = []
     for kind, chain in kinds.items():
         session.restart(middle)

@@ -17,9 +17,10 @@ from ...config import LayerSpec, ModelConfig, Rope, RopeScaling
 from ...ops.device import Device, HostDevice
 from ...weights import names
 from ...weights.checkpoint import Checkpoint
+from ...weights.quantised import Quantised
 from ...weights.tensor import Tensor
+from .quantised import DEVIATION, Mix, drawn
 
-DEVIATION = 0.02  # standard deviation of every matrix: keeps activations within a few units in all shapes below
 _KINDS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 _BYTES_DEVIATION = math.sqrt(4 * (256**2 - 1) / 12)  # of the sum of four independent bytes
 _CHUNK = 1 << 20  # numbers drawn at a time on the CPU
@@ -86,6 +87,10 @@ class RandomTensor(Tensor):
 
     device: Device | None = None  # that generates and holds the matrix
     start: int = 0
+    quantised: Quantised | None = None  # what is stored instead
+
+    def stored(self) -> Quantised | None:
+        return self.quantised
 
     def numbers(self) -> Any:
         """The tensor [shape]: a matrix as a device array, a vector as a host array."""
@@ -94,13 +99,18 @@ class RandomTensor(Tensor):
         return random(self.device, self.shape, self.dtype, self.start)
 
 
-def checkpoint(c: ModelConfig, device: Device, dtype: np.dtype, seed: int = 0) -> Checkpoint:
-    """A Checkpoint with random weights of shape `c`, stored as dtype."""
-    plan = [(name, shape, e.kind) for e in names.plan(c) for name, shape in zip(e.tensors, e.shapes, strict=True)]
+def checkpoint(c: ModelConfig, device: Device, dtype: np.dtype, seed: int = 0, mix: Mix | None = None) -> Checkpoint:
+    """Random weights of the shape `c`, stored as dtype, or quantised as `mix` says; what load.weights reads."""
+    entries = list(names.plan(c))
+    plan = [(name, shape, e) for e in entries for name, shape in zip(e.tensors, e.shapes, strict=True)]
     source, empty, kind = Path("random weights"), np.empty(0, np.uint8), _KINDS[dtype.name]
     tensors: dict[str, Tensor] = {}
-    for i, (name, shape, use) in enumerate(plan, 1):
+    for i, (name, shape, entry) in enumerate(plan, 1):
         start = (seed * len(plan) + i) * 0x9E3779B9  # far from the other tensors' counters
-        where = device if use == "weight" else HostDevice()  # the loader transforms the others on the host
-        tensors[name] = RandomTensor(source, name, kind, shape, empty, device=where, start=start)
+        where = device if entry.kind == "weight" else HostDevice()  # the loader transforms the others on the host
+        *layer, _ = entry.path.split(".")
+        stored = None
+        if mix and entry.kind == "weight":
+            stored = drawn(c, mix, name, int(layer[1]) if layer else -1, shape, start)
+        tensors[name] = RandomTensor(source, name, kind, shape, empty, device=where, start=start, quantised=stored)
     return Checkpoint(source, tensors, config={})

@@ -118,13 +118,14 @@ inline void cp_async16(void* shared, const void* global, int bytes = 16) {
     emu::issue_copy(shared, data, 16);
 }
 
-inline void cp_async8(void* shared, const void* global) {
-    emu::require_aligned("cp_async8, to", shared, 8);
-    emu::require_aligned("cp_async8, from", global, 8);
-    emu::require_shared("cp_async8, to", shared, 8);
+template <int BYTES>
+inline void cp_async(void* shared, const void* global) {
+    emu::require_aligned("cp_async, to", shared, BYTES);
+    emu::require_aligned("cp_async, from", global, BYTES);
+    emu::require_shared("cp_async, to", shared, BYTES);
     uint4 data{};
-    memcpy(&data, global, 8);
-    emu::issue_copy(shared, data, 8);
+    memcpy(&data, global, BYTES);
+    emu::issue_copy(shared, data, BYTES);
 }
 
 inline void cp_async_commit() {
@@ -165,7 +166,9 @@ inline void cluster_sync(EMU_SITE) {
     emu::wait_for_blocks(emu::State::at_cluster_sync, {"cluster_sync", file, line});
 }
 
-inline uint4 load_stream(const uint4* p) {
+template <class V>
+inline V load_stream(const V* p) {
+    emu::require_aligned("load_stream", p, sizeof(V));
     return *p;
 }
 
@@ -175,6 +178,23 @@ inline const T* one_address(const T* p) {
 }
 
 inline void prefetch_l2(const void*) {}
+
+inline void prefetch_l2(const void* p, unsigned bytes) {
+    emu::require_aligned("prefetch_l2", p);
+    if (bytes % 16) emu::fail("prefetch_l2: expected a multiple of 16 bytes, found %u", bytes);
+}
+
+inline unsigned multiply_bf16x2(unsigned a, unsigned b) {
+    unsigned d = 0;
+    for (int i = 0; i < 32; i += 16) {
+        float x = emu::bits<float>(a >> i << 16), y = emu::bits<float>(b >> i << 16);
+        __nv_bfloat16 rounded = __float2bfloat16_rn(x * y);
+        uint16_t word;
+        memcpy(&word, &rounded, 2);
+        d |= unsigned(word) << i;
+    }
+    return d;
+}
 
 inline float exp2_approx(float x) {
     float y = exp2f(x < -126.5f ? -200.0f : x);
