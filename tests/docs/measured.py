@@ -12,7 +12,7 @@ SHAPES = {"smollm2-135m": "SmolLM2-135M", "llama-3.2-1b": "Llama-3.2-1B", "llama
 MODELS = {"minilm-l6": "MiniLM-L6", "smollm2-135m": "SmolLM2-135M"}
 BATCHES = (1, 4, 8, 16)
 GRAPHS = ("off", "layer", "step")
-QUANTISED = {"q4_0": "Q4_0", "g128": "4 bits, groups of 128 (`g128`)"}  # file of the 8B -> name
+QUANTISED = {"q4_0": "Q4_0", "g128": "4 bits, groups of 128 (`g128`), the LM head bf16"}  # file of the 8B -> name
 # The engines of the comparison at batch 1: what begins the name in others-h200.json, and the settings.
 OTHERS = {
     "llama.cpp": ("llama.cpp", "CUDA graphs"),
