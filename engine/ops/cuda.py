@@ -57,9 +57,9 @@ class CudaOps(DeviceOps):
     @property
     def shapes(self) -> Shapes:
         """The launch shapes of decode products. DeviceError if a tuned file of this device is damaged."""
-        if self._shapes is None:
-            self.shapes = tuned.shapes(self.device)
-        return self._shapes
+        if (found := self._shapes) is None:
+            found = self.shapes = tuned.shapes(self.device)
+        return found
 
     @shapes.setter
     def shapes(self, shapes: Shapes) -> None:
