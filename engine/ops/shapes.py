@@ -270,14 +270,14 @@ def rule(n: int, k: int, form: int | str) -> DecodeShape:
 
 def _quantised_rule(k: int, key: str) -> DecodeShape:
     """A step is long, so that few are in flight. Two row tiles of a warp share what is worked out of x, unless nested
-    scales leave no registers for that. A long K of many rows fits into shared memory by clusters only, which the rule
-    does not use: those rows come from L2."""
-    step, nested = FORMS[key].step, "nested" in key
+    scales or mins leave no registers for that. A long K of many rows fits into shared memory by clusters only, which
+    the rule does not use: those rows come from L2."""
+    step, full = FORMS[key].step, "nested" in key or "min" in key
     deep = max(2, 256 // step)
     narrow = Launch(1, deep, 1, 1, staged=True)
     most = 8 if step == 256 else 16  # warps: with twice as many a thread has too few registers
     warps = next(n for n in (most, 8, 4) if k >= n * step or n == 4)
-    single = narrow if nested or step == 256 else replace(narrow, tiles=2)
+    single = narrow if full or step == 256 else replace(narrow, tiles=2, depth=deep // 2)
     return DecodeShape(warps, single, narrow, replace(narrow, depth=deep // 2))
 
 
