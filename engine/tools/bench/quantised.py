@@ -65,13 +65,10 @@ class RandomQuantised(Quantised):
     """A matrix of random codes and scales, drawn when it is asked for; the same for the same start."""
 
     where: str
+    kind: str
     shape: tuple[int, int]
     form: QuantisedForm
     start: int = 0
-
-    @property
-    def kind(self) -> str:  # type: ignore[override]
-        return f"random {self.form.key}"
 
     @property
     def nbytes(self) -> int:
@@ -119,4 +116,4 @@ def drawn(c: ModelConfig, mix: Mix, name: str, layer: int, shape: tuple[int, ...
         return None
     if shape[1] % form.step:
         refuse("quant", f"rows of a multiple of {form.step} numbers for {form.key}", f"{list(shape)} in {name}")
-    return RandomQuantised(name, (shape[0], shape[1]), form, start)
+    return RandomQuantised(name, f"random {form.key}", (shape[0], shape[1]), form, start)
