@@ -16,11 +16,11 @@ FIGURE = ROOT / "docs" / "speed.svg"
 MEASURED = (
     measured.speed, measured.decode, measured.decode_h100, measured.quantised, measured.ceilings, measured.first_tokens,
     measured.by_operation, measured.other_engines, measured.other_prompts, measured.published, measured.accuracy,
-    measured_graphs.samples, measured_graphs.samples_h100, measured_graphs.shares, measured_graphs.shares_h100,
+    measured_graphs.samples, measured_graphs.shares, measured_graphs.scheduling,
     measured_graphs.findings, measured_graphs.updates, measured_graphs.limits_summary, measured_graphs.limits,
     measured_graphs.nodes,
 )  # fmt: skip
-TAKEN = ("llama-3.1-8b.json", "graphs.json", "graphs-h100.json", "update.json", "limits.json",
+TAKEN = ("llama-3.1-8b.json", "graphs.json", "schedule.json", "update.json", "limits.json",
          "smollm2-135m-inspect.json")  # fmt: skip
 
 

@@ -1,8 +1,9 @@
-"""The tables of docs/cuda-graphs.md: what graphs give, what changing them costs, what they can hold."""
+"""Tables of docs/cuda-graphs.md (what graphs give, what changing them costs, what they hold) and docs/scheduling.md."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from statistics import median
 from typing import Any
 
 from measured import GRAPHS, MODELS, head, line, read
@@ -16,12 +17,12 @@ def _by(file: str) -> dict[tuple[str, int, str], dict[str, Any]]:
     return {(r["model"], r["batch"], r["graph"]): r for r in read(file)["rows"]}
 
 
-def samples(file: str = "graphs.json") -> Iterator[str]:
+def samples() -> Iterator[str]:
     """Samples a second, the article's first, and how many times one graph a step is as fast as none."""
-    found = _by(file)
+    found = _by("graphs.json")
     heads = (c for name in MODELS.values() for c in (f"{name}: off", "layer", "step", "speed-up"))
     yield from head("batch", "article: without", "with", "speed-up", *heads)
-    for batch, (without, with_) in read(file)["article"].items():
+    for batch, (without, with_) in read("graphs.json")["article"].items():
         cells: list[object] = [batch, without, with_, f"{with_ / without:.2f}"]
         for model in MODELS:
             off, layer, step = (found[model, int(batch), graph]["samples_per_s"] for graph in GRAPHS)
@@ -29,24 +30,14 @@ def samples(file: str = "graphs.json") -> Iterator[str]:
         yield line(*cells)
 
 
-def samples_h100() -> Iterator[str]:
-    """The same on an H100, two days later."""
-    yield from samples("graphs-h100.json")
-
-
-def shares(file: str = "graphs.json") -> Iterator[str]:
+def shares() -> Iterator[str]:
     """us of a step in which the host launches, kernels run, or the device idles."""
     yield from head("model", "batch", "graph", "launches", "wall", "host launching", "kernels", "device idle")
-    for r in read(file)["rows"]:
+    for r in read("graphs.json")["rows"]:
         if r["batch"] in (1, 16):
             step = r["step"]
             parts = (f"{round(step[f'{k}_us'])} ({round(step[f'{k}_percent'])} %)" for k in ("host", "kernel", "idle"))
             yield line(MODELS[r["model"]], r["batch"], r["graph"], r["launched"], f"{step['wall_us']:.0f}", *parts)
-
-
-def shares_h100() -> Iterator[str]:
-    """The same on an H100."""
-    yield from shares("graphs-h100.json")
 
 
 def findings() -> Iterator[str]:
@@ -104,3 +95,18 @@ def nodes() -> Iterator[str]:
     inside = read("smollm2-135m-inspect.json")
     yield f"The times of the {len(inside['nodes'])} nodes add up to {inside['nodes_us']:.1f} us; a replay takes "
     yield f"{inside['replay_us']:.1f} us: {inside['apart']:.1%} apart.".replace("%", " %")
+
+
+def scheduling() -> Iterator[str]:
+    """What requests do to one another, in ms: medians."""
+    r = read("schedule.json")
+    s, middle = r["settings"], {k: median(r[f"{k}_ms"]) for k in ("tail", "cold", "warm", "alone", "between", "gap")}
+    yield from head("measured", "ms")
+    yield line(f"first token, prompt of {s['tail']} tokens", f"{middle['tail']:.1f}")
+    prompt = f"first token, {s['shared']:,} cached tokens and {s['tail']} more"
+    yield line(f"{prompt}: cold cache", f"{middle['cold']:.1f}")
+    yield line(f"{prompt}: warm cache", f"{middle['warm']:.1f}")
+    yield line(f"a step of {s['streams']} streams", f"{r['step_ms']:.2f}")
+    yield line(f"longest gap of a stream while a prompt of {s['prompt_len']:,} tokens arrives", f"{middle['gap']:.1f}")
+    yield line("first token of that prompt: alone", f"{middle['alone']:.0f}")
+    yield line("first token of that prompt: beside the streams", f"{middle['between']:.0f}")
