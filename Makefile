@@ -27,7 +27,7 @@ demo: .venv/.demo
 test: .venv/.test
 	OPENBLAS_NUM_THREADS=1 $(BIN)/pytest
 
-# About a minute: what compiles no kernel and loads no real model. See docs/testing.md.
+# One to three minutes: what compiles no kernel and loads no real model. See docs/testing.md.
 test-fast: .venv/.test
 	OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -m "not slow"
 

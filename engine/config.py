@@ -192,14 +192,11 @@ class SamplingParams:
     repetition_penalty: float = _option(1.0, "divides positive logits of seen tokens, multiplies others (1 = off)")
     presence_penalty: float = _option(0.0, "subtracted from the logit of every generated token (0 = off)")
     frequency_penalty: float = _option(0.0, "subtracted once for each time a token was generated (0 = off)")
-    # Independent of the batch; None = random.
-    seed: int | None = _option(None, "same seed, same text")
-    # The output does not contain it; kept as a tuple.
+    seed: int | None = _option(None, "same seed, same text")  # same seed, same text in any batch; None = random
     stop: tuple[str, ...] | list[str] | str | None = field(
         default=(), metadata={"help": "end before this text; may be given several times"}
-    )
-    # End the output, beside the model's end tokens; kept as a tuple.
-    stop_token_ids: tuple[int, ...] | list[int] | None = ()
+    )  # texts that end the output and are not in it; kept as a tuple
+    stop_token_ids: tuple[int, ...] | list[int] | None = ()  # more end tokens, beside the model's; kept as a tuple
     ignore_eos: bool = _option(False, "continue after the model's end token")
     min_tokens: int = _option(0, "do not end before this many tokens")
     logprobs: int | None = None  # report this many most probable tokens for each generated token; None = none

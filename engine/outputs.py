@@ -15,8 +15,7 @@ class CompletionOutput:
     text: str  # without the stop text or the stop token's text
     token_ids: list[int]  # all generated tokens, including the stop token
     finish_reason: str  # "stop" (stop token or text), "length" (max_tokens), "abort" (LLM.abort) or "timeout"
-    # Per token: id -> natural log probability, the most probable first, and the token's own. None: not requested.
-    logprobs: list[dict[int, float]] | None
+    logprobs: list[dict[int, float]] | None  # per token: id -> natural log probability, best first; None: not asked for
 
 
 @dataclass
@@ -24,9 +23,9 @@ class RequestOutput:
     """A prompt and its completions."""
 
     prompt: str | None  # None if it was given as ids
-    prompt_token_ids: list[int]
-    outputs: list[CompletionOutput]
-    prompt_tokens: int
+    prompt_token_ids: list[int]  # with the tokens that the tokenizer adds
+    outputs: list[CompletionOutput]  # [n]
+    prompt_tokens: int  # length of prompt_token_ids
     completion_tokens: int  # sum over all outputs
     ttft: float  # seconds from the call to the request's first token
     decode_tok_s: float | None  # tokens/s after the first token; None if there was only one
@@ -44,7 +43,7 @@ class RequestOutput:
 
     @property
     def finish_reason(self) -> str:
-        """Why the first completion ended: "stop", "length" or "abort"."""
+        """Why the first completion ended: "stop", "length", "abort" or "timeout"."""
         return self.outputs[0].finish_reason
 
 
@@ -53,7 +52,7 @@ class StreamChunk:
     """The text and tokens since the last chunk. All texts joined are the output's text, all ids its token_ids."""
 
     text: str  # "" while a character is incomplete, or while the text may be the beginning of a stop text
-    token_ids: list[int]
+    token_ids: list[int]  # tokens since the last chunk
     output: RequestOutput | None = None  # on the last chunk only
 
 

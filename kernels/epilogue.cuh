@@ -1,10 +1,13 @@
-// What happens to the sums of a matrix product on their way to memory: one struct a kind.
+// Epilogues: what is done to the sums of a GEMM before they are stored, one struct each.
 //
-// The thread that holds the sums of rows g and g + 8 of a tile (packed.cuh) for one column takes four steps, so that
-// what it needs from memory is there when the sums are: begin() starts the loads of what was complete before the step
-// began, and may come before grid_wait(); fetch() those of what the kernel before has written; follow() those whose
-// addresses begin() brought; store() does the rest. Fused multiply-adds are written out: left to the compiler, two
-// instances of a kernel could round differently, and the bits of a column would depend on its batch.
+// A thread holds the sums of rows g and g + 8 of a tile (packed.cuh) for one column. Its loads are issued before the
+// sums are complete:
+//     begin()   loads what was complete before the step began; may be called before grid_wait()
+//     fetch()   loads what the previous kernel has written
+//     follow()  loads from addresses that begin() has loaded
+//     store()   computes and stores
+// Fused multiply-adds are written out: left to the compiler, two instances of a kernel could round differently, and the
+// bits of a column would depend on its batch.
 #pragma once
 #include "activation.cuh"
 #include "norm.cuh"
@@ -29,7 +32,7 @@ struct Store {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             int row = ahead.row + half * 8 * span;
-            if (bias && row < n) ahead.bias[half] = bias[row];  // not of a row of padding
+            if (bias && row < n) ahead.bias[half] = bias[row];  // a padding row has none
         }
     }
 
@@ -55,7 +58,7 @@ struct Store {
     }
 };
 
-// x[column, row] += scale sum, and the first half of the norm that x goes through next (norm.cuh).
+// x[column, row] += scale sum, and the first half of the next RMSNorm, whose scale is deferred (norm.cuh).
 template <class T>
 struct Add {
     int n;              // a multiple of 16
@@ -101,7 +104,7 @@ template <class T>
 struct Gelu {
     int n;
     const float* bias;  // [N]
-    int tanh;           // which of the two forms
+    int tanh;           // GELU by tanh instead of erf
     T* out;             // [R, N]
 
     struct Ahead {
@@ -161,7 +164,7 @@ struct Rotate {
     T* v;                                  // [P, G, PAGE, d]
 
     struct Ahead {
-        int head, i;  // of the head whose tile it is, and the element of it
+        int head, i;  // head of the tile, element of the head
         int seq, position, page;
         float bias[2], cosine, sine;
     };

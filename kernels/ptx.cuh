@@ -179,8 +179,8 @@ PTX void cluster_sync() {
 
 // -- loads and arithmetic ---------------------------------------------------------------------------------------------
 
-// 16 bytes that are read once in this kernel: weights. Not by the path for read-only data, though they are: ptxas moves
-// such loads down to their first use, past a grid_wait, before which they were to be on their way.
+// Load 16 bytes that the kernel reads once: weights. A plain load and not ld.global.nc, although weights are read-only:
+// ptxas moves ld.global.nc down to the first use, below grid_wait(), which would defeat the prefetch.
 PTX uint4 load_stream(const uint4* p) {
     uint4 v;
     asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
@@ -189,7 +189,7 @@ PTX uint4 load_stream(const uint4* p) {
     return v;
 }
 
-// The same of 8 bytes, and of 4.
+// The same with 8 and with 4 bytes.
 PTX uint2 load_stream(const uint2* p) {
     uint2 v;
     asm volatile("ld.global.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
@@ -202,8 +202,8 @@ PTX unsigned load_stream(const unsigned* p) {
     return v;
 }
 
-// p itself, of which the compiler then knows only that it is global memory: what is read at fixed distances from it
-// shares one address, where it would else add up base and index for each.
+// Return p with its provenance hidden from the compiler. Loads at fixed offsets from p then share one base register;
+// otherwise the compiler adds base and index for each of them.
 template <class T>
 PTX const T* one_address(const T* p) {
     size_t at = __cvta_generic_to_global(p);

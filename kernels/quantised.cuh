@@ -371,9 +371,15 @@ struct Format<Quantised<CODES, SCALES, K_, T_>> {
     // Sums of some row tiles and columns. Nested: of every other group apart, as one row of x has half of the columns
     // of an mma for each of two groups (multiply_single).
     static constexpr int CLASSES = SCALES::NESTED ? 2 : 1;
+
+    // One row of x is multiplied by multiply_single. Not in steps of 256 k: there nvcc 12.9 and 13.0 read one of their
+    // words of codes for another (tests/test_nvrtc.py looks for words that nothing reads).
+    template <class S>
+    static constexpr bool SINGLE = SCALES::NESTED && K < SPAN && S::ROWS == 1;
+
     template <class S>
     struct Acc {
-        static constexpr int KEPT = S::ROWS == 1 ? 1 : CLASSES;  // of one row a lane has one of them
+        static constexpr int KEPT = SINGLE<S> ? 1 : CLASSES;  // of one row a lane has one of them
         float sum[S::TILES][S::COLS][4];
         float rest[KEPT][S::TILES][S::COLS][4];
 
@@ -387,7 +393,7 @@ struct Format<Quantised<CODES, SCALES, K_, T_>> {
                 for (int c = 0; c < S::COLS; c++)
 #pragma unroll
                     for (int i = 0; i < 4; i++) {
-                        if constexpr (S::ROWS == 1) {
+                        if constexpr (SINGLE<S>) {
                             const float v = rest[0][r][c][i];
                             sum[r][c][i] = v + __shfl_xor_sync(0xffffffffu, v, 2);
                         } else {
@@ -400,7 +406,7 @@ struct Format<Quantised<CODES, SCALES, K_, T_>> {
     template <class S, bool DIRECTLY>
     static __device__ __forceinline__ void multiply(Acc<S>& acc, const A (&a)[S::TILES],
                                                     const Columns<DIRECTLY> (&x)[S::COLS]) {
-        if constexpr (SCALES::NESTED && S::ROWS == 1)
+        if constexpr (SINGLE<S>)
             multiply_single<S>(acc, a, x[0]);
         else
             multiply_columns<S>(acc, a, x);
@@ -411,47 +417,46 @@ struct Format<Quantised<CODES, SCALES, K_, T_>> {
                                                             const Columns<DIRECTLY> (&x)[S::COLS]) {
         constexpr int TILES = S::TILES, COLS = S::COLS;
         constexpr int KT = SCALES::GROUP / 16, PAIRS = (KT + 1) / 2;  // k tiles of a group, and pairs of them
-        float inner[CLASSES][TILES][COLS][4] = {}, below[CLASSES][TILES][COLS][4] = {};  // Nested
-        uint4 b[COLS][PAIRS];
 #pragma unroll
-        for (int g = 0; g < Scales::GROUPS; g++) {
-            float offset[COLS][4] = {}, total[COLS][4] = {};  // -zero sum(x), and sum(x)
-            const int first = g * KT % 2;                     // of two groups of one k tile the second half of a pair
-            const int i = g % CLASSES;
+        for (int i = 0; i < CLASSES; i++) {                                // one after the other: fewer registers
+            float inner[TILES][COLS][4] = {}, below[TILES][COLS][4] = {};  // Nested
 #pragma unroll
-            for (int c = 0; c < COLS; c++) {
-#pragma unroll
-                for (int j = 0; j < PAIRS; j++)
-                    if (first == 0) b[c][j] = x[c].pair(g * KT / 2 + j);
-#pragma unroll
-                for (int kt = 0; kt < KT; kt++) {
-                    if (SCALES::ZERO) mma<T>(offset[c], minus(SCALES::ZERO), tile(b[c], first + kt));
-                    if (SCALES::MINS) mma<T>(total[c], one(), tile(b[c], first + kt));
-                }
-            }
-#pragma unroll
-            for (int r = 0; r < TILES; r++) {
-                const Scales& s = a[r].scales;
+            for (int g = i; g < Scales::GROUPS; g += CLASSES) {
+                float offset[COLS][4] = {}, total[COLS][4] = {};  // -zero sum(x), and sum(x)
+                uint2 b[COLS][KT];
 #pragma unroll
                 for (int c = 0; c < COLS; c++) {
-                    float sum[4] = {offset[c][0], offset[c][1], offset[c][2], offset[c][3]};
+                    uint4 pairs[PAIRS];
 #pragma unroll
-                    for (int kt = 0; kt < KT; kt++)
-                        mma<T>(sum, CODES::fragment(a[r].planes, g * KT + kt), tile(b[c], first + kt));
-                    add(SCALES::NESTED ? inner[i][r][c] : acc.sum[r][c], s.scale(0, g), s.scale(1, g), sum);
-                    if (SCALES::MINS)
-                        add(SCALES::NESTED ? below[i][r][c] : acc.sum[r][c], s.min(0, g), s.min(1, g), total[c]);
+                    for (int j = 0; j < PAIRS; j++) pairs[j] = x[c].pair(g * KT / 2 + j);
+#pragma unroll
+                    for (int kt = 0; kt < KT; kt++) {
+                        b[c][kt] = tile(pairs, g * KT % 2 + kt);
+                        if (SCALES::ZERO) mma<T>(offset[c], minus(SCALES::ZERO), b[c][kt]);
+                        if (SCALES::MINS) mma<T>(total[c], one(), b[c][kt]);
+                    }
+                }
+#pragma unroll
+                for (int r = 0; r < TILES; r++) {
+                    const Scales& s = a[r].scales;
+#pragma unroll
+                    for (int c = 0; c < COLS; c++) {
+                        float sum[4] = {offset[c][0], offset[c][1], offset[c][2], offset[c][3]};
+#pragma unroll
+                        for (int kt = 0; kt < KT; kt++)
+                            mma<T>(sum, CODES::fragment(a[r].planes, g * KT + kt), b[c][kt]);
+                        add(SCALES::NESTED ? inner[r][c] : acc.sum[r][c], s.scale(0, g), s.scale(1, g), sum);
+                        if (SCALES::MINS)
+                            add(SCALES::NESTED ? below[r][c] : acc.sum[r][c], s.min(0, g), s.min(1, g), total[c]);
+                    }
                 }
             }
-        }
-        if constexpr (SCALES::NESTED)
-#pragma unroll
-            for (int i = 0; i < CLASSES; i++)
+            if constexpr (SCALES::NESTED)
 #pragma unroll
                 for (int r = 0; r < TILES; r++)
 #pragma unroll
-                    for (int c = 0; c < COLS; c++)
-                        add_nested(acc.of(i)[r][c], a[r].scales, inner[i][r][c], below[i][r][c]);
+                    for (int c = 0; c < COLS; c++) add_nested(acc.of(i)[r][c], a[r].scales, inner[r][c], below[r][c]);
+        }
     }
 
     static __device__ __forceinline__ void add_nested(float (&acc)[4], const Scales& s, const float (&inner)[4],

@@ -172,6 +172,22 @@ def _mixed() -> list[str]:
     ))  # fmt: skip
 
 
+def _models() -> list[str]:
+    """Decode steps of whole models (weights/test_quantised_models.py), a row at a time, and heads after prompts."""
+    layers = {
+        "u4 g32": 256,
+        "u4 g32 min": 256,
+        "u4 g32 nested min": 256,
+        "u5 g32 nested min": 256,
+        "u6 g16 nested": 256,
+    }
+    found = [
+        quantised(kernel, key, k)[0] for key, k in layers.items() for kernel in MATRICES if kernel != "decode_store"
+    ]
+    heads = [name for key in ("u6 g16 nested", "s8 g32") for name in quantised("decode_store", key, 256)[:2]]
+    return [name for name in dict.fromkeys(found + heads) if name not in _mixed()]
+
+
 # Instances that tests run on the CPU and that are compiled together, which takes less than one by one.
 TOGETHER: dict[str, list[list[str]]] = {
     "pack.cu": [[name for key in QUANTISED for name in PACKED[key]]],
@@ -179,6 +195,7 @@ TOGETHER: dict[str, list[list[str]]] = {
         *(quantised("decode_store", key, k=1280) for key in KEYS),
         *(_ways(key) for key in dict.fromkeys(key for key, _, _ in WAYS.values())),
         _mixed(),
+        _models(),
     ],
 }
 

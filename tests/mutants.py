@@ -35,6 +35,11 @@ class Mutant:
     tests: tuple[str, ...]  # arguments of pytest
 
 
+def _quantised(test: str, case: str) -> str:
+    """One case of a test of quantised weights, on the emulator."""
+    return f"tests/ops/test_quantised.py::test_{test}[emulated-{case}]"
+
+
 MUTANTS = (
     Mutant(
         "pages that come back to where they were", "pages.cu",
@@ -122,12 +127,12 @@ MUTANTS = (
     ),
     Mutant(
         "a sum of squares left out of the second load", "columns.cuh",
-        "(w.x + w.y + (w.z + w.w));", "(w.x + w.y + w.z);",
+        "(v[1].x + v[1].y + (v[1].z + v[1].w));", "(v[1].x + v[1].y + v[1].z);",
         ("tests/ops/test_half_norm.py::test_scales_of_every_width",),
     ),
     Mutant(
         "a second load of one quad too many", "columns.cuh",
-        "w = i + 32 < quads ? line[i + 32]", "w = i + 32 <= quads ? line[i + 32]",
+        "v[1] = i + 32 < quads ? line", "v[1] = i + 32 <= quads ? line",
         ("tests/ops/test_half_norm.py::test_scales_of_every_width",),
     ),
     Mutant(
@@ -180,6 +185,47 @@ MUTANTS = (
         "of equal logits the last", "sample.cu",
         "<< 32 | (0xffffffffu - v)", "<< 32 | v",
         ("tests/ops/test_sample.py",),
+    ),
+    Mutant(
+        "a spare bit of a code", "quantised.cuh",
+        "to[0] = code[i][0] & 15 | code[i][2] << 4", "to[0] = code[i][0] & 31 | code[i][2] << 4",
+        (_quantised("packed_without_loss", "u6 g16 nested-rows-49"),),
+    ),
+    Mutant(
+        "a neighbour's scale", "quantised.cuh",
+        "acc.sum[r][c], s.scale(0, g), s.scale(1, g), sum);", "acc.sum[r][c], s.scale(1, g), s.scale(0, g), sum);",
+        (_quantised("products_round_nothing", "u4 g32"),),
+    ),
+    Mutant(
+        "the scale of a neighbouring group in a batch of one", "quantised.cuh",
+        "add(inner[r], s.scale(0, g, own), s.scale(1, g, own), sum);",
+        "add(inner[r], s.scale(0, g, 0), s.scale(1, g, 0), sum);",
+        (_quantised("bits_do_not_depend_on_the_rows_beside", "u6 g16 nested"),),
+    ),
+    Mutant(
+        "a zero off by one", "quantised.cuh",
+        "mma<T>(offset[c], minus(SCALES::ZERO), ", "mma<T>(offset[c], minus(SCALES::ZERO + 1), ",
+        (_quantised("products_round_nothing", "s8 g32"),),
+    ),
+    Mutant(
+        "the sign of a min", "quantised.cuh",
+        "add(acc, -s.outer(0, 1), -s.outer(1, 1), below);", "add(acc, s.outer(0, 1), s.outer(1, 1), below);",
+        (_quantised("products_round_nothing", "u4 g32 nested min"),),
+    ),
+    Mutant(
+        "products not corrected for their zero", "quantised.cuh",
+        "float sum[4] = {offset[c][0], offset[c][1], offset[c][2], offset[c][3]};", "float sum[4] = {};",
+        (_quantised("products_round_nothing", "u6 g16 nested"),),
+    ),
+    Mutant(
+        "the outer scale of the steps behind", "quantised.cuh",
+        "(SHARING - at / K % SHARING) * STEP + g * OUTER;", "SHARING * STEP + g * OUTER;",
+        (_quantised("packed_without_loss", "u4 g32 nested min-rows-49"),),
+    ),
+    Mutant(
+        "codes of a row that is not there", "pack.cu",
+        "if (i < present)\n", "if (i <= present)\n",
+        (_quantised("packed_without_loss", "u4 g32-rows-49"),),
     ),
 )  # fmt: skip
 

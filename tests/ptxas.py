@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import json
 import re
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from machine_code import early_loads
 
 from ostinato.ops.device import KERNELS, headers_hash, kernel_source
 
+STREAMED = re.compile(r"ld\.global\.L1::no_allocate\.(?:v\d\.)?u32 ([^\[]*)\[")
 REGISTERS = 65536  # per SM, on every architecture
 
 
@@ -31,6 +33,7 @@ class Usage:
     threads: int  # maximum per block: __launch_bounds__
     shared: int  # bytes of static shared memory
     early: int  # loads of weights before the first grid_wait in the machine code
+    unused: int  # words that load_stream loads and that no instruction of the PTX reads
 
 
 class CompileError(Exception):
@@ -131,4 +134,12 @@ def _parse(log: str, ptx: str, cubin: bytes, symbol: str) -> Usage:
         threads = int(bound[1]) * int(bound[2] or 1) * int(bound[3] or 1)
     stack, stores, loads = map(int, function.groups())
     early = early_loads(cubin, symbol)
-    return Usage(int(used[1]), stack, stores + loads, threads, int(shared[1]) if shared else 0, early)
+    body = ptx.split(f".entry {symbol}(", 1)[1].split(".entry", 1)[0]
+    return Usage(int(used[1]), stack, stores + loads, threads, int(shared[1]) if shared else 0, early, unused(body))
+
+
+def unused(body: str) -> int:
+    """Registers in the PTX of a kernel that a load_stream writes and nothing else names."""
+    written = [name for group in STREAMED.findall(body) for name in re.findall(r"%r\d+", group)]
+    times = Counter(re.findall(r"%r\d+", body))
+    return sum(times[name] == 1 for name in written)

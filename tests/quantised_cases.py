@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from ostinato.ops.formats import FORMS, QuantisedForm
 from ostinato.ops.shapes import Launch
 from ostinato.weights.quantised import Planes, Quantised
 
-KEYS = [key for key, form in FORMS.items() if isinstance(form, QuantisedForm)]
+KEYS = [key for key in FORMS if isinstance(key, str)]  # of quantised forms; plain ones have a number
 ZEROS = {"u4": 8, "u5": 16, "u6": 32, "s8": 0}  # subtracted from codes that have no minimum
 
 
@@ -21,10 +21,10 @@ class Given(Quantised):
     given: Planes
     where: str = "a test"
     kind: str = "given"
+    shape: tuple[int, int] = field(init=False)
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.given.codes.shape
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", self.given.codes.shape)
 
     @property
     def nbytes(self) -> int:

@@ -44,6 +44,26 @@ def test_instances(jobs: Jobs, file: str, arch: int):
     assert not wide, "more registers than a block of __launch_bounds__ threads can have"
 
 
+def test_every_word_of_the_weights_is_used(jobs: Jobs):
+    """A word that is loaded and never read means that the compiler has read another one in its place."""
+    found = jobs["linear_decode.cu", 90].result()
+    assert not {name: u.unused for name, u in found.items() if u.unused}
+
+
+UNUSED = {
+    "one": ("v.x + v.z + v.w", 1),
+    "none": ("v.x + v.y + v.z + v.w", 0),
+}
+
+
+@pytest.mark.parametrize(("sum", "count"), UNUSED.values(), ids=UNUSED)
+def test_unused_words_are_counted(jobs: Jobs, monkeypatch, sum: str, count: int):
+    body = f"const uint4 v = load_stream(p); out[0] = {sum};"
+    source = f'#include "ptx.cuh"\nextern "C" __global__ void planted(const uint4* p, unsigned* out) {{ {body} }}'
+    monkeypatch.setattr("ptxas.kernel_source", lambda file: source)
+    assert usage("planted.cu", ["planted"], 90)["planted"].unused == count
+
+
 def loads(key: str) -> int:
     """Of a step of a row tile of codes and scales."""
     form = FORMS[key]

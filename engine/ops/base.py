@@ -124,7 +124,13 @@ class Ops:
     device: Any  # Device: allocates, copies, launches
     tile: int = PAGE  # passes over prompts or texts have a multiple of this many rows; prompts start at a multiple
     pass_rows: int = 1 << 16  # rows of the largest efficient pass; prefill_rows may be smaller
+    unpacks: bool = False  # prompts need room for the largest quantised matrix of a layer, as numbers of T
     exact: bool = True  # a row's bits depend on its own sequence only, not on the batch or on chunking
+
+    @property
+    def workspace(self) -> Any:
+        """Arrays of the backend's own that live as long as the weights."""
+        return None
 
     @property
     def align(self) -> int:

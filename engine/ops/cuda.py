@@ -45,6 +45,7 @@ class CudaOps(DeviceOps):
     """Products of packed weights by mma.sync, fused with RoPE, SiLU, or residual and half of a norm."""
 
     name = "cuda"
+    unpacks = True
     _shapes: Shapes | None = None
 
     def __init__(self, device: Device, dtype: Any) -> None:
@@ -56,9 +57,9 @@ class CudaOps(DeviceOps):
     @property
     def shapes(self) -> Shapes:
         """The launch shapes of decode products. DeviceError if a tuned file of this device is damaged."""
-        if self._shapes is None:
-            self.shapes = tuned.shapes(self.device)
-        return self._shapes
+        if (found := self._shapes) is None:
+            found = self.shapes = tuned.shapes(self.device)
+        return found
 
     @shapes.setter
     def shapes(self, shapes: Shapes) -> None:
@@ -81,7 +82,17 @@ class CudaOps(DeviceOps):
     def keeps(self, parts: Sequence[Quantised | None], layout: str = "rows", head_dim: int = 0) -> bool:
         return self._packer.keeps(parts, layout, head_dim)
 
+    @property
+    def workspace(self) -> Any:
+        return self._packer.unpacked
+
     def loaded(self, w: Weights) -> None:
+        """Makes room to unpack the matrices of layers: not in a pass, which may be captured. The head, and the table of
+        the embedding, are never multiplied by many rows."""
+        for layer in w.layers:
+            for weight in (layer.qkv, layer.o, layer.gate_up, layer.up, layer.down):
+                if weight is not None and weight.stored_bytes:
+                    self._packer.room(weight)
         if not w.layers or not isinstance(w.head, PackedWeight):
             return
         order = [m for layer in w.layers for m in (layer.qkv, layer.o, layer.gate_up, layer.down)] + [w.head]
@@ -284,7 +295,7 @@ class CudaOps(DeviceOps):
         before it waits must not start while these are being unpacked."""
         if not isinstance(weight.segments[0].form, QuantisedForm):
             return weight.segments[0].data, True
-        plain, k = self._packer.unpacked, weight.k
+        plain, k = self._packer.room(weight), weight.k
         for part in weight.segments:
             to = plain[part.first * 16 * k : (part.first + part.tiles) * 16 * k]
             function = self.device.kernel("pack.cu", f"unpack<{part.form.spelled(self._t)}>")

@@ -22,9 +22,9 @@ PIECE = 2 << 20  # numbers per task of a thread
 def fill(matrix: Quantised, out: np.ndarray) -> None:
     """Dequantise a matrix into out [N, K] float32."""
     with _pool() as pool:
-        pieces = [pool.submit(matrix.numbers, first, last, out[first:last]) for first, last in _spans(matrix)]
-        for piece in pieces:
-            piece.result()
+        tasks = [pool.submit(matrix.numbers, first, last, out[first:last]) for first, last in _spans(matrix)]
+        for task in tasks:
+            task.result()
 
 
 def pieces(matrix: Quantised, dtype: Any) -> Generator[tuple[int, np.ndarray], None, None]:

@@ -119,7 +119,7 @@ def form_of(planes: Planes, k: int) -> QuantisedForm | None:
     form = FORMS.get(f"{planes.code} g{group}{' nested' * nested}{' min' * mins}")
     if not isinstance(form, QuantisedForm) or k % (SPAN if nested else form.step) or planes.group % group:
         return None
-    if planes.rows > 1 or planes.zeros is not None or (mins and planes.mins.dtype != scale):
+    if planes.rows > 1 or planes.zeros is not None or (planes.mins is not None and planes.mins.dtype != scale):
         return None
     if scale.name not in (("uint8" if mins else "int8",) if nested else _SCALES):
         return None

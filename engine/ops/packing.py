@@ -60,7 +60,7 @@ class Packer:
 
     def __init__(self, device: Device, dtype: np.dtype) -> None:
         self._device, self._dtype, self._t = device, dtype, c_type(dtype)
-        self.unpacked: Any = None  # room for the largest matrix of codes as numbers of T, for products of many rows
+        self.unpacked: Any = None  # room for a matrix of codes as numbers of T, for products of many rows
 
     def pack(self, parts: Sequence[Any], layout: str, head_dim: int) -> PackedWeight:
         """See CudaOps.weight."""
@@ -77,9 +77,14 @@ class Packer:
             tiles = -(-last // 16) - first // 16
             segments.append(Segment(form, self._segment(form, run, tiles, k, span), first // 16, tiles))
             first = last
-        if any(isinstance(segment.form, QuantisedForm) for segment in segments):
-            self._make_room(-(-n // 16) * 16 * k)
         return PackedWeight(tuple(segments), n, k, layout, span)
+
+    def room(self, weight: PackedWeight) -> Any:
+        """Room for this matrix as numbers of T; what was there before is let go if it is too small."""
+        if self.unpacked is None or self.unpacked.size < weight.tiles * 16 * weight.k:
+            self.unpacked = None
+            self.unpacked = self._device.empty((weight.tiles * 16 * weight.k,), self._dtype)
+        return self.unpacked
 
     def keeps(self, parts: Sequence[Quantised | None], layout: str, head_dim: int) -> bool:
         """See Ops.keeps."""
@@ -130,10 +135,6 @@ class Packer:
                 self._plain(part, data, first, end, span)
             first = first + part.shape[0]
         return data
-
-    def _make_room(self, count: int) -> None:
-        if self.unpacked is None or self.unpacked.size < count:
-            self.unpacked = self._device.empty((count,), self._dtype)
 
     def _plain(self, part: Any, data: Any, first: int, end: int, span: int) -> None:
         rows, k = part.shape

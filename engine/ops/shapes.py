@@ -1,15 +1,15 @@
-"""Launch shapes of the matrix products: how a kernel's work is cut, as values.
+"""Launch shapes of the GEMMs: template arguments, grid and shared memory of a kernel, as values.
 
-CudaOps asks for them at every launch; they touch nothing. The bits of a decode product depend on `warps` of its shape
-alone, so that is one number a matrix, whatever the batch; everything else here is speed. Prefill products give the
-same bits in every shape.
+CudaOps looks them up at every launch. The bits of a decode GEMM depend on `warps` of its shape alone. So `warps` is
+one number a matrix, whatever the batch; everything else here changes only the speed. Prefill GEMMs give the same bits
+in every shape.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from .formats import FORMS
@@ -27,26 +27,27 @@ Key = tuple[int, int, "int | str"]  # of a matrix: N, K, and its form (formats.p
 
 @dataclass(frozen=True)
 class Launch:
-    """How a decode kernel runs for one row, for up to 8, or up to 16."""
+    """The launch of a decode GEMM for one range of batch sizes: 1 row, up to 8, or up to 16."""
 
     tiles: int  # 16-row tiles of weights a warp works on at once
     depth: int  # k tiles a warp has in flight
-    blocks: int  # that a multiprocessor has registers for: of this kernel and of the one that starts meanwhile
-    grid: int  # blocks of this kernel on a multiprocessor, at most
-    split: int = 1  # blocks of a cluster, which share out K: more than 1 needs sm_90
-    staged: bool = False  # copy x to shared memory before the products, where it fits
-    ring: bool = False  # weights come through shared memory and not through registers
-    once: bool = False  # all of a block's weights are on their way from the start: kernels/at_once.cuh
+    blocks: int  # blocks per SM that the registers allow, counting those of the next kernel, which starts early
+    grid: int  # maximum blocks of this kernel per SM
+    split: int = 1  # cluster split-K: blocks of a cluster; more than 1 needs sm_90
+    staged: bool = False  # copy x to shared memory first, where it fits
+    ring: bool = False  # weight pipeline: a cp.async ring in shared memory, instead of registers
+    once: bool = False  # weight pipeline: all weights of a block are loaded into registers first: kernels/at_once.cuh
 
     @property
     def way(self) -> str:
-        """How weights come, as kernels/stream.cuh has it."""
+        """The weight pipeline, by its name in kernels/stream.cuh."""
         return "ONCE" if self.once else "RING" if self.ring else "REGISTERS"
 
 
 @dataclass(frozen=True)
 class DecodeShape:
-    """The launches of one matrix. K is cut into `warps` parts, added up in one order, which no batch size changes."""
+    """The launches of one matrix. K is cut into `warps` parts, whose sums are added in the same order at every batch
+    size."""
 
     warps: int
     single: Launch  # R = 1
@@ -63,7 +64,7 @@ class DecodeShape:
         return f"Shape<{', '.join(map(str, (*sizes, launch.way)))}>"
 
     def threads(self, rows: int) -> int:
-        """Of a block."""
+        """Threads of a block."""
         return 32 * (self.warps + self.launch(rows).once)
 
     def shared(self, rows: int, k: int, key: int | str, source: str) -> int:
@@ -101,7 +102,7 @@ class DecodeShape:
         return ""
 
     def _misfit(self, launch: Launch, rows: int) -> str:
-        """What of a launch does not go with the number of warps: "split: expected ..."; "" if all does."""
+        """What of a launch does not fit the number of warps, as "split: expected ..."; "" if all fits."""
         warps, cols = self.warps, -(-rows // 8)
         if warps % launch.split:
             return f"split: expected a divisor of {warps} warps, found {launch.split}"
@@ -112,7 +113,7 @@ class DecodeShape:
         return ""
 
     def _misfit_once(self, launch: Launch, key: Key) -> str:
-        """Likewise of a launch that has all of its weights in registers."""
+        """The same for a register-resident launch."""
         n, k, form = key
         if isinstance(form, str):
             return f"once: expected plain weights, found {form}"
@@ -128,8 +129,8 @@ WARPS, TILES, DEPTHS, BLOCKS, SPLITS = (4, 8, 12, 16), (1, 2, 4), (*range(1, 9),
 _ALLOWED = {"tiles": TILES, "depth": DEPTHS, "blocks": BLOCKS, "grid": BLOCKS, "split": SPLITS}
 THREADS = 1024  # resident on a multiprocessor, of one kernel: more have too few registers each
 
-# Measured choices on an H200, in the order of their keys; `ostinato tune` prints lines for here. Their warps are those
-# of the rule, so that GPUs that go by the rule get the same bits.
+# Measured on an H200, sorted by key; `ostinato tune` prints such lines. `warps` is that of rule(), so that GPUs without
+# a table get the same bits.
 MEASURED = 90  # arch of the H200
 DECODE: dict[Key, DecodeShape] = {
     (576, 576, 2): DecodeShape(
@@ -199,10 +200,10 @@ DECODE: dict[Key, DecodeShape] = {
         16, Launch(1, 6, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True), Launch(1, 2, 1, 1, staged=True)
     ),
     (6144, 4096, "u4 g128"): DecodeShape(
-        16, Launch(2, 3, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True), Launch(1, 2, 1, 1, staged=True)
+        16, Launch(2, 2, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True), Launch(1, 2, 1, 1, staged=True)
     ),
     (6144, 4096, "u4 g32"): DecodeShape(
-        16, Launch(2, 4, 1, 1, staged=True), Launch(2, 4, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True)
+        16, Launch(2, 3, 1, 1, staged=True), Launch(2, 4, 1, 1, staged=True), Launch(2, 2, 1, 1, staged=True)
     ),
     (6144, 4096, "u4 g32 nested min"): DecodeShape(
         16, Launch(1, 2, 1, 1, staged=True), Launch(1, 2, 1, 1, staged=True), Launch(1, 1, 1, 1, staged=True)
@@ -250,9 +251,9 @@ def decode_shape(n: int, k: int, form: int | str, arch: int = MEASURED) -> Decod
 
 
 def rule(n: int, k: int, form: int | str) -> DecodeShape:
-    """A shape by the number of k tiles and rows, for matrices that nobody has measured, on any GPU."""
+    """A shape by the number of k tiles and rows, for matrices without a measured one, on any GPU."""
     if isinstance(form, str):
-        return _quantised_rule(k, FORMS[form].step)
+        return _quantised_rule(k, form)
     warps, depth = (16, 3) if k >= 1024 else (12, 3) if k >= 384 else (4, 2)
     if form == 4:
         narrow = Launch(1, 2, 1, 1)
@@ -267,13 +268,17 @@ def rule(n: int, k: int, form: int | str) -> DecodeShape:
     return DecodeShape(warps, narrow, narrow, wide)
 
 
-def _quantised_rule(k: int, step: int) -> DecodeShape:
-    """Two row tiles of a warp share what is worked out of x; a step is long, so that few are in flight. Columns of a
-    long K do not fit into shared memory but by clusters, which the rule has none of: they come from L2."""
-    deep = 256 // step
-    single, narrow = Launch(1 if step == 256 else 2, deep, 1, 1, staged=True), Launch(1, deep, 1, 1, staged=True)
-    warps = 16 if k >= 16 * step else 8 if k >= 8 * step else 4
-    return DecodeShape(warps, single, narrow, Launch(1, max(1, deep // 2), 1, 1, staged=True))
+def _quantised_rule(k: int, key: str) -> DecodeShape:
+    """A step is long, so that few are in flight. Two row tiles of a warp share what is worked out of x, unless nested
+    scales or mins leave no registers for that. A long K of many rows fits into shared memory by clusters only, which
+    the rule does not use: those rows come from L2."""
+    step, full = FORMS[key].step, "nested" in key or "min" in key
+    deep = max(2, 256 // step)
+    narrow = Launch(1, deep, 1, 1, staged=True)
+    most = 8 if step == 256 else 16  # warps: with twice as many a thread has too few registers
+    warps = next(n for n in (most, 8, 4) if k >= n * step or n == 4)
+    single = narrow if full or step == 256 else replace(narrow, tiles=2, depth=deep // 2)
+    return DecodeShape(warps, single, narrow, replace(narrow, depth=deep // 2))
 
 
 @dataclass(frozen=True)

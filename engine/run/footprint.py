@@ -23,6 +23,7 @@ class Footprint:
     tensors: int = 0  # that are dequantised
     stored: int = 0  # their bytes in the file
     loaded: int = 0  # their bytes on the device
+    room: int = 0  # bytes that the backend needs to unpack what it keeps quantised
 
     def add(self, ck: Checkpoint, entry: Entry, head_dim: int) -> None:
         """Count one weight of the plan."""
@@ -43,6 +44,8 @@ class Footprint:
                 self.tensors += 1
                 self.stored += part.nbytes
                 self.loaded += plain
+        if kept and self.ops.unpacks and entry.path.startswith("layers."):
+            self.room = max(self.room, sum(map(prod, entry.shapes)) * self.ops.dtype.itemsize)
 
     def about(self) -> str:
         """One line: the types that are dequantised, and their memory; "" if there are none."""
@@ -54,9 +57,9 @@ class Footprint:
     def check(self) -> None:
         """DeviceError if the weights do not fit into the free memory of the device."""
         device, about = self.ops.device, self.about()
-        free = device.free_memory()
-        if self.bytes > free:
-            found = f"weights: expected {size(self.bytes)} free on {device.name}, found {size(free)}"
+        free, needed = device.free_memory(), self.bytes + self.room
+        if needed > free:
+            found = f"weights: expected {size(needed)} free on {device.name}, found {size(free)}"
             raise DeviceError(f"{found} ({about})" if about else found)
 
 

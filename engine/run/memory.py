@@ -53,7 +53,7 @@ def plan(ops: Ops, c: ModelConfig, e: EngineConfig, max_len: int, weights: Any, 
     of, device = c.sizes, ops.device
     shape = (2 * c.layer_count, of.kv_heads, PAGE, of.head_dim)
     page = int(np.prod(shape)) * ops.dtype.itemsize
-    used = nbytes(weights), nbytes(activations)
+    used = nbytes((weights, ops.workspace)), nbytes(activations)
     graphs = GRAPHS if device.is_gpu else 0
     room, why = _room(device, e, sum(used) + graphs)
     room = room // page - 1  # one more page is the padding rows'

@@ -84,15 +84,14 @@ class Runner(BaseRunner[DecodeBucket]):
         progress: Progress = silent,
     ) -> None:
         super().__init__(ops, c, w, e, causal=True)
-        self.max_batch = self._spare = (
-            e.max_batch
-        )  # slots 0 to max_batch - 1 are for sequences; the padding sequence has the next one
+        # Slots 0 .. max_batch - 1 are for sequences; the padding sequence has the next one.
+        self.max_batch = self._spare = e.max_batch
         self.model = MODELS[c.arch]
         self.prefill_rows = min(e.prefill_rows, ops.pass_rows, pages_of(self.max_len) * PAGE * e.max_batch)
         whole = ops.buffers(c, PassKind.PREFILL, self.prefill_rows, min(PROMPTS, self.prefill_rows // PAGE))
         self._sampling = SlotSampling(self.device, e.max_batch, c.vocab)
         self._mail, self._box = self.device.pinned((e.max_batch, MAIL), np.dtype(np.int32))
-        self._place = 0  # where in the mail the next step leaves its tokens
+        self._place = 0  # the entry of the token ring buffer that the next step writes
         self._first_tokens = FirstTokens(ops, whole, e.max_batch)
         sizes = [n for n in (1, 2, 4, 8, 16) if n < e.max_batch] + [e.max_batch]
         work = [self.decode_buffers(n) for n in sizes]
@@ -119,12 +118,12 @@ class Runner(BaseRunner[DecodeBucket]):
 
     @property
     def captured(self) -> CaptureReport:
-        """What making all graphs took, those of prompts included."""
+        """Number, seconds and bytes of all graphs, including those of prompts."""
         return self.steps_captured + self.prompts.captured
 
     @property
     def current(self) -> DecodeBucket:
-        """What decode() launches for the rows of set_rows()."""
+        """The bucket that decode() launches, chosen by set_rows()."""
         return self._current
 
     # -- steps ----------------------------------------------------------------------------------------------------
@@ -177,8 +176,8 @@ class Runner(BaseRunner[DecodeBucket]):
     def logits(self, ids: list[int], decode_from: int | None = None, slot: int = 0) -> np.ndarray:
         """[T, V] float32: row t is what follows ids[:t + 1]. The slot has pages for all of them.
 
-        All rows by prefill, or with decode_from = n only the first n, and each later token by a decode step, with its
-        head_bias."""
+        All tokens are prefilled, or with decode_from = n the first n, and each later one is a decode step. Rows of
+        decode steps include head_bias, which bans tokens that the tokenizer lacks; rows of prefill do not."""
         known = len(ids) if decode_from is None else decode_from
         self._write_table()
         rows = [*self._evaluate(ids[:known], slot)]

@@ -77,7 +77,7 @@ def fields(cls: type) -> Iterator[str]:
     for f in dataclasses.fields(cls):
         kind = " ".join(str(f.type).split()).replace("|", "\\|")
         default = "" if f.default is dataclasses.MISSING else f"`{f.default!r}`"
-        yield line(f"`{f.name}`", f"`{kind}`", default, _cell(f.metadata.get("help") or said[f.name]))
+        yield line(f"`{f.name}`", f"`{kind}`", default, _cell(said[f.name] or f.metadata.get("help", "")))
 
 
 def families() -> Iterator[str]:

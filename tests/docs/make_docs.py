@@ -14,7 +14,7 @@ from doc_pages import BLOCK, ROOT, pages, short
 
 FIGURE = ROOT / "docs" / "speed.svg"
 MEASURED = (
-    measured.speed, measured.decode, measured.decode_h100, measured.ceilings, measured.first_tokens,
+    measured.speed, measured.decode, measured.decode_h100, measured.quantised, measured.ceilings, measured.first_tokens,
     measured.by_operation, measured.other_engines, measured.other_prompts, measured.published, measured.accuracy,
     measured_graphs.samples, measured_graphs.samples_h100, measured_graphs.shares, measured_graphs.shares_h100,
     measured_graphs.findings, measured_graphs.updates, measured_graphs.limits_summary, measured_graphs.limits,

@@ -12,6 +12,7 @@ SHAPES = {"smollm2-135m": "SmolLM2-135M", "llama-3.2-1b": "Llama-3.2-1B", "llama
 MODELS = {"minilm-l6": "MiniLM-L6", "smollm2-135m": "SmolLM2-135M"}
 BATCHES = (1, 4, 8, 16)
 GRAPHS = ("off", "layer", "step")
+QUANTISED = {"q4_0": "Q4_0", "g128": "4 bits, groups of 128 (`g128`), the LM head bf16"}  # file of the 8B -> name
 # The engines of the comparison at batch 1: what begins the name in others-h200.json, and the settings.
 OTHERS = {
     "llama.cpp": ("llama.cpp", "CUDA graphs"),
@@ -93,6 +94,20 @@ def decode_h100() -> Iterator[str]:
     yield from decode("-h100")
 
 
+def quantised() -> Iterator[str]:
+    """ms a decode step of the 8B with weights of 4 bits, by batch."""
+    runs = {name: read(f"llama-3.1-8b-{kind}.json") for kind, name in QUANTISED.items()}
+    (device,) = {found["machine"]["device"] for found in runs.values()}
+    (date,) = {found["date"][:10] for found in runs.values()}
+    yield f"One {device}, {date}, random weights of Llama-3.1-8B, prompt 128, tokens 129 to 256, one graph a step."
+    yield ""
+    yield from head("weights", "GB a step", *(f"batch {b}" for b in BATCHES))
+    for name, found in runs.items():
+        made = [r for r in found["rows"] if r["backend"] == "cuda"]
+        times = (f"{r['step_ms']:.3f} ({r['percent']:.0f} %)" for r in made)
+        yield line(name, f"{made[0]['bytes'] / 1e9:.1f}", *times)
+
+
 def ceilings() -> Iterator[str]:
     """What each GPU reaches when it only reads."""
     for card in ("", "-h100"):
@@ -102,6 +117,9 @@ def ceilings() -> Iterator[str]:
 
 def first_tokens() -> Iterator[str]:
     """ms to the first token, on the H100."""
+    found = read("llama-3.1-8b-h100.json")
+    yield f"One {found['machine']['device']}, {found['date'][:10]}, bf16, the same runs as above."
+    yield ""
     yield from head("prompt of 128 tokens, batch 1", *SHAPES.values())
     for backend in ("cuda", "cublas"):
         found = (rows(shape, backend, card="-h100")[0] for shape in SHAPES)

@@ -51,6 +51,12 @@ def test_every_fence_says_what_it_is(fence: Fence) -> None:
     assert fence.language != "console" or fence.commands, "a console fence has commands, which begin with '$ '"
 
 
+@pytest.mark.parametrize("fence", [*wanted("console", "gpu"), *wanted("python", "gpu")])
+def test_a_reader_sees_which_commands_need_a_gpu(fence: Fence) -> None:
+    """A rendered page does not show the words after a fence's language."""
+    assert "GPU" in fence.text, "expected a comment such as '# needs an NVIDIA GPU'"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(2 * SECONDS)
 @pytest.mark.parametrize("fence", wanted("console"))

@@ -12,7 +12,9 @@ from . import EmulatedDevice, build, fragments
 
 KERNELS = Path(__file__).parent / "kernels"
 CONVERSIONS = ["half_to_float", "bf16_to_float", "float_to_half", "float_to_bf16", "float_to_int", "float_to_u64"]
-TOGETHER = {"arithmetic.cu": [[*CONVERSIONS, "multiply_high", "collectives"]]}
+TOGETHER = {  # compiled into one library
+    "arithmetic.cu": [[*CONVERSIONS, "multiply_high", "collectives"]],
+}
 BF16 = np.dtype(ml_dtypes.bfloat16)
 
 

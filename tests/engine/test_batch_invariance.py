@@ -30,8 +30,8 @@ MORE_WARPS = {4: 8, 8: 12, 12: 16}
 class OtherOrder(Shapes):
     """Launch shapes with a different number of warps, that is, of K parts."""
 
-    def decode(self, n: int, k: int, itemsize: int) -> DecodeShape:
-        shape = super().decode(n, k, itemsize)
+    def decode(self, n: int, k: int, form: int | str) -> DecodeShape:
+        shape = super().decode(n, k, form)
         return replace(shape, warps=MORE_WARPS[shape.warps])
 
 

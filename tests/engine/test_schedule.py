@@ -41,7 +41,7 @@ def add(s: Scheduler, *lengths: int, tokens: int = 500, **schedule: int) -> list
 
 
 def decode(s: Scheduler, steps: int) -> None:
-    """So many steps of all that decode, as long as there are pages."""
+    """Run decode steps of all sequences, while there are pages."""
     for seq in s.running:
         if seq.filled and not seq.computed:
             seq.tokens, seq.computed = [0], 1
@@ -69,7 +69,7 @@ def test_a_sequence_takes_the_pages_of_its_prompt_and_grows() -> None:
 
 
 def test_a_page_is_left_for_each_that_can_grow() -> None:
-    """8 pages, prompts of one page: three sequences with a page each to grow into, and two of no growth beside them."""
+    """8 pages, prompts of one page: room for three sequences that can grow, two pages each, and two that cannot."""
     s = scheduler(slots=8)
     grown = add(s, 10, 10, 10, 10, 10)
     assert s.admit() == grown[:4]
@@ -80,7 +80,6 @@ def test_a_page_is_left_for_each_that_can_grow() -> None:
 
 
 def test_sixteen_requests_without_max_tokens_run_together() -> None:
-    """As requests without max_tokens do."""
     engine = Engine(runner(SMALL, max_batch=16, cache_tokens=4096))
     for i in range(16):
         engine.add(request([i], 4000))

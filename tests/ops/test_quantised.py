@@ -290,7 +290,8 @@ def some(key: str, n: int = 48, k: int = 512, **fields: Any) -> Given:
     return Given(replace(part.given, **fields))
 
 
-def floats(values: np.ndarray) -> np.ndarray:
+def floats(values: np.ndarray | None) -> np.ndarray:
+    assert values is not None
     return values.astype(F32)
 
 

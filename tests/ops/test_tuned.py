@@ -12,7 +12,7 @@ import pytest
 from ostinato.errors import DeviceError
 from ostinato.ops import tuned
 from ostinato.ops.device import Device, HostDevice
-from ostinato.ops.shapes import DecodeShape, Launch, decode_shape
+from ostinato.ops.shapes import DecodeShape, Key, Launch, decode_shape
 
 SHAPE = DecodeShape(16, Launch(1, 4, 2, 2), Launch(2, 6, 2, 1), Launch(1, 4, 2, 2, staged=True))
 FAST = DecodeShape(8, Launch(2, 3, 4, 2), Launch(2, 8, 1, 1, 4, ring=True), Launch(2, 2, 1, 1, 8, staged=True))
@@ -35,7 +35,8 @@ def gpu() -> Device:
 
 
 def test_file_round_trip(gpu: Device, cache: Path) -> None:
-    file, chosen = tuned.path(gpu), {B: FAST, A: SHAPE}
+    file = tuned.path(gpu)
+    chosen: dict[Key, DecodeShape] = {B: FAST, A: SHAPE}
     assert tuned.load(file, gpu) == {} and tuned.shapes(gpu).source == "built in"
     tuned.save(file, gpu, chosen)
     assert file == cache / "tune" / f"Some-GPU-80-GB-{tuned.kernels_hash()}.json"

@@ -1,6 +1,6 @@
-"""How each pre-tokenizer cuts a text, by its name. Expected are the cuts of the expressions that transformers has.
+"""How each pre-tokenizer cuts a text, by its name. The expected cuts are those of the expressions in transformers.
 
-Ids of real vocabularies, for the names of which a package ships one, are in test_real_vocabularies.py.
+test_real_vocabularies.py compares ids, for the names of which a package ships a real vocabulary.
 """
 
 from __future__ import annotations

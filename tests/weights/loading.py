@@ -11,7 +11,7 @@ from ostinato.config import EngineConfig, ModelConfig
 from ostinato.models.families import model_config
 from ostinato.models.weights import Weights
 from ostinato.ops.base import Ops
-from ostinato.ops.cuda import PackedWeight
+from ostinato.ops.cuda import CudaOps, PackedWeight
 from ostinato.run import load
 from ostinato.run.batch import Batch
 from ostinato.run.runner import Runner
@@ -34,10 +34,16 @@ def logits(path: Path, ops: Ops) -> np.ndarray:
     return found
 
 
-def bits(w: Weights) -> dict[str, np.ndarray]:
-    """Every matrix of loaded weights as the backend keeps it."""
+def bits(ops: Ops, w: Weights) -> dict[str, np.ndarray]:
+    """Every matrix of loaded weights as plain numbers: as the backend keeps it, or multiplies prompts by it."""
     layers = {
         f"{i}.{n}": getattr(layer, n) for i, layer in enumerate(w.layers) for n in ("qkv", "o", "gate_up", "down")
     }
     every = {"embed": w.embed, "head": w.head, **layers}
-    return {name: np.asarray(getattr(a, "data", a) if isinstance(a, PackedWeight) else a) for name, a in every.items()}
+    return {name: _plain(ops, a) for name, a in every.items()}
+
+
+def _plain(ops: Ops, weight: Any) -> np.ndarray:
+    if isinstance(ops, CudaOps) and isinstance(weight, PackedWeight):
+        return ops.device.read(ops._plain(weight)[0])[: weight.tiles * 16 * weight.k]
+    return ops.device.read(weight)

@@ -17,7 +17,11 @@ from ostinato.errors import DeviceError
 from ostinato.ops import dequantise
 from ostinato.ops.cuda import CudaOps
 from ostinato.ops.device import Device, HostDevice
+from ostinato.ops.formats import form_of
 from ostinato.ops.numpy import NumpyOps
+from ostinato.run.footprint import Footprint
+from ostinato.run.memory import nbytes
+from ostinato.weights import names
 from ostinato.weights.blocks import BLOCKS, Blocks
 from ostinato.weights.checkpoint import Checkpoint, open_checkpoint
 
@@ -49,13 +53,14 @@ def write(
     others: Mapping[str, str | None],
     layers: int = LAYERS,
     ffn: int = FFN,
+    vocab: int = VOCAB,
     size: float = 0.2,
     **keys: Any,
 ) -> tuple[Path, Path]:
     """A llama of random blocks, and the same one in float32."""
-    matrices = {"token_embd": (VOCAB, HIDDEN)}
+    matrices = {"token_embd": (vocab, HIDDEN)}
     matrices |= {f"blk.{i}.{n}": s for i in range(layers) for n, s in shapes(ffn).items()}
-    matrices |= {"output": (VOCAB, HIDDEN)} if "output" in others else {}
+    matrices |= {"output": (vocab, HIDDEN)} if "output" in others else {}
     rng = np.random.default_rng(1)
     arrays: dict[str, np.ndarray | Blocks] = {}
     for i, (name, (n, k)) in enumerate(matrices.items()):
@@ -81,21 +86,6 @@ def test_the_logits_are_those_of_the_model_in_float32(tmp_path: Path, kind: str,
     np.testing.assert_array_equal(logits(quantised, NumpyOps()), expected)
 
 
-def bits(ops: Any, w: Any) -> dict[str, np.ndarray]:
-    """Every matrix of loaded weights as plain numbers: as the backend keeps it, or multiplies prompts by it."""
-    layers = {
-        f"{i}.{n}": getattr(layer, n) for i, layer in enumerate(w.layers) for n in ("qkv", "o", "gate_up", "down")
-    }
-    every = {"embed": w.embed, "head": w.head, **layers}
-    return {name: plain(ops, a) for name, a in every.items()}
-
-
-def plain(ops: Any, weight: Any) -> np.ndarray:
-    if isinstance(weight, PackedWeight):
-        return ops.device.read(ops._plain(weight)[0])[: weight.tiles * 16 * weight.k]
-    return ops.device.read(weight)
-
-
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("backend", [CudaOps, cublas], ids=["cuda", "cublas"])
 def test_a_gpu_has_the_numbers_rounded_to_its_type(
@@ -109,6 +99,22 @@ def test_a_gpu_has_the_numbers_rounded_to_its_type(
     assert found.keys() == expected.keys()
     for name, array in found.items():
         assert array.dtype.name == dtype and array.tobytes() == expected[name].tobytes(), name
+
+
+FORMS_OF_TYPES = {
+    "Q4_0": "u4 g32", "Q4_1": "u4 g32 min", "Q5_0": "u5 g32", "Q5_1": "u5 g32 min", "Q8_0": "s8 g32",
+    "Q2_K": "u4 g16 nested min", "Q3_K": "u4 g16 nested", "Q4_K": "u4 g32 nested min", "Q5_K": "u5 g32 nested min",
+    "Q6_K": "u6 g16 nested", "IQ4_NL": "s8 g32", "IQ4_XS": "s8 g32 nested", "MXFP4": None, "NVFP4": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", sorted(BLOCKS))
+def test_types_that_cuda_keeps(kind: str) -> None:
+    """The table of docs/loading.md."""
+    planes = random_blocks(kind, 2, 512).planes(0, 0)
+    assert planes is not None
+    form = form_of(planes, 512)
+    assert (form and form.key) == FORMS_OF_TYPES[kind]
 
 
 NATIVE = [  # the type of every matrix and of some: those of a form, and in one matrix of several
@@ -131,6 +137,19 @@ def test_cuda_multiplies_what_is_stored(tmp_path: Path, device: Device, kind: st
     found, rounded = (np.abs(logits(path, ops) - expected) / expected.std() for path in (quantised, numbers))
     assert found.max() < 0.03
     assert np.square(found).mean() < np.square(rounded).mean()
+
+
+def test_room_to_unpack_is_counted_before_loading(tmp_path: Path, device: Device) -> None:
+    """That of the largest matrix of a layer, gate and up; the head is larger, and is never unpacked."""
+    path = write(tmp_path, "Q4_K", {}, ffn=512, vocab=1100)[0]
+    ops = CudaOps(device, "bfloat16")
+    c, w = loaded(path, ops)
+    footprint = Footprint(ops)
+    with open_checkpoint(path) as ck:
+        for entry in names.check(ck, c):
+            footprint.add(ck, entry, HEAD)
+    assert footprint.room == ops.workspace.nbytes == 2 * 512 * HIDDEN * 2 < w.head.n * HIDDEN * 2
+    assert nbytes((w, ops.workspace)) >= footprint.bytes + footprint.room
 
 
 def test_a_tied_head_is_the_embedding_and_not_a_second_copy(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ wall    host clock over many steps, launched as fast as possible, until all are 
 host    host clock around the launches: Python, arguments, driver; it overlaps with the device's work
 kernel  device events around a step of graphs that was queued while the device was busy, so it never waits for the
         host; one graph per step or one per layer, whichever was faster
-idle    the steps of wall by device events, minus kernel: the device waits for launches, or kernels that started early
-        hold up their predecessor
+idle    device events around the steps of wall, divided by their number, minus kernel: the device waits for launches,
+        or kernels that started early hold up their predecessor
 sum     kernel + idle (device clock) as a share of wall (host clock); more than {TOLERANCE:.0%} off is FAILED"""
 
 

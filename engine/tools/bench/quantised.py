@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -19,40 +18,33 @@ POOL = 1 << 25  # random bytes, of which every draw takes a part
 _RMS = {"u4": 4.6, "u5": 9.2, "u6": 18.5, "s8": 74.0}  # of codes less their zero
 
 
-def _more(layer: int, layers: int) -> bool:
-    """Whether llama.cpp's mixes keep a layer's v and down in more bits."""
-    return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
+@dataclass(frozen=True)
+class Mix:
+    """The forms (keys of ops/formats.py) that a file of some kind keeps its matrices in; "" is not quantised."""
+
+    layers: str
+    head: str  # also of the embedding where it is the head
+    embedding: str
+    more: str = ""  # of v and down in half of the layers, as llama.cpp's *_K_M have it
+
+    def form(self, tensor: str, layer: int, c: ModelConfig) -> str:
+        """Of a tensor of this layer; layer -1: of none."""
+        if layer < 0:
+            return self.head if c.tied or "lm_head" in tensor else self.embedding
+        n = c.layer_count
+        more = layer < n // 8 or layer >= 7 * n // 8 or (layer - n // 8) % 3 == 2
+        return self.more if self.more and more and ("v_proj" in tensor or "down_proj" in tensor) else self.layers
 
 
-Mix = Callable[[str, int, int], str]  # tensor, its layer (-1: none), layers -> a form's key; "": not quantised
-
-
-def _k_mix(form: str) -> Mix:
-    """llama.cpp's *_K_M: one form, Q6_K for the head, and for v and down of half of the layers."""
-
-    def mix(tensor: str, layer: int, layers: int) -> str:
-        more = layer >= 0 and _more(layer, layers) and ("v_proj" in tensor or "down_proj" in tensor)
-        return "u6 g16 nested" if more or _is_head(tensor) else form
-
-    return mix
-
-
-def _is_head(tensor: str) -> bool:
-    return "lm_head" in tensor
-
-
-def _all(form: str, head: str, embedding: str) -> Mix:
-    return lambda tensor, layer, layers: form if layer >= 0 else head if _is_head(tensor) else embedding
-
-
-MIXES: dict[str, Mix] = {
-    "q4_0": _all("u4 g32", "u6 g16 nested", "u4 g32"),
-    "q4_1": _all("u4 g32 min", "u6 g16 nested", "u4 g32 min"),
-    "q4_k_m": _k_mix("u4 g32 nested min"),
-    "q5_k_m": _k_mix("u5 g32 nested min"),
-    "q6_k": _all("u6 g16 nested", "u6 g16 nested", "u6 g16 nested"),
-    "q8_0": _all("s8 g32", "s8 g32", "s8 g32"),
-    "g128": _all("u4 g128", "", ""),
+_Q4_K, _Q5_K, _Q6_K = "u4 g32 nested min", "u5 g32 nested min", "u6 g16 nested"
+MIXES = {
+    "q4_0": Mix("u4 g32", _Q6_K, "u4 g32"),
+    "q4_1": Mix("u4 g32 min", _Q6_K, "u4 g32 min"),
+    "q4_k_m": Mix(_Q4_K, _Q6_K, _Q4_K, _Q6_K),
+    "q5_k_m": Mix(_Q5_K, _Q6_K, _Q5_K, _Q6_K),
+    "q6_k": Mix(_Q6_K, _Q6_K, _Q6_K),
+    "q8_0": Mix("s8 g32", "s8 g32", "s8 g32"),
+    "g128": Mix("u4 g128", "", ""),
 }
 
 
@@ -73,13 +65,10 @@ class RandomQuantised(Quantised):
     """A matrix of random codes and scales, drawn when it is asked for; the same for the same start."""
 
     where: str
+    kind: str
     shape: tuple[int, int]
     form: QuantisedForm
     start: int = 0
-
-    @property
-    def kind(self) -> str:
-        return f"random {self.form.key}"
 
     @property
     def nbytes(self) -> int:
@@ -122,12 +111,9 @@ class RandomQuantised(Quantised):
 
 def drawn(c: ModelConfig, mix: Mix, name: str, layer: int, shape: tuple[int, ...], start: int) -> Quantised | None:
     """The matrix of this name, as a file of this mix would have it; None where it is not quantised."""
-    if len(shape) != 2 or not (key := mix(name, layer, c.layer_count)):
+    form = FORMS.get(mix.form(name, layer, c))
+    if len(shape) != 2 or not isinstance(form, QuantisedForm):
         return None
-    if c.tied and layer < 0 and mix in (MIXES["q4_k_m"], MIXES["q5_k_m"], MIXES["q4_0"]):
-        key = "u6 g16 nested"  # the embedding is the head
-    form = FORMS[key]
-    assert isinstance(form, QuantisedForm)
     if shape[1] % form.step:
-        refuse("quant", f"rows of a multiple of {form.step} numbers for {key}", f"{list(shape)} in {name}")
-    return RandomQuantised(name, (shape[0], shape[1]), form, start)
+        refuse("quant", f"rows of a multiple of {form.step} numbers for {form.key}", f"{list(shape)} in {name}")
+    return RandomQuantised(name, f"random {form.key}", (shape[0], shape[1]), form, start)
