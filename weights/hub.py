@@ -16,7 +16,6 @@ from pathlib import Path
 
 from ..errors import CheckpointError, DownloadError
 from . import safetensors, split
-from .files import read_json
 
 _WORD = r"[A-Za-z0-9][\w.-]*"
 _NAME = re.compile(rf"({_WORD}/{_WORD})(?:/((?:{_WORD}/)*{_WORD}\.gguf))?", re.ASCII | re.IGNORECASE)
@@ -78,12 +77,9 @@ def _complete(folder: Path, file: str | None) -> bool:
     with suppress(CheckpointError):  # a damaged index counts as an incomplete snapshot
         if (model := split.find_file(folder)) is not None:
             return all(part.exists() for part in split.parts(model))
-        needed = [safetensors.SINGLE]
-        if (folder / safetensors.INDEX).exists():
-            listed = read_json(folder / safetensors.INDEX).get("weight_map")
-            needed = list(listed.values()) if isinstance(listed, dict) else []
-        complete = all(isinstance(name, str) and (folder / name).exists() for name in ["config.json", *needed])
-        return complete and bool(needed) and any((folder / name).exists() for name in _TOKENIZERS)
+        needed = ["config.json", *safetensors.files(folder)]
+        complete = all((folder / name).exists() for name in needed)
+        return complete and any((folder / name).exists() for name in _TOKENIZERS)
     return False
 
 

@@ -27,19 +27,24 @@ _PARAMETER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]{0,240}\.(weight|bias)", re.A
 _KEYS = {"dtype", "shape", "data_offsets"}
 
 
-def read_directory(directory: Path) -> dict[str, Tensor]:
-    """All tensors of a Hugging Face directory, by name: of model.safetensors, of the shards its index lists, or of the
-    only file of weights, whatever its name."""
+def files(directory: Path) -> list[str]:
+    """Names of the files that hold the weights of a directory: model.safetensors, the shards its index lists, or the
+    only file of weights, whatever its name. Those that an index lists may be missing."""
     if (directory / SINGLE).exists():
-        return read_file(directory / SINGLE)
+        return [SINGLE]
     if (directory / INDEX).exists():
-        return _read_shards(directory)
+        return sorted(set(_weight_map(directory / INDEX)[0].values()))
     names = sorted(p.name for p in directory.iterdir() if p.suffix in (".safetensors", ".bin", ".pt", ".pth"))
-    if len(names) == 1 and _SHARD.fullmatch(
-        names[0]
-    ):  # as older quantised models have it: gptq_model-4bit-128g.safetensors
-        return read_file(directory / names[0])
+    if len(names) == 1 and _SHARD.fullmatch(names[0]):  # gptq_model-4bit-128g.safetensors of older quantised models
+        return names
     raise CheckpointError(f"{directory}: expected {SINGLE} or {INDEX}, found {', '.join(names[:5]) or 'no weights'}")
+
+
+def read_directory(directory: Path) -> dict[str, Tensor]:
+    """All tensors of a Hugging Face directory, by name."""
+    names = files(directory)
+    sharded = not (directory / SINGLE).exists() and (directory / INDEX).exists()
+    return _read_shards(directory) if sharded else read_file(directory / names[0])
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
@@ -111,16 +116,21 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[str, tuple[int, ...], int
     return kind, shape, offsets[0], offsets[1]
 
 
-def _read_shards(directory: Path) -> dict[str, Tensor]:
-    """Tensors of all shards. CheckpointError if the index and the shards disagree."""
-    index = directory / INDEX
+def _weight_map(index: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    """The shard of each tensor, by an index; and the index's metadata."""
     listed = read_json(index)
     where, metadata = listed.get("weight_map"), listed.get("metadata")
-    metadata = metadata if isinstance(metadata, dict) else {}
     if not isinstance(where, dict) or not where:
         raise CheckpointError(f"{index}: key weight_map: expected an object of file names, found {found(where)}")
     for name, file in where.items():
         _check_file_name(index, name, file)
+    return where, metadata if isinstance(metadata, dict) else {}
+
+
+def _read_shards(directory: Path) -> dict[str, Tensor]:
+    """Tensors of all shards. CheckpointError if the index and the shards disagree."""
+    index = directory / INDEX
+    where, metadata = _weight_map(index)
     tensors: dict[str, Tensor] = {}
     for file in sorted(set(where.values())):
         if not (directory / file).exists():

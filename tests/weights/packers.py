@@ -255,6 +255,21 @@ def ct(pack: Packer, kind: str, form: str, weights: dict[str, Any], activations:
     return Kind(pack, config, f"compressed-tensors {kind}" if kind != "NVFP4" else kind, key)
 
 
+def frozen(kind: Kind) -> Kind:
+    """The same as files of 2024 say it: quantised, but of another status."""
+    return kind._replace(config={**kind.config, "quantization_status": "frozen"})
+
+
+def plus(pack: Packer, **more: Callable[[np.ndarray], np.ndarray]) -> Packer:
+    """A packer with more entries, made of the weights."""
+
+    def packed_(w: np.ndarray) -> tuple[Entries, np.ndarray]:
+        entries, expected = pack(w)
+        return {**entries, **{suffix: make(w) for suffix, make in more.items()}}, expected
+
+    return packed_
+
+
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": False, "sym": True}
 W4: dict[str, Any] = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": GROUP}
 W8: dict[str, Any] = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
@@ -288,6 +303,10 @@ KINDS = {
     "ct w4a16 asym": ct(packed(symmetric=False), "int4", "pack-quantized", W4 | ASYM),
     "ct w4a16 asym old": ct(packed(symmetric=False, old=True), "int4", "pack-quantized", W4 | ASYM),
     "ct w4a16 actorder": ct(packed(order=True), "int4", "pack-quantized", W4 | {"actorder": "group"}),
+    "ct w4a16 no order": ct(plus(packed(), weight_g_idx=lambda w: np.full(w.shape[1], -1, "i4")), "int4 g16",
+                            "pack-quantized", W4 | {"actorder": "group"}),
+    "ct fp8 frozen": frozen(ct(plus(fp8("tensor", "weight_scale", BF16), weight_zero_point=lambda w: np.zeros(1, E4M3)),
+                               "FP8 per tensor", "naive-quantized", F8 | {"strategy": "tensor"}, True)),
     "ct w8a16": ct(packed(8, group=-1), "int8", "pack-quantized", W8),
     "ct w8a16 asym": ct(packed(8, False, -1), "int8", "pack-quantized", W8 | ASYM),
     "ct w4a16 tensor": ct(packed(tensor=True, group=-1), "int4", "pack-quantized", W4 | {"strategy": "tensor"}),

@@ -66,6 +66,7 @@ INDEX = json.dumps({"weight_map": {"a": "s1.safetensors", "b": "s2.safetensors"}
         pytest.param("org/name", PLAIN, id="one file"),
         pytest.param("org/name", ["config.json", "tokenizer.model", "model.safetensors"], id="SentencePiece"),
         pytest.param("org/name", ["config.json", "vocab.txt", "s1.safetensors", "s2.safetensors"], id="shards"),
+        pytest.param("org/name", ["config.json", "tokenizer.json", "gptq-4bit.safetensors"], id="file of another name"),
         pytest.param("org/name", ["x.gguf", "README.md"], id="a GGUF file"),
         pytest.param("org/name/x.gguf", ["x.gguf", "y.gguf"], id="one GGUF file of two"),
         pytest.param("org/name/Q4/x.GGUF", ["Q4/x.GGUF"], id="in a folder"),

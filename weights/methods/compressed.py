@@ -28,11 +28,13 @@ from .bytewise import TYPES, block_size, bytewise
 from .fp4 import Fp4, nvfp4
 from .method import Method, groups_of
 from .module import FLOATS, Module
+from .module import TYPES as ALL_TYPES
 from .packed import Grouped, Rows, sharing, unpack, unpack_columns
 
 FORMATS = ("pack-quantized", "float-quantized", "int-quantized", "naive-quantized", "nvfp4-pack-quantized")
 STRATEGIES = ("tensor", "channel", "group", "block", "tensor_group")
-ACTORDERS = (None, False, "weight", "static", "group", "dynamic")
+ORDERED = ("group", "dynamic")  # the values of actorder that give a file weight_g_idx
+ACTORDERS = (None, False, "weight", "static", *ORDERED)
 _WEIGHTS = re.compile(r"observer(_kwargs)?|scale_dtype|zp_dtype|dynamic|is_mx", re.ASCII)  # keys that change nothing
 
 
@@ -45,6 +47,7 @@ class Scheme(NamedTuple):
     strategy: str
     group: int  # of strategy "group"
     block: tuple[int, int] | None  # of strategy "block"
+    ordered: bool  # groups are not neighbours: actorder "group"
 
     def shared(self, n: int, k: int) -> tuple[int, int]:
         """Rows and columns of [N, K] that share a scale."""
@@ -92,7 +95,7 @@ class CompressedTensors(Method):
     harmless = re.compile(r"ignore|global_compression_ratio|version|kv_cache_scheme|moe_sparsity_config", re.ASCII)
 
     def __init__(self, keys: Keys) -> None:
-        keys.neutral("quantization_status", ("compressed",))
+        keys.neutral("quantization_status", ("compressed", "frozen"))  # tensors show whether they are compressed
         keys.neutral("transform_config", (None, {}))
         sparse = keys.get("sparsity_config") or {}
         if not isinstance(sparse, dict) or sparse.get("format", "dense") != "dense":
@@ -132,7 +135,8 @@ class CompressedTensors(Method):
         g_idx = m.array("weight_g_idx", "I32", dims=1) if "weight_g_idx" in m else None
         if g_idx is not None:
             m.expect("weight_g_idx", (k,))
-            g_idx = groups_of(m, "weight_g_idx", g_idx, group)
+            # all -1: the matrix was quantised without an order
+            g_idx = None if (g_idx == -1).all() else groups_of(m, "weight_g_idx", g_idx, group)
         return Matrix(
             m.where, f"compressed-tensors int{scheme.bits} {sharing((rows, group), (n, k))}", (n, k), m.nbytes, n,
             bits=scheme.bits, group=group, g_idx=g_idx, packed=packed,
@@ -184,12 +188,14 @@ def _scheme(keys: Keys) -> Scheme:
     block = block_size(size)
     if strategy == "block" and block is None:
         keys.wrong("block_structure", "a list of two positive numbers", size)
-    if keys.get("actorder") not in ACTORDERS:
-        keys.unsupported("actorder", "weight, static, group or dynamic", keys.get("actorder"))
+    order = keys.get("actorder")
+    if order not in ACTORDERS:
+        keys.unsupported("actorder", "weight, static, group or dynamic", order)
     keys.skip(*(key for key in keys.values if _WEIGHTS.fullmatch(key)))
     return Scheme(
         bits, kind == "float", keys.flag("symmetric", True), strategy,
         group=group if strategy == "group" and type(group) is int else 0, block=block if strategy == "block" else None,
+        ordered=order in ORDERED and strategy == "group",
     )  # fmt: skip
 
 
@@ -213,6 +219,8 @@ def _words_misfit(m: Module, s: Scheme, n: int, k: int) -> tuple[str, str, str] 
         return "weight_shape", f"a K that group_size = {group} divides", str(k)
     wanted: dict[str, list[tuple[int, ...]]] = {"weight_packed": [(n, -(-k * s.bits // 32))]}
     wanted["weight_scale"] = [(n, k // group)] if rows == 1 else [(1,), (1, 1), ()]
+    if s.ordered:
+        wanted["weight_g_idx"] = [(k,)]
     if not s.symmetric:
         old = "weight_zero_point" in m and m.entries["weight_zero_point"].kind == "I8"
         wanted["weight_zero_point"] = [(n if old else -(-n * s.bits // 32), k // group)]
@@ -232,14 +240,15 @@ def _bytes_misfit(m: Module, s: Scheme) -> tuple[str, str, str] | None:
 
 
 def _misfit(m: Module, s: Scheme, wanted: dict[str, list[tuple[int, ...]]]) -> tuple[str, str, str] | None:
-    why = f"as num_bits = {s.bits}, strategy {s.strategy} of config_groups have it"
+    order = ", actorder group" if s.ordered else ""
+    why = f"as num_bits = {s.bits}, strategy {s.strategy}{order} of config_groups have it"
     for suffix, shapes in wanted.items():
         if suffix not in m:
             return "weight_scale", f"{m.name}.{suffix} beside it, {why}", "none"
         if m.entries[suffix].shape not in shapes:
             return suffix, f"shape {list(shapes[0])} {why}", str(list(m.entries[suffix].shape))
     if s.symmetric and "weight_zero_point" in m:
-        zeros = m.array("weight_zero_point", "I8", "I32", dims=None)
-        if np.any(zeros):  # older files keep those of symmetric matrices, all 0
+        zeros = m.array("weight_zero_point", *ALL_TYPES, dims=None)
+        if np.any(zeros):  # older files keep those of symmetric matrices, all 0, in one type or another
             return "weight_zero_point", "zeros, as config_groups have symmetric", str(zeros[zeros != 0][0])
     return None

@@ -62,7 +62,7 @@ class Gptq(Method):
     refused = "3 bits; packed for Marlin and other kernels; `rotation`, `adapter`"
     entries = ("qweight", "qzeros", "scales", "g_idx")
     harmless = re.compile(
-        r"damp_percent|damp_auto_increment|true_sequential|static_groups|desc_act|sym|model_name_or_path|model_seqlen"
+        r"damp_percent|damp_auto_increment|true_sequential|static_groups|sym|model_name_or_path|model_seqlen"
         r"|model_file_base_name|tokenizer|dataset|block_name_to_quantize|module_name_preceding_first_block|batch_size"
         r"|pad_token_id|use_exllama|disable_exllama|exllama_config|max_input_length|use_cuda_fp16|cache_block_outputs"
         r"|modules_in_block_to_quantize|inside_layer_modules|meta|backend|lm_head|mse|pack_impl|device|offload_\w+"
@@ -81,6 +81,7 @@ class Gptq(Method):
         if not isinstance(version, str) or version not in VERSIONS:
             keys.unsupported("checkpoint_format", " or ".join(VERSIONS), version)
         self._added = VERSIONS[version]
+        self._ordered = keys.flag("desc_act", False)
         self._sizes = _sizes(keys)
 
     def matrix(self, m: Module) -> Matrix:
@@ -90,6 +91,8 @@ class Gptq(Method):
         m.expect("scales", (len(scales), n), "as qweight has columns")
         sizes = [(b, k, g) for b, k, g in self._fitting(m, g_idx) if _misfit(m, b, k, g) is None]
         bits, k, group = sizes[0] if sizes else self._refuse(m, g_idx)
+        if g_idx is None and self._ordered and group != k:
+            m.wrong("qweight", f"{m.name}.g_idx beside it, as desc_act of quantization_config has it", "none")
         return Matrix(
             m.where, f"GPTQ {bits}-bit {sharing((1, group), (n, k))}", (n, k), m.nbytes, n,
             bits=bits, group=group, g_idx=None if g_idx is None else groups_of(m, "g_idx", g_idx, group),
