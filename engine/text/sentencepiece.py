@@ -19,6 +19,7 @@ from .gguf_tokens import BYTE, CONTROL, NORMAL, UNKNOWN, Tokens
 
 SPACE = "▁"  # U+2581 is a space in a token
 MAX_TOKEN = 512  # characters, as every split of a token is tried; SentencePiece trains tokens of at most 16 by default
+MAX_SPLITS = 1 << 22  # of all tokens together; the largest known vocabulary, 262,144 tokens, has under 2 million
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
@@ -55,6 +56,8 @@ def _model(meta: Keys, tokens: Tokens) -> models.BPE:
         meta.wrong("scores", "finite numbers", wrong)
     if wrong := next((text for text in tokens.ids if len(text) > MAX_TOKEN), None):
         meta.wrong("tokens", f"tokens of at most {MAX_TOKEN} characters", wrong)
+    if (characters := sum(map(len, tokens.ids))) > MAX_SPLITS:
+        meta.wrong("tokens", f"at most {MAX_SPLITS} characters in all tokens", characters)
     named = {text for text, kind in zip(tokens.texts, tokens.types, strict=True) if kind == BYTE}
     if wrong := next((text for text in named if not _BYTE.fullmatch(text)), None):
         meta.wrong("tokens", "byte tokens <0x00> to <0xFF>", wrong)

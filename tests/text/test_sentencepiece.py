@@ -149,6 +149,7 @@ def test_refused_with_file_and_key(key: str, changes: dict[str, Any]) -> None:
     [
         pytest.param("scores", [f"t{i}" for i in range(MANY)], float("nan"), id="many-tokens"),
         pytest.param("tokens", ["a" * 10**6, "b"], 0.0, id="a-token-of-a-megabyte"),
+        pytest.param("tokens", [f"{i:0512}" for i in range(8200)], 0.0, id="many-long-tokens"),
     ],
 )
 def test_a_large_file_is_refused_within_a_second(key: str, texts: list[str], score: float) -> None:
