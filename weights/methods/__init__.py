@@ -35,6 +35,7 @@ METHODS: dict[str, type[Method]] = {  # by quant_method
     "modelopt": ModelOpt, "bitsandbytes": BitsAndBytes,
 }  # fmt: skip
 KEYS = ("quantization_config", "compression_config")  # of config.json
+BITS_AND_BYTES = ("load_in_4bit", "load_in_8bit", "_load_in_4bit", "_load_in_8bit")  # no quant_method in older files
 FILES = {  # beside config.json, and whose they are
     "quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt",
 }  # fmt: skip
@@ -85,6 +86,8 @@ def _without(config: dict[str, Any]) -> dict[str, Any]:
 
 def _method(keys: Keys, default: str | None) -> str:
     method = keys.get("quant_method", default)
+    if method is None and any(keys.get(key) is True for key in BITS_AND_BYTES):
+        method = "bitsandbytes"
     if not isinstance(method, str):
         keys.wrong("quant_method", f"one of {', '.join(METHODS)}", method)
     return method
