@@ -19,7 +19,7 @@ from typing import Any
 
 from ...errors import CheckpointError, UnsupportedModel
 from ...keys import Keys
-from ..files import read_json
+from ..files import is_listed, read_json
 from ..tensor import Tensor
 from .awq import Awq
 from .bitsandbytes import BitsAndBytes
@@ -72,7 +72,7 @@ def _settings(directory: Path, config: dict[str, Any]) -> tuple[Keys | None, str
                 keys = Keys(holder[key], f"{directory / 'config.json'}: {where}{key}")
                 return keys, _method(keys, "compressed-tensors" if key == KEYS[1] else None)
     for name, method in FILES.items():
-        if (directory / name).exists():
+        if is_listed(directory / name):
             keys = Keys(read_json(directory / name), str(directory / name))
             return keys, _method(keys, method)
     return None, ""
