@@ -11,7 +11,7 @@ from . import EmulatedDevice, KernelFault
 
 SIZES = (1, 2, 4, 8)
 COLUMNS, TURNS = 64, 5
-TOGETHER = {"clusters.cu": [f"sum_of_cluster<{blocks}>" for blocks in SIZES]}
+TOGETHER = {"clusters.cu": [[f"sum_of_cluster<{blocks}>" for blocks in SIZES]]}
 
 
 def emulated() -> EmulatedDevice:

@@ -10,7 +10,7 @@ import pytest
 from . import EmulatedDevice, KernelFault
 
 WRITERS = ("BEFORE_WAIT", "AFTER_WAIT", "NEVER_FENCED", "NEVER")
-TOGETHER = {"dependent.cu": [*(f"writer<{w}>" for w in WRITERS), "early_reader"]}
+TOGETHER = {"dependent.cu": [[*(f"writer<{w}>" for w in WRITERS), "early_reader"]]}
 
 
 def chain(first: str, second: str, read: int, element: int = 0, written: int = 32, sync: bool = False) -> np.ndarray:

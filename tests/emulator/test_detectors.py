@@ -17,7 +17,7 @@ PLANTED = {  # file by kernel
     for kernel in re.findall(r"__launch_bounds__\(64\)\s+(\w+)", (KERNELS / file).read_text())
 }
 TOGETHER = {
-    file: [f"{kernel}<{wrong}>" for kernel in PLANTED if PLANTED[kernel] == file for wrong in ("true", "false")]
+    file: [[f"{kernel}<{wrong}>" for kernel in PLANTED if PLANTED[kernel] == file for wrong in ("true", "false")]]
     for file in PLANTED.values()
 }
 
