@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import CheckpointError, found
 from . import safetensors, split
-from .files import is_gguf, let_go, read_json
+from .files import is_gguf, is_listed, let_go, read_json
 from .methods import joined
 from .quantised import Quantised
 from .tensor import Tensor
@@ -120,7 +120,7 @@ def _open_directory(path: Path) -> Checkpoint:
         path,
         config=config,
         tensors=tensors,
-        generation_config=read_json(generation) if generation.exists() else None,
+        generation_config=read_json(generation) if is_listed(generation) else None,
         directory=path,
     )
 

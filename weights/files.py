@@ -37,6 +37,13 @@ def is_gguf(path: Path) -> bool:
     return path.suffix.lower() == ".gguf" or (os.path.isfile(path) and _start(path) == GGUF_MAGIC)
 
 
+def is_listed(path: Path) -> bool:
+    """Whether a directory has an entry of this name, for files that may be absent.
+
+    A link that leads nowhere counts: opening it is an error that names it, and not a default in place of its values."""
+    return os.path.lexists(path)
+
+
 def is_pointer(start: bytes) -> bool:
     """Whether a file that begins with these bytes is a Git LFS pointer."""
     return start.startswith(POINTERS)

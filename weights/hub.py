@@ -21,6 +21,7 @@ _WORD = r"[A-Za-z0-9][\w.-]*"
 _NAME = re.compile(rf"({_WORD}/{_WORD})(?:/((?:{_WORD}/)*{_WORD}\.gguf))?", re.ASCII | re.IGNORECASE)
 _REVISION = re.compile(r"[\w-]{1,64}", re.ASCII)
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.model"]  # no code, no pickles
+_SMALL = (".json", ".jinja", ".model")  # of these, all but the weights
 _OTHERS = ["consolidated*", "original/*"]  # the same weights in another form
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "vocab.txt")
 
@@ -77,7 +78,8 @@ def _complete(folder: Path, file: str | None) -> bool:
     with suppress(CheckpointError):  # a damaged index counts as an incomplete snapshot
         if (model := split.find_file(folder)) is not None:
             return all(part.exists() for part in split.parts(model))
-        needed = ["config.json", *safetensors.files(folder)]
+        small = [p.name for p in folder.iterdir() if p.suffix in _SMALL]  # links, whose blobs may be gone
+        needed = ["config.json", *small, *safetensors.files(folder)]
         complete = all((folder / name).exists() for name in needed)
         return complete and any((folder / name).exists() for name in _TOKENIZERS)
     return False

@@ -19,6 +19,7 @@ from typing import Any
 
 from ..checks import flag, found, refuse, unicode
 from ..errors import RequestError, TokenizerError
+from ..weights.files import is_listed
 from .sandbox import Sandbox
 from .tokenizer import Tokenizer, read_json, read_text
 
@@ -50,7 +51,7 @@ class ChatTemplate:
             source, values = f"{checkpoint.source}: tokenizer.chat_template", checkpoint.metadata or {}
             return ChatTemplate(_text(values.get("tokenizer.chat_template"), source), tokenizer, str(checkpoint.source))
         path = Path(checkpoint.directory) / "chat_template.jinja"
-        if path.is_file():
+        if is_listed(path):
             return ChatTemplate(read_text(path), tokenizer, str(path))
         path = Path(checkpoint.directory) / "tokenizer_config.json"
         value = read_json(path).get("chat_template")

@@ -206,7 +206,7 @@ def _splitter(backend: Backend) -> Backend:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; {} if there is no file. TokenizerError if it holds anything else."""
-    if not path.is_file():
+    if not files.is_listed(path):
         return {}
     try:
         return files.read_json(path)

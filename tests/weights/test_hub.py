@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -113,6 +114,53 @@ def test_what_is_not_is_fetched_or_refused(
     file = name.removeprefix("org/name").lstrip("/")
     wanted = ["*.json", "*.safetensors", "*.jinja", "*.model"] if not file else PARTS if file in PARTS else [file]
     assert (asked["name"], asked["allow_patterns"]) == ("org/name", wanted)  # no code, no pickles
+
+
+@pytest.mark.parametrize(
+    ("name", "lost"),
+    [
+        *(pytest.param("org/name", file, id=file) for file in PLAIN),
+        *(pytest.param("org/name", f, id=f) for f in ("generation_config.json", "chat_template.jinja")),
+        pytest.param("org/name/x.gguf", "x.gguf", id="a GGUF file"),
+        pytest.param(f"org/name/{PARTS[0]}", PARTS[1], id="a part"),
+    ],
+)
+def test_a_link_whose_blob_is_gone_is_a_file_that_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, lost: str
+) -> None:
+    """Also of a file that a model may lack: this one has it."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    folder = cached(tmp_path, *PLAIN, "x.gguf", *PARTS, lost)
+    (folder / "pytorch_model.bin").symlink_to("../../blobs/1")  # is not read
+    resolve(name)
+    (folder / lost).unlink()
+    (folder / lost).symlink_to("../../blobs/0")
+    with pytest.raises(DownloadError, match=r"HF_HUB_OFFLINE is set; .*found a part of it"):
+        resolve(name)
+
+
+def unlinked(folder: Path) -> None:
+    """Moves the revision away that refs/main names."""
+    folder.rename(folder.with_name("1" * 40))
+
+
+def linked_nowhere(folder: Path) -> None:
+    ref = folder.parents[1] / "refs/main"
+    ref.unlink()
+    ref.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize("spoil", [unlinked, linked_nowhere], ids=["no such revision", "a link to nothing"])
+def test_a_branch_that_points_to_nothing_is_no_cached_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], None]
+) -> None:
+    spoil(cached(tmp_path, *PLAIN))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(DownloadError, match=r"HF_HUB_OFFLINE is set; .*found nothing"):
+        resolve("org/name")
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    library(monkeypatch, tmp_path / "fetched", PLAIN)
+    assert resolve("org/name") == tmp_path / "fetched"
 
 
 @pytest.mark.parametrize("revision", ["", "..", "../../x", "a" * 65, "\xff", "0" * 39 + "/"])

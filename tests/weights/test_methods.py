@@ -225,3 +225,19 @@ def test_keys_that_say_how_a_file_was_made_change_nothing(tmp_path: Path, keys: 
     write_directory(tmp_path, kind, {}, {f"x.{suffix}": a for suffix, a in entries.items()})
     with open_checkpoint(tmp_path) as ck:
         np.testing.assert_array_equal(ck.tensor("x.weight"), expected)
+
+
+OLDER = [  # settings of bitsandbytes from before quant_method
+    pytest.param("nf4 double", {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, id="4 bits"),
+    pytest.param("nf4", {"_load_in_4bit": True, "_load_in_8bit": False}, id="4 bits, underscored"),
+    pytest.param("bnb int8", {"load_in_8bit": True, "load_in_4bit": False, "quant_method": None}, id="8 bits"),
+]
+
+
+@pytest.mark.parametrize(("kind", "config"), OLDER)
+def test_settings_of_bitsandbytes_without_a_method(tmp_path: Path, kind: str, config: dict[str, Any]) -> None:
+    entries, expected = KINDS[kind].pack(np.random.default_rng(2).standard_normal((8, 64)).astype("f4"))
+    of = KINDS[kind]._replace(config=config)
+    write_directory(tmp_path, of, {}, {f"x.{suffix}": a for suffix, a in entries.items()})
+    with open_checkpoint(tmp_path) as ck:
+        np.testing.assert_array_equal(ck.tensor("x.weight"), expected)

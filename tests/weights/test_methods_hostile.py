@@ -208,6 +208,7 @@ CONTRADICTIONS = [  # the settings, not the tensors, are changed
     ("gptq", {"dynamic": []}, ["quantization_config: dynamic"]),
     ("gptq", {"quant_method": 3}, ["quantization_config: quant_method", "3"]),
     ("gptq", {"quant_method": ...}, ["quantization_config: quant_method", "nothing"]),
+    ("nf4", {"quant_method": ..., "load_in_4bit": False}, ["quantization_config: quant_method", "nothing"]),
     ("awq", {"group_size": 32}, ["x.scales", "[2, 32]"]),
     ("awq", {"group_size": -2}, ["group_size", "-2"]),
     ("ct w4a16", group(num_bits=8), ["x.weight_packed", "[32, 16]", "num_bits = 8"]),

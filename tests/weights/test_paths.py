@@ -179,6 +179,34 @@ def test_a_git_lfs_pointer_instead_of_the_tokenizer_is_named(tmp_path: Path, nam
     assert str(e.value).startswith(f"{tmp_path / name}: is a Git LFS pointer; git lfs pull")
 
 
+# -- links that lead nowhere ------------------------------------------------------------------------------------------
+
+
+LOST = ["config.json", "model.safetensors", "generation_config.json", "quantize_config.json", "tokenizer.json",
+        "tokenizer_config.json", "chat_template.jinja"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_a_link_that_leads_nowhere_is_named(tmp_path: Path, name: str) -> None:
+    """A blob of a cache is gone: of a file that may be absent, too, what it said must not count for nothing."""
+    fixture = Path(__file__).parents[1] / "fixtures" / "llama"
+    for file in ("config.json", "model.safetensors", "tokenizer.json"):
+        (tmp_path / file).symlink_to(fixture / file)
+    (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / name).symlink_to("../blobs/0")
+    with pytest.raises((CheckpointError, TokenizerError)) as e, open_checkpoint(tmp_path) as ck:
+        ChatTemplate.from_checkpoint(ck, Tokenizer.from_checkpoint(ck))
+    assert str(e.value).startswith(f"{tmp_path / name}: ") and "chat_template: " not in str(e.value)
+
+
+@pytest.mark.parametrize("parts", [["x.gguf"], PARTS], ids=["one file", "parts"])
+@pytest.mark.parametrize("whole", [True, False], ids=["folder", "file"])
+def test_a_gguf_link_that_leads_nowhere_is_named(tmp_path: Path, parts: list[str], whole: bool) -> None:
+    for name in parts:
+        (tmp_path / name).symlink_to("../blobs/0")
+    refused(lambda: open_checkpoint(tmp_path if whole else tmp_path / parts[0]), f"{tmp_path / parts[0]}: cannot be op")
+
+
 def test_an_open_descriptor_is_not_left(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_text(POINTER)
     before = len(os.listdir("/proc/self/fd"))

@@ -19,7 +19,7 @@ from typing import Any
 
 from ...errors import CheckpointError, UnsupportedModel
 from ...keys import Keys
-from ..files import read_json
+from ..files import is_listed, read_json
 from ..tensor import Tensor
 from .awq import Awq
 from .bitsandbytes import BitsAndBytes
@@ -35,6 +35,7 @@ METHODS: dict[str, type[Method]] = {  # by quant_method
     "modelopt": ModelOpt, "bitsandbytes": BitsAndBytes,
 }  # fmt: skip
 KEYS = ("quantization_config", "compression_config")  # of config.json
+BITS_AND_BYTES = ("load_in_4bit", "load_in_8bit", "_load_in_4bit", "_load_in_8bit")  # no quant_method in older files
 FILES = {  # beside config.json, and whose they are
     "quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt",
 }  # fmt: skip
@@ -71,7 +72,7 @@ def _settings(directory: Path, config: dict[str, Any]) -> tuple[Keys | None, str
                 keys = Keys(holder[key], f"{directory / 'config.json'}: {where}{key}")
                 return keys, _method(keys, "compressed-tensors" if key == KEYS[1] else None)
     for name, method in FILES.items():
-        if (directory / name).exists():
+        if is_listed(directory / name):
             keys = Keys(read_json(directory / name), str(directory / name))
             return keys, _method(keys, method)
     return None, ""
@@ -85,6 +86,8 @@ def _without(config: dict[str, Any]) -> dict[str, Any]:
 
 def _method(keys: Keys, default: str | None) -> str:
     method = keys.get("quant_method", default)
+    if method is None and any(keys.get(key) is True for key in BITS_AND_BYTES):
+        method = "bitsandbytes"
     if not isinstance(method, str):
         keys.wrong("quant_method", f"one of {', '.join(METHODS)}", method)
     return method
