@@ -9,6 +9,7 @@ import multiprocessing
 import re
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,21 @@ from ostinato.ops.device import KERNELS
 from ostinato.ops.formats import FORMS, QuantisedForm
 
 ARCHS = (80, 89, 90, 100, 120)
-Jobs = dict[tuple[str, int], "Future[dict[str, Usage]]"]
+PART = 60  # instances compiled in one go: a program of several hundred would keep one core busy to the end
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """The instances of a file for an architecture, compiled in parts."""
+
+    parts: list[Future[dict[str, Usage]]]
+
+    def result(self) -> dict[str, Usage]:
+        """Instance -> what it needs; CompileError if one does not compile."""
+        return {name: found for part in self.parts for name, found in part.result().items()}
+
+
+Jobs = dict[tuple[str, int], Compiled]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +44,11 @@ def jobs() -> Iterator[Jobs]:
         pytest.skip(reason)
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         yield {
-            (file, arch): pool.submit(usage, file, names, arch) for arch in ARCHS for file, names in on(arch).items()
+            (file, arch): Compiled(
+                [pool.submit(usage, file, names[i : i + PART], arch) for i in range(0, len(names), PART)]
+            )
+            for arch in ARCHS
+            for file, names in on(arch).items()
         }
         pool.shutdown(cancel_futures=True)
 

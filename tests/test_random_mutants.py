@@ -76,7 +76,7 @@ PRODUCTS = {"decode_add", "decode_gate", "decode_gelu", "decode_qkv", "decode_st
         pytest.param("rope.cu", "int head = unit % (2 * kv_heads)", {"append"}, id="a-kernel"),
         pytest.param("rope.cu", "PAGE + position % PAGE", {"append", "rope_append"}, id="a-function"),
         pytest.param("epilogue.cuh", "int span = head_dim / 16", {"decode_qkv", "prefill_qkv"}, id="an-epilogue"),
-        pytest.param("stream.cuh", "K_TILE = 256", PRODUCTS, id="through-a-macro"),
+        pytest.param("stream.cuh", "int OWN = F::CHUNK / 4", PRODUCTS, id="through-a-class"),
         pytest.param("sample.cuh", "ONE = 1099511627776.f", {"sample"}, id="a-number"),
     ],
 )
