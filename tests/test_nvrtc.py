@@ -53,12 +53,26 @@ def jobs() -> Iterator[Jobs]:
         pool.shutdown(cancel_futures=True)
 
 
+# Bytes that NVRTC 12.9 spills where an instance needs more registers than its warps leave: known, and no more of them.
+# They cost time only: q, k and v at 16 rows through a ring, and nested scales at 16 rows.
+SPILLS = {
+    (90, "decode_qkv<bf16, STAGED, Shape<16, 8, 2, 16, 6, 2, RING>>"): 32,
+    **{
+        (arch, f"decode_store<Quantised<{codes}, 128, bf16>, float, STAGED, Shape<16, 1, 1, 16, 1, 1, REGISTERS>>"): 56
+        for arch in (100, 120)
+        for codes in ("Nibbles, Nested<32, 0, true>", "Longer<2>, Nested<16, 32, false>")
+    },
+}
+
+
 @pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: f"sm_{arch}")
 @pytest.mark.parametrize("file", INSTANCES)
 def test_instances(jobs: Jobs, file: str, arch: int):
     found = jobs[file, arch].result()
     assert set(found) == set(on(arch)[file])
-    assert not {name: u for name, u in found.items() if u.spills or u.stack}, "local memory instead of registers"
+    spilled = {name: u for name, u in found.items() if u.spills > SPILLS.get((arch, name), 0)}
+    assert not spilled, "local memory instead of registers"
+    assert not {name: u for name, u in found.items() if u.stack and not u.spills}, "arrays in local memory"
     wide = {name: u for name, u in found.items() if u.registers * -(-u.threads // 32) * 32 > REGISTERS}
     assert not wide, "more registers than a block of __launch_bounds__ threads can have"
 

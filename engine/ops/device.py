@@ -6,6 +6,8 @@ gpu.py implements it for a GPU. The tests implement it with an emulator and run 
 from __future__ import annotations
 
 import hashlib
+import math
+import mmap
 import os
 import time
 from collections import Counter
@@ -24,6 +26,7 @@ KERNELS = Path(__file__).resolve().parents[1] / "kernels"  # installed: ostinato
 if not KERNELS.is_dir():  # in a checkout engine/ stands beside kernels/
     KERNELS = Path(__file__).resolve().parents[2] / "kernels"
 
+HUGE = 4 << 20  # bytes of an array from which on NumPy asks for huge pages
 Dim = tuple[int, ...]  # of a grid or block: 1 to 3 sizes
 
 
@@ -158,7 +161,12 @@ class HostDevice(Device):
     name, arch, multiprocessors = "CPU", 0, 0
 
     def empty(self, shape, dtype):
-        return np.empty(shape, dtype)
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        if size < HUGE:
+            return np.empty(shape, dtype)
+        # NumPy asks for huge pages: each touched place of the KV cache would take 2 MB.
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return np.ndarray(shape, dtype, memory)
 
     def upload(self, host):
         return np.array(host)
