@@ -8,6 +8,7 @@
 //   Columns        a lane's part of a step of eight columns of x, or where it is; DIRECTLY: not prepared there
 //   Copy           the same as it lies in shared memory, put there by copy_columns
 //   KEPT           Columns of all steps in flight stay in registers
+//   PREFETCHES     blocks prefetch the next kernel's weights to L2 (Following)
 //   FACTOR         what sums are multiplied by in the end
 //   Place          where a lane finds the steps of a row tile; advance() goes to a later step, WARPS or more ahead
 //   load, copy, read   A of a place; on its way to shared memory, where it takes SLOT bytes a warp; from there
@@ -27,7 +28,7 @@ struct Format {
     template <bool DIRECTLY>
     using Columns = FragmentB<T>;
     static constexpr int K = 16, CHUNK = 16, SLOT = 32 * sizeof(A);
-    static constexpr bool KEPT = true;
+    static constexpr bool KEPT = true, PREFETCHES = false;
     static constexpr float FACTOR = 1.f;
 
     struct Place {

@@ -83,7 +83,7 @@ __device__ __forceinline__ void product_of_stream(const typename F::Weight* weig
     for (int group = first, turn = 0; group < groups; group += work.stride, turn ^= 1) {
         typename F::template Acc<S> acc = {};
         stream.multiply_group(work, acc, group);
-        if (group + work.stride >= groups) following.fetch();
+        if (F::PREFETCHES && group + work.stride >= groups) following.fetch();
         // Two buffers: who writes one has passed the barrier after which everybody had read it.
         float2* sums = SPLIT > 1 ? in_cluster(red + turn * RED, work.own.set) : red + turn * RED;
         acc.collect();

@@ -242,7 +242,7 @@ struct Format<Quantised<CODES, SCALES, K_, T_>> {
     static constexpr int CODE_BYTES = PLANES * 512, STEP = CODE_BYTES + 8 * LANE, RUN = SHARING * STEP + 8 * OUTER;
     static constexpr int SLOT = CODE_BYTES + 32 * (LANE + OUTER);
     static constexpr unsigned ONES = 0x00010001, SECONDS = ONES * CODES::SECOND;
-    static constexpr bool KEPT = false;
+    static constexpr bool KEPT = false, PREFETCHES = true;
     static constexpr float FACTOR = DOWN;
 
     struct A {
@@ -372,7 +372,7 @@ struct Format<Quantised<CODES, SCALES, K_, T_>> {
     // of an mma for each of two groups (multiply_single).
     static constexpr int CLASSES = SCALES::NESTED ? 2 : 1;
 
-    // One row of x is multiplied by multiply_single. Not in steps of 256 k: there nvcc 12.9 and 13.0 read one of their
+    // One row of x is multiplied by multiply_single. Not in steps of 256 k: NVRTC 12.9 and nvcc 13.0 read one of their
     // words of codes for another (tests/test_nvrtc.py looks for words that nothing reads).
     template <class S>
     static constexpr bool SINGLE = SCALES::NESTED && K < SPAN && S::ROWS == 1;

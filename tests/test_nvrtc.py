@@ -53,15 +53,11 @@ def jobs() -> Iterator[Jobs]:
         pool.shutdown(cancel_futures=True)
 
 
-# Bytes that NVRTC 12.9 spills where an instance needs more registers than its warps leave: known, and no more of them.
-# They cost time only: q, k and v at 16 rows through a ring, and nested scales at 16 rows.
+# Bytes that NVRTC 12.9 spills at most: nested scales at 16 rows need more registers there than 16 warps leave.
 SPILLS = {
-    (90, "decode_qkv<bf16, STAGED, Shape<16, 8, 2, 16, 6, 2, RING>>"): 32,
-    **{
-        (arch, f"decode_store<Quantised<{codes}, 128, bf16>, float, STAGED, Shape<16, 1, 1, 16, 1, 1, REGISTERS>>"): 56
-        for arch in (100, 120)
-        for codes in ("Nibbles, Nested<32, 0, true>", "Longer<2>, Nested<16, 32, false>")
-    },
+    (arch, f"decode_store<Quantised<{codes}, 128, bf16>, float, STAGED, Shape<16, 1, 1, 16, 1, 1, REGISTERS>>"): 56
+    for arch in (100, 120)
+    for codes in ("Nibbles, Nested<32, 0, true>", "Longer<2>, Nested<16, 32, false>")
 }
 
 
@@ -70,9 +66,9 @@ SPILLS = {
 def test_instances(jobs: Jobs, file: str, arch: int):
     found = jobs[file, arch].result()
     assert set(found) == set(on(arch)[file])
-    spilled = {name: u for name, u in found.items() if u.spills > SPILLS.get((arch, name), 0)}
-    assert not spilled, "local memory instead of registers"
-    assert not {name: u for name, u in found.items() if u.stack and not u.spills}, "arrays in local memory"
+    local = {name: u for name, u in found.items() if u.spills or u.stack}
+    more = {name: u for name, u in local.items() if u.spills > SPILLS.get((arch, name), -1)}
+    assert not more, "local memory instead of registers"
     wide = {name: u for name, u in found.items() if u.registers * -(-u.threads // 32) * 32 > REGISTERS}
     assert not wide, "more registers than a block of __launch_bounds__ threads can have"
 
@@ -89,9 +85,9 @@ UNUSED = {
 }
 
 
-@pytest.mark.parametrize(("sum", "count"), UNUSED.values(), ids=UNUSED)
-def test_unused_words_are_counted(jobs: Jobs, monkeypatch, sum: str, count: int):
-    body = f"const uint4 v = load_stream(p); out[0] = {sum};"
+@pytest.mark.parametrize(("words", "count"), UNUSED.values(), ids=UNUSED)
+def test_unused_words_are_counted(jobs: Jobs, monkeypatch, words: str, count: int):
+    body = f"const uint4 v = load_stream(p); out[0] = {words};"
     source = f'#include "ptx.cuh"\nextern "C" __global__ void planted(const uint4* p, unsigned* out) {{ {body} }}'
     monkeypatch.setattr("ptxas.kernel_source", lambda file: source)
     assert usage("planted.cu", ["planted"], 90)["planted"].unused == count
